@@ -1,0 +1,62 @@
+"""Which device and which number format ``auto`` stands for on this machine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hgsl.common.errors import InputError, unknown
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Returns the device for ``auto`` (the best one present), ``cuda`` (also ``cuda:1``), ``mps`` or ``cpu``.
+
+    Raises:
+        InputError: The name is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not number.isdigit()):
+        raise unknown("device", name, DEVICES)
+    present = {
+        "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if not present[kind]:
+        raise InputError(f"device {name!r} is not present on this machine: use --device auto or --device cpu")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Returns the dtype in which a network computes on ``device``.
+
+    ``auto`` is bfloat16 where the hardware multiplies it natively (AMX or AVX-512 BF16 on x86, BF16 on ARM, compute
+    capability 8 and up on CUDA), float16 on older CUDA devices (the caller then needs a gradient scaler), and float32
+    elsewhere: without such units, bfloat16 on a CPU can be hundreds of times slower than float32.
+
+    Raises:
+        InputError: The name is unknown, or float16 is asked for on a CPU.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+    if name not in PRECISIONS:
+        raise unknown("precision", name, ("auto", *PRECISIONS))
+    if name == "float16" and device.type == "cpu":
+        raise InputError("precision 'float16' needs a GPU: on a CPU use 'auto', 'bfloat16' or 'float32'")
+    return PRECISIONS[name]
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has bfloat16 matrix or dot-product instructions."""
+    query = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest torch supported
+    if query is not None:
+        found: Mapping[str, Any] = query()
+        return any(bool(found.get(unit)) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

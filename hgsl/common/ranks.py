@@ -1,0 +1,23 @@
+"""Rank and size of the process group; one process without a group is rank 0 of 1."""
+
+import torch.distributed as dist
+
+
+def initialised() -> bool:
+    """Whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number among all processes of the run."""
+    return dist.get_rank() if initialised() else 0
+
+
+def world_size() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if initialised() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return rank() == 0
