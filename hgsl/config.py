@@ -1,0 +1,224 @@
+"""The settings of a training run: typed, checked against each other before anything is loaded.
+
+The text under a field is what ``--help`` prints for it.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise ValueError(message)
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and on what it runs."""
+
+    dir: str | None = None
+    """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE."""
+    seed: int = 0
+    """Seed of the weights, the centres, the order of images and their augmentation."""
+    device: str = "auto"
+    """auto (the best one present), cuda, cuda:N, mps or cpu."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the network; auto is bfloat16 where the hardware has it, float16 on older GPUs, else float32."""
+    threads: int | None = None
+    """CPU threads of PyTorch; empty leaves its own choice, the number of cores."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.threads is not None and self.threads < 1, f"run.threads must be at least 1, found {self.threads}")
+
+
+@dataclass
+class DataConfig:
+    """Which images, how they are split and how they reach the network."""
+
+    name: str = "synthetic"
+    """Dataset: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
+    root: str | None = None
+    """Folder of the dataset (for csv: the table); empty means datasets/NAME."""
+    protocol: str = "zero-shot"
+    """zero-shot (classes of the search are never trained on), closed-set or query-gallery."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the dataset's adapter, such as {num_classes: 32} for synthetic."""
+    test_share: float = 0.5
+    """Datasets without an official split (folder): the share of the classes that is searched, not trained on."""
+    split_seed: int = 0
+    """Datasets without an official split (folder): the seed that deals the classes."""
+    image_size: int = 224
+    """Side in pixels of the square image that the network sees."""
+    recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
+    """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    """random_resized_crop: smallest and largest share of the image's area in a crop."""
+    workers: int | None = None
+    """Processes that read and transform images; empty means one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
+        _refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
+        low, high = self.crop_scale
+        _refuse(not 0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, found [{low}, {high}]")
+        _refuse(self.workers is not None and self.workers < 0, f"data.workers cannot be negative, found {self.workers}")
+
+
+@dataclass
+class ModelConfig:
+    """The embedding model."""
+
+    backbone: str = "tf_efficientnet_lite0"
+    """Any timm model name."""
+    pooling: Literal["avg", "max", "maxavg", "gem"] = "maxavg"
+    """From the last features to one vector; maxavg is max and average pooling side by side."""
+    embedding_size: int | None = None
+    """Dimensions of the embedding, reached by a linear projection; empty keeps the pooled features."""
+    weights: str = "timm"
+    """Backbone weights: timm (downloads), packaged (tf_efficientnet_lite0, no network), none, or a file."""
+    output_stride: int | None = None
+    """16 gives convolutional backbones a finer last feature map ("last stride 1"); empty keeps their own."""
+    freeze: Literal["none", "batch_norm", "backbone"] = "none"
+    """What does not train: nothing, the batch norms (statistics and affine), or the whole backbone."""
+
+    def __post_init__(self) -> None:
+        _refuse(
+            self.weights == "packaged" and self.backbone != "tf_efficientnet_lite0",
+            f"model.weights 'packaged' are those of tf_efficientnet_lite0, but model.backbone is {self.backbone!r}: "
+            "change one of the two",
+        )
+        _refuse(
+            self.embedding_size is not None and self.embedding_size < 1,
+            f"model.embedding_size must be positive or empty, found {self.embedding_size}",
+        )
+
+
+@dataclass
+class LossConfig:
+    """The Hard Global Softmin Loss."""
+
+    top_k: int | None = None
+    """Size K of the hard set: only the K nearest class centres count; empty means all (global softmin)."""
+    hard_set: Literal["all", "negatives"] = "all"
+    """all: the K nearest of all centres, as published; negatives: the K nearest wrong ones and always the true one."""
+    alpha: float = 0.1
+    """Softness: the scale of the distances is 10 / alpha."""
+    learnable_scale: bool = True
+    """Whether alpha is learnt."""
+    decorrelation: float = 0.1
+    """Weight of the term that pushes class centres towards right angles."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
+        _refuse(self.alpha <= 0, f"loss.alpha must be positive, found {self.alpha}")
+        _refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
+        _refuse(
+            self.hard_set == "negatives" and self.top_k is None,
+            "loss.hard_set 'negatives' needs loss.top_k: with all centres both hard sets are the same",
+        )
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser, its groups of parameters and their learning rates over time."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw or sgd."""
+    lr: float = 3e-4
+    """Peak learning rate of the backbone."""
+    projection_lr: float = 3e-3
+    """Peak learning rate of pooling and projection."""
+    centers_lr: float = 1e-2
+    """Peak learning rate of the class centres."""
+    scale_lr: float = 1e-5
+    """Peak learning rate of the loss's alpha."""
+    weight_decay: float = 1e-4
+    """Weight decay of backbone and projection; centres and alpha have none."""
+    momentum: float | None = None
+    """Momentum of sgd; empty means 0.9."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises linearly from nearly zero."""
+    step_epochs: list[int] = field(default_factory=list)
+    """step: the epochs after which the rate is multiplied by step_factor."""
+    step_factor: float = 0.1
+    """step: what the rate is multiplied by."""
+    clip: float | None = 5.0
+    """Largest norm of all gradients together; larger ones are scaled down to it. Empty does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
+            value = getattr(self, name)
+            _refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
+        _refuse(not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}")
+        _refuse(
+            self.name == "adamw" and self.momentum is not None,
+            "optim.momentum belongs to sgd, but optim.name is adamw: leave it empty or choose sgd",
+        )
+        _refuse(
+            self.schedule == "step" and not self.step_epochs,
+            "optim.schedule 'step' needs optim.step_epochs, such as [10, 20]",
+        )
+        _refuse(
+            self.schedule != "step" and bool(self.step_epochs),
+            f"optim.step_epochs are given, but optim.schedule is {self.schedule!r}: choose 'step' or leave them out",
+        )
+        _refuse(self.clip is not None and self.clip <= 0, f"optim.clip must be positive or empty, found {self.clip}")
+
+
+@dataclass
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images a step and process, all micro-batches together."""
+    accumulate: int = 1
+    """Micro-batches a step: a larger value needs less memory and gives the same gradient, batch norm aside."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            _refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
+        _refuse(
+            self.batch_size % self.accumulate != 0,
+            f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}: "
+            "each micro-batch has batch_size / accumulate images",
+        )
+
+
+@dataclass
+class EvalConfig:
+    """Retrieval on the classes that training never saw."""
+
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """The K of Recall@K and Precision@K."""
+    batch_size: int = 64
+    """Images embedded at a time."""
+    before: bool = True
+    """Whether to measure before training as well."""
+
+    def __post_init__(self) -> None:
+        _refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")
+        _refuse(self.batch_size < 1, f"eval.batch_size must be positive, found {self.batch_size}")
+
+
+@dataclass
+class Config:
+    """Everything a run is made of; ``config.yaml`` in the run folder is this, resolved."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def root(self) -> Path:
+        """The dataset's folder, ``datasets/NAME`` unless it is named."""
+        return Path(self.data.root or Path("datasets") / self.data.name)

@@ -1,0 +1,7 @@
+"""Embedding models: any timm backbone, a pooling, an optional projection, unit norm."""
+
+from hgsl.models.embedder import Embedder, create_embedder
+from hgsl.models.pooling import POOLINGS
+from hgsl.models.storage import load_embedder, save_embedder
+
+__all__ = ["POOLINGS", "Embedder", "create_embedder", "load_embedder", "save_embedder"]

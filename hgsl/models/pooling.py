@@ -1,0 +1,62 @@
+"""From the backbone's last features to one vector an image.
+
+A pooling is called with feature maps (B, C, h, w), or with tokens laid out as (B, C, N, 1), and returns (B, C').
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AvgPool(nn.Module):
+    """The mean over all places: (B, C, h, w) -> (B, C)."""
+
+    expansion = 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3))
+
+
+class MaxPool(nn.Module):
+    """The largest value over all places: (B, C, h, w) -> (B, C)."""
+
+    expansion = 1
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.amax(dim=(2, 3))
+
+
+class MaxAvgPool(nn.Module):
+    """Max and average pooling side by side: (B, C, h, w) -> (B, 2C), the maxima first.
+
+    Source: the embedding of the published Hard Global Softmin recipe.
+    """
+
+    expansion = 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1)
+
+
+class GeMPool(nn.Module):
+    """Generalised mean, (mean over places of max(x, eps)^p)^(1/p): (B, C, h, w) -> (B, C).
+
+    The exponent p is learnt, one for all channels, and starts at 3; p = 1 is the average, p -> infinity the maximum.
+
+    Source: Radenović, Tolias, Chum: Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019.
+    """
+
+    expansion = 1
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor(float(p)))
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Powers of half-precision features overflow, so the mean is taken in float32.
+        powered = features.float().clamp(min=self.eps).pow(self.p)
+        return F.adaptive_avg_pool2d(powered, 1).flatten(1).pow(1 / self.p)
+
+
+POOLINGS: dict[str, type[nn.Module]] = {"avg": AvgPool, "max": MaxPool, "maxavg": MaxAvgPool, "gem": GeMPool}
