@@ -1,0 +1,102 @@
+"""Data sets: every one becomes a manifest, and from there on they are all the same."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import unknown
+from hgsl.data import csv, flowers17, folder
+from hgsl.data.dataset import RetrievalDataset
+from hgsl.data.layout import datasets_dir
+from hgsl.data.manifest import Manifest, summary, verify_files
+from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
+from hgsl.data.transforms import eval_transform, train_transform
+
+DATASETS: dict[str, Callable[..., Manifest]] = {
+    "csv": csv.load,
+    "flowers17": flowers17.load,
+    "folder": folder.load,
+}
+
+__all__ = [
+    "DATASETS",
+    "PROTOCOLS",
+    "Manifest",
+    "RetrievalDataset",
+    "build_dataset",
+    "eval_transform",
+    "load_manifest",
+    "summary",
+    "train_transform",
+    "verify_files",
+]
+
+
+def load_manifest(
+    name: str,
+    root: str | Path | None = None,
+    protocol: str = "zero-shot",
+    *,
+    test_share: float = 0.5,
+    val_share: float = 0.0,
+    val_fold: int | None = None,
+    val_folds: int = 4,
+    crop_to_boxes: bool = False,
+    **options: Any,
+) -> Manifest:
+    """Lists a data set and splits it; no image file is opened.
+
+    Args:
+        name: One of ``DATASETS``.
+        root: The folder of the unpacked archive (for ``csv``, the table); None for ``datasets/NAME``.
+        protocol: "zero-shot", "closed-set" or "query-gallery"; see ``hgsl.data.protocols``.
+        test_share: Share of the classes to search, where zero-shot has to choose them.
+        val_share: The last fraction of the training classes becomes the split "val".
+        val_fold: Or this one of ``val_folds`` class-disjoint folds does.
+        val_folds: How many folds.
+        crop_to_boxes: Cut every image to its box; reports then say so.
+        options: The adapter's own, such as ``seed`` of ``folder`` or ``encoding`` of ``csv``.
+
+    Raises:
+        FileNotFoundError: The root or a list in it is missing.
+        InputError: Anything else that is wrong with the arguments or the lists.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    adapter = DATASETS[name]
+    accepted = [option for option in inspect.signature(adapter).parameters if option != "root"]
+    for option in options:
+        if option not in accepted:
+            raise unknown(f"option of data set {name}", option, accepted)
+    raw = adapter(datasets_dir() / name if root is None else Path(root).expanduser(), **options)
+    manifest = cut_validation(apply_protocol(raw, protocol, test_share), val_share, val_fold, val_folds)
+    return cut_to_boxes(manifest) if crop_to_boxes else manifest
+
+
+def build_dataset(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    protocol: str = "zero-shot",
+    transform: Callable[..., Any] | None = None,
+    **options: Any,
+) -> RetrievalDataset:
+    """One split of a data set, ready for a ``DataLoader``.
+
+    >>> train = build_dataset("folder", "my/photos", split="train")    # doctest: +SKIP
+    >>> image, label, row_id = train[0]                                 # doctest: +SKIP
+
+    Args:
+        name: One of ``DATASETS``.
+        root: See :func:`load_manifest`.
+        split: "train", "val", "test" or "all".
+        protocol: See :func:`load_manifest`.
+        transform: From a PIL image to a tensor; None gives PIL images.
+        options: See :func:`load_manifest`.
+
+    Raises:
+        FileNotFoundError: The root or a list in it is missing.
+        InputError: Anything else that is wrong with the arguments or the lists, or the split is empty.
+    """
+    return RetrievalDataset(load_manifest(name, root, protocol, **options).subset(split), transform)

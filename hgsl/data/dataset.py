@@ -1,0 +1,83 @@
+"""The images of a manifest as a PyTorch data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from hgsl.common.errors import InputError
+from hgsl.data.images import read_image
+from hgsl.data.manifest import Manifest
+
+
+class RetrievalDataset(Dataset[tuple[Any, int, int]]):
+    """``dataset[i]`` is (image, label, id) of row i: no row is ever replaced by another.
+
+    Labels are contiguous, 0..C-1 over the classes that occur in this manifest; ids are the rows' numbers in the full
+    manifest, so that an image has one identity from the list to the report.
+
+    Args:
+        manifest: The rows, usually one split: ``manifest.subset("train")``.
+        transform: From a PIL image to a (3, H, W) tensor; None gives PIL images. If it has an attribute ``min_side``
+            (see ``hgsl.data.transforms``), large JPEG files are decoded no larger than that needs.
+        cache: A folder for resized copies of the images (see ``hgsl.data.cache``), or None for none.
+
+    Attributes:
+        manifest: The rows.
+        labels: (N,) int64, contiguous.
+        class_names: The names of these classes.
+        num_classes: C.
+        ids: (N,) int64.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.transform = transform
+        classes, labels = np.unique(manifest.labels, return_inverse=True)
+        self.labels = labels.astype(np.int64)
+        self.class_names = tuple(manifest.class_names[i] for i in classes)
+        self.num_classes = len(classes)
+        self.ids = manifest.ids
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, int]:
+        image: Any = self.image(index)
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, int(self.labels[index]), int(self.ids[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Row ``index`` as an upright RGB image, cut to its box if the manifest says so.
+
+        Raises:
+            InputError: The file is missing or damaged, or its box lies outside it; the message names the file.
+        """
+        manifest = self.manifest
+        if manifest.render is not None:
+            return manifest.render(int(self.ids[index]))
+        path = manifest.root / manifest.paths[index]
+        if manifest.boxes is not None and manifest.crop_to_boxes:
+            return crop(read_image(path), manifest.boxes[index], path)
+        return read_image(path, getattr(self.transform, "min_side", None))
+
+
+def crop(image: Image.Image, box: np.ndarray, path: Path) -> Image.Image:
+    """The part of ``image`` in ``box`` (x1, y1, x2, y2); what reaches over the edge is cut off.
+
+    Raises:
+        InputError: Nothing is left.
+    """
+    x1, y1 = np.floor(box[:2]).clip(0).astype(int).tolist()
+    x2, y2 = np.ceil(box[2:]).clip(None, image.size).astype(int).tolist()
+    if x2 <= x1 or y2 <= y1:
+        raise InputError(f"the box {box.tolist()} of {path} lies outside the image of {image.width} x {image.height}")
+    return image.crop((x1, y1, x2, y2))

@@ -1,0 +1,27 @@
+"""Oxford 17 Category Flowers (Nilsback and Zisserman, CVPR 2006): ``jpg/image_0001.jpg`` .. ``image_1360.jpg``."""
+
+from pathlib import Path
+
+import numpy as np
+
+from hgsl.data.layout import find_root
+from hgsl.data.manifest import Manifest, make_manifest
+
+# In the order of the files, 80 images each. The archive numbers its classes and does not name them in a file.
+SPECIES = (
+    *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tiger lily", "tulip", "fritillary"),
+    *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
+)
+PER_CLASS = 80
+
+
+def load(root: Path) -> Manifest:
+    """Reads the archive ``17flowers.tgz`` as unpacked; it has no list, the number in the file name decides.
+
+    Raises:
+        FileNotFoundError: There is no folder ``jpg`` in ``root``.
+    """
+    root = find_root("flowers17", root, "jpg")
+    count = PER_CLASS * len(SPECIES)
+    paths = [f"jpg/image_{number:04}.jpg" for number in range(1, count + 1)]
+    return make_manifest("flowers17", root, paths, np.arange(count) // PER_CLASS, SPECIES)
