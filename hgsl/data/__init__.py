@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import unknown
-from hgsl.data import csv, flowers17, folder
+from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.layout import datasets_dir
 from hgsl.data.manifest import Manifest, summary, verify_files
@@ -14,9 +14,15 @@ from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_val
 from hgsl.data.transforms import eval_transform, train_transform
 
 DATASETS: dict[str, Callable[..., Manifest]] = {
+    "aircraft": aircraft.load,
+    "cars": cars.load,
     "csv": csv.load,
+    "cub": cub.load,
+    "flowers": flowers.load,
     "flowers17": flowers17.load,
     "folder": folder.load,
+    "inshop": inshop.load,
+    "sop": sop.load,
 }
 
 __all__ = [

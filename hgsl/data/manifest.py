@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,9 +62,10 @@ class Manifest:
     def split_hash(self) -> str:
         """The first 16 hex digits of a SHA-256 over every row: path, class, split, query and gallery flags, cut box.
 
-        Equal hashes mean that the same images played the same part; the machine and its root are left out.
+        Equal hashes mean that the same images played the same part under the same protocol; the machine, the root and
+        the name of the data set are left out.
         """
-        digest = hashlib.sha256(f"{self.name}\n{self.protocol}\n".encode())
+        digest = hashlib.sha256(f"{self.protocol}\n".encode())
         for i, path in enumerate(self.paths):
             box = self.boxes[i].tolist() if self.boxes is not None and self.crop_to_boxes else ""
             flags = f"{int(self.is_query[i])}{int(self.is_gallery[i])}"
@@ -179,7 +181,7 @@ def _check_columns(manifest: Manifest) -> None:
 
 
 def _check_paths(manifest: Manifest) -> None:
-    first: dict[tuple[str, ...], int] = {}
+    first: dict[tuple[Any, ...], int] = {}
     for row, path in enumerate(manifest.paths):
         parts = PurePosixPath(path)
         if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
@@ -187,7 +189,7 @@ def _check_paths(manifest: Manifest) -> None:
                 f"{manifest.name}: row {row} has the path {path!r}, which is not inside the data root: "
                 "paths are relative to it and do not climb out"
             )
-        box = () if manifest.boxes is None else tuple(map(str, manifest.boxes[row]))
+        box = () if manifest.boxes is None else manifest.boxes[row].tolist()
         other = first.setdefault((parts.as_posix(), *box), row)
         if other != row:
             labels = [manifest.class_names[manifest.labels[i]] for i in (other, row)]

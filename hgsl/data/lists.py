@@ -1,0 +1,80 @@
+"""The lists that come with official archives: columns of text, and MATLAB structs."""
+
+from pathlib import Path
+from typing import Any
+
+from scipy.io import loadmat
+
+from hgsl.common.errors import InputError
+
+
+def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
+    """Reads a list of ``columns`` values a line, parted by blanks; the last value may itself hold blanks.
+
+    Args:
+        path: The file; its last empty lines do not count.
+        columns: How many values every line must have.
+        skip: Lines to leave out at the top.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: It has no lines, or a line has fewer values; the message names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no UTF-8 text: {error}") from None
+    rows = [line.split(maxsplit=columns - 1) for line in lines[skip:]]
+    if not rows:
+        raise InputError(f"{path} lists nothing")
+    for number, row in enumerate(rows, skip + 1):
+        if len(row) != columns:
+            raise InputError(
+                f"{path}, line {number}: {len(row)} values where {columns} are expected: {lines[number - 1]!r}"
+            )
+    return [[value.strip() for value in row] for row in rows]
+
+
+def read_numbered(path: Path, columns: int = 2) -> dict[str, list[str]]:
+    """Reads a list whose first column numbers its rows, as a dict from that number to the other values.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: As :func:`read_columns`, or a number occurs twice.
+    """
+    rows = read_columns(path, columns)
+    table = {row[0]: row[1:] for row in rows}
+    if len(table) != len(rows):
+        raise InputError(f"{path}: {len(rows) - len(table)} rows repeat the number of another row")
+    return table
+
+
+def to_int(value: str, path: Path) -> int:
+    """``value`` as an integer.
+
+    Raises:
+        InputError: It is none; the message names the file.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        raise InputError(f"{path}: {value!r} is no whole number") from None
+
+
+def read_mat(path: Path, *fields: str) -> list[Any]:
+    """Reads variables of a MATLAB file, structs as dicts and one-dimensional arrays as such.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: It is damaged, or a variable is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        content = loadmat(path, simplify_cells=True)
+    except Exception as error:  # scipy raises many kinds for a damaged file
+        raise InputError(f"{path} is no readable MATLAB file: {error}") from None
+    missing = [field for field in fields if field not in content]
+    if missing:
+        raise InputError(f"{path} has no variable {missing[0]!r}: it is not the official file")
+    return [content[field] for field in fields]
