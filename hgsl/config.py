@@ -4,7 +4,6 @@ The text under a field is what ``--help`` prints for it.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 
@@ -39,15 +38,13 @@ class DataConfig:
     name: str = "synthetic"
     """Dataset: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
     root: str | None = None
-    """Folder of the dataset (for csv: the table); empty means datasets/NAME."""
+    """Folder of the dataset (for csv: the table); empty means datasets/NAME of the installation."""
     protocol: str = "zero-shot"
     """zero-shot (classes of the search are never trained on), closed-set or query-gallery."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the dataset's adapter, such as {num_classes: 32} for synthetic."""
+    """Further arguments of the dataset's adapter, such as {seed: 1} for folder (which classes are searched)."""
     test_share: float = 0.5
     """Datasets without an official split (folder): the share of the classes that is searched, not trained on."""
-    split_seed: int = 0
-    """Datasets without an official split (folder): the seed that deals the classes."""
     image_size: int = 224
     """Side in pixels of the square image that the network sees."""
     recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
@@ -178,9 +175,11 @@ class TrainConfig:
     """Images a step and process, all micro-batches together."""
     accumulate: int = 1
     """Micro-batches a step: a larger value needs less memory and gives the same gradient, batch norm aside."""
+    save_every: int = 200
+    """Steps between two saves of the state that --resume goes on from; the end of an epoch always saves."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
+        for name in ("epochs", "batch_size", "accumulate", "save_every"):
             value = getattr(self, name)
             _refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
         _refuse(
@@ -217,8 +216,3 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-
-    @property
-    def root(self) -> Path:
-        """The dataset's folder, ``datasets/NAME`` unless it is named."""
-        return Path(self.data.root or Path("datasets") / self.data.name)

@@ -1,0 +1,108 @@
+"""From settings to the parts of a run."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from hgsl.common.device import pick_device, pick_precision
+from hgsl.common.errors import InputError
+from hgsl.config import Config, DataConfig
+from hgsl.data import Manifest, RetrievalDataset, eval_transform, load_manifest, train_transform, verify_files
+from hgsl.engine.freeze import freeze
+from hgsl.engine.loader import default_workers
+from hgsl.losses import LOSSES
+from hgsl.models import Embedder, create_embedder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and in which number format the network computes, and how many processes read images for it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def build_place(config: Config) -> Place:
+    """Picks device, precision and workers, and sets PyTorch's threads."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    device = pick_device(config.run.device)
+    workers = default_workers() if config.data.workers is None else config.data.workers
+    return Place(device, pick_precision(config.run.precision, device), workers)
+
+
+def build_manifest(settings: DataConfig) -> Manifest:
+    """Lists the images and checks that their files exist."""
+    manifest = load_manifest(
+        settings.name, settings.root, settings.protocol, test_share=settings.test_share, **settings.options
+    )
+    verify_files(manifest)
+    return manifest
+
+
+def build_model(config: Config, place: Place) -> Embedder:
+    """Builds the embedder, frozen as asked, on its device, in the memory format that suits it.
+
+    Raises:
+        InputError: Also if the backbone does not take images of this size.
+    """
+    settings = config.model
+    model = create_embedder(
+        settings.backbone, settings.pooling, settings.embedding_size, settings.weights, settings.output_stride
+    )
+    check_image_size(model, config.data.image_size)
+    freeze(model, settings.freeze)
+    return to_place(model, place)
+
+
+def check_image_size(model: Embedder, image_size: int) -> None:
+    """Tries one empty image, so that a size the backbone refuses is found before anything else is done."""
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        wish = model.data_config["input_size"][-1]
+        raise InputError(
+            f"backbone {model.architecture['backbone']!r} does not take images of {image_size} pixels "
+            f"({str(error).splitlines()[0]}): set data.image_size to {wish} or another multiple of its patch size"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def to_place(model: Embedder, place: Place) -> Embedder:
+    """Moves the model; convolutions run fastest with channels last."""
+    if model.is_convolutional:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(place.device)
+
+
+def build_loss(config: Config, num_classes: int, embedding_size: int, place: Place) -> nn.Module:
+    """Builds the loss with one centre a training class."""
+    options = asdict(config.loss)
+    return LOSSES["hgsl"](num_classes=num_classes, embedding_size=embedding_size, **options).to(place.device)
+
+
+def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
+    """The training images, augmented."""
+    data = config.data
+    transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
+    return RetrievalDataset(manifest.subset("train"), transform)
+
+
+def build_eval_set(manifest: Manifest, model: Embedder, image_size: int, split: str = "test") -> RetrievalDataset:
+    """The images that are searched."""
+    return RetrievalDataset(manifest.subset(split), eval_transform(model.data_config, image_size))

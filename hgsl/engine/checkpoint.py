@@ -1,0 +1,89 @@
+"""Everything a run needs to go on, in one safetensors file; the part that is no tensor is JSON in its metadata.
+
+One file, written atomically, cannot tear: its tensors and its step always belong together. Nothing is unpickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path
+
+_KEY = "hgsl"
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes nested dictionaries and lists of tensors, numbers, strings, booleans and None, atomically.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; the previous file, if any, is untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "", tensors)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={_KEY: json.dumps(tree)})
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what :func:`save_state` wrote, onto the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged or was written by something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no state to resume from at {path}: the run stopped before its first save")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tree = json.loads((file.metadata() or {})[_KEY])
+            return _decode(tree, file)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged or was not written by hgsl ({error}): start again with --overwrite") from None
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: an optimiser's keys are integers, which JSON would turn into strings
+        return {"dict": [[key, _encode(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_encode(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise TypeError(f"{name}: cannot save a {type(value).__name__}")
+
+
+def _decode(node: Any, file: Any) -> Any:
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return file.get_tensor(content)
+    if kind == "dict":
+        return {key: _decode(item, file) for key, item in content}
+    if kind == "list":
+        return [_decode(item, file) for item in content]
+    return content
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator that training may draw from."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts back what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,68 @@
+"""Parameter groups, the optimiser over them, and the learning rate of every step."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn, optim
+from torch.optim.lr_scheduler import LambdaLR
+
+from hgsl.config import OptimConfig
+from hgsl.models import Embedder
+
+
+def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
+    """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with a rate of its own.
+
+    Centres and scale live in the loss and have no weight decay: decay would only fight their normalisation, and pull
+    the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
+    """
+    head = [*model.pooling.parameters(), *model.projection.parameters()]
+    centers = [value for name, value in loss_fn.named_parameters() if name.endswith("centers")]
+    scale = [value for name, value in loss_fn.named_parameters() if not name.endswith("centers")]
+    groups = [
+        {"name": "backbone", "params": _trainable(model.backbone.parameters()), "lr": settings.lr},
+        {"name": "projection", "params": _trainable(head), "lr": settings.projection_lr},
+        {"name": "centers", "params": _trainable(centers), "lr": settings.centers_lr, "weight_decay": 0.0},
+        {"name": "scale", "params": _trainable(scale), "lr": settings.scale_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> optim.Optimizer:
+    """Returns the optimiser that ``settings.name`` stands for."""
+    if settings.name == "adamw":
+        return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    momentum = 0.9 if settings.momentum is None else settings.momentum
+    return optim.SGD(groups, lr=settings.lr, momentum=momentum, weight_decay=settings.weight_decay)
+
+
+def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """Returns the schedule that multiplies every group's rate by the same factor of the step."""
+    return LambdaLR(optimizer, learning_rate_factor(settings, epochs, steps_per_epoch))
+
+
+def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Returns step -> factor in (0, 1].
+
+    Warm-up is linear over ``warmup * total`` steps. Then ``cosine`` falls as (1 + cos(pi t)) / 2 with t from 0 to 1,
+    ``step`` is multiplied by ``step_factor`` at each of ``step_epochs``, and ``constant`` stays at 1.
+    """
+    total = max(1, epochs * steps_per_epoch)
+    warmup = round(settings.warmup * total)
+    drops = [epoch * steps_per_epoch for epoch in settings.step_epochs]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if settings.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+        if settings.schedule == "step":
+            return settings.step_factor ** sum(step >= drop for drop in drops)
+        return 1.0
+
+    return factor
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,0 +1,70 @@
+"""The folder of a run: who may write into it, and what lies in it."""
+
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import write_json, write_text
+from hgsl.version import __version__
+
+CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
+METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.txt"
+WRITTEN = (CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, "model.json", "model.safetensors")
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder that holds something already, unless it is an earlier run and ``overwrite`` is set.
+
+    Raises:
+        InputError: The folder is in use, or is no run folder, so that overwriting it would destroy something else.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"run folder {folder} is a file: name another with --run.dir")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds other files and is no run folder: name another with --run.dir")
+    if not overwrite:
+        raise InputError(
+            f"run folder {folder} exists: --overwrite replaces it, --resume goes on with it, --run.dir names another"
+        )
+
+
+def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
+    """Makes the folder and writes what is known at the start: the resolved settings and the versions."""
+    check_free(folder, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BOARD, ignore_errors=True)
+    write_text(folder / CONFIG, config_yaml)
+    write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a run's numbers."""
+    found = {"hgsl": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """The processor, its threads and the accelerator, as a report states them."""
+    found: dict[str, str | int] = {
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
