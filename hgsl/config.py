@@ -149,7 +149,9 @@ class OptimConfig:
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
             value = getattr(self, name)
             _refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
-        _refuse(not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}")
+        _refuse(
+            not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}"
+        )
         _refuse(
             self.name == "adamw" and self.momentum is not None,
             "optim.momentum belongs to sgd, but optim.name is adamw: leave it empty or choose sgd",

@@ -28,4 +28,5 @@ def one_line(error: Exception) -> str:
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}"
     last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ").removeprefix("FileNotFoundError: ")
+    kind = type(error)
+    return last.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ").removeprefix(f"{kind.__qualname__}: ")

@@ -8,7 +8,9 @@ from hgsl.cli._main import run
 from hgsl.cli._settings import build_parser, parse
 from hgsl.common.errors import InputError
 
-DESCRIPTION = "Measure retrieval with the model of a run, on its own data set or on another one (--data.name, --data.root)."
+DESCRIPTION = (
+    "Measure retrieval with the model of a run, on its own data set or on another one (--data.name, --data.root)."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -86,7 +86,7 @@ def check_image_size(model: Embedder, image_size: int) -> None:
 def to_place(model: Embedder, place: Place) -> Embedder:
     """Moves the model; convolutions run fastest with channels last."""
     if model.is_convolutional:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return model.to(place.device)
 
 

@@ -47,7 +47,9 @@ def load_state(path: Path) -> dict[str, Any]:
             tree = json.loads((file.metadata() or {})[_KEY])
             return _decode(tree, file)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is damaged or was not written by hgsl ({error}): start again with --overwrite") from None
+        raise InputError(
+            f"{path} is damaged or was not written by hgsl ({error}): start again with --overwrite"
+        ) from None
 
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -168,9 +168,7 @@ class Meter:
         )
 
 
-def train_step(
-    state: TrainState, batch: Batch, options: LoopOptions, place: Place
-) -> tuple[float, float]:
+def train_step(state: TrainState, batch: Batch, options: LoopOptions, place: Place) -> tuple[float, float]:
     """One step of the optimiser over one batch, in ``accumulate`` micro-batches.
 
     Returns:

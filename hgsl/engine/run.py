@@ -30,7 +30,9 @@ from hgsl.evaluation import format_table
 from hgsl.models import save_embedder
 
 
-def train(config: Config, config_yaml: str, folder: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, config_yaml: str, folder: Path, *, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
     """Trains, evaluates before and after on the searched classes, and writes the run folder.
 
     Nothing is written until the data, the model and the folder are known to be usable.
@@ -86,7 +88,8 @@ def train(config: Config, config_yaml: str, folder: Path, *, overwrite: bool = F
     }
     write_json(folder / run_folder.REPORT, report)
     rows = {"before training": before, "after training": after} if before else {"after training": after}
-    print(f"\n{after['num_queries']} queries, {after['num_gallery']} images, in percent\n{format_table(rows)}", flush=True)
+    print(f"\n{after['num_queries']} queries, {after['num_gallery']} images, in percent")
+    print(format_table(rows), flush=True)
     return report
 
 

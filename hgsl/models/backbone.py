@@ -29,7 +29,7 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
     if output_stride is not None:
         options["output_stride"] = output_stride
     # Position embeddings are resized on the fly, so that a transformer takes any image size as a convnet does.
-    if "dynamic_img_size" in inspect.signature(_model_class(name).__init__).parameters:
+    if "dynamic_img_size" in inspect.signature(_model_class(name)).parameters:
         options["dynamic_img_size"] = True
     try:
         return timm.create_model(name, **options)

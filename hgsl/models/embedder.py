@@ -24,7 +24,9 @@ class Embedder(nn.Module):
         architecture: The arguments that build this model again, without its weights.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: nn.Module, embedding_size: int | None, architecture: dict[str, Any]):
+    def __init__(
+        self, backbone: nn.Module, pooling: nn.Module, embedding_size: int | None, architecture: dict[str, Any]
+    ):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
@@ -75,7 +77,9 @@ def create_embedder(
     if pooling not in POOLINGS:
         raise unknown("pooling", pooling, POOLINGS)
     if embedding_size is not None and embedding_size < 1:
-        raise InputError(f"embedding_size must be a positive number, found {embedding_size}: None keeps the pooled size")
+        raise InputError(
+            f"embedding_size must be a positive number, found {embedding_size}: None keeps the pooled size"
+        )
     network = create_backbone(backbone, output_stride)
     load_backbone_weights(network, backbone, weights)
     architecture = {

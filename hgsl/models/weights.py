@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"cannot read weights from {path}: {reason}; is it a whole safetensors or PyTorch file?") from None
+        raise InputError(f"cannot read weights from {path}: {reason} (is the file whole, and of PyTorch?)") from None
     for key in ("state_dict", "model"):  # how training scripts wrap them
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -72,8 +72,8 @@ def _from_hub(name: str) -> dict[str, Tensor]:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # the hub client raises many kinds, all of them about the network or its cache
         raise InputError(
-            f"cannot download timm's weights of {name!r} ({type(error).__name__}): check the network, give a local file "
-            f"as weights, or use {PACKAGED_BACKBONE} with weights 'packaged', which needs no network"
+            f"cannot download timm's weights of {name!r} ({type(error).__name__}): check the network, give a local "
+            f"file as weights, or use {PACKAGED_BACKBONE} with weights 'packaged', which needs no network"
         ) from error
 
 

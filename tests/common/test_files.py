@@ -1,0 +1,33 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hgsl.common.files import atomic_path, write_json, write_text
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    write_text(target, "old")
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("in the middle")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_folders_are_made_and_the_suffix_is_kept(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a" / "b" / "plot.png") as temporary:
+        assert temporary.suffix == ".png"
+        assert temporary.parent == tmp_path / "a" / "b"
+        temporary.write_bytes(b"x")
+    assert (tmp_path / "a" / "b" / "plot.png").read_bytes() == b"x"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"é": [1, 2.5]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"é": [1, 2.5]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"é": [1, 2.5]}

