@@ -1,0 +1,61 @@
+import torch
+from torch.utils.data import Dataset
+
+from hgsl.engine.loader import RunBatches, SeededSamples, mixed_seed, run_loader
+
+
+class Noise(Dataset):
+    """An image of pure chance: equal tensors mean equal random states."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        return torch.rand(3, 2, 2), index % 3, 100 + index
+
+
+def stream(workers: int, start_step: int = 0) -> list[tuple[torch.Tensor, ...]]:
+    batches = RunBatches(11, 4, epochs=3, seed=5, start_step=start_step)
+    return list(run_loader(Noise(), batches, workers=workers, device=torch.device("cpu")))
+
+
+def test_every_epoch_is_another_permutation_of_all_images() -> None:
+    batches = list(RunBatches(11, 4, epochs=3, seed=5))
+    assert len(batches) == len(RunBatches(11, 4, epochs=3, seed=5)) == 6
+    epochs = [[position for batch in batches[i : i + 2] for _, position in batch] for i in (0, 2, 4)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [epoch for epoch, _ in batches[3]] == [1, 1, 1, 1]
+
+
+def test_a_later_start_gives_the_rest_of_the_same_stream() -> None:
+    whole = stream(workers=0)
+    for start in (1, 2, 5):
+        rest = stream(workers=0, start_step=start)
+        assert len(rest) == len(whole) - start
+        for a, b in zip(whole[start:], rest, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_workers_change_nothing() -> None:
+    for a, b in zip(stream(workers=0), stream(workers=2), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_augmentation_leaves_the_global_generator_alone() -> None:
+    samples = SeededSamples(Noise(), seed=1)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first, second = samples[0, 3][0], samples[1, 3][0]
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.equal(first, second)
+
+
+def test_fewer_images_than_a_batch_are_one_batch() -> None:
+    assert [len(batch) for batch in RunBatches(3, 8, epochs=2, seed=0)] == [3, 3]
+
+
+def test_seeds_do_not_collide() -> None:
+    seeds = {mixed_seed(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seeds) == 512

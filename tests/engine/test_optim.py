@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+
+from hgsl import HardGlobalSoftminLoss, create_embedder
+from hgsl.config import OptimConfig
+from hgsl.engine.freeze import freeze, train_mode
+from hgsl.engine.optim import create_optimizer, create_schedule, learning_rate_factor, parameter_groups
+
+
+def test_every_trained_parameter_is_in_exactly_one_group() -> None:
+    model = create_embedder("test_resnet", "gem", embedding_size=8, weights="none")
+    loss_fn = HardGlobalSoftminLoss(5, 8)
+    groups = parameter_groups(model, loss_fn, OptimConfig())
+    assert [group["name"] for group in groups] == ["backbone", "projection", "centers", "scale"]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in [*model.parameters(), *loss_fn.parameters()])
+    by_name = {group["name"]: group for group in groups}
+    assert by_name["centers"]["lr"] == 1e-2
+    assert by_name["scale"]["lr"] == 1e-5
+    assert by_name["centers"]["weight_decay"] == by_name["scale"]["weight_decay"] == 0
+    assert len(by_name["projection"]["params"]) == 3  # weight, bias and the exponent of the pooling
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = create_embedder("test_resnet", embedding_size=8, weights="none")
+    freeze(model, "backbone")
+    groups = parameter_groups(model, HardGlobalSoftminLoss(5, 8, learnable_scale=False), OptimConfig())
+    assert [group["name"] for group in groups] == ["projection", "centers"]
+
+
+def test_frozen_batch_norm_keeps_statistics_and_weights() -> None:
+    model = create_embedder("test_efficientnet", weights="none")
+    freeze(model, "batch_norm")
+    train_mode(model, "batch_norm")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model(torch.randn(4, 3, 64, 64)).sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1).step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed
+    assert not any("running" in key or ".bn" in key for key in changed)
+    assert model.backbone.training
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_groups_move_at_their_own_rates(name: str) -> None:
+    settings = OptimConfig(name=name, schedule="cosine", warmup=0.25)
+    model = create_embedder("test_resnet", embedding_size=8, weights="none")
+    optimizer = create_optimizer(parameter_groups(model, HardGlobalSoftminLoss(5, 8), settings), settings)
+    schedule = create_schedule(optimizer, settings, epochs=4, steps_per_epoch=5)
+    for step in range(20):
+        factor = learning_rate_factor(settings, 4, 5)(step)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert rates == pytest.approx(
+            {"backbone": 3e-4 * factor, "projection": 3e-3 * factor, "centers": 1e-2 * factor, "scale": 1e-5 * factor}
+        )
+        optimizer.step()
+        schedule.step()
+
+
+def test_shapes_of_the_schedules() -> None:
+    cosine = learning_rate_factor(OptimConfig(warmup=0.2), epochs=10, steps_per_epoch=10)
+    assert cosine(0) == pytest.approx(1 / 21)
+    assert cosine(20) == 1.0
+    assert cosine(60) == pytest.approx(0.5)
+    assert cosine(99) == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
+    rising = [cosine(step) for step in range(21)]
+    assert rising == sorted(rising)
+    step = learning_rate_factor(OptimConfig(schedule="step", step_epochs=[2, 3], warmup=0), 4, 10)
+    assert [step(0), step(19), step(20), step(30)] == pytest.approx([1, 1, 0.1, 0.01])
+    constant = learning_rate_factor(OptimConfig(schedule="constant", warmup=0), 4, 10)
+    assert {constant(i) for i in range(40)} == {1.0}
