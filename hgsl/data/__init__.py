@@ -7,6 +7,7 @@ from typing import Any
 
 from hgsl.common.errors import unknown
 from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop
+from hgsl.data.cache import default_cache_dir
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.layout import datasets_dir
 from hgsl.data.manifest import Manifest, summary, verify_files
@@ -31,6 +32,7 @@ __all__ = [
     "Manifest",
     "RetrievalDataset",
     "build_dataset",
+    "default_cache_dir",
     "eval_transform",
     "load_manifest",
     "summary",
@@ -86,6 +88,8 @@ def build_dataset(
     split: str = "train",
     protocol: str = "zero-shot",
     transform: Callable[..., Any] | None = None,
+    *,
+    cache_dir: str | Path | None = None,
     **options: Any,
 ) -> RetrievalDataset:
     """One split of a data set, ready for a ``DataLoader``.
@@ -99,10 +103,12 @@ def build_dataset(
         split: "train", "val", "test" or "all".
         protocol: See :func:`load_manifest`.
         transform: From a PIL image to a tensor; None gives PIL images.
+        cache_dir: Where resized images are kept between epochs, or None; see :class:`RetrievalDataset`.
         options: See :func:`load_manifest`.
 
     Raises:
         FileNotFoundError: The root or a list in it is missing.
         InputError: Anything else that is wrong with the arguments or the lists, or the split is empty.
     """
-    return RetrievalDataset(load_manifest(name, root, protocol, **options).subset(split), transform)
+    manifest = load_manifest(name, root, protocol, **options).subset(split)
+    return RetrievalDataset(manifest, transform, None if cache_dir is None else Path(cache_dir).expanduser())

@@ -14,7 +14,7 @@ LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "
 
 
 def load(root: Path, level: str = "variant") -> Manifest:
-    """Reads the lists of one level, and the boxes where ``images_box.txt`` is there; rows are in the order of image ids.
+    """Reads the lists of one level, and the boxes if ``images_box.txt`` is there; rows are in the order of image ids.
 
     The lists ``train`` and ``val`` give that split; where they are missing, ``trainval`` is all training.
 

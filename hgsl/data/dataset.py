@@ -9,8 +9,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
+from hgsl.data.cache import cached, file_key
 from hgsl.data.images import read_image
 from hgsl.data.manifest import Manifest
+from hgsl.data.transforms import Transform
 
 
 class RetrievalDataset(Dataset[tuple[Any, int, int]]):
@@ -21,9 +23,10 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
     Args:
         manifest: The rows, usually one split: ``manifest.subset("train")``.
-        transform: From a PIL image to a (3, H, W) tensor; None gives PIL images. If it has an attribute ``min_side``
-            (see ``hgsl.data.transforms``), large JPEG files are decoded no larger than that needs.
-        cache: A folder for resized copies of the images (see ``hgsl.data.cache``), or None for none.
+        transform: From a PIL image to a (3, H, W) tensor; None gives PIL images. What ``train_transform`` and
+            ``eval_transform`` build also tells how far a large JPEG may be shrunk while it is decoded.
+        cache_dir: A folder in which images are kept as the transform resizes them, so that only the first epoch
+            decodes them; the tensors are the same. None keeps nothing. It takes 3 bytes a pixel.
 
     Attributes:
         manifest: The rows.
@@ -37,9 +40,11 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         self,
         manifest: Manifest,
         transform: Callable[[Image.Image], Any] | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self.manifest = manifest
         self.transform = transform
+        self.cache_dir = cache_dir
         classes, labels = np.unique(manifest.labels, return_inverse=True)
         self.labels = labels.astype(np.int64)
         self.class_names = tuple(manifest.class_names[i] for i in classes)
@@ -50,13 +55,21 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> tuple[Any, int, int]:
-        image: Any = self.image(index)
-        if self.transform is not None:
-            image = self.transform(image)
+        image: Any
+        if self.transform is None:
+            image = self.image(index)
+        elif isinstance(self.transform, Transform) and self.manifest.render is None:
+            image = self.transform(self._resized(index, self.transform))
+        else:
+            image = self.transform(self.image(index))
         return image, int(self.labels[index]), int(self.ids[index])
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int, min_side: int | None = None) -> Image.Image:
         """Row ``index`` as an upright RGB image, cut to its box if the manifest says so.
+
+        Args:
+            index: The row.
+            min_side: The shortest side that is enough, in pixels: see :func:`hgsl.data.images.read_image`.
 
         Raises:
             InputError: The file is missing or damaged, or its box lies outside it; the message names the file.
@@ -65,9 +78,22 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         if manifest.render is not None:
             return manifest.render(int(self.ids[index]))
         path = manifest.root / manifest.paths[index]
-        if manifest.boxes is not None and manifest.crop_to_boxes:
-            return crop(read_image(path), manifest.boxes[index], path)
-        return read_image(path, getattr(self.transform, "min_side", None))
+        box = self._box(index)
+        return read_image(path, min_side) if box is None else crop(read_image(path), box, path)
+
+    def _resized(self, index: int, transform: Transform) -> Image.Image:
+        def make() -> Image.Image:
+            return transform.resize(self.image(index, transform.resize.side))
+
+        if self.cache_dir is None:
+            return make()
+        box = self._box(index)
+        path = self.manifest.root / self.manifest.paths[index]
+        return cached(self.cache_dir, file_key(path, transform.resize, None if box is None else box.tolist()), make)
+
+    def _box(self, index: int) -> np.ndarray | None:
+        boxes = self.manifest.boxes
+        return boxes[index] if boxes is not None and self.manifest.crop_to_boxes else None
 
 
 def crop(image: Image.Image, box: np.ndarray, path: Path) -> Image.Image:

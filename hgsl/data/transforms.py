@@ -1,5 +1,6 @@
 """From a PIL image to the tensor a backbone expects: sizes are the caller's, the rest is the backbone's data config."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +18,40 @@ RECIPES = ("resize_random_crop", "random_resized_crop")
 
 
 @dataclass(frozen=True)
-class Transform:
-    """A PIL image of any size -> (3, size, size) float32, normalised.
+class ShortestSide:
+    """Resizes an image so that its shortest side has ``side`` pixels; the other keeps the proportions, rounded down.
+
+    An image that is already so is returned as it is, so resizing twice is resizing once: whoever reads the file may
+    do it early, or keep the result (see ``hgsl.data.cache``), and no pixel of the final tensor changes.
 
     Attributes:
-        steps: Applied one after the other.
-        min_side: The shortest side, in pixels, that an image needs for a result of full sharpness: whoever reads the
-            file may shrink it to that while decoding.
+        side: In pixels.
+        interpolation: A name of ``PIL.Image.Resampling`` in lower case, such as "bicubic".
+        enlarge: Whether smaller images are enlarged; otherwise they are left alone.
     """
 
+    side: int
+    interpolation: str
+    enlarge: bool = True
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        short = min(width, height)
+        if short == self.side or (short < self.side and not self.enlarge):
+            return image
+        size = (width * self.side // short, height * self.side // short)
+        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A PIL image of any size -> (3, size, size) float32, normalised: ``resize`` first, then ``steps`` in turn."""
+
+    resize: ShortestSide
     steps: Sequence[Callable[[Any], Any]]
-    min_side: int
 
     def __call__(self, image: Image.Image) -> Tensor:
-        value: Any = image
+        value: Any = self.resize(image)
         for step in self.steps:
             value = step(value)
         return value
@@ -61,16 +82,16 @@ def train_transform(
         raise unknown("augmentation recipe", recipe, RECIPES)
     if not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"scale {tuple(scale)} must be two shares of the image's area, 0 < min <= max <= 1")
-    side, mode = _size(image_size), _interpolation(data_config)
+    side, interpolation = _size(image_size), _interpolation(data_config)
     if recipe == "resize_random_crop":
-        steps: list[Callable[[Any], Any]] = [v2.Resize(side, mode), v2.RandomCrop(side)]
-        min_side = side
+        resize = ShortestSide(side, interpolation)
+        crop = v2.RandomCrop(side)
     else:
-        steps = [v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=mode)]
-        min_side = int(np.ceil(side / scale[0] ** 0.5))  # the smallest box still has image_size pixels a side
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
-    return Transform((*steps, _to_tensor(data_config)), min_side)
+        # Even the smallest square box then has image_size pixels a side, if the photo has them.
+        resize = ShortestSide(math.ceil(side / math.sqrt(scale[0])), interpolation, enlarge=False)
+        crop = v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=InterpolationMode(interpolation))
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    return Transform(resize, (crop, *mirror, ToTensor(data_config)))
 
 
 def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct: float = 1.0) -> Transform:
@@ -85,12 +106,11 @@ def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct:
     if not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct {crop_pct} must be above 0 and at most 1")
     side = _size(image_size)
-    resized = int(side / crop_pct)
-    steps = (v2.Resize(resized, _interpolation(data_config)), v2.CenterCrop(side), _to_tensor(data_config))
-    return Transform(steps, resized)
+    resize = ShortestSide(int(side / crop_pct), _interpolation(data_config))
+    return Transform(resize, (v2.CenterCrop(side), ToTensor(data_config)))
 
 
-class _to_tensor:
+class ToTensor:
     """PIL image -> (3, H, W) float32, (pixel / 255 - mean) / std in one multiplication and one addition."""
 
     def __init__(self, data_config: Mapping[str, Any]) -> None:
@@ -99,8 +119,8 @@ class _to_tensor:
         self.factor, self.offset = 1 / (255 * std), -mean / std
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        return torch.addcmul(self.offset, pixels.to(torch.float32, memory_format=torch.contiguous_format), self.factor)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
+        return pixels.float().mul_(self.factor).add_(self.offset)
 
 
 def _size(image_size: int) -> int:
@@ -109,9 +129,9 @@ def _size(image_size: int) -> int:
     return int(image_size)
 
 
-def _interpolation(data_config: Mapping[str, Any]) -> InterpolationMode:
-    name = data_config.get("interpolation", "bicubic")
-    known = [mode.value for mode in InterpolationMode]
+def _interpolation(data_config: Mapping[str, Any]) -> str:
+    name = str(data_config.get("interpolation", "bicubic"))
+    known = [mode.value for mode in InterpolationMode if mode.value.upper() in Image.Resampling.__members__]
     if name not in known:
         raise unknown("interpolation", name, known)
-    return InterpolationMode(name)
+    return name

@@ -1,0 +1,67 @@
+"""Dataset cards: where a data set comes from, and the counts it must have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hgsl.common.errors import InputError
+from hgsl.data.download import download
+from hgsl.data.layout import datasets_dir
+from hgsl.data.manifest import SPLITS, Manifest
+from hgsl.data.unpack import unpack
+
+Card = dict[str, Any]
+Counts = dict[str, dict[str, int]]
+
+
+def read_card(name: str) -> Card | None:
+    """The card of a data set, ``datasets/NAME/card.json``; None for one that has no fixed content (``folder``)."""
+    file = datasets_dir() / name / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def count(manifest: Manifest) -> Counts:
+    """What a card's ``expected`` holds for a protocol: classes and images a split, and queries and gallery if they differ.
+
+    >>> count(manifest)                                                       # doctest: +SKIP
+    {'train': {'classes': 100, 'images': 5864}, 'test': {'classes': 100, 'images': 5924}}
+    """
+    counts: Counts = {}
+    for split in SPLITS:
+        rows = manifest.split == split
+        if np.any(rows):
+            counts[split] = {"classes": len(np.unique(manifest.labels[rows])), "images": int(rows.sum())}
+            if not np.array_equal(manifest.is_query[rows], manifest.is_gallery[rows]):
+                counts[split] |= {
+                    "query": int((manifest.is_query & rows).sum()),
+                    "gallery": int((manifest.is_gallery & rows).sum()),
+                }
+    return counts
+
+
+def fetch(card: Card, root: Path, *, pause: float = 2.0) -> list[str]:
+    """Downloads and unpacks what a card lists below ``root``; archives are kept. Returns a line for each thing done.
+
+    Raises:
+        InputError: The card has no link, the download fails, or the archive is not the expected one: one line that
+            ends with how to get the files by hand.
+    """
+    by_hand = f"{card['by_hand']} (put it in {root})"
+    if not card["archives"]:
+        raise InputError(f"{card['name']} has no direct link: {by_hand}")
+    done = []
+    for archive in card["archives"]:
+        if (root / archive["gives"]).exists():
+            done.append(f"{root / archive['gives']} is there already")
+            continue
+        file = root / archive["file"]
+        try:
+            download(archive["url"], file, archive["bytes"], archive["checksums"], pause=pause)
+        except InputError as error:
+            raise InputError(f"{error}; by hand: {by_hand}") from None
+        done.append(f"downloaded {file}")
+        if archive["gives"] != archive["file"]:
+            done.append(f"unpacked {', '.join(str(path) for path in unpack(file, root))}")
+    return done
