@@ -3,10 +3,12 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hgsl.common.errors import InputError, nearest
+from hgsl.common.files import atomic_path
 from hgsl.data.manifest import Manifest, make_manifest
 
 PATH_COLUMNS = ("img_path", "path")
@@ -123,6 +125,29 @@ def read_rows(table: Path, encoding: str) -> list[dict[str, str]]:
         if None in row or None in row.values():
             raise InputError(f"{table}, line {line}: not {len(columns)} values, as the header has")
     return rows
+
+
+def write_table(manifest: Manifest, file: str | Path) -> None:
+    """Writes a manifest as a table that :func:`load` reads back to the same split, with ``image_root`` its root.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    columns: dict[str, Any] = {
+        "path": manifest.paths,
+        "label": [manifest.class_names[label] for label in manifest.labels],
+        "split": manifest.split,
+        "is_query": manifest.is_query,
+        "is_gallery": manifest.is_gallery,
+    }
+    if manifest.groups is not None:
+        columns["category"] = manifest.groups
+    if manifest.boxes is not None:
+        columns |= dict(zip(BOX_COLUMNS, manifest.boxes.T.tolist(), strict=True))
+    with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _labels(rows: Sequence[Row], table: Path) -> tuple[list[int], list[str]]:

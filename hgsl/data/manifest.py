@@ -229,15 +229,20 @@ def lone_classes(manifest: Manifest) -> list[str]:
     return [manifest.class_names[i] for i in np.flatnonzero(counts == 1)]
 
 
+def missing_files(manifest: Manifest) -> list[int]:
+    """The positions of the rows whose file is not there."""
+    if manifest.render is not None:
+        return []
+    return [i for i, path in enumerate(manifest.paths) if not (manifest.root / path).is_file()]
+
+
 def verify_files(manifest: Manifest) -> None:
     """Checks that the file of every row is there; call it before the first batch.
 
     Raises:
         FileNotFoundError: Some are not; the message gives the number and the first ten rows.
     """
-    if manifest.render is not None:
-        return
-    missing = [i for i, path in enumerate(manifest.paths) if not (manifest.root / path).is_file()]
+    missing = missing_files(manifest)
     if missing:
         rows = _some([f"row {manifest.ids[i]} {manifest.paths[i]}" for i in missing], 10)
         raise FileNotFoundError(
