@@ -1,7 +1,16 @@
 """Losses that own their class centres; add one by adding a file and a line to ``LOSSES``."""
 
 from hgsl.losses.hgsl import HardGlobalSoftminLoss
+from hgsl.losses.optimizers import attach_optimizer, parameter_groups, sparse_optimizer
+from hgsl.losses.schedule import scheduled_top_k
 
 LOSSES = {"hgsl": HardGlobalSoftminLoss}
 
-__all__ = ["LOSSES", "HardGlobalSoftminLoss"]
+__all__ = [
+    "LOSSES",
+    "HardGlobalSoftminLoss",
+    "attach_optimizer",
+    "parameter_groups",
+    "scheduled_top_k",
+    "sparse_optimizer",
+]

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from hgsl.common.errors import InputError, unknown
-
-HARD_SETS = ("all", "negatives")
-SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite where two points meet
+from hgsl.losses.checks import check_settings, check_shapes, check_values, hard_set_size
+from hgsl.losses.hard_set import candidates
+from hgsl.losses.similarity import matrix_similarity, unit
 
 
 def hard_global_softmin_loss(
@@ -16,86 +15,86 @@ def hard_global_softmin_loss(
     alpha: float | Tensor = 0.1,
     top_k: int | None = None,
     hard_set: str = "all",
+    *,
+    margin: float = 0.0,
+    similarity: str = "euclidean",
+    weights: Tensor | None = None,
+    chunk_size: int | None = None,
+    sparse_grad: bool = False,
+    unit_centers: bool = False,
 ) -> Tensor:
     """Pulls each embedding to the centre of its class, away from the K centres nearest to it.
 
     With unit embeddings ``x_i`` and unit centres ``w_j`` (both are normalised here, and gradients go through it)::
 
-        d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij)      s = 10 / alpha
+        d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij - margin [j = y_i])      s = 10 / alpha
         L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]
 
+    Only K + 1 centres an embedding matter. Where K is well under C they are found by a search in chunks without
+    gradient, and no ``(B, C)`` matrix is held; the result is the same.
+
     Args:
-        embeddings: ``(B, D)``, of any norm.
+        embeddings: ``(B, D)``, of any norm and floating dtype.
         centers: ``(C, D)``, one row a class, of any norm.
         labels: ``(B,)`` int64 in ``[0, C)``.
         alpha: softness; ``s = 10 / alpha``. A tensor receives a gradient.
         top_k: K, the size of ``H_i``; None takes every class.
         hard_set: ``"all"``: ``H_i`` is the K largest ``z_ij`` over all classes, so it may lack the true one.
             ``"negatives"``: ``H_i`` is the K largest over the other classes, and the true one.
+        margin: taken off the true class before ``H_i`` is chosen, in both terms.
+        similarity: ``"euclidean"`` as above, or ``"cosine"``: ``z_ij = s (x_i . w_j - margin [j = y_i])``.
+        weights: ``(B,)`` factors of each embedding's loss before the mean; None is 1.
+        chunk_size: centres searched at a time; None chooses, and scores every pair where that is cheaper.
+        sparse_grad: makes the gradient of ``centers`` sparse.
+        unit_centers: promises that ``centers`` have norm 1, so that the search need not compute their norms.
 
     Returns:
-        The mean loss, a scalar of at least float32.
+        The mean loss, a scalar: float32, or float64 if an input is.
 
     Raises:
-        InputError: ``hard_set`` or ``top_k`` is not one of the values above.
+        InputError: A shape, dtype, label, embedding or setting is not as above.
+
+    Source: "Hard Global Softmin Loss for fine-grained image retrieval"; defaults as in its published code.
     """
-    logits = class_logits(embeddings, centers, alpha)
     k = hard_set_size(top_k, len(centers), hard_set)
-    true = logits.gather(1, labels[:, None])  # (B, 1)
-    if hard_set == "negatives":
-        others = logits.scatter(1, labels[:, None], -torch.inf)
-        hard = torch.cat([true, others.topk(k).values], dim=1)
-    else:
-        hard = logits.topk(k).values if k < len(centers) else logits
-    return (hard.logsumexp(dim=1) - true.squeeze(1)).mean()
-
-
-def class_logits(embeddings: Tensor, centers: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
-    """Returns ``z`` ``(B, C)``, the scaled closeness of every embedding ``(B, D)`` to every centre ``(C, D)``."""
-    dtype = torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
+    check_settings(margin, similarity, chunk_size)
+    check_shapes(embeddings, labels, centers.shape[1])
+    check_values(embeddings, labels, len(centers), alpha)
     with torch.autocast(embeddings.device.type, enabled=False):
-        x, w = unit(embeddings.to(dtype)), unit(centers.to(dtype))
-        return 10 / alpha * (1 - _distances(x, w))
+        x = unit(embeddings.to(working_dtype(embeddings, centers)))
+        scores, missing = candidates(x, centers, labels, k, similarity, chunk_size, sparse_grad, unit_centers)
+        logits = scaled(scores, missing, alpha, margin)
+        if k == hard_set_size(None, len(centers), hard_set):
+            hard = logits
+        elif hard_set == "negatives":
+            hard = torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1)
+        else:
+            hard = largest(logits, k)
+        losses = hard.logsumexp(dim=1) - logits[:, 0]  # (B,)
+        return losses.mean() if weights is None else (losses * weights).mean()
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """Scales the last dimension to norm 1; a vector of norm (nearly) 0 is left as it is, with a finite gradient."""
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.where(norm > 1e-12, 1)
+def class_logits(
+    embeddings: Tensor, centers: Tensor, alpha: float | Tensor = 0.1, similarity: str = "euclidean"
+) -> Tensor:
+    """Returns ``z`` ``(B, C)``, the scaled closeness of embeddings ``(B, D)`` to centres ``(C, D)``, without margin."""
+    dtype = working_dtype(embeddings, centers)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return 10 / alpha * matrix_similarity(unit(embeddings.to(dtype)), unit(centers.to(dtype)), similarity)
 
 
-def decorrelation(centers: Tensor) -> Tensor:
-    """Returns the mean of ``|w_j . w_l|`` over the pairs ``j != l`` of unit centres ``(C, D)``."""
-    w = unit(centers)
-    count = len(w)
-    if count < 2:
-        return w.sum() * 0
-    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=w.device)
-    return ((w @ w.T).abs() * off_diagonal).sum() / (count * (count - 1))
+def scaled(scores: Tensor, missing: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
+    """Returns ``z`` ``(B, 1 + m)`` from :func:`candidates`' similarities: margin off the first, ``-inf`` if missing."""
+    if margin:
+        scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
+    return (10 / alpha * scores).masked_fill(missing, -torch.inf)
 
 
-def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:
-    """Returns K for ``top_k`` (None: as many as there are).
-
-    Raises:
-        InputError: ``hard_set`` is unknown, or ``top_k`` is below 1 or above the number of classes to choose from.
-    """
-    if hard_set not in HARD_SETS:
-        raise unknown("hard_set", hard_set, HARD_SETS)
-    largest = num_classes if hard_set == "all" else num_classes - 1
-    if top_k is None:
-        return largest
-    if not 1 <= top_k <= largest:
-        raise InputError(
-            f"top_k is {top_k}: with {num_classes} classes and hard_set {hard_set!r} use 1 to {largest}, "
-            "or None for all of them"
-        )
-    return int(top_k)
+def largest(values: Tensor, k: int) -> Tensor:
+    """Returns the ``k`` largest of each row of ``(B, n)``, or all of them if there are fewer."""
+    return values if values.shape[1] <= k else values.topk(k, dim=1).values
 
 
-def _distances(x: Tensor, w: Tensor) -> Tensor:
-    # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not have.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    a, b = x.to(wide), w.to(wide)
-    squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
-    return (squared.clamp_min(0) + SMOOTHING).sqrt().to(x.dtype)
+def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:
+    """Returns the dtype of the computation: float32 for half inputs, float64 if either is."""
+    return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)

@@ -1,29 +1,50 @@
 """The Hard Global Softmin Loss as a module that owns the class centres and the scale."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from hgsl.losses import functional
+from hgsl.common.errors import InputError
+from hgsl.losses.checks import check_settings, hard_set_size
+from hgsl.losses.decorrelation import EXACT_UP_TO, decorrelation
+from hgsl.losses.functional import class_logits, hard_global_softmin_loss
+from hgsl.losses.similarity import normalize_
 
 
 class HardGlobalSoftminLoss(nn.Module):
     """Learns one centre a class, and compares each embedding with the K centres nearest to it.
 
-    See :func:`hgsl.losses.functional.hard_global_softmin_loss` for the formula; the module adds
-    ``decorrelation * mean over j != l of |w_j . w_l|``.
+    The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`; the module adds
+    ``decorrelation * mean over j != l of |w_j . w_l|``. It computes in float32 or more, also under autocast.
+
+    It follows the conventions of pytorch-metric-learning and runs in its trainers. That library's
+    ``DistributedLossWrapper`` takes only its own base class. With several processes wrap this module in
+    ``DistributedDataParallel`` (every process holds all centres, with ``sparse_grad=False``; equal local batches give
+    the gradient of the joint batch), or use :class:`hgsl.losses.ShardedHardGlobalSoftminLoss`.
 
     Args:
         num_classes: C, the number of classes.
         embedding_size: D, the dimension of the embeddings.
-        top_k: K, the size of the hard set; None takes every class.
+        top_k: K, the size of the hard set; None takes every class. See :meth:`set_top_k`.
         hard_set: ``"all"`` or ``"negatives"``.
         alpha: softness at the start, ``s = 10 / alpha``.
         learnable_scale: whether alpha is trained; give it a learning rate of its own (1e-5 in the published recipe).
         decorrelation: weight of the regulariser.
+        margin: taken off the true class.
+        similarity: ``"euclidean"`` (published) or ``"cosine"``.
+        chunk_size: centres searched at a time; None chooses.
+        sparse_grad: gives the centres a sparse gradient and keeps them at unit norm, at a cost that does not grow with
+            C. They then need an optimiser of their own: see :func:`hgsl.losses.sparse_optimizer`.
+        decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 512
+            classes, and draws 512 rows of more.
 
     Attributes:
-        centers: the ``(C, D)`` parameter.
+        centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.
         alpha: the scalar parameter.
+
+    Raises:
+        InputError: A setting is none of the above.
     """
 
     def __init__(
@@ -35,22 +56,148 @@ class HardGlobalSoftminLoss(nn.Module):
         alpha: float = 0.1,
         learnable_scale: bool = True,
         decorrelation: float = 0.1,
+        *,
+        margin: float = 0.0,
+        similarity: str = "euclidean",
+        chunk_size: int | None = None,
+        sparse_grad: bool = False,
+        decorrelation_sample: int | None = None,
     ) -> None:
         super().__init__()
-        functional.hard_set_size(top_k, num_classes, hard_set)
+        if num_classes < 1 or embedding_size < 1:
+            raise InputError(f"num_classes {num_classes} and embedding_size {embedding_size} must both be positive")
+        check_settings(margin, similarity, chunk_size)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
-        self.top_k = top_k
         self.hard_set = hard_set
+        self.set_top_k(top_k)
         self.decorrelation = decorrelation
-        self.centers = nn.Parameter(functional.unit(torch.randn(num_classes, embedding_size)))
+        self.margin = margin
+        self.similarity = similarity
+        self.chunk_size = chunk_size
+        self.sparse_grad = sparse_grad
+        self.decorrelation_sample = EXACT_UP_TO if decorrelation_sample is None else decorrelation_sample
+        self.centers = nn.Parameter(self._new_centers())
         self.alpha = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learnable_scale)
+        self.optimizer_attached = False  # set by hgsl.losses.attach_optimizer
+        self._trained_unattached = False
+        self._unit_version = -1  # the version of `centers` that is known to have unit rows
+        self.renormalize()
+        if sparse_grad:
+            self.register_load_state_dict_post_hook(lambda module, _: module.renormalize())
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Returns the scalar loss of embeddings ``(B, D)`` with labels ``(B,)``."""
-        loss = functional.hard_global_softmin_loss(
-            embeddings, self.centers, labels, self.alpha, self.top_k, self.hard_set
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: None = None,
+        ref_labels: None = None,
+    ) -> Tensor:
+        """Returns the scalar loss.
+
+        Args:
+            embeddings: ``(B, D)``, of any norm and floating dtype.
+            labels: ``(B,)`` int64 in ``[0, C)``.
+            indices_tuple: pairs or triplets of a pytorch-metric-learning miner; each embedding's loss is weighted by
+                how often it occurs there, relative to the most frequent one.
+            ref_emb: not supported, since embeddings are compared with centres only; must be None.
+            ref_labels: not supported; must be None.
+
+        Raises:
+            InputError: An argument is not as above, alpha has left its range, or the centres of a loss with
+                ``sparse_grad`` were moved by an optimiser it does not know.
+        """
+        refuse_references(ref_emb, ref_labels)
+        self._keep_unit()
+        loss = hard_global_softmin_loss(
+            embeddings,
+            self.centers,
+            labels,
+            self.alpha,
+            self.top_k,
+            self.hard_set,
+            margin=self.margin,
+            similarity=self.similarity,
+            weights=tuple_weights(indices_tuple, len(labels)),
+            chunk_size=self.chunk_size,
+            sparse_grad=self.sparse_grad,
+            unit_centers=self.sparse_grad,
         )
         if self.decorrelation:
-            loss = loss + self.decorrelation * functional.decorrelation(self.centers)
+            loss = loss + self.decorrelation * decorrelation(self.centers, self.decorrelation_sample, self.sparse_grad)
         return loss
+
+    def get_logits(self, embeddings: Tensor) -> Tensor:
+        """Returns ``z`` ``(B, C)``, the scaled closeness to every centre; its argmax is the predicted class."""
+        return class_logits(embeddings, self.centers, self.alpha, self.similarity)
+
+    def set_top_k(self, top_k: int | None) -> None:
+        """Sets K from the next call on (None: all), for a curriculum from all classes to fewer.
+
+        Raises:
+            InputError: K is below 1 or above the number of classes to choose from.
+        """
+        hard_set_size(top_k, self.num_classes, self.hard_set)
+        self.top_k = top_k
+
+    def set_centers(self, centers: Tensor) -> None:
+        """Copies ``centers`` ``(C, D)`` into the parameter and normalises them.
+
+        Raises:
+            InputError: The shape is another, or a value is not finite.
+        """
+        if centers.shape != self.centers.shape or not centers.isfinite().all():
+            raise InputError(
+                f"centers of shape {tuple(centers.shape)} cannot be set: "
+                f"expected finite values of shape {tuple(self.centers.shape)}"
+            )
+        with torch.no_grad():
+            self.centers.copy_(centers)
+        self.renormalize()
+
+    def renormalize(self, rows: Tensor | None = None) -> None:
+        """Scales the centres in ``rows`` (None: all) to norm 1, in place."""
+        normalize_(self.centers, rows)
+        self._unit_version = self.centers._version
+
+    def extra_repr(self) -> str:
+        """Names the settings when the module is printed."""
+        names = ("num_classes", "embedding_size", "top_k", "hard_set", "decorrelation", "margin", "similarity")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "chunk_size", "sparse_grad"))
+
+    def _new_centers(self) -> Tensor:
+        return torch.empty(self.num_classes, self.embedding_size).normal_()
+
+    def _keep_unit(self) -> None:
+        # Attached optimisers re-normalise what they touched; this catches every other change of the centres.
+        if not self.sparse_grad or torch.compiler.is_compiling():
+            return
+        if self.centers._version != self._unit_version:
+            if self._trained_unattached and not self.optimizer_attached:
+                raise InputError(
+                    "the centres have changed since the last call, but sparse_grad=True knows no optimiser: call "
+                    "hgsl.losses.attach_optimizer(loss_fn, optimizer) once, or set them with loss_fn.set_centers"
+                )
+            self.renormalize()
+        self._trained_unattached = torch.is_grad_enabled() and not self.optimizer_attached
+
+
+def refuse_references(ref_emb: Tensor | None, ref_labels: Tensor | None) -> None:
+    """Refuses pytorch-metric-learning's reference embeddings, as its own losses with class weights do."""
+    if ref_emb is not None or ref_labels is not None:
+        raise InputError("ref_emb and ref_labels are not supported: embeddings are compared with class centres only")
+
+
+def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Tensor | None:
+    """Returns ``(B,)`` weights in [0, 1]: how often each embedding occurs in a miner's tuple, over the most frequent.
+
+    Raises:
+        InputError: The tuple names an embedding outside the batch.
+    """
+    if indices_tuple is None or not sum(len(part) for part in indices_tuple):
+        return None
+    counts = torch.cat(list(indices_tuple)).bincount(minlength=batch_size)
+    if len(counts) > batch_size:
+        raise InputError(f"indices_tuple names embedding {len(counts) - 1}, but the batch has {batch_size}")
+    return counts / counts.max()

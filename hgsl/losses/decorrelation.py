@@ -1,0 +1,77 @@
+"""The regulariser that turns class centres towards right angles."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hgsl.common.errors import InputError
+from hgsl.losses.similarity import unit
+
+EXACT_UP_TO = 512  # classes; from more, as many rows are drawn
+BLOCK = 2**20  # dot products held at a time
+
+
+def decorrelation(centers: Tensor, sample: int | None = None, sparse_grad: bool = False) -> Tensor:
+    """Returns the mean of ``|w_j . w_l|`` over the pairs ``j != l`` of unit centres, or an unbiased estimate of it.
+
+    Args:
+        centers: ``(C, D)``, of any norm.
+        sample: rows to draw, with torch's global generator; their pairs give the estimate. None, or C and more: every
+            pair.
+        sparse_grad: makes the gradient of ``centers`` sparse.
+
+    Raises:
+        InputError: ``sample`` is below 2.
+    """
+    rows = draw_rows(len(centers), sample, centers.device)
+    with torch.autocast(centers.device.type, enabled=False):
+        drawn = F.embedding(rows, centers, sparse=sparse_grad)
+        w = unit(drawn.to(torch.promote_types(centers.dtype, torch.float32)))
+        return sum_abs_dots(w, w.detach(), rows, rows) / pairs(rows)
+
+
+def draw_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
+    """Returns every row number, or ``sample`` of them drawn with replacement, which costs nothing however many."""
+    if sample is None or sample >= num_classes:
+        return torch.arange(num_classes, device=device)
+    if sample < 2:
+        raise InputError(f"decorrelation needs at least 2 sampled rows, found {sample}")
+    return torch.randint(num_classes, (sample,), device=device)
+
+
+def pairs(rows: Tensor) -> Tensor:
+    """Returns how many ordered pairs of ``rows`` differ (at least 1, to divide by).
+
+    Given which draws coincide, each pair of different draws is any pair of different classes with equal chance, so the
+    mean over them is unbiased though rows may repeat.
+    """
+    return (rows[:, None] != rows).sum().clamp_min(1)
+
+
+def sum_abs_dots(own: Tensor, every: Tensor, own_rows: Tensor, every_rows: Tensor) -> Tensor:
+    """Returns the sum of ``|a . b|`` over ``a`` in ``own`` ``(n, D)`` and ``b`` in ``every`` ``(m, D)`` of another row.
+
+    ``every`` holds the vectors of ``own`` (and of other processes) as constants. A pair is met from both its ends, so
+    the gradient of ``own`` counts each twice. One block of products is held at a time, in both directions.
+    """
+    result: Tensor = _SumAbsDots.apply(own, every, own_rows, every_rows)
+    return result
+
+
+class _SumAbsDots(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own, every, own_rows, every_rows):  # type: ignore[no-untyped-def]
+        total, slopes = own.new_zeros(()), [own[:0]]
+        step = max(1, BLOCK // max(1, len(every)))
+        for a, row in zip(own.split(step), own_rows.split(step), strict=True):
+            dots = (a @ every.T).masked_fill_(row[:, None] == every_rows, 0)
+            total = total + dots.abs().sum()
+            if ctx.needs_input_grad[0]:
+                slopes.append(2 * dots.sign_() @ every)
+        ctx.save_for_backward(torch.cat(slopes))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad * ctx.saved_tensors[0], None, None, None

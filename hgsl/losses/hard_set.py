@@ -1,0 +1,90 @@
+"""The centres nearest to each embedding, found in chunks so that no batch-by-classes matrix is ever held."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hgsl.losses.similarity import matrix_similarity, row_similarity, unit
+
+# A hard set below a sixteenth of the classes is searched and gathered; a larger one is cheaper as a whole matrix.
+GATHER_BELOW = 1 / 16
+# Rows searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU wants large products.
+CPU_CHUNK, GPU_CHUNK = 4096, 65536
+
+
+def candidates(
+    x: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    k: int,
+    similarity: str,
+    chunk_size: int | None = None,
+    sparse_grad: bool = False,
+    unit_centers: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scores the true centre of each embedding and at least the ``k`` nearest others.
+
+    Few classes, or ``k`` near their number: every pair is scored. Otherwise, or with a ``chunk_size``, the nearest are
+    found without gradient, and loss and gradient come from the ``k + 1`` gathered centres alone: memory beyond the
+    inputs is ``O(B (chunk + k D))``.
+
+    Args:
+        x: unit embeddings ``(B, D)``.
+        centers: ``(C, D)``, of any norm, C at least 1.
+        labels: ``(B,)``; one outside ``[0, C)`` belongs to a class that is not among these centres.
+        k: how many of the other centres are needed.
+        similarity: ``"euclidean"`` or ``"cosine"``.
+        chunk_size: centres searched at a time.
+        sparse_grad: whether the gradient of ``centers`` is sparse: only the rows used here.
+        unit_centers: promises that ``centers`` have norm 1, which spares the search their norms.
+
+    Returns:
+        Similarities ``(B, 1 + m)``, the true centre's first, and a mask of the same shape: True where an entry does not
+        count (the true centre among the others, or first in a row that has none).
+    """
+    count = len(centers)
+    target = labels[:, None]
+    true_row = target.clamp(0, count - 1)
+    if chunk_size is None and k + 1 > GATHER_BELOW * count:
+        rows = torch.arange(count, device=x.device)
+        w = F.embedding(rows, centers, sparse=True) if sparse_grad else centers
+        scores = matrix_similarity(x, unit(w.to(x.dtype)), similarity)  # (B, C)
+        scores = torch.cat([scores.gather(1, true_row), scores], dim=1)
+    else:
+        chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
+        rows = nearest_centers(x.detach(), centers.detach(), min(k + 1, count), chunk, unit_centers)
+        true_last = (rows == target).byte().argsort(dim=1, stable=True)
+        rows = rows.gather(1, true_last[:, :k])  # (B, k)
+        w = F.embedding(torch.cat([true_row, rows], dim=1), centers, sparse=sparse_grad)  # (B, 1 + k, D)
+        scores = row_similarity(x, unit(w.to(x.dtype)), similarity)
+    return scores, torch.cat([true_row != target, rows == target], dim=1)
+
+
+@torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop
+def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_centers: bool) -> Tensor:
+    """Returns the rows ``(B, k)`` of the centres ``(C, D)`` with the largest cosine to ``x`` ``(B, D)``, best first.
+
+    For unit ``x`` these are the nearest unit centres too. One chunk of centres is multiplied at a time, and the best of
+    it merged into a running top k; ``unit_centers`` promises that the centres need not be divided by their norms.
+    """
+    targets = x.T
+    best = x.new_empty(0, len(x))
+    rows = torch.empty(0, len(x), dtype=torch.int64, device=x.device)
+    scores = x.new_empty(min(chunk_size, len(centers)), len(x))
+    for start in range(0, len(centers), chunk_size):
+        block = centers[start : start + chunk_size].to(x.dtype)
+        found = torch.mm(block, targets, out=scores[: len(block)])  # (chunk, B)
+        if not unit_centers:
+            norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+            found.div_(norm.clamp_min_(1e-12))
+        values, places = found.topk(min(k, len(block)), dim=0)
+        best, rows = torch.cat([best, values]), torch.cat([rows, places + start])
+        if len(best) > k:
+            best, order = best.topk(k, dim=0)
+            rows = rows.gather(0, order)
+    return rows.T.contiguous()
+
+
+@nearest_centers.register_fake
+def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_centers: bool) -> Tensor:
+    return torch.empty(len(x), k, dtype=torch.int64, device=x.device)

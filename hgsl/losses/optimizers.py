@@ -1,0 +1,82 @@
+"""Optimisers of class centres: parameter groups, and which of torch's keep sparse centres right."""
+
+from typing import Any
+
+from torch import optim
+
+from hgsl.common.errors import InputError, unknown
+from hgsl.losses.hgsl import HardGlobalSoftminLoss
+
+SPARSE_OPTIMIZERS = {"sgd": optim.SGD, "adagrad": optim.Adagrad, "sparse_adam": optim.SparseAdam}
+ADVICE = "use SGD (momentum 0, weight_decay 0), Adagrad (weight_decay 0) or SparseAdam"
+
+
+def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr: float = 1e-5) -> list[dict[str, Any]]:
+    """Returns the groups ``centers`` and ``scale``, without weight decay, to add to those of the network.
+
+    A fixed scale is left out, and so are centres with ``sparse_grad``: those are :func:`sparse_optimizer`'s.
+    """
+    groups: list[dict[str, Any]] = []
+    if not loss_fn.sparse_grad:
+        groups.append({"name": "centers", "params": [loss_fn.centers], "lr": centers_lr, "weight_decay": 0.0})
+    if loss_fn.alpha.requires_grad:
+        groups.append({"name": "scale", "params": [loss_fn.alpha], "lr": scale_lr, "weight_decay": 0.0})
+    return groups
+
+
+def sparse_optimizer(
+    loss_fn: HardGlobalSoftminLoss, name: str = "sgd", lr: float = 1e-2, **options: Any
+) -> optim.Optimizer:
+    """Returns the attached optimiser of the centres of a loss with ``sparse_grad``.
+
+    Args:
+        loss_fn: the loss.
+        name: ``"sgd"``, ``"adagrad"`` or ``"sparse_adam"``.
+        lr: learning rate.
+        **options: further arguments of the optimiser.
+
+    Raises:
+        InputError: The name is unknown, or the options do not go with sparse gradients.
+    """
+    if name not in SPARSE_OPTIMIZERS:
+        raise unknown("sparse optimiser", name, SPARSE_OPTIMIZERS)
+    optimizer: optim.Optimizer = SPARSE_OPTIMIZERS[name]([loss_fn.centers], lr=lr, **options)
+    attach_optimizer(loss_fn, optimizer)
+    return optimizer
+
+
+def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
+    """Checks that ``optimizer`` suits sparse centres; from then on every step re-normalises the rows it has touched.
+
+    The check is repeated before each step, since schedules change momentum, too.
+
+    Raises:
+        InputError: The optimiser does not hold the centres, or would move rows without a gradient or fail on a sparse
+            one.
+    """
+    check_optimizer(loss_fn, optimizer)
+    optimizer.register_step_pre_hook(lambda *_: check_optimizer(loss_fn, optimizer))
+    optimizer.register_step_post_hook(lambda *_: _renormalize_touched(loss_fn))
+    loss_fn.optimizer_attached = True
+
+
+def check_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
+    """Raises InputError with the reason if ``optimizer`` cannot train the sparse centres of ``loss_fn``."""
+    kind = type(optimizer).__name__
+    groups = [g for g in optimizer.param_groups if any(p is loss_fn.centers for p in g["params"])]
+    if not groups:
+        raise InputError(f"this {kind} does not hold loss_fn.centers: give it [loss_fn.centers]")
+    if not loss_fn.sparse_grad:
+        raise InputError(f"this loss has dense gradients: {kind} needs no attaching, or set sparse_grad=True")
+    if not isinstance(optimizer, tuple(SPARSE_OPTIMIZERS.values())):
+        raise InputError(f"{kind} refuses sparse gradients or moves rows without one: {ADVICE}")
+    if groups[0].get("momentum"):
+        raise InputError(f"{kind} with momentum {groups[0]['momentum']} keeps moving rows outside the batch: {ADVICE}")
+    if groups[0].get("weight_decay"):
+        raise InputError(f"{kind} with weight_decay {groups[0]['weight_decay']} fails on sparse gradients: {ADVICE}")
+
+
+def _renormalize_touched(loss_fn: HardGlobalSoftminLoss) -> None:
+    gradient = loss_fn.centers.grad
+    if gradient is not None:
+        loss_fn.renormalize(gradient._indices()[0].unique() if gradient.is_sparse else None)

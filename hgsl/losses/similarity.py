@@ -1,0 +1,51 @@
+"""How close unit vectors are: minus their smoothed euclidean distance, or their cosine."""
+
+import torch
+from torch import Tensor
+
+SIMILARITIES = ("euclidean", "cosine")
+SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite where two points meet
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Scales the last dimension to norm 1; a vector too small or too large for its norm to be told is left as it is."""
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / norm.where((norm > 1e-12) & norm.isfinite(), 1)
+
+
+def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
+    """Returns ``(B, C)``: ``1 - d`` (euclidean) or ``x . w`` (cosine) of unit ``x`` ``(B, D)`` and ``w`` ``(C, D)``."""
+    if kind == "cosine":
+        return x @ w.T
+    # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not have.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    a, b = x.to(wide), w.to(wide)
+    squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
+    return (1 - (squared.clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
+
+
+def row_similarity(x: Tensor, rows: Tensor, kind: str) -> Tensor:
+    """Returns ``(B, n)``: the same as :func:`matrix_similarity`, of ``x_i`` with its own ``rows`` ``(B, n, D)``."""
+    if kind == "cosine":
+        return torch.linalg.vecdot(x[:, None], rows)
+    distance = torch.linalg.vector_norm(x[:, None] - rows, dim=-1)  # (B, n)
+    return 1 - (distance.square() + SMOOTHING).sqrt()
+
+
+@torch.no_grad()
+def normalize_(vectors: Tensor, rows: Tensor | None = None) -> None:
+    """Scales ``vectors`` ``(C, D)``, or only the given ``rows``, to norm 1 in place.
+
+    A row that has norm 1 up to rounding stays as it is to the last bit, so that loading what was saved changes nothing.
+    """
+    if rows is not None:
+        vectors.index_copy_(0, rows, _rounded_unit(vectors[rows]))
+        return
+    for block in vectors.split(4096):  # so that no second copy of a large table is ever held
+        block.copy_(_rounded_unit(block))
+
+
+def _rounded_unit(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    is_unit = (norm - 1).abs() < 16 * torch.finfo(vectors.dtype).eps
+    return torch.where(is_unit, vectors, unit(vectors))
