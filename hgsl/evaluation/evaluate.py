@@ -1,4 +1,4 @@
-"""From embeddings and labels to the numbers of a report."""
+"""From embeddings and labels to retrieval scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,54 +6,108 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import metrics
-from hgsl.evaluation.search import nearest_blocks
+from hgsl.evaluation import clustering, metrics
+from hgsl.evaluation.search import Gallery, nearest_blocks
+from hgsl.evaluation.task import RetrievalTask, make_task
+from hgsl.evaluation.vectors import Array, Ints
 
-Array = ArrayLike | torch.Tensor
+OVERLAP_QUERIES = 1000
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Mean scores over the queries, each in [0, 1].
+    """Scores of a retrieval task, each in [0, 1], with the values they are the means of.
 
     Attributes:
-        recall: K -> Recall@K.
-        precision: K -> Precision@K.
-        r_precision: R-Precision.
-        map_at_r: MAP@R.
-        num_queries: Queries that count: those with at least one match in the gallery.
+        ks: The K of the scores at K.
+        per_query: Key of a report (``recall@1``, ``map@r``, ...) -> (num_queries,) float64.
+        query_ids: (num_queries,) ids of the queries that count: those with at least one match in the gallery.
+        query_labels: (num_queries,) their labels.
         num_gallery: Images searched.
         num_skipped: Queries left out since the gallery holds no other image of their label.
-        per_query: Metric key -> (num_queries,) float64, the values that the means are taken of.
-        query_ids: (num_queries,) ids of the queries that count.
-        query_labels: (num_queries,) labels of the queries that count.
+        index: How neighbours were found: ``Flat`` is exact search.
+        index_overlap: For another index, the mean share of the exact max(ks) nearest that it found, on a sample of
+            queries; None for exact search.
+        clustering: ``nmi`` and ``ami``, if asked for.
     """
 
-    recall: dict[int, float]
-    precision: dict[int, float]
-    r_precision: float
-    map_at_r: float
-    num_queries: int
+    ks: tuple[int, ...]
+    per_query: dict[str, metrics.Floats]
+    query_ids: Ints
+    query_labels: Ints
     num_gallery: int
     num_skipped: int
-    per_query: dict[str, NDArray[np.float64]]
-    query_ids: NDArray[np.int64]
-    query_labels: NDArray[np.int64]
+    index: str
+    index_overlap: float | None
+    clustering: dict[str, float]
+
+    @property
+    def num_queries(self) -> int:
+        """Queries that count."""
+        return len(self.query_ids)
+
+    @property
+    def recall(self) -> dict[int, float]:
+        """K -> Recall@K."""
+        return self._at_each_k("recall")
+
+    @property
+    def precision(self) -> dict[int, float]:
+        """K -> Precision@K."""
+        return self._at_each_k("precision")
+
+    @property
+    def map_at_k(self) -> dict[int, float]:
+        """K -> mAP@K as the published HGSL code defines it."""
+        return self._at_each_k("map")
+
+    @property
+    def r_precision(self) -> float:
+        """R-Precision."""
+        return float(self.per_query["r_precision"].mean())
+
+    @property
+    def map_at_r(self) -> float:
+        """MAP@R."""
+        return float(self.per_query["map@r"].mean())
+
+    @property
+    def mrr(self) -> float:
+        """The mean reciprocal rank of the first hit among the max(ks) nearest."""
+        return float(self.per_query[f"mrr@{max(self.ks)}"].mean())
+
+    def micro(self) -> dict[str, float]:
+        """Returns every score as its mean over queries."""
+        return {key: float(values.mean()) for key, values in self.per_query.items()}
+
+    def macro(self) -> dict[str, float]:
+        """Returns every score as the mean over classes of the mean over a class's queries."""
+        _, scores = self.per_class()
+        return {key: float(values.mean()) for key, values in scores.items()}
+
+    def per_class(self) -> tuple[dict[int, int], dict[str, metrics.Floats]]:
+        """Returns label -> number of queries, by rising label, and key -> (classes,) mean scores in that order."""
+        labels, place, counts = np.unique(self.query_labels, return_inverse=True, return_counts=True)
+        scores = {key: np.bincount(place, values) / counts for key, values in self.per_query.items()}
+        return dict(zip(labels.tolist(), counts.tolist(), strict=True)), scores
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the scores and counts under the keys of a JSON report, such as ``recall@1`` and ``map@r``."""
+        """Returns the scores (means over queries) and counts under the keys of a JSON report."""
         return {
-            **{f"recall@{k}": value for k, value in self.recall.items()},
-            **{f"precision@{k}": value for k, value in self.precision.items()},
-            "r_precision": self.r_precision,
-            "map@r": self.map_at_r,
+            **self.micro(),
+            **self.clustering,
             "num_queries": self.num_queries,
             "num_gallery": self.num_gallery,
             "num_skipped": self.num_skipped,
+            "index": self.index,
+            **({} if self.index_overlap is None else {"index_overlap": self.index_overlap}),
         }
+
+    def _at_each_k(self, name: str) -> dict[int, float]:
+        return {k: float(self.per_query[f"{name}@{k}"].mean()) for k in self.ks}
 
 
 def evaluate_embeddings(
@@ -62,145 +116,142 @@ def evaluate_embeddings(
     ks: Sequence[int] = (1, 2, 4, 8),
     *,
     ids: Array | None = None,
+    groups: Array | None = None,
+    is_query: Array | None = None,
+    is_gallery: Array | None = None,
     gallery_embeddings: Array | None = None,
     gallery_labels: Array | None = None,
     gallery_ids: Array | None = None,
+    gallery_groups: Array | None = None,
+    metric: str = "cosine",
+    index: str = "Flat",
+    cluster: bool = False,
+    device: torch.device | str = "cpu",
     max_memory: int = 1 << 30,
+    progress: bool = False,
 ) -> RetrievalResult:
     """Searches every query's nearest images in the gallery and returns the retrieval scores.
 
     Without a gallery, each image is searched among all the others. A gallery image with the query's id is never a
     neighbour of that query, so a query cannot find itself; a duplicate image under another id can be found.
-    The vectors are compared by cosine similarity.
 
     Args:
-        embeddings: (Q, D) query vectors, any float dtype, NumPy or torch.
+        embeddings: (Q, D) query vectors, any float dtype, NumPy (also memory-mapped) or torch.
         labels: (Q,) integer labels.
-        ks: The K of Recall@K and Precision@K, each at least 1.
+        ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
         ids: (Q,) integers that name the images; row numbers by default.
-        gallery_embeddings: (N, D); with it come ``gallery_labels`` and, where the gallery may hold the queries
-            themselves, ``gallery_ids``.
-        max_memory: Bytes that the search may use beyond the embeddings.
+        groups: (Q,) integers, such as a camera's number, -1 for none: an image with both the label and the group of a
+            query is no neighbour of that query.
+        is_query: (Q,) bool, which rows are queries where there is no gallery of its own; all by default.
+        is_gallery: (Q,) bool, which rows are searched, likewise.
+        gallery_embeddings: (N, D) gallery vectors; with them come ``gallery_labels`` and, where the gallery may hold
+            the queries themselves, ``ids`` and ``gallery_ids``.
+        metric: ``cosine``, ``inner_product`` or ``l2``.
+        index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
+        cluster: Whether to add NMI and AMI of a k-means clustering of the queries.
+        device: Where the exact search runs; the same neighbours come out on each.
+        max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index).
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
         InputError: Shapes disagree, a vector is not finite or is zero, or no query has a match in the gallery.
     """
-    for k in ks:
-        if isinstance(k, bool) or int(k) != k or k < 1:
-            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
-    if not ks:
-        raise InputError("ks: give at least one K")
-    queries, labels = _unit_rows(embeddings, "embeddings"), _integers(labels, "labels")
-    _same_length("labels", labels, "embeddings", queries)
-    query_ids = np.arange(len(queries)) if ids is None else _integers(ids, "ids")
-    _same_length("ids", query_ids, "embeddings", queries)
-    if gallery_embeddings is None:
-        if gallery_labels is not None or gallery_ids is not None:
-            raise InputError("gallery_labels and gallery_ids need gallery_embeddings: give all three or none")
-        gallery, gallery_labels, gallery_ids = queries, labels, query_ids
-    else:
-        if gallery_labels is None:
-            raise InputError("gallery_embeddings needs gallery_labels: give one label an image")
-        if gallery_ids is not None and ids is None:
-            raise InputError("gallery_ids needs ids: without the queries' ids nothing can be compared with them")
-        gallery, gallery_labels = (
-            _unit_rows(gallery_embeddings, "gallery_embeddings"),
-            _integers(gallery_labels, "labels"),
-        )
-        _same_length("gallery_labels", gallery_labels, "gallery_embeddings", gallery)
-        if gallery_ids is None:  # no image in common: ids that no query has
-            gallery_ids = np.arange(len(gallery)) + (query_ids.max(initial=-1) + 1)
-        gallery_ids = _integers(gallery_ids, "gallery_ids")
-        _same_length("gallery_ids", gallery_ids, "gallery_embeddings", gallery)
-        if gallery.shape[1] != queries.shape[1]:
-            raise InputError(
-                f"gallery_embeddings have {gallery.shape[1]} dimensions and embeddings {queries.shape[1]}: "
-                "both must come from one model"
-            )
-
-    relevant = _relevant(labels, query_ids, gallery_labels, gallery_ids)
-    answerable = np.flatnonzero(relevant > 0)
-    if not len(answerable):
-        raise InputError(
-            f"none of the {len(queries)} queries has another image of its label among {len(gallery)} gallery images: "
-            "give at least two images of one class"
-        )
-    queries, labels, query_ids = queries[answerable], labels[answerable], query_ids[answerable]
-    relevant = relevant[answerable]
-    per_query: dict[str, list[NDArray[np.float64]]] = {}
-    depth = int(max(*ks, relevant.max()))
-    for rows, _, positions in nearest_blocks(
-        queries, gallery, depth, query_ids=query_ids, gallery_ids=gallery_ids, max_memory=max_memory
-    ):
-        hits = (gallery_labels[positions] == labels[rows, None]) & (positions >= 0)
-        for key, values in _scores(hits, relevant[rows], ks).items():
-            per_query.setdefault(key, []).append(values)
-    scores = {key: np.concatenate(parts) for key, parts in per_query.items()}
-    return RetrievalResult(
-        recall={k: float(scores[f"recall@{k}"].mean()) for k in ks},
-        precision={k: float(scores[f"precision@{k}"].mean()) for k in ks},
-        r_precision=float(scores["r_precision"].mean()),
-        map_at_r=float(scores["map@r"].mean()),
-        num_queries=len(queries),
-        num_gallery=len(gallery),
-        num_skipped=len(_array(embeddings)) - len(queries),
-        per_query=scores,
-        query_ids=query_ids,
-        query_labels=labels,
+    task = make_task(
+        embeddings,
+        labels,
+        ids=ids,
+        groups=groups,
+        is_query=is_query,
+        is_gallery=is_gallery,
+        gallery_embeddings=gallery_embeddings,
+        gallery_labels=gallery_labels,
+        gallery_ids=gallery_ids,
+        gallery_groups=gallery_groups,
+        metric=metric,
+    )
+    return evaluate_task(
+        task, ks, index=index, cluster=cluster, device=device, max_memory=max_memory, progress=progress
     )
 
 
-def _scores(hits: metrics.Bools, relevant: metrics.Ints, ks: Sequence[int]) -> dict[str, metrics.Floats]:
+def evaluate_task(
+    task: RetrievalTask,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    *,
+    index: str = "Flat",
+    cluster: bool = False,
+    device: torch.device | str = "cpu",
+    max_memory: int = 1 << 30,
+    progress: bool = False,
+) -> RetrievalResult:
+    """Returns the scores of a task; the arguments are those of ``evaluate_embeddings``."""
+    ks = _checked(ks)
+    whole, task = task, task.subset(task.answerable)
+    if not len(task.queries):
+        raise InputError(
+            f"none of the {len(whole.queries)} queries has another image of its label among "
+            f"{len(task.gallery)} gallery images: give at least two images of one class"
+        )
+    gallery = task.search_gallery(index, torch.device(device), max_memory)
+    depths = np.maximum(task.relevant, max(ks))
+    labels = task.query_labels, task.gallery_labels
+    per_query: dict[str, metrics.Floats] = {}
+    with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
+        for rows, positions in nearest_blocks(
+            gallery, task.queries, depths, excluded=task.excluded, labels=labels, max_memory=max_memory
+        ):
+            hits = (labels[1][positions] == labels[0][rows, None]) & (positions >= 0)
+            for key, values in _scores(hits, task.relevant[rows], ks).items():
+                per_query.setdefault(key, np.empty(len(depths)))[rows] = values
+            bar.update(len(rows))
+    return RetrievalResult(
+        ks=ks,
+        per_query=per_query,
+        query_ids=task.query_ids,
+        query_labels=task.query_labels,
+        num_gallery=len(task.gallery),
+        num_skipped=len(whole.queries) - len(task.queries),
+        index=index,
+        index_overlap=None if gallery.exact else _overlap(task, gallery, max(ks), max_memory),
+        clustering=clustering.scores(whole.queries, whole.query_labels) if cluster else {},
+    )
+
+
+def _checked(ks: Sequence[int]) -> tuple[int, ...]:
+    for k in ks:
+        if isinstance(k, bool) or int(k) != k or k < 1:
+            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
+    if not len(ks):
+        raise InputError("ks: give at least one K")
+    return tuple(sorted({int(k) for k in ks}))
+
+
+def _scores(hits: metrics.Bools, relevant: Ints, ks: tuple[int, ...]) -> dict[str, metrics.Floats]:
     return {
         **{f"recall@{k}": metrics.recall_at_k(hits, k) for k in ks},
         **{f"precision@{k}": metrics.precision_at_k(hits, k) for k in ks},
+        **{f"map@{k}": metrics.map_at_k(hits, k) for k in ks},
         "r_precision": metrics.r_precision(hits, relevant),
         "map@r": metrics.map_at_r(hits, relevant),
+        f"mrr@{ks[-1]}": metrics.reciprocal_rank(hits, ks[-1]),
     }
 
 
-def _relevant(
-    labels: metrics.Ints, ids: metrics.Ints, gallery_labels: metrics.Ints, gallery_ids: metrics.Ints
-) -> metrics.Ints:
-    """How many gallery images share each query's label, those with its id left out."""
-
-    def count(keys: NDArray[Any], wanted: NDArray[Any]) -> metrics.Ints:
-        known, counts = np.unique(keys, return_counts=True, axis=0)
-        table = {tuple(np.atleast_1d(key)): n for key, n in zip(known.tolist(), counts.tolist(), strict=True)}
-        return np.array([table.get(tuple(np.atleast_1d(key)), 0) for key in wanted.tolist()], dtype=np.int64)
-
-    own = count(np.stack([gallery_labels, gallery_ids], 1), np.stack([labels, ids], 1))
-    return count(gallery_labels, labels) - own
-
-
-def _array(values: Array) -> NDArray[Any]:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
-    return np.asarray(values)
-
-
-def _unit_rows(values: Array, name: str) -> NDArray[np.float32]:
-    array = _array(values)
-    if array.ndim != 2 or not array.size or array.dtype.kind != "f":
-        raise InputError(f"{name}: expected a matrix (images, dimensions) of floats, found {array.dtype} {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    norms = np.linalg.norm(array, axis=1)
-    wrong = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(wrong):
-        raise InputError(f"{name}: row {wrong[0]} is zero or not finite ({len(wrong)} such rows): it has no direction")
-    if np.abs(norms - 1).max() > 1e-5:
-        array = array / norms[:, None]
-    return array
-
-
-def _integers(values: Array, name: str) -> metrics.Ints:
-    array = _array(values)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(f"{name}: expected one integer an image, found {array.dtype} of shape {array.shape}")
-    return array.astype(np.int64)
-
-
-def _same_length(name: str, values: NDArray[Any], other: str, rows: NDArray[Any]) -> None:
-    if len(values) != len(rows):
-        raise InputError(f"{name} has {len(values)} entries and {other} {len(rows)} rows: both must be one an image")
+def _overlap(task: RetrievalTask, gallery: Gallery, k: int, max_memory: int) -> float:
+    """The mean share of the exact k nearest that an approximate index found, on a seeded sample of queries."""
+    count = len(task.queries)
+    task = task.subset(np.random.default_rng(0).choice(count, min(count, OVERLAP_QUERIES), replace=False))
+    found = []
+    for searched in (task.search_gallery("Flat", torch.device("cpu"), max_memory), gallery):
+        nearest = np.empty((len(task.queries), k), dtype=np.int64)
+        depths = np.full(len(nearest), k)
+        for rows, positions in nearest_blocks(
+            searched, task.queries, depths, excluded=task.excluded, max_memory=max_memory
+        ):
+            nearest[rows] = positions
+        found.append(nearest)
+    exact, approximate = found
+    shared = [
+        len(np.intersect1d(a[a >= 0], b)) / max(1, len(a[a >= 0])) for a, b in zip(exact, approximate, strict=True)
+    ]
+    return float(np.mean(shared))

@@ -3,8 +3,9 @@
 Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` says whether the neighbour at rank r + 1 of query q has
 the query's label, with the query itself already removed, and returns one float64 value in [0, 1] a query. The score of
 a data set is the mean over its queries. Where a query depends on it, ``relevant`` (Q,) holds R: how many images of its
-label the gallery has for that query, the query itself not counted. A query with R = 0 cannot be answered and is left
-out before these functions are called.
+label the gallery has for that query, the query itself not counted. A query with R = 0 has no answer: it is counted and
+left out before these functions are called (pytorch-metric-learning leaves it out too; the published HGSL code counts
+it as 0).
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ def recall_at_k(hits: Bools, k: int) -> Floats:
     >>> recall_at_k(np.array([[False, True, False]]), 2)
     array([1.])
     """
-    return hits[:, : _rank(k)].any(axis=1).astype(np.float64)
+    return np.asarray(_top(hits, k).any(axis=1), dtype=np.float64)
 
 
 def precision_at_k(hits: Bools, k: int) -> Floats:
@@ -36,7 +37,7 @@ def precision_at_k(hits: Bools, k: int) -> Floats:
     >>> precision_at_k(np.array([[False, True, True]]), 3).round(3)
     array([0.667])
     """
-    return hits[:, : _rank(k)].sum(axis=1) / k
+    return _count(_top(hits, k)) / k
 
 
 def r_precision(hits: Bools, relevant: Ints) -> Floats:
@@ -47,7 +48,7 @@ def r_precision(hits: Bools, relevant: Ints) -> Floats:
 
     Source: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020.
     """
-    return (hits & _within(hits, relevant)).sum(axis=1) / relevant
+    return _count(_top_r(hits, relevant)) / relevant
 
 
 def map_at_r(hits: Bools, relevant: Ints) -> Floats:
@@ -58,21 +59,53 @@ def map_at_r(hits: Bools, relevant: Ints) -> Floats:
 
     Source: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020.
     """
-    return _precision_sum(hits & _within(hits, relevant)) / relevant
+    return _precision_sum(_top_r(hits, relevant)) / relevant
+
+
+def map_at_k(hits: Bools, k: int) -> Floats:
+    """mAP@K: 1/H * the sum over ranks i <= K of P(i), with H the hits among the K nearest; 0 without a hit.
+
+    P(i) is Precision@i if rank i is a hit, else 0. The divisor H forgives hits that were never found: a query with one
+    hit, at rank 1, scores 1 however many images of its label exist. It is offered to compare with published tables.
+
+    >>> map_at_k(np.array([[True, False, True]]), 3).round(3)  # (1/1 + 2/3) / 2
+    array([0.833])
+
+    Source: the evaluation in the published code of the Hard Global Softmin Loss.
+    """
+    top = _top(hits, k)
+    return _precision_sum(top) / np.maximum(_count(top), 1)
+
+
+def reciprocal_rank(hits: Bools, k: int) -> Floats:
+    """Reciprocal rank: 1 / the rank of the first hit among the K nearest, 0 without a hit; its mean is MRR@K.
+
+    >>> reciprocal_rank(np.array([[False, True, True]]), 3)
+    array([0.5])
+    """
+    top = _top(hits, k)
+    return np.where(top.any(axis=1), 1 / (top.argmax(axis=1) + 1), 0)
+
+
+def _top(hits: Bools, k: int) -> Bools:
+    if k < 1:
+        raise InputError(f"K must be a rank of at least 1, found {k}")
+    return hits[:, :k]
+
+
+def _top_r(hits: Bools, relevant: Ints) -> Bools:
+    hits = hits[:, : relevant.max(initial=0)]
+    return hits & (np.arange(hits.shape[1]) < relevant[:, None])
+
+
+def _count(hits: Bools) -> Ints:
+    return np.asarray(np.count_nonzero(hits, axis=1), dtype=np.int64)
 
 
 def _precision_sum(hits: Bools) -> Floats:
-    """The sum over the hits of Precision@(their rank)."""
-    found = np.cumsum(hits, axis=1, dtype=np.int32)
-    ranks = np.arange(1, hits.shape[1] + 1)
-    return (found / ranks).sum(axis=1, where=hits)
-
-
-def _within(hits: Bools, relevant: Ints) -> Bools:
-    return np.arange(hits.shape[1]) < relevant[:, None]
-
-
-def _rank(k: int) -> int:
-    if k < 1:
-        raise InputError(f"K must be a rank of at least 1, found {k}")
-    return k
+    """The sum over a query's hits of Precision@(their rank): hits are few, so only they are visited."""
+    query, column = np.nonzero(hits)
+    counts = _count(hits)
+    earlier = np.cumsum(counts) - counts  # hits of the queries before this one
+    found = np.arange(1, len(query) + 1) - earlier[query]
+    return np.bincount(query, found / (column + 1), minlength=len(hits)).astype(np.float64)

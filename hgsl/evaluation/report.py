@@ -21,8 +21,8 @@ def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str,
         columns: Key -> heading; by default Recall@1/2/4/8, R-Precision and MAP@R.
 
     >>> print(format_table({"before": {"recall@1": 0.5}}, {"recall@1": "Recall@1"}))
-              Recall@1
-    before       50.00
+             Recall@1
+    before      50.00
     """
     columns = COLUMNS if columns is None else columns
     first = max((len(name) for name in results), default=0)

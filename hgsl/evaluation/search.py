@@ -1,97 +1,231 @@
-"""Exact nearest neighbours in blocks of queries, with the query removed by id and ties broken by a rule.
+"""Nearest neighbours in blocks of queries: exact, within a memory budget, in an order fixed by a rule.
 
-The rule: neighbours are sorted by falling score, equal scores by rising gallery id. The score of a pair is computed in
-float64 from these two vectors alone and rounded to float32, so neither the depth, the block size nor the number of
-threads can change it. FAISS proposes more candidates than are asked for; they are then scored and sorted by the rule.
+The rule: neighbours are sorted by falling score, equal scores by rising gallery id, where the score of a pair is
+computed in float64 from these two vectors alone and rounded to float32. FAISS by itself gives no such order: its
+float32 sums change in the last bits with the block size, and equal scores come in an order that changes with the depth.
+
+So a proposer (see ``candidates``) names somewhat more candidates than are asked for. Two candidates whose proposed
+scores differ by more than twice the rounding noise are in the right order already; a run of closer ones is scored
+again by the rule and sorted. If the depth asked for might end inside such a run, more candidates are fetched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from hgsl.common.errors import unknown
+from hgsl.common.errors import InputError
+from hgsl.evaluation.candidates import Proposer
+from hgsl.evaluation.vectors import Floats, Ints, Vectors
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+SLACK = 16  # candidates beyond the depth asked for, so that few queries need a second look
+BLOCK = 4096  # queries at a time where memory allows: FAISS works in blocks of this size itself
+PAIRS = 256  # pairs scored at a time: their float64 vectors stay in the processor's cache
+KeyPair = tuple[Ints, Ints]  # one key a query, one a gallery row
 
-METRICS = {"inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
-SLACK = 16  # candidates beyond what is asked for, so that most ties at the cut are settled in the first attempt
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is searched: vectors, their ids, and who proposes neighbours.
+
+    Attributes:
+        vectors: (N, D).
+        ids: (N,) integers; the lower id comes first among equal scores.
+        metric: ``cosine``, ``inner_product`` or ``l2``.
+        propose: The proposer over these vectors.
+        exact: Whether the proposer looks at every vector.
+    """
+
+    vectors: Vectors
+    ids: Ints
+    metric: str
+    propose: Proposer
+    exact: bool = True
 
 
 def nearest_blocks(
-    queries: Floats,
-    gallery: Floats,
-    k: int,
+    gallery: Gallery,
+    queries: Vectors,
+    depths: Ints,
     *,
-    query_ids: Ints,
-    gallery_ids: Ints,
-    metric: str = "inner_product",
+    excluded: Sequence[KeyPair] = (),
+    labels: KeyPair | None = None,
     max_memory: int = 1 << 30,
-) -> Iterator[tuple[slice, Floats, Ints]]:
-    """Yields (rows, scores, positions) block by block: the k nearest gallery rows of each query, best first.
+) -> Iterator[tuple[Ints, Ints]]:
+    """Yields (rows, positions) until every query has come once; queries that need little depth come first.
 
-    Gallery rows whose id is the query's are left out. Scores (B, k) are inner products, or negated squared distances
-    for ``l2``; positions (B, k) count gallery rows. A gallery with too few rows is padded with score -inf, position -1.
+    ``rows`` (B,) count queries. ``positions`` (B, K) count gallery rows, best first, where K is the largest depth among
+    these queries; ranks for which the gallery has no image hold -1.
 
     Args:
-        queries: (Q, D) float32.
-        gallery: (N, D) float32.
-        k: How many neighbours, at least 1.
-        query_ids: (Q,) integers.
-        gallery_ids: (N,) integers.
-        metric: ``inner_product`` or ``l2``.
-        max_memory: Bytes that may be used beyond the arguments.
+        depths: (Q,) how many neighbours each query needs, at least 1.
+        excluded: Pairs of keys, (Q,) and (N,): a gallery row is left out for a query if their keys are equal in any.
+        labels: Labels of queries and gallery. If given, only what matters for hits is put in order: within a run of
+            equal scores that are all of the query's label, or all of others, the order is left as it was proposed.
+        max_memory: Bytes that may be used beyond the vectors.
 
     Raises:
-        InputError: The metric is unknown.
+        InputError: Not even one query at a time fits in ``max_memory``.
     """
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
-    _, counts = np.unique(gallery_ids, return_counts=True)
-    width = min(len(gallery), k + int(counts.max()) + SLACK)
-    block = int(np.clip(max_memory // (width * 64 + queries.shape[1] * 64), 1, 4096))
-    for start in range(0, len(queries), block):
-        rows = slice(start, min(start + block, len(queries)))
-        scores = np.full((rows.stop - rows.start, k), -np.inf, dtype=np.float32)
-        positions = np.full(scores.shape, -1, dtype=np.int64)
-        pending, depth = np.arange(rows.stop - rows.start), width
-        while len(pending):
-            found_scores, found = _ranked(
-                queries[rows][pending], gallery, depth, query_ids[rows][pending], gallery_ids, metric
-            )
-            scores[pending, : min(k, depth)] = found_scores[:, :k]
-            positions[pending, : min(k, depth)] = found[:, :k]
-            if depth == len(gallery):
-                break
-            # The worst candidate bounds what FAISS left out, up to the rounding of its float32 sums.
-            margin = 1e-5 * np.abs(found_scores[:, :1])
-            worst = np.where(found >= 0, found_scores, np.inf).min(axis=1)
-            pending = pending[worst + margin[:, 0] >= found_scores[:, k - 1]]
-            depth = min(2 * depth, len(gallery))
-        yield rows, scores, positions
+    left_out = np.zeros(len(queries), dtype=np.int64)
+    for query_keys, gallery_keys in excluded:
+        left_out += count_equal(gallery_keys, query_keys)
+    widths = np.minimum(depths + left_out + SLACK, len(gallery.vectors))
+    order = np.argsort(widths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = _block_size(int(widths[order[start]]), queries.width, max_memory)
+        while size > 1 and size > _block_size(
+            int(widths[order[start : start + size]].max()), queries.width, max_memory
+        ):
+            size //= 2
+        rows = order[start : start + size]
+        depth = int(depths[rows].max())
+        yield rows, _ranked(gallery, queries, rows, depth, int(widths[rows].max()), excluded, labels, max_memory)
+        start += size
 
 
-def pair_scores(queries: Floats, gallery: Floats, positions: Ints, metric: str = "inner_product") -> Floats:
-    """Returns the (B, K) float32 scores of each query with the gallery rows at its positions (-1 gives -inf)."""
-    scores = np.empty(positions.shape, dtype=np.float32)
-    for row, (query, columns) in enumerate(zip(queries.astype(np.float64), positions, strict=True)):
-        rows = gallery[columns].astype(np.float64)
+def pair_scores(gallery: Vectors, positions: Ints, queries: Vectors, rows: Ints, metric: str) -> Floats:
+    """Returns the (P,) scores, by the rule, of gallery rows ``positions`` (P,) with query rows ``rows`` (P,).
+
+    A score is the inner product, or the negated squared distance for ``l2``; position -1 scores -inf.
+    """
+    scores = np.empty(len(positions), dtype=np.float32)
+    for start in range(0, len(positions), PAIRS):
+        part = slice(start, start + PAIRS)
+        left = gallery.rows(positions[part]).astype(np.float64)
+        right = queries.rows(rows[part]).astype(np.float64)
         if metric == "l2":
-            difference = rows - query
-            scores[row] = -np.einsum("kd,kd->k", difference, difference)
+            left -= right
+            scores[part] = -np.einsum("pd,pd->p", left, left)
         else:
-            scores[row] = np.einsum("kd,d->k", rows, query)
+            scores[part] = np.einsum("pd,pd->p", left, right)
     scores[positions < 0] = -np.inf
     return scores
 
 
+def neighbour_scores(gallery: Gallery, queries: Vectors, rows: Ints, positions: Ints) -> Floats:
+    """Returns the (B, K) scores, by the rule, of the neighbours ``positions`` (B, K) of query rows ``rows`` (B,)."""
+    flat = np.repeat(rows, positions.shape[1])
+    return pair_scores(gallery.vectors, positions.ravel(), queries, flat, gallery.metric).reshape(positions.shape)
+
+
+def count_equal(gallery_keys: Ints, query_keys: Ints) -> Ints:
+    """Returns for each query key how many gallery keys equal it, (Q,)."""
+    known, counts = np.unique(gallery_keys, return_counts=True)
+    place = np.searchsorted(known, query_keys).clip(max=len(known) - 1)
+    return np.where(known[place] == query_keys, counts[place], 0).astype(np.int64)
+
+
+def both_equal(first: KeyPair, second: KeyPair) -> KeyPair:
+    """Returns keys that are equal where the keys of both pairs are."""
+    values, codes = np.unique(np.concatenate(second), return_inverse=True)
+    _, firsts = np.unique(np.concatenate(first), return_inverse=True)
+    keys = firsts.astype(np.int64) * len(values) + codes
+    return keys[: len(first[0])], keys[len(first[0]) :]
+
+
+def _block_size(width: int, dimensions: int, max_memory: int) -> int:
+    """How many queries fit: per candidate the proposer's and our own copies, per query its vector."""
+    size = max_memory // (width * 80 + dimensions * 16)
+    if size < 1:
+        raise InputError(f"max_memory: {max_memory} bytes cannot hold the {width} candidates of one query: raise it")
+    return min(size, BLOCK)
+
+
 def _ranked(
-    queries: Floats, gallery: Floats, depth: int, query_ids: Ints, gallery_ids: Ints, metric: str
-) -> tuple[Floats, Ints]:
-    _, found = faiss.knn(queries, gallery, depth, metric=METRICS[metric])
-    found[gallery_ids[found] == query_ids[:, None]] = -1
-    scores = pair_scores(queries, gallery, found, metric)
-    order = np.lexsort((gallery_ids[found], -scores), axis=1)
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+    gallery: Gallery,
+    queries: Vectors,
+    rows: Ints,
+    depth: int,
+    width: int,
+    excluded: Sequence[KeyPair],
+    labels: KeyPair | None,
+    max_memory: int,
+) -> Ints:
+    """Returns the (B, depth) neighbours of some queries, looking at ``width`` candidates each or more if need be."""
+    vectors = queries.rows(rows)
+    scores, positions = gallery.propose(vectors, width)
+    noise = _noise(gallery, vectors) if gallery.exact else np.full(len(rows), np.inf, dtype=np.float32)
+    lowest = scores[:, -1].copy()
+    scores, positions = _without(scores, positions, rows, excluded)
+    with np.errstate(invalid="ignore"):  # padding: inf - inf
+        while True:
+            hits = None if labels is None else (labels[1][positions] == labels[0][rows, None]) & (positions >= 0)
+            found_noise = _settle(gallery, queries, rows, scores, positions, noise, hits)
+            if not (found_noise > noise).any():
+                break
+            noise = np.maximum(noise, 2 * found_noise)
+        ranked = np.full((len(rows), depth), -1, dtype=np.int64)
+        ranked[:, : positions.shape[1]] = positions[:, :depth]
+        if width == len(gallery.vectors) or not gallery.exact:
+            return ranked
+        last = scores[:, min(depth, scores.shape[1]) - 1]
+        unsure = np.flatnonzero((ranked[:, -1] < 0) | ~(last - lowest > 2 * noise))
+    wider = min(2 * width, len(gallery.vectors))
+    size = _block_size(wider, queries.width, max_memory)
+    for start in range(0, len(unsure), size):
+        part = unsure[start : start + size]
+        ranked[part] = _ranked(gallery, queries, rows[part], depth, wider, excluded, labels, max_memory)
+    return ranked
+
+
+def _noise(gallery: Gallery, vectors: Floats) -> Floats:
+    """A bound (B,) on the rounding error of a proposed score, far out in the tail of its distribution.
+
+    The error of a float32 sum of D products is a random walk of D steps, each at most half a unit in the last place of
+    the partial sum, which Cauchy-Schwarz bounds: sqrt(D) 2^-24 |q| |g|, doubled here. ``_settle`` checks it.
+    """
+    longest = gallery.vectors.longest
+    lengths = np.linalg.norm(vectors, axis=1)
+    scale = (lengths + longest) ** 2 if gallery.metric == "l2" else lengths * longest
+    return (2 * np.sqrt(vectors.shape[1]) * 2.0**-24 * scale).astype(np.float32)
+
+
+def _without(scores: Floats, positions: Ints, rows: Ints, excluded: Sequence[KeyPair]) -> tuple[Floats, Ints]:
+    """Drops the excluded candidates; the rows close up and are padded at the end to the longest of them."""
+    kept = positions >= 0
+    for query_keys, gallery_keys in excluded:
+        kept &= gallery_keys[positions] != query_keys[rows, None]
+    counts = np.count_nonzero(kept, axis=1)
+    if counts.min() == positions.shape[1]:
+        return scores, positions
+    place = np.arange(counts.max()) < counts[:, None]
+    closed_scores = np.full(place.shape, -np.inf, dtype=np.float32)
+    closed = np.full(place.shape, -1, dtype=np.int64)
+    closed_scores[place], closed[place] = scores[kept], positions[kept]
+    return closed_scores, closed
+
+
+def _settle(
+    gallery: Gallery,
+    queries: Vectors,
+    rows: Ints,
+    scores: Floats,
+    positions: Ints,
+    noise: Floats,
+    hits: NDArray[np.bool_] | None,
+) -> Floats:
+    """Sorts, in place, each run of candidates closer than the noise; returns the (B,) largest error seen in a score."""
+    seen = np.zeros(len(rows), dtype=np.float32)
+    if scores.shape[1] < 2:
+        return seen
+    near = scores[:, :-1] - scores[:, 1:] <= 2 * noise[:, None]
+    first = np.ones(scores.shape, dtype=bool)
+    np.logical_not(near, out=first[:, 1:])
+    run = np.cumsum(first, dtype=np.int32).reshape(scores.shape) - 1  # number of the run a candidate is in
+    if hits is not None:
+        near &= hits[:, :-1] != hits[:, 1:]
+    chosen = np.zeros(run[-1, -1] + 1, dtype=bool)
+    chosen[run[:, 1:][near]] = True
+    members = np.flatnonzero(chosen[run])
+    owner = members // scores.shape[1]
+    candidates = positions.ravel()[members]
+    exact = pair_scores(gallery.vectors, candidates, queries, rows[owner], gallery.metric)
+    error = np.abs(exact - scores.ravel()[members])
+    np.maximum.at(seen, owner, np.where(np.isfinite(error), error, 0))
+    order = np.lexsort((gallery.ids[candidates], -exact, run.ravel()[members]))
+    np.put(scores, members, exact[order])
+    np.put(positions, members, candidates[order])
+    return seen

@@ -1,0 +1,36 @@
+"""How well clusters found without labels agree with the labels."""
+
+import faiss
+import numpy as np
+from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
+from hgsl.evaluation.vectors import Ints, Vectors
+
+
+def scores(vectors: Vectors, labels: Ints, *, iterations: int = 20, starts: int = 3, seed: int = 0) -> dict[str, float]:
+    """Returns ``nmi`` and ``ami`` of the labels with a k-means clustering into as many clusters as there are labels.
+
+    The best of several starts is taken, since k-means ends where it began badly.
+
+    NMI is 2 I(labels; clusters) / (H(labels) + H(clusters)); AMI is the same mutual information corrected for chance.
+    NMI grows with the number of clusters, so it compares only runs on the same images.
+
+    Source: Vinh, Epps, Bailey, "Information Theoretic Measures for Clusterings Comparison", JMLR 2010.
+    """
+    rows = vectors.rows(slice(None))
+    clusters = len(np.unique(labels))
+    kmeans = faiss.Kmeans(
+        rows.shape[1],
+        clusters,
+        niter=iterations,
+        nredo=starts,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),
+    )
+    kmeans.train(rows)
+    _, found = kmeans.index.search(rows, 1)
+    return {
+        "nmi": float(normalized_mutual_info_score(labels, found[:, 0])),
+        "ami": float(adjusted_mutual_info_score(labels, found[:, 0])),
+    }

@@ -1,0 +1,173 @@
+"""Matrices of embeddings that may be larger than memory: read by rows, as float32, at unit length if asked for."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from safetensors import safe_open
+
+from hgsl.common.errors import InputError
+
+Array = ArrayLike | torch.Tensor
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+CHUNK_BYTES = 1 << 25  # how much is converted to float32 at a time
+UNIT = 1e-5  # vectors whose lengths are this near to 1 are taken as they are
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The rows of a (N, D) matrix of any float dtype, in memory or mapped from a file.
+
+    Attributes:
+        data: The stored matrix; a torch tensor where NumPy has no such dtype (bfloat16).
+        norms: (N,) what each row is divided by, or None to take the rows as they are.
+        longest: The largest length among the rows as they are read.
+        chosen: Which stored rows these are, or None for all; nothing is copied to choose some.
+    """
+
+    data: NDArray[Any] | torch.Tensor
+    norms: Floats | None
+    longest: float
+    chosen: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.data if self.chosen is None else self.chosen)
+
+    @property
+    def width(self) -> int:
+        """D, the length of one vector."""
+        return int(self.data.shape[1])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the stored matrix is what is read, so that reading it whole copies nothing."""
+        return (
+            self.norms is None
+            and self.chosen is None
+            and isinstance(self.data, np.ndarray)
+            and self.data.dtype == np.float32
+        )
+
+    def pick(self, index: Ints) -> "Vectors":
+        """Returns the rows at ``index`` as vectors of their own, without a copy."""
+        return replace(self, chosen=index if self.chosen is None else self.chosen[index])
+
+    def rows(self, index: slice | Ints) -> Floats:
+        """Returns the rows at ``index``, contiguous float32."""
+        if self.chosen is not None:
+            index = self.chosen[index]
+        rows = _float32(self.data[index] if isinstance(self.data, np.ndarray) else self.data[_torch_index(index)])
+        if self.norms is not None:
+            rows = rows / self.norms[index, None]
+        return rows
+
+    def chunks(self, size: int | None = None) -> list[slice]:
+        """Returns slices that cover all rows, by default of a few megabytes each."""
+        size = size or max(1, CHUNK_BYTES // (4 * self.width))
+        return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+
+def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) -> Vectors:
+    """Checks a matrix of embeddings and wraps it without a copy.
+
+    Args:
+        values: (N, D) floats, NumPy (also a memory map) or torch.
+        name: What an error message calls it.
+        unit: Whether the rows are to be read at unit length.
+
+    Raises:
+        InputError: It is no matrix of floats, or a row is not finite, or is zero where unit length is asked for.
+    """
+    data = values.detach().cpu() if isinstance(values, torch.Tensor) else np.asarray(values)
+    floating = data.is_floating_point() if isinstance(data, torch.Tensor) else data.dtype.kind == "f"
+    if data.ndim != 2 or not floating or 0 in data.shape:
+        raise InputError(f"{name}: expected a matrix (images, dimensions) of floats, found {data.dtype} {data.shape}")
+    if isinstance(data, torch.Tensor) and data.dtype != torch.bfloat16:
+        data = data.numpy()
+    if isinstance(data, np.ndarray) and data.dtype == np.float32 and not data.flags.c_contiguous:
+        data = np.ascontiguousarray(data)
+    bare = Vectors(data, None, 1.0)
+    norms = np.empty(len(bare), dtype=np.float32)
+    for chunk in bare.chunks():
+        rows = bare.rows(chunk)
+        norms[chunk] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
+    if len(wrong):
+        raise InputError(
+            f"{name}: row {wrong[0]} is {'zero' if norms[wrong[0]] == 0 else 'not finite'} ({len(wrong)} such rows): "
+            "look at the images or the network that made them"
+        )
+    if unit and np.abs(norms - 1).max() > UNIT:
+        return Vectors(data, norms, 1.0)
+    return Vectors(data, None, float(norms.max()))
+
+
+def integers(values: Array, name: str, count: int) -> Ints:
+    """Checks a list of ``count`` integers, one an image, and returns it as int64.
+
+    Raises:
+        InputError: It is of another length, shape or kind.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{name}: expected {count} integers, one an image, found {array.dtype} of shape {tuple(array.shape)}"
+        )
+    return array.astype(np.int64)
+
+
+def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.Tensor:
+    """Opens one array of a ``.npy`` (memory-mapped), ``.npz`` or ``.safetensors`` (memory-mapped) file.
+
+    Args:
+        path: The file.
+        key: The array's name in a file that holds several; a file that holds one array needs no such name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is of another kind, is damaged, holds pickled objects, or has no array of that name.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if file.suffix not in (".npy", ".npz", ".safetensors"):
+        raise InputError(f"{file}: expected a .npy, .npz or .safetensors file")
+    try:
+        if file.suffix == ".npy":
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        elif file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as archive:
+                array = archive[_name(file, key, archive.files)]
+        else:
+            with safe_open(file, framework="pt") as tensors:
+                tensor = cast(torch.Tensor, tensors.get_tensor(_name(file, key, list(tensors.keys()))))
+            array = tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    except InputError:
+        raise
+    except Exception as error:  # each format has errors of its own
+        raise InputError(f"{file}: cannot be read as {file.suffix} ({str(error).splitlines()[0]})") from error
+    if isinstance(array, np.ndarray) and array.dtype.kind == "V":
+        raise InputError(f"{file}: its numbers are of a kind NumPy does not know: store bfloat16 as .safetensors")
+    return array
+
+
+def _name(file: Path, key: str, names: list[str]) -> str:
+    if key in names:
+        return key
+    if len(names) == 1:
+        return names[0]
+    raise InputError(f"{file}: holds no array named {key!r} (it holds: {', '.join(sorted(names)) or 'nothing'})")
+
+
+def _float32(rows: NDArray[Any] | torch.Tensor) -> Floats:
+    return rows.float().numpy() if isinstance(rows, torch.Tensor) else np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def _torch_index(index: slice | Ints) -> slice | torch.Tensor:
+    return index if isinstance(index, slice) else torch.from_numpy(index)
