@@ -1,4 +1,4 @@
-"""What tests of several parts need: a folder of small photos, the shared photos, one thread's worth of arithmetic."""
+"""What tests of several parts need: a folder of small photos, the shared photos, one thread: the networks here are tiny."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

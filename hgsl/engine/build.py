@@ -91,8 +91,11 @@ def to_place(model: Embedder, place: Place) -> Embedder:
 
 
 def build_loss(config: Config, num_classes: int, embedding_size: int, place: Place) -> nn.Module:
-    """Builds the loss with one centre a training class."""
+    """Builds the loss with one centre a training class; a hard set larger than the classes is all of them."""
     options = asdict(config.loss)
+    if config.loss.top_k is not None and config.loss.top_k >= num_classes:
+        print(f"loss.top_k {config.loss.top_k} is not below the {num_classes} training classes: all of them count")
+        options.update(top_k=None, hard_set="all")
     return LOSSES["hgsl"](num_classes=num_classes, embedding_size=embedding_size, **options).to(place.device)
 
 

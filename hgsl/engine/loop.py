@@ -184,7 +184,10 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, place: Pla
         if state.model.is_convolutional:
             part = part.contiguous(memory_format=torch.channels_last)
         with place.autocast():
-            loss = state.loss_fn(state.model(part), part_labels.to(place.device))
+            embeddings = state.model(part)
+            if not embeddings.isfinite().all():
+                return math.nan, math.nan
+            loss = state.loss_fn(embeddings, part_labels.to(place.device))
         loss = loss * (len(part_labels) / len(labels))
         state.scaler.scale(loss).backward()
         total += float(loss.detach())

@@ -18,7 +18,7 @@ from hgsl.engine.logging import read_metrics
 
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32"),
+    *("--train.epochs", "2", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
 ]
 ON_FOLDER = ["--config", "configs/folder.yaml", *SMALL, "--model.freeze", "none", "--loss.top_k", "2"]
 SCORES = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "precision@1")
@@ -126,7 +126,6 @@ MISTAKES = {
     "an unknown backbone": (["--model.backbone", "test_resnt"], "did you mean 'test_resnet'"),
     "a missing weights file": (["--model.weights", "w.pth"], "no weights file w.pth"),
     "a size the backbone refuses": (["--model.backbone", "test_vit", "--data.image_size", "50"], "data.image_size"),
-    "a K above the classes": (["--loss.top_k", "99"], "top_k is 99"),
     "an unknown option": (["--data.options.sed", "1"], "did you mean 'seed'"),
 }
 
@@ -215,7 +214,7 @@ def python(*words: str, **options: object) -> subprocess.Popen:
 
 def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[..., Path]) -> None:
     """Stopped in the middle of an epoch, with warm optimiser, augmentation and batch norm in motion."""
-    words = [*ON_FOLDER, "--data.root", str(photo_folder(images=8)), "--run.threads", "1", "--train.epochs", "20"]
+    words = [*ON_FOLDER, "--data.root", str(photo_folder(images=8)), "--train.epochs", "20"]
     assert train.main([*words, "--run.dir", "whole"]) == 0
     process = python(*words, "--run.dir", "cut", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
@@ -248,6 +247,17 @@ def test_ctrl_c_before_training_is_one_line(photo_folder: Callable[..., Path]) -
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
+
+
+def test_a_hard_set_larger_than_the_classes_is_all_of_them(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*ON_FOLDER, "--data.root", str(photo_folder())]
+    assert train.main([*words, "--loss.top_k", "99", "--run.dir", "a"]) == 0
+    assert "loss.top_k 99 is not below the 3 training classes: all of them count" in capsys.readouterr().out
+    assert train.main([*words, "--loss.top_k", "3", "--run.dir", "b"]) == 0
+    a, b = load_file("a/model.safetensors"), load_file("b/model.safetensors")
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_images_may_be_of_any_mode(photo_folder: Callable[..., Path]) -> None:
