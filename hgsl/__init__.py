@@ -13,15 +13,28 @@ if TYPE_CHECKING:
     from hgsl.evaluation import evaluate_embeddings
     from hgsl.losses import HardGlobalSoftminLoss
     from hgsl.models import create_embedder
+    from hgsl.sparsity import SoftMaskedConv2d, SoftMaskedLinear, sparsify
 
 _HOME = {
     "HardGlobalSoftminLoss": "hgsl.losses",
+    "SoftMaskedConv2d": "hgsl.sparsity",
+    "SoftMaskedLinear": "hgsl.sparsity",
     "build_dataset": "hgsl.data",
     "create_embedder": "hgsl.models",
     "evaluate_embeddings": "hgsl.evaluation",
+    "sparsify": "hgsl.sparsity",
 }
 
-__all__ = ["HardGlobalSoftminLoss", "__version__", "build_dataset", "create_embedder", "evaluate_embeddings"]
+__all__ = [
+    "HardGlobalSoftminLoss",
+    "SoftMaskedConv2d",
+    "SoftMaskedLinear",
+    "__version__",
+    "build_dataset",
+    "create_embedder",
+    "evaluate_embeddings",
+    "sparsify",
+]
 
 
 def __getattr__(name: str) -> Any:

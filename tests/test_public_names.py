@@ -7,7 +7,15 @@ import pytest
 
 import hgsl
 
-NAMES = {"HardGlobalSoftminLoss", "build_dataset", "create_embedder", "evaluate_embeddings"}
+NAMES = {
+    "HardGlobalSoftminLoss",
+    "SoftMaskedConv2d",
+    "SoftMaskedLinear",
+    "build_dataset",
+    "create_embedder",
+    "evaluate_embeddings",
+    "sparsify",
+}
 
 
 def test_public_names() -> None:

@@ -1,0 +1,8 @@
+"""Continuous Sparsification: masks that are learned with the weights, and networks that get smaller for real."""
+
+from hgsl.sparsity.layers import SoftMaskedConv2d, SoftMaskedLinear
+from hgsl.sparsity.masks import MaskedNet, Masks
+from hgsl.sparsity.schedule import temperature_at
+from hgsl.sparsity.sparsify import sparsify
+
+__all__ = ["MaskedNet", "Masks", "SoftMaskedConv2d", "SoftMaskedLinear", "sparsify", "temperature_at"]

@@ -1,0 +1,165 @@
+"""The mask of one weight: a score per entry, squashed by a temperature, as a parametrisation of the masked tensor.
+
+With s the scores, s0 their initial value and beta the temperature::
+
+    soft mask    m = sigmoid(beta * s) / sigmoid(s0)     (one everywhere at the start, when s = s0 and beta = 1)
+    ticket mask  m = 1[s > 0] / sigmoid(s0)              (the limit of the soft mask for beta to infinity)
+
+Source: Savarese et al., "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, arXiv:1912.04427.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hgsl.common.errors import InputError
+
+
+class SoftMask(nn.Module):
+    """Multiplies a weight by its mask; it knows its temperature, whether it is a ticket, and what it costs.
+
+    ``temperature`` and ``initial_value`` are buffers: they move with the weight, a state dict restores them, and a new
+    temperature needs no new compilation. ``ticket`` is a mode, as ``training`` is, and no state dict holds it.
+
+    Args:
+        shape: Shape of the scores: that of the weight, or ``(C,)`` for a mask that closes whole channels.
+        initial_value: s0; below zero the search ends sparser, above zero denser.
+        cost: How many weights each score opens or closes, ``(C,)`` int64; None is one weight a score.
+        device: Where the weight lives.
+        dtype: What the weight is stored in.
+
+    Raises:
+        InputError: ``initial_value`` is not a finite number.
+    """
+
+    temperature: Tensor
+    initial_value: Tensor
+    cost: Tensor | None
+
+    def __init__(
+        self,
+        shape: torch.Size | tuple[int, ...],
+        initial_value: float = 0.0,
+        cost: Tensor | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not math.isfinite(initial_value):
+            raise InputError(f"mask_initial_value is {initial_value}: it must be a finite number, such as -0.1 or 0.0")
+        self.scores = nn.Parameter(torch.full(tuple(shape), float(initial_value), device=device, dtype=dtype))
+        self.register_buffer("temperature", torch.tensor(1.0, device=device, dtype=dtype))
+        self.register_buffer("initial_value", torch.tensor(float(initial_value), device=device, dtype=dtype))
+        self.register_buffer("cost", cost, persistent=False)
+        self.ticket = False
+
+    def mask(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
+        """Returns the mask, the shape of the scores, in the state held or in the one given."""
+        if self.ticket if ticket is None else ticket:
+            gate = (self.scores > 0).to(self.scores.dtype)
+        else:
+            gate = torch.sigmoid((self.temperature if temperature is None else temperature) * self.scores)
+        return gate / torch.sigmoid(self.initial_value)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns ``weight`` times the mask in the state held."""
+        return weight * self.mask()
+
+    def penalty(self) -> Tensor:
+        """Returns the sum of the mask over the masked weights, a scalar."""
+        mask = self.mask()
+        return mask.sum() if self.cost is None else (mask * self.cost).sum()
+
+    def kept(self) -> int:
+        """Returns how many weights the ticket keeps."""
+        is_open = self.scores > 0
+        return int(is_open.sum() if self.cost is None else (is_open * self.cost).sum())
+
+    def total(self) -> int:
+        """Returns how many weights are masked."""
+        return self.scores.numel() if self.cost is None else int(self.cost.sum())
+
+    @torch.no_grad()
+    def prune(self, temperature: float | None = None) -> None:
+        """Ends a round: s <- min(beta * s, s0), and the temperature, which the scores now hold, starts again at 1.
+
+        What was closed stays closed in the next round (a score far below s0 has almost no gradient left); what was
+        kept starts again at s0.
+
+        Args:
+            temperature: beta in place of the temperature held; 1 is what the published code does.
+        """
+        beta = self.temperature if temperature is None else check_temperature(temperature)
+        self.scores.copy_(torch.minimum(beta * self.scores, self.initial_value))
+        self.temperature.fill_(1.0)
+
+    def extra_repr(self) -> str:
+        """Shows the state in ``print(model)``."""
+        shape = tuple(self.scores.shape)
+        return f"{shape}, initial_value={self.initial_value:g}, temperature={self.temperature:g}, ticket={self.ticket}"
+
+
+class ChannelMask(nn.Module):
+    """Multiplies a tensor, channel by channel, by a mask that several tensors share.
+
+    One channel is closed in the filters that make it, in their bias and in the norm that follows; layers joined by
+    a residual connection or a depthwise convolution share it too. The first of these tensors owns the ``SoftMask``; the
+    others refer to it without registering it, so that the scores appear once in the state dict.
+
+    Args:
+        source: The shared mask, ``(C,)``.
+        index: Which of its channels this tensor's are, ``(rows,)`` int64, or None for all of them in order.
+        owner: Whether ``source`` is registered here.
+    """
+
+    index: Tensor | None
+
+    def __init__(self, source: SoftMask, index: Tensor | None = None, owner: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("index", index, persistent=False)
+        if owner:
+            self.source = source
+        else:
+            self.__dict__["source"] = source
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Picks this tensor's rows out of ``values``, ``(C,)``."""
+        return values if self.index is None else values[self.index]
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Returns ``tensor``, ``(rows, ...)``, with each row times its channel's mask."""
+        return tensor * self.rows(self.source.mask()).view(-1, *[1] * (tensor.ndim - 1))
+
+
+def check_temperature(value: float) -> float:
+    """Returns ``value`` as a float.
+
+    Raises:
+        InputError: It is not a positive finite number.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(
+            f"temperature is {value}: it must be a positive finite number (1 at a round's start, 200 at its end)"
+        )
+    return float(value)
+
+
+def attach(layer: nn.Module, tensor: str, mask: SoftMask | ChannelMask) -> None:
+    """Puts ``mask`` on the parameter ``tensor`` of ``layer``, whose own forward then sees the masked value."""
+    # Masking a parameter moves it behind its neighbours; ``detach`` puts it back by this order.
+    layer.__dict__.setdefault("_parameter_order", tuple(layer._parameters))
+    parametrize.register_parametrization(layer, tensor, mask, unsafe=True)
+
+
+def detach(layer: nn.Module) -> None:
+    """Takes all masks off ``layer`` and leaves the unmasked parameters under their own names, in their own order."""
+    chains: Any = layer.parametrizations
+    originals = {tensor: chain.original for tensor, chain in chains.items()}
+    # Not remove_parametrizations: it takes the property off the class, and a deepcopy shares its source's class.
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    order = layer.__dict__.pop("_parameter_order")
+    layer._parameters = {name: originals[name] if name in originals else layer._parameters[name] for name in order}

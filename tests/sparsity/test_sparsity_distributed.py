@@ -1,0 +1,52 @@
+"""Two processes under DistributedDataParallel; light imports, since each process makes them again."""
+
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from hgsl.sparsity import Masks, sparsify
+
+
+def _train(network: nn.Module, masks: Masks, x: torch.Tensor, y: torch.Tensor, steps: int = 3) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    for step in range(steps):
+        masks.temperature = 2.0**step
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), y) + 1e-4 * masks.penalty()
+        loss.backward()
+        optimizer.step()
+
+
+def _case() -> tuple[nn.Module, Masks, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    masked, masks = sparsify(model, 0.1)
+    return masked, masks, torch.randn(8, 3, 8, 8), torch.randint(4, (8,))
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network, masks, x, y = _case()
+    parallel = nn.parallel.DistributedDataParallel(network)
+    _train(parallel, masks, x[rank::2], y[rank::2])
+    # The ticket: scores take no part, so they must not be waited for.
+    for scores in masks.mask_parameters():
+        scores.requires_grad_(False)
+    masks.ticket = True
+    parallel = nn.parallel.DistributedDataParallel(network)
+    parallel(x[rank::2]).sum().backward()
+    torch.save(network.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_the_same_masks_as_one(tmp_path: Path) -> None:
+    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    network, masks, x, y = _case()
+    _train(network, masks, x, y)
+    for rank in range(2):
+        other = torch.load(f"{tmp_path}/{rank}.pt", weights_only=True)
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
