@@ -64,10 +64,12 @@ def prepare(options: argparse.Namespace) -> int:
             raise InputError(f"{options.name} is no data set to download: it reads your own files")
         root.mkdir(parents=True, exist_ok=True)
         print("\n".join(fetch(card, root)))
-    elif card is not None and not root.exists():
-        raise FileNotFoundError(f"{root} does not exist: add --download, or get it by hand: {card['by_hand']}")
-
-    manifest = load_manifest(options.name, options.root, options.protocol, **settings)
+    try:
+        manifest = load_manifest(options.name, options.root, options.protocol, **settings)
+    except FileNotFoundError as error:
+        if card is None or options.download:
+            raise
+        raise FileNotFoundError(f"{error}; or add --download; or by hand: {card['by_hand']}") from None
     print(summary(manifest))
     code = 0
     if options.verify and not verify(card, options.name, options.root, settings):

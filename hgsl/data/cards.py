@@ -23,7 +23,7 @@ def read_card(name: str) -> Card | None:
 
 
 def count(manifest: Manifest) -> Counts:
-    """What a card's ``expected`` holds for a protocol: classes and images a split, and queries and gallery if they differ.
+    """Classes and images of each split, and queries and gallery where they differ: a card's ``expected`` of a protocol.
 
     >>> count(manifest)                                                       # doctest: +SKIP
     {'train': {'classes': 100, 'images': 5864}, 'test': {'classes': 100, 'images': 5924}}

@@ -33,11 +33,13 @@ def download(
 
     Raises:
         InputError: The server cannot be reached or does not send the whole file (run again to go on), or the file is
-            another one than expected (then it is removed).
+            another one than expected (a fresh one is then removed).
         OSError: The file cannot be written.
     """
     if path.exists():
-        _check(path, size, checksums)
+        wrong = _wrong(path, size, checksums)
+        if wrong:
+            raise InputError(f"{path} has {wrong}: remove it and run the command again")
         return
     if not url.startswith(("http://", "https://")):
         raise InputError(f"cannot download {url}: only http and https are supported")
@@ -62,7 +64,10 @@ def download(
             kept = f"; {_length(part):,} bytes are kept, run the command again to go on" if _length(part) else ""
             raise InputError(f"cannot download {url}: {reason}{kept}")
         time.sleep(pause)
-    _check(part, size, checksums)
+    wrong = _wrong(part, size, checksums)
+    if wrong:
+        part.unlink()
+        raise InputError(f"{path.name}, as {url} sends it, has {wrong}: it was removed, run the command again")
     part.replace(path)
 
 
@@ -96,17 +101,14 @@ def _fetch(url: str, part: Path, size: int | None) -> bool:
     return total is None or _length(part) >= total
 
 
-def _check(path: Path, size: int | None, checksums: Sequence[str]) -> None:
-    """Raises InputError, and removes the file, if it has another size or checksum."""
-    found = ""
+def _wrong(path: Path, size: int | None, checksums: Sequence[str]) -> str:
+    """What is wrong with the size or the checksum of a file, or ""."""
     if size is not None and _length(path) != size:
-        found = f"{_length(path):,} bytes where {size:,} are expected"
-    elif checksums and not any(_digest(path, checksum.partition(":")[0]) == checksum for checksum in checksums):
+        return f"{_length(path):,} bytes where {size:,} are expected"
+    if checksums and not any(_digest(path, checksum.partition(":")[0]) == checksum for checksum in checksums):
         kind = checksums[0].partition(":")[0]
-        found = f"checksum {_digest(path, kind)} where {checksums[0]} is expected"
-    if found:
-        path.unlink()
-        raise InputError(f"{path.name} has {found}: it was removed, run the command again")
+        return f"checksum {_digest(path, kind)} where {checksums[0]} is expected"
+    return ""
 
 
 def _digest(path: Path, kind: str) -> str:

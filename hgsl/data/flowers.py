@@ -19,13 +19,12 @@ def load(root: Path) -> Manifest:
     """
     root = find_root("flowers", root, "imagelabels.mat")
     (labels,) = read_mat(root / "imagelabels.mat", "labels")
-    parts = dict(zip(("train", "val", "test"), read_mat(root / "setid.mat", "trnid", "valid", "tstid"), strict=True))
-    split = np.full(len(labels), "", "<U5")
-    numbers = np.concatenate(list(parts.values())).astype(np.int64)
-    if not np.array_equal(np.sort(numbers), np.arange(1, len(labels) + 1)):
+    numbers = [np.atleast_1d(part).astype(np.int64) for part in read_mat(root / "setid.mat", "trnid", "valid", "tstid")]
+    if not np.array_equal(np.sort(np.concatenate(numbers)), np.arange(1, len(labels) + 1)):
         raise InputError(f"{root / 'setid.mat'} does not split the {len(labels)} images of imagelabels.mat")
-    for name, part in parts.items():
-        split[part.astype(np.int64) - 1] = name
+    split = np.full(len(labels), "train", "<U5")
+    for name, part in zip(("val", "test"), numbers[1:], strict=True):
+        split[part - 1] = name
     classes = int(labels.max())
     return make_manifest(
         "flowers",

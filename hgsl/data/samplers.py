@@ -38,9 +38,9 @@ def m_per_class_plan(labels: Rows, batch_size: int, world_size: int, rng: np.ran
     batches -= batches % world_size
     order = rng.permutation(len(groups))
     dealt = np.concatenate([groups[c][:batches] for c in order])[: batches * classes]
-    plan = dealt.reshape(classes, batches, per_class).swapaxes(0, 1).reshape(batches, classes * per_class)
+    plan = dealt.reshape(classes, batches, per_class).swapaxes(0, 1).reshape(batches, batch_size)
     plan = rng.permutation(plan)
-    return plan.reshape(batches // world_size, world_size, -1).swapaxes(0, 1)
+    return plan.reshape(batches // world_size, world_size, batch_size).swapaxes(0, 1)
 
 
 def class_balanced_plan(

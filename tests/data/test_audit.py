@@ -1,0 +1,137 @@
+"""The audit finds what was planted, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hgsl.data import audit as audit_module
+from hgsl.data import load_manifest
+from hgsl.data.audit import KINDS, audit, look, perceptual_hash
+from hgsl.data.manifest import make_manifest
+
+
+def picture(seed: int, size: int = 96) -> Image.Image:
+    """A smooth random picture, as a photo has most of its contrast in low frequencies."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((size + 16, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i in range(8):
+        picture(i).save(tmp_path / f"{i}.jpg", quality=92)
+    return tmp_path
+
+
+def audit_of(root: Path, *paths: str, split: str = "") -> audit_module.Audit:
+    names = [f"{i}.jpg" for i in range(8)] + list(paths)
+    half = ["train"] * 4 + ["test"] * 4
+    manifest = make_manifest("toy", root, names, [0] * len(names), ["a"], split=half + [split] * len(paths))
+    return audit(manifest, workers=2)
+
+
+def found(result: audit_module.Audit) -> dict[str, list[list[str]]]:
+    return {kind: paths for kind, paths in result.findings.items() if paths}
+
+
+def test_a_clean_set_passes(photos: Path) -> None:
+    result = audit_of(photos)
+    assert result.ok
+    assert found(result) == {}
+    assert "8 images looked at: no problem found" in result.table()
+
+
+def test_broken_files(photos: Path) -> None:
+    whole = (photos / "0.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.jpg").write_bytes(b"<html>404</html>")
+    (photos / "empty.jpg").touch()
+    result = audit_of(photos, "cut.jpg", "text.jpg", "empty.jpg", "gone.jpg")
+    assert not result.ok
+    assert found(result) == {
+        "missing": [["gone.jpg"]],
+        "empty": [["empty.jpg"]],
+        "unreadable": [["text.jpg"]],
+        "damaged": [["cut.jpg"]],
+    }
+    assert "truncated or damaged (!)" in result.table()
+
+
+def test_odd_files_are_told_and_pass(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(20).convert("L").save(photos / "grey.jpg")
+    picture(21).convert("L").convert("RGB").save(photos / "grey_too.png")
+    picture(22).convert("CMYK").save(photos / "cmyk.jpg")
+    picture(23, 400).save(photos / "big.jpg")
+    monkeypatch.setattr(audit_module, "HUGE", 150_000)
+    result = audit_of(photos, "grey.jpg", "grey_too.png", "cmyk.jpg", "big.jpg")
+    assert result.ok
+    assert found(result) == {"grey": [["grey.jpg"], ["grey_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
+
+
+def test_a_decompression_bomb_is_huge_not_fatal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert look(photos / "0.jpg").kinds == ("huge",)
+
+
+@pytest.mark.parametrize(("split", "where"), [("train", "within"), ("test", "across")])
+def test_duplicates(photos: Path, split: str, where: str) -> None:
+    """Copies of photo 1, which trains: byte for byte, recompressed, resized, brightened."""
+    (photos / "copy.jpg").write_bytes((photos / "1.jpg").read_bytes())
+    with Image.open(photos / "2.jpg") as image:
+        image.save(photos / "worse.jpg", quality=40)
+    with Image.open(photos / "3.jpg") as image:
+        image.resize((60, 50)).point(lambda value: min(255, value + 10)).save(photos / "small.png")
+    result = audit_of(photos, "copy.jpg", "worse.jpg", "small.png", split=split)
+    assert found(result) == {
+        f"same_{where}": [["1.jpg", "copy.jpg"]],
+        f"near_{where}": [["2.jpg", "worse.jpg"], ["3.jpg", "small.png"]],
+    }
+    assert result.ok == (where == "within")
+
+
+def test_flat_pictures_are_no_duplicates_of_each_other(photos: Path) -> None:
+    Image.new("RGB", (50, 50), (250, 250, 240)).save(photos / "white.png")
+    Image.new("RGB", (50, 50), (10, 0, 0)).save(photos / "black.png")
+    assert found(audit_of(photos, "white.png", "black.png")) == {}
+
+
+def test_hash_is_of_the_lowest_frequencies() -> None:
+    grey = np.asarray(picture(0).convert("L").resize((32, 32)), float)
+    first = perceptual_hash(grey)
+    assert first is not None
+    assert perceptual_hash(grey * 0.7 + 20) == first  # contrast and brightness do not matter
+    noise = grey + np.random.default_rng(0).normal(0, 3, grey.shape)
+    assert (first ^ (perceptual_hash(noise) or 0)).bit_count() <= audit_module.NEAR
+    other = perceptual_hash(np.asarray(picture(1).convert("L").resize((32, 32)), float))
+    assert (first ^ (other or 0)).bit_count() > 15
+
+
+def test_many_rows_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pair within the distance is found across block borders, once, against a plain double loop."""
+    generator = np.random.default_rng(0)
+    prints = generator.integers(0, 2**63, 1500, np.uint64).tolist()
+    for i in range(0, 300):
+        prints[1499 - i] = prints[i] ^ int(sum(1 << int(b) for b in set(generator.integers(0, 64, i % 7))))
+    looks = [audit_module.Look((), bytes([i % 256, i // 256]), value) for i, value in enumerate(prints)]
+    expected = [
+        (a, b)
+        for a in range(1500)
+        for b in range(a + 1, 1500)
+        if (prints[a] ^ prints[b]).bit_count() <= audit_module.NEAR
+    ]
+    assert sorted(audit_module._near(looks, [])) == expected
+    assert len(expected) > 200
+
+
+def test_the_kinds_have_headings() -> None:
+    assert all(heading for heading, _ in KINDS.values())
+
+
+def test_flowers17_has_its_known_duplicates(test_data: Path) -> None:
+    manifest = load_manifest("flowers17", test_data / "flowers17")
+    result = audit(manifest.take(np.arange(80)))  # the daffodils
+    assert result.ok
+    assert ["jpg/image_0002.jpg", "jpg/image_0042.jpg"] in result.findings["near_within"]
+    assert len(result.findings["near_within"]) == 5

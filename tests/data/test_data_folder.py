@@ -1,0 +1,116 @@
+"""Class folders as people have them: odd files, nested folders, lone images, given splits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hgsl.common.errors import InputError
+from hgsl.data import build_dataset, load_manifest, summary
+
+Photos = Callable[..., Path]
+
+
+def touch(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+    return root
+
+
+def two_each(names: str, top: str = "") -> list[str]:
+    return [f"{top}{name}/{i}.jpg" for name in names for i in (1, 2)]
+
+
+def test_split_is_seeded_class_disjoint_and_halves(photo_folder: Photos) -> None:
+    root = photo_folder(classes=9, images=3)
+    train, test = (load_manifest("folder", root).subset(split) for split in ("train", "test"))
+    assert (len(np.unique(train.labels)), len(np.unique(test.labels))) == (5, 4)
+    assert not {path.split("/")[0] for path in train.paths} & {path.split("/")[0] for path in test.paths}
+    assert sorted([*train.ids, *test.ids]) == list(range(27))
+    again = load_manifest("folder", root)
+    assert again.split_hash == load_manifest("folder", str(root), seed=0).split_hash
+    assert len({load_manifest("folder", root, seed=seed).split_hash for seed in range(5)}) > 2
+    assert len(np.unique(load_manifest("folder", root, test_share=0.25).subset("test").labels)) == 2
+
+
+def test_dataset_remaps_labels_and_keeps_ids(photo_folder: Photos) -> None:
+    manifest = load_manifest("folder", photo_folder(classes=6, images=2))
+    for split in ("train", "test"):
+        data = build_dataset("folder", manifest.root, split)
+        assert data.num_classes == 3
+        assert sorted(set(data.labels.tolist())) == [0, 1, 2]
+        for index in range(len(data)):
+            image, label, row = data[index]
+            path = manifest.paths[row]
+            assert data.class_names[label] == path.split("/")[0]
+            assert np.array_equal(np.asarray(image), np.asarray(data.image(index)))
+        assert data.ids.tolist() == np.flatnonzero(manifest.split == split).tolist()
+
+
+def test_what_is_not_taken_is_reported(tmp_path: Path) -> None:
+    root = touch(
+        tmp_path, *two_each("abcd"), "a/deep/er/3.JPEG", "a/.hidden.jpg", "a/notes.txt", "b/Thumbs.db", "top.jpg"
+    )
+    touch(root, ".git/1.jpg", "lone/1.png")
+    (root / "empty").mkdir()
+    (root / "a" / "zero.jpg").touch()
+    (root / "c" / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    manifest = load_manifest("folder", root)
+    assert sorted(manifest.paths) == sorted([*two_each("abcd"), "a/deep/er/3.JPEG", "lone/1.png"])
+    assert dict(manifest.skipped) == {
+        "a/notes.txt": "not an image file (.txt)",
+        "b/Thumbs.db": "not an image file (.db)",
+        "top.jpg": "not in a class folder",
+        "empty/": "a class folder without images",
+        "a/zero.jpg": "an empty file",
+        "c/gone.jpg": "a broken link",
+    }
+    assert "1 classes have a single image, which can be found but cannot ask: lone" in summary(manifest)
+
+
+def test_links_to_photos_elsewhere_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "album", *two_each("abcd"))
+    (tmp_path / "set").mkdir()
+    for name in "abcd":
+        (tmp_path / "set" / name).symlink_to(tmp_path / "album" / name)
+    assert len(load_manifest("folder", tmp_path / "set")) == 8
+
+
+def test_given_class_disjoint_split_is_kept(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("ab", "train/"), *two_each("cd", "val/"), *two_each("ef", "test/"))
+    manifest = load_manifest("folder", root)
+    for split, names in (("train", {"a", "b"}), ("val", {"c", "d"}), ("test", {"e", "f"})):
+        part = manifest.subset(split)
+        assert {part.class_names[label] for label in part.labels} == names
+    with pytest.raises(InputError, match="validation images of its own"):
+        load_manifest("folder", root, val_share=0.5)
+
+
+def test_split_of_images_is_closed_set_or_set_aside(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("abcd", "train/"), *two_each("abcd", "test/"))
+    closed = load_manifest("folder", root, "closed-set")
+    assert all(path.startswith(split) for path, split in zip(closed.paths, closed.split, strict=True))
+    zero = load_manifest("folder", root)
+    assert len(zero.class_names) == 4
+    for label in range(4):
+        assert len(set(zero.split[zero.labels == label])) == 1
+
+
+def test_class_folders_that_happen_to_be_called_like_a_split(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each(["train", "bus", "car", "bike"]))
+    assert sorted(load_manifest("folder", root).class_names) == ["bike", "bus", "car", "train"]
+
+
+def test_errors_name_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data root .*nowhere does not exist"):
+        load_manifest("folder", tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no images in class folders"):
+        load_manifest("folder", touch(tmp_path / "flat", "1.jpg"))
+    with pytest.raises(InputError, match=r"2 classes in .* have two images or more"):
+        load_manifest("folder", touch(tmp_path / "few", *two_each("ab"), "c/1.jpg"))
+    with pytest.raises(InputError, match="unknown option of data set folder 'sed': did you mean 'seed'"):
+        load_manifest("folder", tmp_path / "few", sed=1)
+    with pytest.raises(InputError, match="unknown data set 'foldr': did you mean 'folder'"):
+        load_manifest("foldr", tmp_path)

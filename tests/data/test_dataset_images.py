@@ -1,0 +1,222 @@
+"""From file to tensor: orientation, colour modes, damage, boxes, decoding at a smaller size, the cache."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hgsl.common.errors import InputError
+from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
+from hgsl.data.cache import cached, file_key
+from hgsl.data.images import read_image
+from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.protocols import cut_to_boxes
+
+CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red grows to the right, green downwards: every pixel tells where it was."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], axis=2).astype(np.uint8))
+
+
+def one(path: Path, **columns: object) -> Manifest:
+    return make_manifest("toy", path.parent, [path.name], [0], ["a"], **columns)
+
+
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 8: "ROTATE_270"}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = gradient(64, 40)
+    stored = upright.transpose(Image.Transpose[TURNS[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a{suffix}", exif=exif, quality=95)
+    for min_side in (None, 8):
+        found = read_image(tmp_path / f"a{suffix}", min_side)
+        difference = np.asarray(found.resize(upright.size), int) - np.asarray(upright, int)
+        assert np.abs(difference).mean() < 6
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), (200, 10, 10))
+    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    red.convert("P").save(tmp_path / "palette.gif")
+    Image.new("L", (8, 8), 90).save(tmp_path / "grey.jpg", quality=100)
+    Image.fromarray(np.full((8, 8), 90 * 256 + 7, np.uint16)).save(tmp_path / "deep.png")
+    clear = Image.new("RGBA", (8, 8), (200, 10, 10, 0))
+    clear.putpixel((0, 0), (200, 10, 10, 255))
+    clear.save(tmp_path / "clear.png")
+    Image.new("1", (8, 8), 1).save(tmp_path / "bit.png")
+    expected = {
+        "cmyk.jpg": (200, 10, 10),
+        "palette.gif": (200, 10, 10),
+        "grey.jpg": (90, 90, 90),
+        "deep.png": (90, 90, 90),
+        "bit.png": (255, 255, 255),
+        "clear.png": (255, 255, 255),  # what is transparent shows white, not the colour hidden below
+    }
+    for name, colour in expected.items():
+        image = read_image(tmp_path / name)
+        assert image.mode == "RGB"
+        assert np.abs(np.subtract(image.getpixel((4, 4)), colour)).max() <= 12, name
+    assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (200, 10, 10)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".bmp", ".tif"])
+def test_damaged_files_are_named_in_one_line(tmp_path: Path, suffix: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    noise.save(tmp_path / f"whole{suffix}")
+    content = (tmp_path / f"whole{suffix}").read_bytes()
+    for name, damaged in (
+        ("cut", content[: len(content) // 2]),
+        ("head", content[:9]),
+        ("text", b"no image"),
+        ("empty", b""),
+    ):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"cannot read image .*{name}\\{suffix}: ") as caught:
+            RetrievalDataset(one(path))[0]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"image .*gone.jpg does not exist"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_a_worker_passes_the_error_on(tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    data = RetrievalDataset(one(tmp_path / "bad.jpg"), eval_transform(CONFIG, 16))
+    with pytest.raises(InputError) as caught:
+        next(iter(DataLoader(data, num_workers=1)))
+    assert "bad.jpg" in str(caught.value).splitlines()[-1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (401, 799), (160, 160), (120, 300)])
+def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, width: int, height: int) -> None:
+    gradient(width, height).save(tmp_path / "a.jpg")
+    for side in (50, 100, 160, 300):
+        small = read_image(tmp_path / "a.jpg", side)
+        assert min(small.size) >= min(side, width, height)
+        scale = round(width / small.width)
+        assert scale in (1, 2, 4, 8)
+        assert min(small.size) < 2 * side or scale in (1, 8)
+
+
+def test_boxes_are_cut_only_when_asked_for(tmp_path: Path) -> None:
+    gradient(100, 80).save(tmp_path / "a.png")
+    manifest = one(tmp_path / "a.png", boxes=[[10.4, 20, 59.2, 200]])
+    assert RetrievalDataset(manifest)[0][0].size == (100, 80)
+    image = RetrievalDataset(cut_to_boxes(manifest))[0][0]
+    assert image.size == (50, 60)
+    assert image.getpixel((0, 0)) == gradient(100, 80).getpixel((10, 20))
+    outside = one(tmp_path / "a.png", boxes=[[100, 0, 120, 20]])
+    with pytest.raises(
+        InputError, match=r"the box \[100.0, 0.0, 120.0, 20.0\] of .*a.png lies outside the image of 100 x 80"
+    ):
+        RetrievalDataset(cut_to_boxes(outside))[0]
+
+
+@pytest.mark.parametrize("recipe", ["resize_random_crop", "random_resized_crop", "eval"])
+@pytest.mark.parametrize("boxes", [None, [[5, 5, 190, 150]] * 12])
+def test_the_cache_changes_no_pixel(tmp_path: Path, recipe: str, boxes: object) -> None:
+    paths = [f"{i}.jpg" for i in range(12)]
+    for i, path in enumerate(paths):
+        gradient(200 + 31 * i, 330 - 7 * i).save(tmp_path / path)
+    manifest = make_manifest("toy", tmp_path, paths, [0] * 12, ["a"], boxes=boxes)
+    manifest = cut_to_boxes(manifest) if boxes else manifest
+    transform = eval_transform(CONFIG, 48) if recipe == "eval" else train_transform(CONFIG, 48, recipe)
+    plain = RetrievalDataset(manifest, transform)
+    kept = RetrievalDataset(manifest, transform, tmp_path / "cache")
+
+    def epoch(data: RetrievalDataset) -> torch.Tensor:
+        torch.manual_seed(3)
+        return torch.stack([data[i][0] for i in range(12)])
+
+    expected = epoch(plain)
+    assert torch.equal(epoch(kept), expected)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 12
+    assert torch.equal(epoch(kept), expected)
+
+
+def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    data = RetrievalDataset(one(path), eval_transform(CONFIG, 8), tmp_path / "cache")
+
+    def red_after(colour: int, time: int) -> float:
+        Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+        os.utime(path, ns=(time, time))
+        return round(float(data[0][0][0].mean() * CONFIG["std"][0] + CONFIG["mean"][0]) * 255)
+
+    assert red_after(10, 1) == 10
+    assert red_after(99, 2) == 99  # the same size in bytes or not: the time tells
+    path.unlink()
+    with pytest.raises(InputError, match=r"a.png does not exist"):
+        data[0]
+    Image.new("RGB", (8, 8)).save(path)
+    assert file_key(path, 8) != file_key(path, 9)
+
+
+def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> Image.Image:
+        made.append(1)
+        return gradient(9, 7)
+
+    for _ in range(2):
+        assert np.array_equal(cached(tmp_path, "abcd", make), gradient(9, 7))
+    assert len(made) == 1
+    (file,) = tmp_path.rglob("*.npy")
+    whole = file.read_bytes()
+    for damaged in (whole[:-5], whole[:4], b"", b"x" * 300):
+        file.write_bytes(damaged)
+        assert np.array_equal(cached(tmp_path, "abcd", make), gradient(9, 7))
+        assert file.read_bytes() == whole
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]  # no temporary file stays
+
+
+def test_processes_share_a_cache(photo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root, cache = photo_folder(classes=6, images=4), tmp_path / "cache"
+    data = build_dataset("folder", root, "all", transform=eval_transform(CONFIG, 16), cache_dir=cache)
+    serial = torch.cat([batch[0] for batch in DataLoader(RetrievalDataset(data.manifest, data.transform), 5)])
+    for _ in range(2):
+        loader = DataLoader(data, 5, num_workers=2)
+        assert torch.equal(torch.cat([batch[0] for batch in loader]), serial)
+    assert len(list(cache.rglob("*.npy"))) == 24
+
+
+def test_rendered_images_need_no_file(tmp_path: Path) -> None:
+    manifest = make_manifest(
+        "drawn",
+        tmp_path,
+        [f"{i}.png" for i in range(8)],
+        np.arange(8) // 2,
+        list("abcd"),
+        split=["train"] * 4 + ["test"] * 4,
+        render=lambda row: Image.new("RGB", (8, 8), (row, 0, 0)),
+    )
+    data = RetrievalDataset(manifest.subset("test"), eval_transform(CONFIG, 8), tmp_path / "cache")
+    assert RetrievalDataset(data.manifest)[1][0].getpixel((0, 0)) == (5, 0, 0)
+    image, label, row = data[1]
+    assert (image.shape, label, row) == ((3, 8, 8), 0, 5)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_synthetic_runs_through_the_same_door() -> None:
+    data = build_dataset(
+        "synthetic", None, "test", transform=eval_transform(CONFIG, 32), num_classes=8, images_per_class=2
+    )
+    assert (len(data), data.num_classes) == (8, 4)
+    assert data[3][0].shape == (3, 32, 32)
+    assert torch.equal(data[3][0], data[3][0])
+    assert load_manifest("synthetic", num_classes=8, images_per_class=2).render is not None

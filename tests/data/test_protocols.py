@@ -1,0 +1,129 @@
+"""Splits: class-disjointness, the shares, the folds, and what each protocol refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hgsl.common.errors import InputError
+from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.protocols import apply_protocol, cut_to_boxes, cut_validation
+
+
+def make(classes: int, images: int = 3, **columns: object) -> Manifest:
+    labels = np.repeat(np.arange(classes), images)
+    paths = [f"{label}/{i}.jpg" for i, label in enumerate(labels)]
+    return make_manifest("toy", Path("photos"), paths, labels, [f"c{i}" for i in range(classes)], **columns)
+
+
+def classes_of(manifest: Manifest, split: str) -> list[int]:
+    return np.unique(manifest.labels[manifest.split == split]).tolist()
+
+
+@given(
+    classes=st.integers(4, 60),
+    test_share=st.floats(0.01, 0.99),
+    val_share=st.sampled_from([0.0, 0.1, 0.5]),
+)
+def test_zero_shot_is_class_disjoint_ordered_and_complete(classes: int, test_share: float, val_share: float) -> None:
+    manifest = apply_protocol(make(classes), "zero-shot", test_share)
+    train, test = classes_of(manifest, "train"), classes_of(manifest, "test")
+    assert train + test == list(range(classes))
+    assert min(len(train), len(test)) >= 2
+    if 2 <= int(classes * test_share + 1e-9) <= classes - 2:
+        assert len(test) == int(classes * test_share + 1e-9)
+    if val_share and len(train) >= 4:
+        cut = cut_validation(manifest, val_share)
+        assert classes_of(cut, "train") + classes_of(cut, "val") == train
+        assert classes_of(cut, "test") == test
+        assert len(classes_of(cut, "val")) == max(int(len(train) * val_share), 2)
+
+
+def test_odd_number_of_classes_trains_the_larger_half() -> None:
+    manifest = apply_protocol(make(17), "zero-shot")
+    assert (len(classes_of(manifest, "train")), len(classes_of(manifest, "test"))) == (9, 8)
+
+
+def test_folds_cover_the_training_classes_once() -> None:
+    manifest = apply_protocol(make(22), "zero-shot")
+    folds = [cut_validation(manifest, val_fold=fold) for fold in range(4)]
+    assert [label for fold in folds for label in classes_of(fold, "val")] == list(range(11))
+    for fold in folds:
+        assert not set(classes_of(fold, "val")) & set(classes_of(fold, "train"))
+        assert classes_of(fold, "test") == list(range(11, 22))
+    assert len({fold.split_hash for fold in folds}) == 4
+    assert len({fold.subset("test").split_hash for fold in folds}) == 1  # test stays comparable
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"val_share": 0.2, "val_fold": 1}, "val_share=0.2 and val_fold=1 are two ways"),
+        ({"val_share": 1.5}, "val_share 1.5 must be between"),
+        ({"val_fold": 4}, "val_fold 4 of 4 must be 0 to 3"),
+        ({"val_fold": 0, "val_folds": 1}, "at least 2 folds"),
+        ({"val_share": 0.95}, "2 must be on either side"),
+    ],
+)
+def test_validation_refuses(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cut_validation(apply_protocol(make(20), "zero-shot"), **arguments)  # type: ignore[arg-type]
+
+
+def test_too_few_usable_classes_says_why() -> None:
+    with pytest.raises(
+        InputError, match="3 classes in photos have two images or more, and a class-disjoint split needs 4"
+    ):
+        apply_protocol(make(3), "zero-shot")
+    with pytest.raises(InputError, match="0 classes"):
+        apply_protocol(make(9, images=1), "zero-shot")
+
+
+def test_a_half_without_pairs_is_refused() -> None:
+    labels = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    lone = make_manifest("toy", Path("p"), [str(i) for i in range(12)], labels, list("abcdefgh"))
+    with pytest.raises(InputError, match="fewer than 2 of the 4 train classes have two images"):
+        apply_protocol(lone, "zero-shot")
+
+
+def test_a_given_class_disjoint_split_is_kept() -> None:
+    given_split = ["test"] * 6 + ["train"] * 6
+    manifest = apply_protocol(make(4, protocol="zero-shot", split=given_split), "zero-shot", 0.9)
+    assert manifest.split.tolist() == given_split
+    with pytest.raises(InputError, match=r"1 classes \(c0\) are both in train and in test, which zero-shot forbids"):
+        apply_protocol(make(4, protocol="zero-shot", split=["train"] + ["test"] * 5 + ["train"] * 6), "zero-shot")
+    with pytest.raises(InputError, match="needs both train and test"):
+        apply_protocol(make(4, protocol="zero-shot", split=["train"] * 12), "zero-shot")
+
+
+def test_an_image_split_is_set_aside_by_zero_shot_and_kept_by_closed_set() -> None:
+    official = make(4, protocol="closed-set", split=["train", "test", "val"] * 4)
+    assert classes_of(apply_protocol(official, "zero-shot"), "test") == [2, 3]
+    assert apply_protocol(official, "closed-set").split.tolist() == ["train", "test", "val"] * 4
+    with pytest.raises(InputError, match="closed-set has no class-disjoint validation"):
+        cut_validation(apply_protocol(official, "closed-set"), 0.5)
+
+
+def test_protocols_that_the_rows_cannot_follow() -> None:
+    with pytest.raises(InputError, match="did you mean 'zero-shot'"):
+        apply_protocol(make(4), "zeroshot")
+    with pytest.raises(InputError, match="no train and test split of its own"):
+        apply_protocol(make(4), "closed-set")
+    disjoint = make(4, protocol="zero-shot", split=["train"] * 6 + ["test"] * 6)
+    with pytest.raises(InputError, match=r"2 classes \(c2, c3\) in test have no training image"):
+        apply_protocol(disjoint, "closed-set")
+    with pytest.raises(InputError, match="does not tell queries from gallery"):
+        apply_protocol(disjoint, "query-gallery")
+    with pytest.raises(InputError, match=r"test_share 1.0 must be between"):
+        apply_protocol(make(4), "zero-shot", 1.0)
+    with pytest.raises(InputError, match="toy has no boxes"):
+        cut_to_boxes(make(4))
+
+
+def test_cutting_to_boxes_is_noted_and_changes_the_hash() -> None:
+    manifest = make(4, boxes=np.tile([1, 2, 3, 4], (12, 1)))
+    cut = cut_to_boxes(manifest)
+    assert cut.notes == ("cropped to boxes",)
+    assert cut.split_hash != manifest.split_hash

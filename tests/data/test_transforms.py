@@ -1,0 +1,83 @@
+"""Transforms against torchvision's plain ones, value by value; the backbone's data config decides the rest."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as tv
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from hgsl.common.errors import InputError
+from hgsl.data.transforms import ShortestSide, eval_transform, train_transform
+
+CONFIG: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def plain(*steps: Any) -> Any:
+    return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(CONFIG["mean"], CONFIG["std"])])
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 91), (48, 48), (20, 30)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_eval_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], interpolation: str) -> None:
+    mode = tv.InterpolationMode(interpolation)
+    for crop_pct, resized in ((1.0, 48), (0.75, 64)):
+        expected = plain(tv.Resize(resized, mode), tv.CenterCrop(48))(photo(*size))
+        found = eval_transform(CONFIG | {"interpolation": interpolation}, 48, crop_pct=crop_pct)(photo(*size))
+        assert found.dtype == torch.float32
+        assert found.is_contiguous()
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["resize_random_crop", "random_resized_crop"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_train_draws_what_torchvision_draws(recipe: str, flip: bool) -> None:
+    mode = tv.InterpolationMode("bilinear")
+    crop = [tv.Resize(32, mode), v2.RandomCrop(32)]
+    if recipe == "random_resized_crop":
+        crop = [tv.RandomResizedCrop(32, (0.25, 1.0), interpolation=mode)]  # photos of 64 pixels stay as they are
+    expected = plain(*crop, *([v2.RandomHorizontalFlip()] if flip else []))
+    found = train_transform(CONFIG, 32, recipe, flip=flip)
+    for seed in range(20):
+        image = photo(64, 80, seed)
+        torch.manual_seed(seed)
+        wanted = expected(image)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(found(image), wanted, atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.booleans())
+def test_resizing_twice_is_resizing_once(width: int, height: int, side: int, enlarge: bool) -> None:
+    resize = ShortestSide(side, "bilinear", enlarge)
+    image = resize(Image.new("RGB", (width, height)))
+    assert resize(image) is image
+    short = min(width, height)
+    assert min(image.size) == (side if enlarge else min(side, short))
+    if short >= side or enlarge:
+        assert image.size == (width * side // short, height * side // short)
+
+
+def test_the_smallest_crop_is_not_enlarged() -> None:
+    transform = train_transform(CONFIG, 100, "random_resized_crop", scale=(0.16, 1.0))
+    assert transform.resize.side == 250
+    assert not transform.resize.enlarge
+
+
+def test_refusals_name_the_value() -> None:
+    for call, message in (
+        (lambda: train_transform(CONFIG, 32, "random_resize_crop"), "unknown augmentation recipe 'random_resize_crop'"),
+        (lambda: train_transform(CONFIG, 32, scale=(0.5, 0.2)), r"scale \(0.5, 0.2\) must be"),
+        (lambda: eval_transform(CONFIG, 0), "image_size 0"),
+        (lambda: eval_transform(CONFIG, 32, crop_pct=1.2), "crop_pct 1.2"),
+        (lambda: eval_transform(CONFIG | {"interpolation": "bicubik"}, 32), "did you mean 'bicubic'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
