@@ -1,7 +1,9 @@
 """From a network and a data set to embeddings."""
 
+import hashlib
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
+from hgsl.evaluation.store import EmbeddingStore
 
 
 class Embeddings(NamedTuple):
@@ -35,12 +38,15 @@ def embed(
     device: torch.device | str | None = None,
     precision: str = "float32",
     progress: bool = True,
+    store: str | os.PathLike[str] | None = None,
+    identity: str = "",
 ) -> Embeddings:
     """Runs ``model`` in evaluation mode over ``dataset`` and returns its vectors as float32.
 
     The data set is cut into the same batches of ``batch_size`` whatever the number of processes; under a process group
-    each rank computes its share of whole batches and every rank gets all vectors. Global random state is left as it
-    was, and so is the model's mode.
+    each rank computes its share of whole batches and every rank gets all vectors. So the vectors are the same, bit for
+    bit, with any number of ranks, given the same kind of machine and the same number of threads a rank. Global random
+    state is left as it was, and so is the model's mode.
 
     Args:
         model: (B, 3, H, W) -> (B, D); it stays on its device if ``device`` is None, else it is moved there.
@@ -49,9 +55,13 @@ def embed(
         num_workers: Processes that load images; 0 loads in this one.
         precision: ``float32``, ``bfloat16``, ``float16`` or ``auto``: in which the network computes.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
+        store: A folder to write to as the vectors come (see ``store.py``); what an earlier, killed call has left there
+            is not computed again, and the arrays returned are memory maps. Ranks must share its file system.
+        identity: What else decides the vectors than the weights, the number of images, the batches and the precision,
+            such as a split's hash and the image size; a store of another identity is refused.
 
     Raises:
-        InputError: The data set is empty, or the network returns no (B, D) matrix.
+        InputError: The data set is empty, the network returns no (B, D) matrix, or the store holds something else.
     """
     count = len(dataset)  # type: ignore[arg-type]
     if not count:
@@ -60,20 +70,27 @@ def embed(
         model.to(device)
     place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
-    share = batches[ranks.rank() :: ranks.world_size()]
-    vectors: torch.Tensor | None = None
-    labels, ids = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64)
+    sink: EmbeddingStore | _Memory
+    if store is None:
+        sink = _Memory(count, len(batches), place)
+    else:
+        sink = EmbeddingStore(store, count, len(batches), f"{_fingerprint(model, batch_size, precision)} {identity}")
+    numbers = sink.pending()[ranks.rank() :: ranks.world_size()]
+    opened = False
     with preserved_random_state(), evaluation_mode(model), torch.inference_mode():
+        share = [batches[number] for number in numbers]
         # A generator of its own: the loader would otherwise draw its workers' seed from the global one.
         loader = DataLoader(dataset, batch_sampler=share, num_workers=num_workers, generator=torch.Generator())
         bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)
-        for rows, (images, batch_labels, batch_ids) in zip(share, bar, strict=True):
-            found = forward(model, images.to(place, non_blocking=True), precision)
-            if vectors is None:
-                vectors = torch.zeros(count, found.shape[1])
-            vectors[rows], labels[rows], ids[rows] = found, batch_labels, batch_ids
-    vectors, labels, ids = _gather(vectors, count, place), _sum(labels, place), _sum(ids, place)
-    return Embeddings(vectors.numpy(), labels.numpy(), ids.numpy())
+        for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
+            vectors = forward(model, images.to(place, non_blocking=True), precision)
+            if not opened:
+                sink.open(_common_width(vectors.shape[1], place))
+                opened = True
+            sink.write(number, rows, (vectors, labels, ids))
+    if not opened:  # a rank without a batch learns the width from the others
+        sink.open(_common_width(0, place))
+    return Embeddings(*sink.finish())
 
 
 def forward(model: nn.Module, images: torch.Tensor, precision: str = "float32") -> torch.Tensor:
@@ -111,16 +128,36 @@ def preserved_random_state() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _gather(vectors: torch.Tensor | None, count: int, place: torch.device) -> torch.Tensor:
+class _Memory:
+    """The same as an ``EmbeddingStore``, in memory: ranks exchange their parts at the end."""
+
+    def __init__(self, count: int, batches: int, place: torch.device) -> None:
+        self.count, self.batches, self.place = count, batches, place
+
+    def pending(self) -> list[int]:
+        return list(range(self.batches))
+
+    def open(self, width: int) -> None:
+        shapes = {torch.float32: (self.count, width), torch.int64: (self.count,)}
+        self.arrays = [torch.zeros(shapes[dtype], dtype=dtype) for dtype in (torch.float32, torch.int64, torch.int64)]
+
+    def write(self, batch: int, rows: Sequence[int], values: Sequence[torch.Tensor]) -> None:
+        for array, tensor in zip(self.arrays, values, strict=True):
+            array[rows] = tensor
+
+    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        # As integers: each row is nonzero on one rank only, and so the sum keeps every bit.
+        vectors, labels, ids = self.arrays
+        vectors = _sum(vectors.view(torch.int32), self.place).view(torch.float32)
+        return vectors.numpy(), _sum(labels, self.place).numpy(), _sum(ids, self.place).numpy()
+
+
+def _common_width(width: int, place: torch.device) -> int:
     if not ranks.initialised():
-        assert vectors is not None
-        return vectors
-    # A rank without a batch learns the width from the others.
-    width = torch.tensor(0 if vectors is None else vectors.shape[1], device=_meeting_place(place))
-    dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    vectors = torch.zeros(count, int(width)) if vectors is None else vectors
-    # As integers: every entry is nonzero on one rank only, and the sum then keeps each bit.
-    return _sum(vectors.view(torch.int32), place).view(torch.float32)
+        return width
+    widest = torch.tensor(width, device=_meeting_place(place))
+    dist.all_reduce(widest, op=dist.ReduceOp.MAX)
+    return int(widest)
 
 
 def _sum(values: torch.Tensor, place: torch.device) -> torch.Tensor:
@@ -134,3 +171,11 @@ def _sum(values: torch.Tensor, place: torch.device) -> torch.Tensor:
 def _meeting_place(place: torch.device) -> torch.device:
     """Where the process group's tensors live: NCCL has none on the CPU."""
     return place if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _fingerprint(model: nn.Module, batch_size: int, precision: str) -> str:
+    digest = hashlib.sha256(f"{batch_size} {precision}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

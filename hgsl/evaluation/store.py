@@ -1,0 +1,128 @@
+"""Embeddings written to a folder as they are computed, so that a killed extraction goes on where it stopped.
+
+The folder holds ``embeddings.npy`` (N, D) float32, ``labels.npy`` and ``ids.npy`` (N,) int64, which any NumPy reads by
+memory map. Until the last batch is in, their names end in ``.part.npy``, ``done.npy`` has one byte a batch, set once
+the batch is on the disk, and ``extraction.json`` says what is being extracted, so that nothing else is continued there.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+from hgsl.common.files import write_json
+
+ARRAYS = ("embeddings", "labels", "ids")
+FLUSH_SECONDS = 2.0  # at most this much work is lost
+
+
+class EmbeddingStore:
+    """The folder of one extraction, opened by every rank of the run.
+
+    Args:
+        folder: Where; made if missing.
+        count: N, the images.
+        batches: How many batches they are cut into.
+        identity: What decides the vectors, as text.
+
+    Raises:
+        InputError: The folder holds another extraction, or files that are none.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], count: int, batches: int, identity: str) -> None:
+        self.folder = Path(folder)
+        self.count = count
+        self.batches = batches
+        self.unmarked: list[int] = []
+        self.flushed = time.monotonic()
+        self._claim({"images": count, "batches": batches, "identity": identity})
+
+    def pending(self) -> list[int]:
+        """The batches that are still to be computed, the same for every rank if asked before any is written."""
+        if self._path("embeddings").is_file():
+            return []
+        marks = self.folder / "done.npy"
+        if not marks.is_file():
+            return list(range(self.batches))
+        return np.flatnonzero(np.load(marks, allow_pickle=False) == 0).tolist()
+
+    def open(self, width: int) -> None:
+        """Makes or opens the files for vectors of ``width`` numbers; called once by every rank."""
+        if self._path("embeddings").is_file():
+            return
+        marks = self.folder / "done.npy"
+        if ranks.is_main() and not marks.is_file():
+            for name in ARRAYS:
+                shape: tuple[int, ...] = (self.count, width) if name == "embeddings" else (self.count,)
+                dtype = np.float32 if name == "embeddings" else np.int64
+                open_memmap(self._path(name, part=True), mode="w+", dtype=dtype, shape=shape).flush()
+            open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: it says all are there
+        ranks_meet()
+        self.arrays = {
+            name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS
+        }
+        self.marks = np.load(marks, mmap_mode="r+", allow_pickle=False)
+        if width and self.arrays["embeddings"].shape[1] != width:
+            raise InputError(
+                f"{self.folder}: holds vectors of {self.arrays['embeddings'].shape[1]} numbers and the network returns "
+                f"{width}: remove the folder or name another"
+            )
+
+    def write(self, batch: int, rows: Sequence[int], values: Sequence[torch.Tensor]) -> None:
+        """Writes the vectors, labels and ids of one batch."""
+        part = slice(rows[0], rows[-1] + 1)
+        for name, tensor in zip(ARRAYS, values, strict=True):
+            self.arrays[name][part] = tensor.numpy()
+        self.unmarked.append(batch)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self._flush()
+
+    def finish(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """Gives the files their final names once every rank is done, and returns them as read-only memory maps."""
+        if not self._path("embeddings").is_file():
+            self._flush()
+            ranks_meet()
+            if ranks.is_main():
+                for name in reversed(ARRAYS):  # the vectors last: their presence says that all is there
+                    os.replace(self._path(name, part=True), self._path(name))
+        ranks_meet()
+        embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
+        return embeddings, labels, ids
+
+    def _claim(self, what: dict[str, object]) -> None:
+        note = self.folder / "extraction.json"
+        if ranks.is_main() and not note.is_file():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
+            write_json(note, what)
+        ranks_meet()
+        if json.loads(note.read_text(encoding="utf-8")) != what:
+            raise InputError(
+                f"{self.folder}: holds the embeddings of another network, data set or setting: "
+                "remove the folder or name another"
+            )
+
+    def _flush(self) -> None:
+        for array in self.arrays.values():
+            array.flush()
+        self.marks[self.unmarked] = 1  # only now: a mark must never reach the disk before its vectors
+        self.marks.flush()
+        self.unmarked.clear()
+        self.flushed = time.monotonic()
+
+    def _path(self, name: str, *, part: bool = False) -> Path:
+        return self.folder / f"{name}.part.npy" if part else self.folder / f"{name}.npy"
+
+
+def ranks_meet() -> None:
+    """Waits until every rank is here."""
+    if ranks.initialised():
+        torch.distributed.barrier()
