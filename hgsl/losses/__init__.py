@@ -3,12 +3,14 @@
 from hgsl.losses.hgsl import HardGlobalSoftminLoss
 from hgsl.losses.optimizers import attach_optimizer, parameter_groups, sparse_optimizer
 from hgsl.losses.schedule import scheduled_top_k
+from hgsl.losses.sharded import ShardedHardGlobalSoftminLoss
 
-LOSSES = {"hgsl": HardGlobalSoftminLoss}
+LOSSES = {"hgsl": HardGlobalSoftminLoss, "sharded_hgsl": ShardedHardGlobalSoftminLoss}
 
 __all__ = [
     "LOSSES",
     "HardGlobalSoftminLoss",
+    "ShardedHardGlobalSoftminLoss",
     "attach_optimizer",
     "parameter_groups",
     "scheduled_top_k",

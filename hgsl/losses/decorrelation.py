@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.common.errors import InputError
+from hgsl.losses.functional import with_slopes
 from hgsl.losses.similarity import unit
 
 EXACT_UP_TO = 512  # classes; from more, as many rows are drawn
@@ -52,26 +53,13 @@ def sum_abs_dots(own: Tensor, every: Tensor, own_rows: Tensor, every_rows: Tenso
     """Returns the sum of ``|a . b|`` over ``a`` in ``own`` ``(n, D)`` and ``b`` in ``every`` ``(m, D)`` of another row.
 
     ``every`` holds the vectors of ``own`` (and of other processes) as constants. A pair is met from both its ends, so
-    the gradient of ``own`` counts each twice. One block of products is held at a time, in both directions.
+    the gradient of ``own`` counts each twice. One block of products is held at a time.
     """
-    result: Tensor = _SumAbsDots.apply(own, every, own_rows, every_rows)
-    return result
-
-
-class _SumAbsDots(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, own, every, own_rows, every_rows):  # type: ignore[no-untyped-def]
-        total, slopes = own.new_zeros(()), [own[:0]]
+    total, slopes = own.new_zeros(()), [own.detach()[:0]]
+    with torch.no_grad():
         step = max(1, BLOCK // max(1, len(every)))
         for a, row in zip(own.split(step), own_rows.split(step), strict=True):
             dots = (a @ every.T).masked_fill_(row[:, None] == every_rows, 0)
             total = total + dots.abs().sum()
-            if ctx.needs_input_grad[0]:
-                slopes.append(2 * dots.sign_() @ every)
-        ctx.save_for_backward(torch.cat(slopes))
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad * ctx.saved_tensors[0], None, None, None
+            slopes.append(2 * dots.sign_() @ every)
+    return with_slopes(total, own, torch.cat(slopes))

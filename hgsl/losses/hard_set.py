@@ -79,9 +79,8 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_ce
             found.div_(norm.clamp_min_(1e-12))
         values, places = found.topk(min(k, len(block)), dim=0)
         best, rows = torch.cat([best, values]), torch.cat([rows, places + start])
-        if len(best) > k:
-            best, order = best.topk(k, dim=0)
-            rows = rows.gather(0, order)
+        best, order = best.topk(min(k, len(best)), dim=0)
+        rows = rows.gather(0, order)
     return rows.T.contiguous()
 
 

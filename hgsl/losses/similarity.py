@@ -8,9 +8,9 @@ SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scales the last dimension to norm 1; a vector too small or too large for its norm to be told is left as it is."""
+    """Scales the last dimension to norm 1; a vector too small or too large to tell its norm becomes (nearly) zero."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.where((norm > 1e-12) & norm.isfinite(), 1)
+    return vectors / norm.where(norm > 1e-12, 1)
 
 
 def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:

@@ -1,0 +1,70 @@
+"""The regulariser: exact over pairs, in blocks, and unbiased when rows are drawn."""
+
+import pytest
+import torch
+
+from hgsl.common.errors import InputError
+from hgsl.losses import HardGlobalSoftminLoss
+from hgsl.losses.decorrelation import EXACT_UP_TO, decorrelation
+
+
+def by_pairs(centers):
+    w = torch.nn.functional.normalize(centers)
+    terms = [(w[j] @ w[m]).abs() for j in range(len(w)) for m in range(len(w)) if j != m]
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("block", [2**20, 20, 1])
+@pytest.mark.parametrize("sparse_grad", [False, True])
+def test_exact_value_and_gradient(block, sparse_grad, monkeypatch):
+    monkeypatch.setattr("hgsl.losses.decorrelation.BLOCK", block)
+    centers = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(by_pairs(centers), centers)
+    found = decorrelation(centers, sparse_grad=sparse_grad)
+    found.backward()
+    assert centers.grad.is_sparse == sparse_grad
+    torch.testing.assert_close(found, by_pairs(centers))
+    torch.testing.assert_close(centers.grad.to_dense(), expected)
+
+
+def test_gradient_is_that_of_finite_differences():
+    centers = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(decorrelation, [centers])
+
+
+def test_drawn_rows_are_unbiased_in_value_and_gradient():
+    torch.manual_seed(0)
+    centers = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(by_pairs(centers), centers)
+    values, gradients = [], []
+    for _ in range(4000):  # five draws of twelve: half of the samples repeat a row
+        value = decorrelation(centers, sample=5)
+        values.append(value.detach())
+        gradients.append(torch.autograd.grad(value, centers)[0])
+    for found, expected in ((torch.stack(values), by_pairs(centers)), (torch.stack(gradients), gradient)):
+        error = (found.mean(0) - expected).abs()
+        assert (error < 4.5 * found.std(0) / len(found) ** 0.5).all()
+
+
+def test_draws_that_are_all_the_same_row_count_as_no_pair():
+    torch.manual_seed(0)
+    centers = torch.ones(3, 3, requires_grad=True)
+    values = {decorrelation(centers, sample=2).item() for _ in range(50)}
+    assert sorted(values) == pytest.approx([0, 1])  # one row twice, or two rows at angle 0
+
+
+def test_one_class_has_no_pairs():
+    assert decorrelation(torch.randn(1, 4)) == 0
+
+
+def test_module_is_exact_up_to_its_limit_and_draws_beyond():
+    for classes, exact in ((EXACT_UP_TO, True), (EXACT_UP_TO + 1, False)):
+        loss_fn = HardGlobalSoftminLoss(classes, 4, top_k=1, decorrelation=1e3)
+        embeddings, labels = torch.randn(2, 4), torch.tensor([0, 1])
+        first, second = loss_fn(embeddings, labels), loss_fn(embeddings, labels)
+        assert (first == second) == exact
+
+
+def test_a_sample_of_one_has_no_pairs_and_is_refused():
+    with pytest.raises(InputError, match="at least 2"):
+        decorrelation(torch.randn(5, 4), sample=1)
