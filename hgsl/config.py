@@ -25,7 +25,11 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the network; auto is bfloat16 where the hardware has it, float16 on older GPUs, else float32."""
     threads: int | None = None
-    """CPU threads of PyTorch; empty leaves its own choice, the number of cores."""
+    """CPU threads of PyTorch in each process; empty leaves its own choice, the number of cores."""
+    compile: bool = False
+    """Whether torch.compile translates the network first: minutes at the start, faster steps afterwards."""
+    deterministic: bool = False
+    """On a GPU, whether only kernels that repeat their results to the bit may be used; a CPU run always repeats."""
 
     def __post_init__(self) -> None:
         _refuse(self.threads is not None and self.threads < 1, f"run.threads must be at least 1, found {self.threads}")
@@ -51,6 +55,19 @@ class DataConfig:
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """random_resized_crop: smallest and largest share of the image's area in a crop."""
+    sampler: Literal["random", "m_per_class", "class_balanced"] = "random"
+    """random: every image once an epoch; m_per_class: batches of a few classes with per_class images each;
+    class_balanced: every class equally often."""
+    per_class: int = 4
+    """m_per_class: images of a class in a batch."""
+    cache: Literal["none", "resized"] = "none"
+    """resized keeps every image at the size the transform starts from, so that only the first epoch decodes files."""
+    crop_to_boxes: bool = False
+    """Whether images are cut to their boxes, where the data set has them; reports then say so."""
+    val_share: float = 0.0
+    """Share of the training classes that is kept out of training to choose the epoch (train.select: best)."""
+    val_fold: int | None = None
+    """Instead of val_share: which of four class-disjoint folds of the training classes, 0 to 3, is kept out."""
     workers: int | None = None
     """Processes that read and transform images; empty means one per core, at most 8."""
 
@@ -59,6 +76,11 @@ class DataConfig:
         _refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
         low, high = self.crop_scale
         _refuse(not 0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, found [{low}, {high}]")
+        _refuse(
+            self.val_fold is not None and self.val_share > 0,
+            f"data.val_share {self.val_share} and data.val_fold {self.val_fold} both cut validation classes: give one",
+        )
+        _refuse(not 0 <= self.val_share < 1, f"data.val_share must lie from 0 to below 1, found {self.val_share}")
         _refuse(self.workers is not None and self.workers < 0, f"data.workers cannot be negative, found {self.workers}")
 
 
@@ -68,16 +90,21 @@ class ModelConfig:
 
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name."""
-    pooling: Literal["avg", "max", "maxavg", "gem"] = "maxavg"
-    """From the last features to one vector; maxavg is max and average pooling side by side."""
+    pooling: Literal["avg", "max", "maxavg", "gem", "scda"] = "maxavg"
+    """From the last features to one vector; maxavg is max and average pooling side by side, scda the same over the
+    places whose activation is above the mean."""
     embedding_size: int | None = None
     """Dimensions of the embedding, reached by a linear projection; empty keeps the pooled features."""
     weights: str = "timm"
     """Backbone weights: timm (downloads), packaged (tf_efficientnet_lite0, no network), none, or a file."""
     output_stride: int | None = None
     """16 gives convolutional backbones a finer last feature map ("last stride 1"); empty keeps their own."""
-    freeze: Literal["none", "batch_norm", "backbone"] = "none"
-    """What does not train: nothing, the batch norms (statistics and affine), or the whole backbone."""
+    freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
+    """What does not train: nothing, the batch norms (statistics and affine), the first stage, the whole backbone."""
+    sync_bn: bool = False
+    """With several processes on GPUs, whether batch norms share their statistics."""
+    checkpointing: bool = False
+    """Whether activations are computed twice instead of kept: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         _refuse(
@@ -93,8 +120,18 @@ class ModelConfig:
 
 @dataclass
 class LossConfig:
-    """The Hard Global Softmin Loss."""
+    """The Hard Global Softmin Loss, or one of pytorch-metric-learning's by its class name."""
 
+    name: str = "HardGlobalSoftminLoss"
+    """HardGlobalSoftminLoss, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of another loss than HardGlobalSoftminLoss; num_classes and embedding_size are filled in."""
+    miner: str | None = None
+    """A class of pytorch_metric_learning.miners, such as TripletMarginMiner, for losses over pairs and triplets."""
+    miner_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the miner."""
+    memory: int = 0
+    """Embeddings of earlier steps that a loss over pairs also compares with (cross-batch memory); 0 for none."""
     top_k: int | None = None
     """Size K of the hard set: only the K nearest class centres count; empty means all (global softmin)."""
     hard_set: Literal["all", "negatives"] = "all"
@@ -105,10 +142,27 @@ class LossConfig:
     """Whether alpha is learnt."""
     decorrelation: float = 0.1
     """Weight of the term that pushes class centres towards right angles."""
+    margin: float = 0.0
+    """Taken off the closeness to the true class."""
+    similarity: Literal["euclidean", "cosine"] = "euclidean"
+    """What closeness is: minus the distance, as published, or the cosine."""
+    top_k_schedule: dict[int, int | None] = field(default_factory=dict)
+    """K as a curriculum, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
+    sharded: bool = False
+    """With several processes, whether each holds its share of the centres instead of all of them."""
 
     def __post_init__(self) -> None:
         _refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
         _refuse(self.alpha <= 0, f"loss.alpha must be positive, found {self.alpha}")
+        _refuse(
+            bool(self.top_k_schedule) and self.top_k is not None,
+            "loss.top_k_schedule replaces loss.top_k: leave one of them empty",
+        )
+        ours = self.name == "HardGlobalSoftminLoss"
+        _refuse(ours and bool(self.options), "loss.options belong to losses of pytorch-metric-learning: set loss.name")
+        _refuse(ours and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
+        _refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
+        _refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
         _refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         _refuse(
             self.hard_set == "negatives" and self.top_k is None,
@@ -130,6 +184,8 @@ class OptimConfig:
     """Peak learning rate of the class centres."""
     scale_lr: float = 1e-5
     """Peak learning rate of the loss's alpha."""
+    layer_decay: float | None = None
+    """Factor from each layer of the backbone to the one before it, such as 0.75 for transformers; empty has none."""
     weight_decay: float = 1e-4
     """Weight decay of backbone and projection; centres and alpha have none."""
     momentum: float | None = None
@@ -174,9 +230,14 @@ class TrainConfig:
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32
-    """Images a step and process, all micro-batches together."""
+    """Images a step, all processes and micro-batches together."""
     accumulate: int = 1
     """Micro-batches a step: a larger value needs less memory and gives the same gradient, batch norm aside."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, such as 0.999, that is evaluated and saved in their place."""
+    select: Literal["last", "best", "best_on_test"] = "last"
+    """Which epoch's model is kept: the last, the best on the validation classes (data.val_share or val_fold), or,
+    as much published code did, the best on test, which makes the test score too high; reports say so."""
     save_every: int = 200
     """Steps between two saves of the state that --resume goes on from; the end of an epoch always saves."""
 
@@ -184,6 +245,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "save_every"):
             value = getattr(self, name)
             _refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
+        _refuse(self.ema is not None and not 0 < self.ema < 1, f"train.ema must lie between 0 and 1, found {self.ema}")
         _refuse(
             self.batch_size % self.accumulate != 0,
             f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}: "
@@ -218,3 +280,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        has_validation = self.data.val_share > 0 or self.data.val_fold is not None
+        _refuse(
+            self.train.select == "best" and not has_validation,
+            "train.select 'best' needs validation classes: set data.val_share (such as 0.2) or data.val_fold",
+        )

@@ -43,7 +43,7 @@ def _evaluate(words: list[str]) -> None:
     manifest = build_manifest(config.data)
     print(summary(manifest), flush=True)
     model, image_size = load_embedder(checkpoint)
-    dataset = build_eval_set(manifest, model, image_size)
+    dataset = build_eval_set(config.data, manifest, model, image_size)
     scores = evaluate(to_place(model, place), dataset, config.eval, place)
     print(f"\n{scores['num_queries']} queries, {scores['num_gallery']} images, in percent")
     print(format_table({Path(checkpoint).name: scores}))

@@ -21,3 +21,9 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes files and prints."""
     return rank() == 0
+
+
+def say(text: str) -> None:
+    """Prints a result, on one process only."""
+    if is_main():
+        print(text, flush=True)

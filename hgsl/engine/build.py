@@ -1,17 +1,26 @@
 """From settings to the parts of a run."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import nn
+from timm.layers import convert_sync_batchnorm
 
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.common.errors import InputError
+from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
-from hgsl.data import Manifest, RetrievalDataset, eval_transform, load_manifest, train_transform, verify_files
+from hgsl.data import (
+    Manifest,
+    RetrievalDataset,
+    default_cache_dir,
+    eval_transform,
+    load_manifest,
+    train_transform,
+    verify_files,
+)
 from hgsl.engine.freeze import freeze
 from hgsl.engine.loader import default_workers
-from hgsl.losses import LOSSES
 from hgsl.models import Embedder, create_embedder
 
 
@@ -30,6 +39,11 @@ class Place:
     def precision(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
+    def prepare(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """Moves a batch to the device, in the memory format of the model."""
+        images = images.to(self.device, non_blocking=True)
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
@@ -38,6 +52,7 @@ def build_place(config: Config) -> Place:
     """Picks device, precision and workers, and sets PyTorch's threads."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    torch.use_deterministic_algorithms(config.run.deterministic)
     device = pick_device(config.run.device)
     workers = default_workers() if config.data.workers is None else config.data.workers
     return Place(device, pick_precision(config.run.precision, device), workers)
@@ -46,7 +61,14 @@ def build_place(config: Config) -> Place:
 def build_manifest(settings: DataConfig) -> Manifest:
     """Lists the images and checks that their files exist."""
     manifest = load_manifest(
-        settings.name, settings.root, settings.protocol, test_share=settings.test_share, **settings.options
+        settings.name,
+        settings.root,
+        settings.protocol,
+        test_share=settings.test_share,
+        val_share=settings.val_share,
+        val_fold=settings.val_fold,
+        crop_to_boxes=settings.crop_to_boxes,
+        **settings.options,
     )
     verify_files(manifest)
     return manifest
@@ -64,6 +86,10 @@ def build_model(config: Config, place: Place) -> Embedder:
     )
     check_image_size(model, config.data.image_size)
     freeze(model, settings.freeze)
+    if settings.checkpointing:
+        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    if settings.sync_bn and world_size() > 1 and place.device.type == "cuda":
+        model.backbone = convert_sync_batchnorm(model.backbone)
     return to_place(model, place)
 
 
@@ -90,22 +116,20 @@ def to_place(model: Embedder, place: Place) -> Embedder:
     return model.to(place.device)
 
 
-def build_loss(config: Config, num_classes: int, embedding_size: int, place: Place) -> nn.Module:
-    """Builds the loss with one centre a training class; a hard set larger than the classes is all of them."""
-    options = asdict(config.loss)
-    if config.loss.top_k is not None and config.loss.top_k >= num_classes:
-        print(f"loss.top_k {config.loss.top_k} is not below the {num_classes} training classes: all of them count")
-        options.update(top_k=None, hard_set="all")
-    return LOSSES["hgsl"](num_classes=num_classes, embedding_size=embedding_size, **options).to(place.device)
-
-
 def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
     """The training images, augmented."""
     data = config.data
     transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
-    return RetrievalDataset(manifest.subset("train"), transform)
+    return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
 
 
-def build_eval_set(manifest: Manifest, model: Embedder, image_size: int, split: str = "test") -> RetrievalDataset:
+def build_eval_set(
+    data: DataConfig, manifest: Manifest, model: Embedder, image_size: int, split: str = "test"
+) -> RetrievalDataset:
     """The images that are searched."""
-    return RetrievalDataset(manifest.subset(split), eval_transform(model.data_config, image_size))
+    transform = eval_transform(model.data_config, image_size)
+    return RetrievalDataset(manifest.subset(split), transform, _cache_dir(data))
+
+
+def _cache_dir(data: DataConfig) -> Path | None:
+    return default_cache_dir() if data.cache == "resized" else None

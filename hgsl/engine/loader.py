@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+from hgsl.data.samplers import epoch_plan
 
 Key = tuple[int, int]  # (epoch, position in the dataset)
 
@@ -27,29 +32,55 @@ class SeededSamples(Dataset[Any]):
 
 
 class RunBatches(Sampler[list[Key]]):
-    """Every batch of a run, in order: each epoch is a permutation of its own, its incomplete last batch left out.
+    """Every batch of a run, in order: the sampler's plan of each epoch, its incomplete last batch left out.
 
-    A dataset smaller than a batch is one batch an epoch.
+    The plan does not depend on the number of processes: each takes its share of every batch, so that any number of
+    them makes the same steps. A data set smaller than a batch is one batch an epoch.
+
+    Args:
+        labels: (N,) the class of each image.
+        batch_size: Images a step, over all processes.
+        epochs: How many.
+        seed: Of the shuffle.
+        kind: One of ``hgsl.data.SAMPLERS``.
+        per_class: For the sampler that takes it.
+
+    Attributes:
+        steps_per_epoch: The same in every epoch.
+        start_step: Where the stream begins; a run that goes on sets it.
     """
 
-    def __init__(self, count: int, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
-        self.count = count
-        self.batch_size = min(batch_size, count)
-        self.steps_per_epoch = count // self.batch_size
-        self.epochs = epochs
-        self.seed = seed
-        self.start_step = start_step
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        kind: str = "random",
+        per_class: int = 4,
+    ) -> None:
+        world = ranks.world_size()
+        if batch_size % world:
+            raise InputError(f"train.batch_size {batch_size} cannot be shared out to {world} processes: use a multiple")
+        if kind == "random":
+            batch_size = min(batch_size, len(labels) // world * world)
+        self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
+        self.kind, self.per_class = kind, per_class
+        self.steps_per_epoch = len(self._plan(0))
+        self.start_step = 0
+
+    def _plan(self, epoch: int) -> NDArray[np.int64]:
+        options = {"per_class": self.per_class, "seed": self.seed, "epoch": epoch}
+        return epoch_plan(self.kind, self.labels, self.batch_size, **options)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step
 
     def __iter__(self) -> Iterator[list[Key]]:
         for epoch in range(self.start_step // self.steps_per_epoch, self.epochs):
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-            order = torch.randperm(self.count, generator=generator).tolist()
             first = max(0, self.start_step - epoch * self.steps_per_epoch)
-            for batch in range(first, self.steps_per_epoch):
-                yield [(epoch, i) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+            for batch in self._plan(epoch)[first:].tolist():
+                yield [(epoch, position) for position in batch[ranks.rank() :: ranks.world_size()]]
 
 
 def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, device: torch.device) -> DataLoader[Any]:
@@ -60,6 +91,7 @@ def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, devi
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # the workers' seed is not drawn from the global generator
     )
 
 
@@ -69,5 +101,6 @@ def mixed_seed(*numbers: int) -> int:
 
 
 def default_workers() -> int:
-    """One reading process a core, at most 8."""
-    return min(8, os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0)))
+    """One reading process a core, at most 8, shared out to the processes of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

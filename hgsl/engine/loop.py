@@ -3,24 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_text
 from hgsl.engine.build import Place
 from hgsl.engine.checkpoint import random_state, restore_random_state
+from hgsl.engine.distributed import agree
 from hgsl.engine.freeze import train_mode
 from hgsl.engine.logging import MetricLog
+from hgsl.engine.objective import Objective, scale_parameter
 from hgsl.engine.run_folder import LAST_BATCH
 from hgsl.engine.stop import Stopped, StopRequest
 from hgsl.models import Embedder
@@ -30,34 +34,51 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (
 
 @dataclass
 class TrainState:
-    """All that changes during training; saved and restored as one."""
+    """All that changes during training; saved and restored as one.
+
+    ``network`` and ``loss_call`` are what a step calls: the model and the objective themselves, or compiled and with
+    the gradients of several processes averaged. Their parameters are the model's and the objective's.
+    """
 
     model: Embedder
-    loss_fn: nn.Module
+    objective: Objective
+    network: Callable[[Tensor], Tensor]
+    loss_call: Callable[[Tensor, Tensor], Tensor]
     optimizer: Optimizer
     schedule: LambdaLR
     scaler: GradScaler
+    ema: ModelEmaV3 | None = None
     step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "best": self.best,
             "model": self.model.state_dict(),
-            "loss": self.loss_fn.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
             "random": random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
         self.model.load_state_dict(state["model"])
-        self.loss_fn.load_state_dict(state["loss"])
+        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
         restore_random_state(state["random"])
+
+    @property
+    def final_model(self) -> Embedder:
+        """What is evaluated and saved: the running mean of the weights, if one is kept."""
+        return self.ema.module if self.ema else self.model
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,7 @@ class Loop:
         options: See :class:`LoopOptions`.
         place: Device and precision.
         log: Gets loss, rates, gradient norm and speed of every step.
+        after_epoch: Called with the epoch's number before its state is saved; returns numbers to log.
         save: Writes the state; called every ``save_every`` steps, after each epoch, and when a signal asks to stop.
         name_images: Ids -> paths, for the message about a loss that is not finite.
         folder: Where the paths of such a batch are written.
@@ -89,7 +111,8 @@ class Loop:
     state: TrainState
     options: LoopOptions
     place: Place
-    log: MetricLog
+    log: MetricLog | None
+    after_epoch: Callable[[int], dict[str, float]]
     save: Callable[[], None]
     name_images: Callable[[Tensor], list[str]]
     folder: Path
@@ -104,32 +127,56 @@ class Loop:
         with StopRequest() as stop:
             for epoch in range(self.state.step // self.options.steps_per_epoch, self.options.epochs):
                 train_mode(self.state.model, self.options.frozen)
+                self.state.objective.start_epoch(epoch)
                 self._epoch(epoch, batches, stop)
 
     def _epoch(self, epoch: int, batches: Iterator[Batch], stop: StopRequest) -> None:
         state, steps = self.state, self.options.steps_per_epoch
         title = f"epoch {epoch + 1}/{self.options.epochs}"
-        meter = Meter()
+        meter = Meter(ranks.world_size())
         first = state.step - epoch * steps
-        bar = tqdm(range(first, steps), desc=title, initial=first, total=steps, unit="step", disable=None, leave=False)
+        silent = None if ranks.is_main() else True
+        bar = tqdm(
+            range(first, steps), desc=title, initial=first, total=steps, unit="step", disable=silent, leave=False
+        )
         for _ in bar:
             with meter.waiting():
                 batch = next(batches)
             loss, norm = train_step(state, batch, self.options, self.place)
             if not math.isfinite(loss):
                 raise self._not_finite(loss, batch)
+            loss, signal_number = agree(loss, stop.number or 0, self.place.device)
             meter.add(loss, len(batch[1]))
-            rates = {f"lr/{group['name']}": group["lr"] for group in state.optimizer.param_groups}
+            record = {"loss": loss, "grad_norm": norm, **meter.record(), **self._watched()}
             state.schedule.step()
             state.step += 1
             bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{meter.speed():.0f}", refresh=False)
-            self.log.write(state.step, loss=loss, grad_norm=norm, images_per_second=meter.speed(), **rates)
-            if stop.number is not None or state.step % steps == 0 or state.step % self.options.save_every == 0:
-                self.log.flush()
-                self.save()
-            if stop.number is not None:
-                raise Stopped(stop.number)
-        print(f"{title}  {meter}", flush=True)
+            at_end = state.step % steps == 0
+            if at_end:
+                record |= self.after_epoch(epoch)
+            self._write(record)
+            if signal_number or at_end or state.step % self.options.save_every == 0:
+                self._save()
+            if signal_number:
+                raise Stopped(signal_number)
+        ranks.say(f"{title}  {meter}")
+
+    def _watched(self) -> dict[str, float]:
+        """Numbers of the state that tell whether training goes well."""
+        found = {f"lr/{group['name']}": group["lr"] for group in self.state.optimizer.param_groups}
+        alpha = scale_parameter(self.state.objective.loss_fn)
+        if alpha is not None:
+            found["alpha"] = float(alpha.detach())
+        return found
+
+    def _write(self, record: dict[str, float]) -> None:
+        if self.log:
+            self.log.write(self.state.step, **record)
+
+    def _save(self) -> None:
+        if self.log:
+            self.log.flush()
+        self.save()
 
     def _not_finite(self, loss: float, batch: Batch) -> InputError:
         path = self.folder / LAST_BATCH
@@ -143,7 +190,8 @@ class Loop:
 class Meter:
     """Mean loss and speed of an epoch, and the share of its time that went by without an image to work on."""
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int = 1) -> None:
+        self.world_size = world_size
         self.started, self.waited = time.perf_counter(), 0.0
         self.loss_sum, self.steps, self.images = 0.0, 0, 0
 
@@ -154,17 +202,27 @@ class Meter:
         self.waited += time.perf_counter() - started
 
     def add(self, loss: float, images: int) -> None:
-        self.loss_sum, self.steps, self.images = self.loss_sum + loss, self.steps + 1, self.images + images
+        self.loss_sum += loss
+        self.steps += 1
+        self.images += images * self.world_size
 
     def speed(self) -> float:
-        """Images a second."""
+        """Images a second, over all processes."""
         return self.images / (time.perf_counter() - self.started)
+
+    def wait_share(self) -> float:
+        """Share of the time in [0, 1] that this process waited for images."""
+        return self.waited / (time.perf_counter() - self.started)
+
+    def record(self) -> dict[str, float]:
+        """The numbers of a log record."""
+        return {"images_per_second": self.speed(), "data_wait_share": self.wait_share()}
 
     def __str__(self) -> str:
         seconds = time.perf_counter() - self.started
         return (
             f"loss {self.loss_sum / max(1, self.steps):.4f}  {self.speed():.0f} images/s  {seconds:.0f} s, "
-            f"{100 * self.waited / seconds:.0f} % of it waiting for images"
+            f"{100 * self.wait_share():.0f} % of it waiting for images"
         )
 
 
@@ -178,18 +236,15 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, place: Pla
     images, labels, _ = batch
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    pieces = min(options.accumulate, len(labels))
-    for part, part_labels in zip(images.chunk(pieces), labels.chunk(pieces), strict=True):
-        part = part.to(place.device, non_blocking=True)
-        if state.model.is_convolutional:
-            part = part.contiguous(memory_format=torch.channels_last)
-        with place.autocast():
-            embeddings = state.model(part)
+    pieces = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True))
+    for number, (part, part_labels) in enumerate(pieces, start=1):
+        with _gradients_averaged(state, number == len(pieces)):
+            with place.autocast():
+                embeddings = state.network(place.prepare(part, state.model.is_convolutional))
             if not embeddings.isfinite().all():
                 return math.nan, math.nan
-            loss = state.loss_fn(embeddings, part_labels.to(place.device))
-        loss = loss * (len(part_labels) / len(labels))
-        state.scaler.scale(loss).backward()
+            loss = state.loss_call(embeddings, part_labels.to(place.device)) * (len(part_labels) / len(labels))
+            state.scaler.scale(loss).backward()
         total += float(loss.detach())
     state.scaler.unscale_(state.optimizer)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -199,4 +254,16 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, place: Pla
     if math.isfinite(total):
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if state.ema:
+            state.ema.update(state.model, step=state.step)
     return total, norm
+
+
+@contextmanager
+def _gradients_averaged(state: TrainState, last: bool) -> Iterator[None]:
+    """Processes exchange gradients once a step, with the last micro-batch."""
+    with ExitStack() as stack:
+        for module in (state.network, state.loss_call):
+            if not last and isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from timm.optim import param_groups_layer_decay
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,15 +19,31 @@ def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig)
     the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
     """
     head = [*model.pooling.parameters(), *model.projection.parameters()]
-    centers = [value for name, value in loss_fn.named_parameters() if name.endswith("centers")]
-    scale = [value for name, value in loss_fn.named_parameters() if not name.endswith("centers")]
+    centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever the loss calls them
+    scale = [value for value in loss_fn.parameters() if value.ndim < 2]
     groups = [
-        {"name": "backbone", "params": _trainable(model.backbone.parameters()), "lr": settings.lr},
+        *_backbone_groups(model.backbone, settings),
         {"name": "projection", "params": _trainable(head), "lr": settings.projection_lr},
         {"name": "centers", "params": _trainable(centers), "lr": settings.centers_lr, "weight_decay": 0.0},
         {"name": "scale", "params": _trainable(scale), "lr": settings.scale_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
+    """One group, or with ``layer_decay`` one a layer, whose rate falls by that factor from the last to the first."""
+    if settings.layer_decay is None:
+        return [{"name": "backbone", "params": _trainable(backbone.parameters()), "lr": settings.lr}]
+    layers = param_groups_layer_decay(backbone, settings.weight_decay, layer_decay=settings.layer_decay)
+    return [
+        {
+            "name": f"backbone/{number}",
+            "params": layer["params"],
+            "lr": settings.lr * layer["lr_scale"],
+            "weight_decay": layer["weight_decay"],
+        }
+        for number, layer in enumerate(layers)
+    ]
 
 
 def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> optim.Optimizer:

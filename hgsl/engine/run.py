@@ -1,31 +1,27 @@
 """A training run from its settings to its report."""
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.amp import GradScaler
 
+from hgsl.common import ranks
 from hgsl.common.files import write_json
 from hgsl.config import Config
-from hgsl.data import RetrievalDataset, summary
+from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine import run_folder
-from hgsl.engine.build import (
-    Place,
-    build_eval_set,
-    build_loss,
-    build_manifest,
-    build_model,
-    build_place,
-    build_train_set,
-)
+from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, build_train_set
 from hgsl.engine.checkpoint import load_state, save_state
+from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluate import evaluate
 from hgsl.engine.loader import RunBatches, run_loader
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.optim import create_optimizer, create_schedule, parameter_groups
+from hgsl.engine.selection import BestEpoch
+from hgsl.engine.state import build_state
 from hgsl.evaluation import format_table
 from hgsl.models import save_embedder
 
@@ -35,14 +31,15 @@ def train(
 ) -> dict[str, Any]:
     """Trains, evaluates before and after on the searched classes, and writes the run folder.
 
-    Nothing is written until the data, the model and the folder are known to be usable.
+    Nothing is written until the data, the model and the folder are known to be usable. Under torchrun every process
+    calls this, and the first one prints and writes.
 
     Args:
         config: The settings.
         config_yaml: The same as text, written to the folder.
         folder: The run folder.
         overwrite: Whether an earlier run there may be replaced.
-        resume: Go on with the run in ``folder`` from its last saved state.
+        resume: Go on with the run in ``folder`` from its last saved state; a finished run is only reported.
 
     Returns:
         The report: ``before`` and ``after`` with the scores, the settings that decide them, and the versions.
@@ -51,86 +48,127 @@ def train(
         InputError: Settings, data or folder are not usable; the message says which and what to do.
         Stopped: A signal ended the run after its state was saved.
     """
+    if resume and (finished := run_folder.finished_report(folder)):
+        ranks.say(f"{folder} is finished:")
+        _print_scores(finished)
+        return finished
     if not resume:
         run_folder.check_free(folder, overwrite=overwrite)
-    started = time.perf_counter()
     place = build_place(config)
-    torch.manual_seed(config.run.seed)
-    manifest = build_manifest(config.data)
-    print(summary(manifest), flush=True)
-    model = build_model(config, place)
-    train_set = build_train_set(config, manifest, model)
-    test_set = build_eval_set(manifest, model, config.data.image_size)
-    print(f"{config.model.backbone}, {config.model.pooling}, {model.embedding_size}-d, on {place}", flush=True)
-    batches = RunBatches(len(train_set), config.train.batch_size, config.train.epochs, config.run.seed)
-    state = _build_state(config, model, train_set, batches.steps_per_epoch, place)
-
-    if resume:
-        saved = load_state(folder / run_folder.STATE)
-        state.load_state_dict(saved["train"])
-        before = saved["before"]
-        print(f"resuming at step {state.step} of {config.train.epochs * batches.steps_per_epoch}", flush=True)
-    else:
-        run_folder.create(folder, config_yaml, overwrite=overwrite)
-        before = evaluate(model, test_set, config.eval, place) if config.eval.before else {}
-    _fit(config, state, train_set, batches, place, folder, before)
-
-    save_embedder(model, folder, image_size=config.data.image_size)
-    after = evaluate(model, test_set, config.eval, place)
-    report = {
-        "before": before,
-        "after": after,
-        "seed": config.run.seed,
-        "device": str(place.device),
-        "precision": place.precision,
-        "seconds": round(time.perf_counter() - started, 1),
-        "versions": run_folder.versions(),
-    }
-    write_json(folder / run_folder.REPORT, report)
-    rows = {"before training": before, "after training": after} if before else {"after training": after}
-    print(f"\n{after['num_queries']} queries, {after['num_gallery']} images, in percent")
-    print(format_table(rows), flush=True)
-    return report
+    with ExitStack() as stack:
+        place = replace(place, device=stack.enter_context(process_group(place.device)))
+        torch.manual_seed(config.run.seed)
+        run = Run(config, folder, place)
+        saved = load_state(folder / run_folder.STATE) if resume else None
+        if ranks.is_main():
+            stack.enter_context(run_folder.locked(folder))
+            if not resume:
+                run_folder.create(folder, config_yaml)
+        return run.to_the_end(saved)
 
 
-def _build_state(
-    config: Config, model: Any, train_set: RetrievalDataset, steps_per_epoch: int, place: Place
-) -> TrainState:
-    loss_fn = build_loss(config, train_set.num_classes, model.embedding_size, place)
-    optimizer = create_optimizer(parameter_groups(model, loss_fn, config.optim), config.optim)
-    schedule = create_schedule(optimizer, config.optim, config.train.epochs, steps_per_epoch)
-    scaler = GradScaler(place.device.type, enabled=place.dtype == torch.float16)
-    return TrainState(model, loss_fn, optimizer, schedule, scaler)
+class Run:
+    """The parts of one run: building them reads everything and writes nothing."""
 
-
-def _fit(
-    config: Config,
-    state: TrainState,
-    train_set: RetrievalDataset,
-    batches: RunBatches,
-    place: Place,
-    folder: Path,
-    before: dict[str, Any],
-) -> None:
-    batches.start_step = state.step
-    paths = dict(zip(train_set.ids.tolist(), train_set.manifest.paths, strict=True))
-    options = LoopOptions(
-        steps_per_epoch=batches.steps_per_epoch,
-        epochs=config.train.epochs,
-        accumulate=config.train.accumulate,
-        clip=config.optim.clip,
-        frozen=config.model.freeze,
-        save_every=config.train.save_every,
-    )
-    loader = run_loader(train_set, batches, workers=place.workers, device=place.device)
-    with MetricLog(folder, keep_steps=state.step) as log:
-        loop = Loop(
-            state,
-            options,
-            place,
-            log,
-            save=lambda: save_state(folder / run_folder.STATE, {"train": state.state_dict(), "before": before}),
-            name_images=lambda ids: [paths[i] for i in ids.tolist()],
-            folder=folder,
+    def __init__(self, config: Config, folder: Path, place: Place) -> None:
+        self.config, self.folder, self.place = config, folder, place
+        self.started = time.perf_counter()
+        self.manifest: Manifest = build_manifest(config.data)
+        ranks.say(summary(self.manifest))
+        self.model = build_model(config, place)
+        self.train_set = build_train_set(config, self.manifest, self.model)
+        self.test_set = self._eval_set("test")
+        ranks.say(f"{config.model.backbone}, {config.model.pooling}, {self.model.embedding_size}-d, on {place}")
+        data, steps = config.data, config.train
+        self.batches = RunBatches(
+            self.train_set.labels, steps.batch_size, steps.epochs, config.run.seed, data.sampler, data.per_class
         )
-        loop.run(iter(loader))
+        classes = self.train_set.num_classes
+        self.state: TrainState = build_state(config, self.model, classes, self.batches.steps_per_epoch, place)
+
+    def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """Trains from the beginning, or from ``saved``, and returns the report."""
+        config, state = self.config, self.state
+        if saved:
+            state.load_state_dict(saved["train"])
+            before = saved["before"]
+            ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
+        else:
+            before = self._scores(self.test_set) if config.eval.before else {}
+        best = self._best_epoch()
+        self._fit(before, best)
+        if best:
+            best.restore()
+        after = self._scores(self.test_set)
+        report = {
+            "before": before,
+            "after": after,
+            "selection": {"epoch_chosen": config.train.select, **state.best},
+            "seed": config.run.seed,
+            "device": str(self.place.device),
+            "precision": self.place.precision,
+            "processes": ranks.world_size(),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "versions": run_folder.versions(),
+        }
+        if ranks.is_main():
+            save_embedder(state.final_model, self.folder, image_size=config.data.image_size)
+            write_json(self.folder / run_folder.REPORT, report)
+        _print_scores(report)
+        return report
+
+    def _fit(self, before: dict[str, Any], best: BestEpoch | None) -> None:
+        config, state, batches = self.config, self.state, self.batches
+        batches.start_step = state.step
+        paths = dict(zip(self.train_set.ids.tolist(), self.train_set.manifest.paths, strict=True))
+        options = LoopOptions(
+            steps_per_epoch=batches.steps_per_epoch,
+            epochs=config.train.epochs,
+            accumulate=config.train.accumulate,
+            clip=config.optim.clip,
+            frozen=config.model.freeze,
+            save_every=config.train.save_every,
+        )
+
+        def save() -> None:
+            content = {"train": state.state_dict(), "before": before}  # sharded centres are gathered: by all processes
+            if ranks.is_main():
+                save_state(self.folder / run_folder.STATE, content)
+
+        loader = run_loader(self.train_set, batches, workers=self.place.workers, device=self.place.device)
+        with ExitStack() as stack:
+            log = stack.enter_context(MetricLog(self.folder, keep_steps=state.step)) if ranks.is_main() else None
+            Loop(
+                state,
+                options,
+                self.place,
+                log,
+                after_epoch=best or (lambda epoch: {}),
+                save=save,
+                name_images=lambda ids: [paths[i] for i in ids.tolist()],
+                folder=self.folder,
+            ).run(iter(loader))
+
+    def _best_epoch(self) -> BestEpoch | None:
+        select = self.config.train.select
+        if select == "last":
+            return None
+        chooser = self.test_set if select == "best_on_test" else self._eval_set("val")
+        return BestEpoch(self.state, lambda: self._scores(chooser), self.folder)
+
+    def _eval_set(self, split: str) -> RetrievalDataset:
+        return build_eval_set(self.config.data, self.manifest, self.model, self.config.data.image_size, split)
+
+    def _scores(self, dataset: RetrievalDataset) -> dict[str, Any]:
+        scores = evaluate(self.state.final_model, dataset, self.config.eval, self.place)
+        if self.config.train.select == "best_on_test":
+            scores["notes"] = [*scores["notes"], "the epoch was chosen on these very images, so the score is too high"]
+        return scores
+
+
+def _print_scores(report: dict[str, Any]) -> None:
+    before, after = report["before"], report["after"]
+    rows = {"before training": before, "after training": after} if before else {"after training": after}
+    ranks.say(f"\n{after['num_queries']} queries, {after['num_gallery']} images, in percent\n{format_table(rows)}")
+    for note in after["notes"]:
+        ranks.say(f"note: {note}")

@@ -1,9 +1,14 @@
 """The folder of a run: who may write into it, and what lies in it."""
 
+import fcntl
+import json
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +17,14 @@ from hgsl.common.files import write_json, write_text
 from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
-METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.txt"
-WRITTEN = (CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, "model.json", "model.safetensors")
+METRICS, BOARD, LAST_BATCH, BEST, LOCK = (
+    "metrics.jsonl",
+    "tensorboard",
+    "nonfinite_batch.txt",
+    "best.safetensors",
+    ".lock",
+)
+WRITTEN = (CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, "model.json", "model.safetensors")
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -26,7 +37,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is a file: name another with --run.dir")
-    if not any(folder.iterdir()):
+    if {path.name for path in folder.iterdir()} <= {LOCK}:
         return
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} holds other files and is no run folder: name another with --run.dir")
@@ -36,10 +47,39 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
-    """Makes the folder and writes what is known at the start: the resolved settings and the versions."""
-    check_free(folder, overwrite=overwrite)
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the system frees it when the process ends, however it ends.
+
+    Raises:
+        InputError: Another process is running there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is writing to {folder}: wait for it, or name another with --run.dir"
+            ) from None
+        yield
+
+
+def finished_report(folder: Path) -> dict[str, Any] | None:
+    """The report of the run in ``folder``, or None if it is not finished.
+
+    Raises:
+        FileNotFoundError: There is no run to resume.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"no run to resume in {folder}: start one without --resume")
+    if not (folder / REPORT).is_file():
+        return None
+    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+
+
+def create(folder: Path, config_yaml: str) -> None:
+    """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions."""
     for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / BOARD, ignore_errors=True)

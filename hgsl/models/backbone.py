@@ -16,7 +16,7 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
     Args:
         name: A timm model name, such as ``resnet50`` or ``vit_small_patch16_224``.
         output_stride: Input pixels to one place of the last feature map (8 or 16 instead of the usual 32: "last stride
-            1"), where the family has that option.
+            1"), where the family has that option; strides are taken out, and no dilation put in their place.
 
     Raises:
         InputError: timm has no such model, or the family has no ``output_stride``.
@@ -32,7 +32,7 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
     if "dynamic_img_size" in inspect.signature(_model_class(name)).parameters:
         options["dynamic_img_size"] = True
     try:
-        return timm.create_model(name, **options)
+        backbone = timm.create_model(name, **options)
     except (TypeError, NotImplementedError, AssertionError) as error:
         if output_stride is None:
             raise
@@ -40,6 +40,18 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
             f"backbone {name!r} does not take output_stride {output_stride}: leave model.output_stride empty, "
             "or use a convolutional family such as resnet or efficientnet"
         ) from error
+    if output_stride is not None:
+        _undilate(backbone)
+    return backbone
+
+
+def _undilate(backbone: nn.Module) -> None:
+    """timm keeps the receptive field by dilation where it takes out a stride; the published recipes do not."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            if isinstance(module.padding, tuple):
+                module.padding = tuple(p // d for p, d in zip(module.padding, module.dilation, strict=True))
+            module.dilation = (1, 1)
 
 
 def _model_class(name: str) -> type:

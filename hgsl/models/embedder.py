@@ -60,7 +60,7 @@ def create_embedder(
 
     Args:
         backbone: Any timm model with feature maps or tokens, by timm name.
-        pooling: ``avg``, ``max``, ``maxavg`` (max and average side by side) or ``gem``.
+        pooling: ``avg``, ``max``, ``maxavg`` (max and average side by side), ``gem`` or ``scda``.
         embedding_size: D, reached by a linear projection; None keeps the pooled features as they are.
         weights: Of the backbone: ``timm`` (pretrained, from the hub), ``packaged`` (ImageNet weights of
             tf_efficientnet_lite0 that come with the installation, no network needed), ``none`` (random), or a file.

@@ -38,6 +38,26 @@ class MaxAvgPool(nn.Module):
         return torch.cat([features.amax(dim=(2, 3)), features.mean(dim=(2, 3))], dim=1)
 
 
+class SCDAPool(nn.Module):
+    """Max and average pooling over the places whose activation is above the mean: (B, C, h, w) -> (B, 2C).
+
+    The activation of a place is the sum over its channels; places below the mean of their image, mostly background,
+    do not count. At least one place is above or at the mean, so the result is always defined.
+
+    Source: Wei, Luo, Wu, Zhou: Selective Convolutional Descriptor Aggregation for Fine-Grained Image Retrieval, TIP
+    2017, without its largest-component step.
+    """
+
+    expansion = 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        activation = features.sum(dim=1, keepdim=True)  # (B, 1, h, w)
+        chosen = activation >= activation.mean(dim=(2, 3), keepdim=True)
+        largest = features.masked_fill(~chosen, -torch.inf).amax(dim=(2, 3))
+        mean = (features * chosen).sum(dim=(2, 3)) / chosen.sum(dim=(2, 3))
+        return torch.cat([largest, mean], dim=1)
+
+
 class GeMPool(nn.Module):
     """Generalised mean, (mean over places of max(x, eps)^p)^(1/p): (B, C, h, w) -> (B, C).
 
@@ -59,4 +79,10 @@ class GeMPool(nn.Module):
         return F.adaptive_avg_pool2d(powered, 1).flatten(1).pow(1 / self.p)
 
 
-POOLINGS: dict[str, type[nn.Module]] = {"avg": AvgPool, "max": MaxPool, "maxavg": MaxAvgPool, "gem": GeMPool}
+POOLINGS: dict[str, type[nn.Module]] = {
+    "avg": AvgPool,
+    "max": MaxPool,
+    "maxavg": MaxAvgPool,
+    "gem": GeMPool,
+    "scda": SCDAPool,
+}

@@ -18,7 +18,18 @@ from hgsl.engine.logging import read_metrics
 
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
+    *(
+        "--train.epochs",
+        "2",
+        "--train.batch_size",
+        "4",
+        "--run.device",
+        "cpu",
+        "--run.precision",
+        "float32",
+        "--run.threads",
+        "1",
+    ),
 ]
 ON_FOLDER = ["--config", "configs/folder.yaml", *SMALL, "--model.freeze", "none", "--loss.top_k", "2"]
 SCORES = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "precision@1")
@@ -58,7 +69,9 @@ def test_quickstart_in_miniature(capsys: pytest.CaptureFixture[str]) -> None:
     assert any(name.startswith("tensorboard/events") for name in tree(run))
 
 
-def test_evaluation_repeats_the_end_of_training(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+def test_evaluation_repeats_the_end_of_training(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
     root = str(photo_folder())
     assert train.main([*ON_FOLDER, "--data.root", root, "--run.dir", "out"]) == 0
     end_of_training = capsys.readouterr().out
@@ -147,7 +160,9 @@ def test_too_few_classes(photo_folder: Callable[..., Path], capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_truncated_image_is_named(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture, workers: str) -> None:
+def test_a_truncated_image_is_named(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture, workers: str
+) -> None:
     root = photo_folder(size=200)
     for path in root.glob("*/02.jpg"):
         path.write_bytes(path.read_bytes()[:2000])
@@ -169,7 +184,9 @@ def test_an_infinite_loss_stops_with_the_images_written_down(
     assert not Path("out/model.safetensors").exists()
 
 
-def test_an_existing_run_is_refused_then_replaced(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+def test_an_existing_run_is_refused_then_replaced(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
     words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--run.dir", "out"]
     assert train.main(words) == 0
     Path("out/my_notes.txt").write_text("mine")
@@ -238,9 +255,7 @@ def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[...
 
 
 def test_ctrl_c_before_training_is_one_line(photo_folder: Callable[..., Path]) -> None:
-    process = python(
-        *[*ON_FOLDER, "--data.root", str(photo_folder())], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = python(*[*ON_FOLDER, "--data.root", str(photo_folder())], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
     process.send_signal(signal.SIGINT)

@@ -1,7 +1,10 @@
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from hgsl.engine.loader import RunBatches, SeededSamples, mixed_seed, run_loader
+
+LABELS = np.arange(11) % 3
 
 
 class Noise(Dataset):
@@ -15,13 +18,14 @@ class Noise(Dataset):
 
 
 def stream(workers: int, start_step: int = 0) -> list[tuple[torch.Tensor, ...]]:
-    batches = RunBatches(11, 4, epochs=3, seed=5, start_step=start_step)
+    batches = RunBatches(LABELS, 4, epochs=3, seed=5)
+    batches.start_step = start_step
     return list(run_loader(Noise(), batches, workers=workers, device=torch.device("cpu")))
 
 
 def test_every_epoch_is_another_permutation_of_all_images() -> None:
-    batches = list(RunBatches(11, 4, epochs=3, seed=5))
-    assert len(batches) == len(RunBatches(11, 4, epochs=3, seed=5)) == 6
+    batches = list(RunBatches(LABELS, 4, epochs=3, seed=5))
+    assert len(batches) == len(RunBatches(LABELS, 4, epochs=3, seed=5)) == 6
     epochs = [[position for batch in batches[i : i + 2] for _, position in batch] for i in (0, 2, 4)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -53,7 +57,7 @@ def test_augmentation_leaves_the_global_generator_alone() -> None:
 
 
 def test_fewer_images_than_a_batch_are_one_batch() -> None:
-    assert [len(batch) for batch in RunBatches(3, 8, epochs=2, seed=0)] == [3, 3]
+    assert [len(batch) for batch in RunBatches(LABELS[:3], 8, epochs=2, seed=0)] == [3, 3]
 
 
 def test_seeds_do_not_collide() -> None:

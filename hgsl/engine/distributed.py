@@ -1,0 +1,64 @@
+"""Several processes under torchrun, or one: the same code, which asks here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that torchrun has started, and yields this one's device; without torchrun does nothing.
+
+    Raises:
+        InputError: The device cannot be shared out to several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "mps":
+        raise InputError("run.device mps serves one process: start without torchrun, or use cuda or cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
+    """Returns the mean of every process's loss, and the largest signal number that any of them was sent."""
+    if not ranks.initialised():
+        return loss, stop
+    found = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
+    found[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
+    dist.all_reduce(found)
+    return float(found[:, 0].mean()), int(found[:, 1].max())
+
+
+class GatherRows(torch.autograd.Function):
+    """The rows of all processes under each other, each process with the same number of them.
+
+    Backward returns, for the process's own rows, the sum of all processes' gradients: every process computes the same
+    loss over all rows, and DistributedDataParallel takes the mean of the parameters' gradients.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        found = [torch.empty_like(rows) for _ in range(ranks.world_size())]
+        dist.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(ranks.world_size())[ranks.rank()]

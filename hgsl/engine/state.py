@@ -1,0 +1,48 @@
+"""Builds the state that training changes."""
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from hgsl.common import ranks
+from hgsl.config import Config
+from hgsl.engine.build import Place
+from hgsl.engine.loop import TrainState
+from hgsl.engine.objective import build_objective
+from hgsl.engine.optim import create_optimizer, create_schedule, parameter_groups
+from hgsl.losses import ShardedHardGlobalSoftminLoss
+from hgsl.models import Embedder
+
+
+def build_state(config: Config, model: Embedder, num_classes: int, steps_per_epoch: int, place: Place) -> TrainState:
+    """Builds objective, optimiser, schedule and scaler around ``model``, for one process or several."""
+    objective = build_objective(config.loss, num_classes, model.embedding_size).to(place.device)
+    optimizer = create_optimizer(parameter_groups(model, objective, config.optim), config.optim)
+    network: nn.Module = model
+    if config.run.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
+    return TrainState(
+        model=model,
+        objective=objective,
+        network=_averaged(network, place),
+        loss_call=objective if _is_sharded(objective) else _averaged(objective, place),
+        optimizer=optimizer,
+        schedule=create_schedule(optimizer, config.optim, config.train.epochs, steps_per_epoch),
+        scaler=GradScaler(place.device.type, enabled=place.dtype == torch.float16),
+        ema=ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None,
+    )
+
+
+def _averaged(module: nn.Module, place: Place) -> nn.Module:
+    """With several processes, a module whose gradients are the mean over them; frozen ones have none to average."""
+    if ranks.world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    devices = [place.device] if place.device.type == "cuda" else None
+    # Buffers are the statistics of batch norms: each process keeps its own, and the first one's are saved.
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+
+
+def _is_sharded(objective: nn.Module) -> bool:
+    return any(isinstance(module, ShardedHardGlobalSoftminLoss) for module in objective.modules())
