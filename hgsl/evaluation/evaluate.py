@@ -1,6 +1,6 @@
 """From embeddings and labels to retrieval scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import clustering, metrics
+from hgsl.evaluation.rerank import Reorder
 from hgsl.evaluation.search import Gallery, nearest_blocks
 from hgsl.evaluation.task import RetrievalTask, make_task
 from hgsl.evaluation.vectors import Array, Ints
@@ -181,10 +182,16 @@ def evaluate_task(
     index: str = "Flat",
     cluster: bool = False,
     device: torch.device | str = "cpu",
+    reorder: Callable[[RetrievalTask], Reorder] | None = None,
     max_memory: int = 1 << 30,
     progress: bool = False,
 ) -> RetrievalResult:
-    """Returns the scores of a task; the arguments are those of ``evaluate_embeddings``."""
+    """Returns the scores of a task; the arguments are those of ``evaluate_embeddings``.
+
+    Args:
+        reorder: Called with the task of the queries that count, it returns a function that reorders neighbours, such as
+            ``k_reciprocal``.
+    """
     ks = _checked(ks)
     whole, task = task, task.subset(task.answerable)
     if not len(task.queries):
@@ -195,11 +202,19 @@ def evaluate_task(
     gallery = task.search_gallery(index, torch.device(device), max_memory)
     depths = np.maximum(task.relevant, max(ks))
     labels = task.query_labels, task.gallery_labels
+    rearrange = None if reorder is None else reorder(task)
     per_query: dict[str, metrics.Floats] = {}
     with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
         for rows, positions in nearest_blocks(
-            gallery, task.queries, depths, excluded=task.excluded, labels=labels, max_memory=max_memory
+            gallery,
+            task.queries,
+            depths,
+            excluded=task.excluded,
+            labels=labels if rearrange is None else None,
+            max_memory=max_memory,
         ):
+            if rearrange is not None:
+                positions = rearrange(rows, positions)
             hits = (labels[1][positions] == labels[0][rows, None]) & (positions >= 0)
             for key, values in _scores(hits, task.relevant[rows], ks).items():
                 per_query.setdefault(key, np.empty(len(depths)))[rows] = values
