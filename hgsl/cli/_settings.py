@@ -39,10 +39,10 @@ def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> tupl
     try:
         values = parser.parse_args(list(arguments))
         built = parser.instantiate(values)
+        config = Config(**{field.name: built[field.name] for field in dataclasses.fields(Config)})
     except (ValueError, jsonargparse.ArgumentError) as error:
         raise InputError(_flatten(str(error))) from None
-    groups = {field.name: built[field.name] for field in dataclasses.fields(Config)}
-    return Config(**groups), built
+    return config, built
 
 
 def to_yaml(config: Config) -> str:

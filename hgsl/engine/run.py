@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hgsl.common import ranks
+from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
@@ -64,7 +65,15 @@ def train(
             stack.enter_context(run_folder.locked(folder))
             if not resume:
                 run_folder.create(folder, config_yaml)
-        return run.to_the_end(saved)
+        try:
+            return run.to_the_end(saved)
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a worker process that reads images was killed, often by the system for lack of memory: "
+                "--resume goes on from the last save, a smaller data.workers needs less memory"
+            ) from None
 
 
 class Run:

@@ -1,0 +1,265 @@
+"""Several processes follow one; other losses, running means and a chosen epoch; runs that are cut in every way."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hgsl.cli import train
+from hgsl.engine.checkpoint import load_state
+from hgsl.engine.logging import read_metrics
+
+ROOT = Path(train.__file__).parents[2]
+SMALL = [
+    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
+    *("--eval.before", "false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*words: str, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tools" / "train.py"), *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def launch(*words: str, processes: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words, processes=processes), env=environment(), capture_output=True, text=True, timeout=240, **options
+    )
+
+
+def losses(run: str) -> list[float]:
+    return [record["loss"] for record in read_metrics(Path(run) / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: str) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder(images=14)), "--model.freeze", "batch_norm"]
+    words += ["--optim.name", optimizer, "--train.epochs", "1", "--optim.lr", "1e-3", "--model.embedding_size", "16"]
+    assert train.main([*words, "--run.dir", "one"]) == 0
+    result = launch(*words, "--run.dir", "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("after training") == 1
+    assert len(losses("one")) == 10
+    assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
+    one, two = load_file("one/model.safetensors"), load_file("two/model.safetensors")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-5)
+    assert json.loads(Path("two/report.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ["--loss.sharded", "true"],
+        ["--loss.name", "ProxyAnchorLoss", "--loss.top_k", "null"],
+        ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner", "--loss.top_k", "null"],
+    ],
+)
+def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable[..., Path], loss: list[str]) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--model.freeze", "batch_norm", *loss]
+    words += ["--train.epochs", "1", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
+    assert train.main([*words, "--run.dir", "one"]) == 0
+    result = launch(*words, "--run.dir", "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    if "--loss.sharded" not in loss:  # shards draw their own initial centres
+        assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_out(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--train.batch_size", "3", "--run.dir", "two"]
+    result = launch(*words, processes=2)
+    assert result.returncode != 0
+    assert "train.batch_size 3 cannot be shared out to 2 processes" in result.stderr
+    assert not Path("two").exists()
+
+
+OTHERS = {
+    "proxies": ["--loss.name", "ProxyAnchorLoss", "--loss.options.margin", "0.2"],
+    "softmax": ["--loss.name", "NormalizedSoftmaxLoss"],
+    "miner": ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner"],
+    "memory": ["--loss.name", "ContrastiveLoss", "--loss.memory", "16"],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_losses_of_the_peer_run_and_resume_under_the_same_recipe(photo_folder: Callable[..., Path], name: str) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    words = [*SMALL, *OTHERS[name], "--loss.top_k", "null", "--data.root", str(photo_folder(images=8))]
+    words += ["--train.ema", "0.9", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
+    assert train.main([*words, "--run.dir", "whole"]) == 0
+    assert all(loss >= 0 for loss in losses("whole"))
+    Path("cut").mkdir()
+    for file in ("config.yaml", "metrics.jsonl"):
+        (Path("cut") / file).write_bytes((Path("whole") / file).read_bytes())
+    assert train.main([*words, "--run.dir", "half", "--train.save_every", "1", "--train.epochs", "2"]) == 0
+    whole, half = load_file("whole/model.safetensors"), load_file("half/model.safetensors")
+    assert all(torch.equal(whole[key], half[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--loss.name", "ProxyAnchrLoss"], "did you mean 'ProxyAnchorLoss'"),
+        (["--loss.name", "ProxyAnchorLoss", "--loss.options.margn", "1"], "did you mean 'margin'"),
+        (["--loss.name", "ProxyAnchorLoss", "--loss.memory", "64"], "loss.memory 64 does not go with ProxyAnchorLoss"),
+        (["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"], "did you mean 'TripletMarginMiner'"),
+    ],
+)
+def test_mistakes_about_losses(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture, more: list[str], message: str
+) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    words = [*SMALL, "--loss.top_k", "null", "--data.root", str(photo_folder())]
+    assert train.main([*words, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_best_epoch_on_validation_classes_is_kept(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder(classes=8)), "--run.dir", "out", "--train.epochs", "4"]
+    assert train.main([*words, "--data.val_share", "0.5", "--train.select", "best"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    scores = [r["val/map@r"] for r in read_metrics(Path("out/metrics.jsonl")) if "val/map@r" in r]
+    assert len(scores) == 4
+    best = report["selection"]
+    assert best == {"epoch_chosen": "best", "epoch": scores.index(max(scores)) + 1, "score": max(scores)}
+    chosen = load_state(Path("out/best.safetensors"))
+    kept = load_file("out/model.safetensors")
+    assert all(torch.equal(chosen[key], kept[key]) for key in kept)
+    assert not report["after"]["notes"]
+
+
+def test_choosing_on_test_is_said_in_the_report(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
+    assert train.main([*words, "--train.select", "best_on_test"]) == 0
+    assert "too high" in " ".join(json.loads(Path("out/report.json").read_text())["after"]["notes"])
+    assert "note: the epoch was chosen on these very images" in capsys.readouterr().out
+    assert train.main([*words, "--train.select", "best", "--overwrite"]) == 2
+
+
+def test_the_running_mean_is_what_is_saved(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder())]
+    assert train.main([*words, "--run.dir", "plain"]) == 0
+    assert train.main([*words, "--run.dir", "mean", "--train.ema", "0.99"]) == 0
+    assert losses("plain") == losses("mean")
+    plain, mean = load_file("plain/model.safetensors"), load_file("mean/model.safetensors")
+    assert any(not torch.equal(plain[key], mean[key]) for key in plain)
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_save(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--train.epochs", "8", "--train.save_every", "2"]
+    assert train.main([*words, "--run.dir", "whole"]) == 0
+    process = subprocess.Popen(
+        command(*words, "--run.dir", "cut"), env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("epoch 2/8"):
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not list(Path("cut").glob("model.*"))
+    assert train.main([*words, "--run.dir", "cut", "--resume"]) == 0
+    whole, cut = load_file("whole/model.safetensors"), load_file("cut/model.safetensors")
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert losses("cut") == losses("whole")
+    assert not list(Path("cut").glob(".state*"))
+
+
+def test_a_finished_run_resumes_to_its_summary(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
+    assert train.main(words) == 0
+    before = Path("out/model.safetensors").stat().st_mtime_ns
+    table = capsys.readouterr().out.splitlines()
+    assert train.main([*words, "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "out is finished" in printed
+    assert next(line for line in table if line.startswith("after training")) in printed
+    assert Path("out/model.safetensors").stat().st_mtime_ns == before
+    assert train.main([*words, "--run.dir", "never", "--resume"]) == 2
+    assert "no run to resume in never" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--train.epochs", "500"]
+    process = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None
+    for flag in ("--resume", "--overwrite"):
+        assert train.main([*words, flag]) == 2
+        assert "another run is writing to out" in capsys.readouterr().err
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_state(photo_folder: Callable[..., Path]) -> None:
+    """A limit on the size of a file stands in for the disk; it is hit by the first save."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
+    result = launch(*words, preexec_fn=limit)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "state.safetensors" in result.stderr
+    assert not list(Path("out").glob("*.safetensors"))
+    assert train.main([*words, "--overwrite"]) == 0
+
+
+def test_an_unwritable_run_folder(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+    Path("file").write_text("x")
+    words = [*SMALL, "--data.root", str(photo_folder())]
+    assert train.main([*words, "--run.dir", "file/run"]) == 2
+    assert capsys.readouterr().err.startswith("error: Not a directory: ")
+
+
+def test_a_killed_worker_is_one_line(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--data.workers", "1"]
+    process = subprocess.Popen(
+        command(*words, "--train.epochs", "2000"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "Traceback" not in errors
+    assert "worker" in errors
