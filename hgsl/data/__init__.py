@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import unknown
-from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop
+from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop, synthetic
 from hgsl.data.cache import default_cache_dir
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.layout import datasets_dir
 from hgsl.data.manifest import Manifest, summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
+from hgsl.data.samplers import SAMPLERS, EpochBatches, epoch_plan
 from hgsl.data.transforms import eval_transform, train_transform
 
 DATASETS: dict[str, Callable[..., Manifest]] = {
@@ -24,15 +25,19 @@ DATASETS: dict[str, Callable[..., Manifest]] = {
     "folder": folder.load,
     "inshop": inshop.load,
     "sop": sop.load,
+    "synthetic": synthetic.load,
 }
 
 __all__ = [
     "DATASETS",
     "PROTOCOLS",
+    "SAMPLERS",
+    "EpochBatches",
     "Manifest",
     "RetrievalDataset",
     "build_dataset",
     "default_cache_dir",
+    "epoch_plan",
     "eval_transform",
     "load_manifest",
     "summary",

@@ -1,0 +1,125 @@
+"""Images per second of the data pipeline against the plain torchvision one, warm and cold.
+
+    python benchmarks/data.py --root FLOWERS17        # Oxford 17 flowers, 224 pixels, both recipes, 2 workers
+
+Plain is ``ImageFolder`` with Resize or RandomResizedCrop, RandomCrop, flip, ToTensor and Normalize. Every pipeline
+gives the same shuffled batches of float32 tensors of the same size through a ``DataLoader`` with the same workers, one
+pass a measurement. Cold means that the operating system's copies of the files are dropped first, and for the cache also
+that it is empty: that pass writes it. Passes alternate, and the fastest of each is shown.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.transforms as tv
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+
+from hgsl.data import Manifest, RetrievalDataset, load_manifest, train_transform
+
+CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+SCALE = (0.25, 1.0)
+TARGET = 2.5
+
+
+def plain(folder: Path, recipe: str, size: int) -> Dataset[Any]:
+    """The pipeline of the torchvision examples."""
+    mode = tv.InterpolationMode.BICUBIC
+    crop = {
+        "resize_random_crop": [tv.Resize(size, mode), tv.RandomCrop(size)],
+        "random_resized_crop": [tv.RandomResizedCrop(size, SCALE, interpolation=mode)],
+    }[recipe]
+    steps = [*crop, tv.RandomHorizontalFlip(), tv.ToTensor(), tv.Normalize(CONFIG["mean"], CONFIG["std"])]
+    return ImageFolder(str(folder), tv.Compose(steps))
+
+
+def class_folders(manifest: Manifest, folder: Path) -> Path:
+    """The photos as ``ImageFolder`` wants them, by links."""
+    for path, label in zip(manifest.paths, manifest.labels, strict=True):
+        (folder / f"{label:03}").mkdir(parents=True, exist_ok=True)
+        (folder / f"{label:03}" / Path(path).name).symlink_to((manifest.root / path).absolute())
+    return folder
+
+
+def drop_from_memory(files: list[Path]) -> None:
+    """Asks the operating system to forget what it keeps of these files."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def images_per_second(data: Dataset[Any], batch_size: int, workers: int) -> float:
+    loader = DataLoader(data, batch_size, shuffle=True, drop_last=True, num_workers=workers)
+    batches = iter(loader)
+    count = len(next(batches)[0])  # the workers have started
+    start = time.perf_counter()
+    count = sum(len(batch[0]) for batch in batches)
+    return count / (time.perf_counter() - start)
+
+
+def measure(manifest: Manifest, recipe: str, options: argparse.Namespace, scratch: Path) -> dict[str, float]:
+    cache, sources = scratch / "cache", [manifest.root / path for path in manifest.paths]
+    transform = train_transform(CONFIG, options.size, recipe, scale=SCALE)
+    theirs = plain(scratch / "folders", recipe, options.size)
+    uncached, cached = RetrievalDataset(manifest, transform), RetrievalDataset(manifest, transform, cache)
+
+    def without_cache() -> None:
+        shutil.rmtree(cache, ignore_errors=True)
+        drop_from_memory(sources)
+
+    passes: dict[str, tuple[Dataset[Any], Callable[[], None]]] = {
+        "plain torchvision, cold": (theirs, lambda: drop_from_memory(sources)),
+        "plain torchvision, warm": (theirs, lambda: None),
+        "hgsl without a cache, cold": (uncached, lambda: drop_from_memory(sources)),
+        "hgsl without a cache, warm": (uncached, lambda: None),
+        "hgsl cache: resized, first pass": (cached, without_cache),
+        "hgsl cache: resized, cold files": (cached, lambda: drop_from_memory(list(cache.rglob("*.npy")))),
+        "hgsl cache: resized, warm": (cached, lambda: None),
+    }
+    best = dict.fromkeys(passes, 0.0)
+    for _ in range(options.repeats):
+        for name, (data, prepare) in passes.items():
+            prepare()
+            best[name] = max(best[name], images_per_second(data, options.batch_size, options.workers))
+    size = sum(file.stat().st_size for file in cache.rglob("*.npy"))
+    print(f"\n{recipe}, {options.size} px; the cache takes {size / 2**20:.0f} MiB for {len(manifest):,} images\n")
+    print("| pipeline | images/s | times plain, warm |\n|---|---:|---:|")
+    for name, rate in best.items():
+        print(f"| {name} | {rate:.0f} | {rate / best['plain torchvision, warm']:.2f} |")
+    shutil.rmtree(cache)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="folder of Oxford 17 flowers, with jpg/ in it")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    manifest = load_manifest("flowers17", options.root)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.workers} workers, ", end="")
+    print(f"torch {torch.__version__}, batches of {options.batch_size}, fastest of {options.repeats}")
+    with tempfile.TemporaryDirectory() as scratch:
+        class_folders(manifest, Path(scratch) / "folders")
+        for recipe in ("resize_random_crop", "random_resized_crop"):
+            best = measure(manifest, recipe, options, Path(scratch))
+            ratio = best["hgsl cache: resized, warm"] / best["plain torchvision, warm"]
+            if recipe == "resize_random_crop":
+                print(f"\ntarget: {TARGET} times plain with the cache warm; found {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
