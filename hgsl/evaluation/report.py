@@ -1,7 +1,16 @@
-"""Results as text."""
+"""Results as text, as the dictionary of a JSON report, and as CSV."""
 
-from collections.abc import Mapping
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from hgsl.evaluation.bootstrap import intervals
+from hgsl.evaluation.evaluate import RetrievalResult
+from hgsl.evaluation.task import RetrievalTask
 
 COLUMNS = {
     "recall@1": "Recall@1",
@@ -11,6 +20,11 @@ COLUMNS = {
     "r_precision": "R-Precision",
     "map@r": "MAP@R",
 }
+
+
+def columns_of(ks: Sequence[int]) -> dict[str, str]:
+    """The columns of a table for these K: Recall@K, then R-Precision and MAP@R."""
+    return {**{f"recall@{k}": f"Recall@{k}" for k in ks}, "r_precision": "R-Precision", "map@r": "MAP@R"}
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
@@ -25,14 +39,102 @@ def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str,
     before      50.00
     """
     columns = COLUMNS if columns is None else columns
-    first = max((len(name) for name in results), default=0)
-    widths = {key: max(len(heading), 6) for key, heading in columns.items()}
-    lines = [" ".join([" " * first, *(f"{heading:>{widths[key] + 2}}" for key, heading in columns.items())])]
-    for name, scores in results.items():
-        cells = [f"{_percent(scores.get(key)):>{widths[key] + 2}}" for key in columns]
-        lines.append(" ".join([f"{name:<{first}}", *cells]))
-    return "\n".join(lines)
+    cells = {name: [_percent(scores.get(key)) for key in columns] for name, scores in results.items()}
+    return format_cells(cells, list(columns.values()))
+
+
+def format_cells(rows: Mapping[str, Sequence[str]], headings: Sequence[str]) -> str:
+    """Returns a text table of cells aligned to the right, each row after its name."""
+    first = max((len(name) for name in rows), default=0)
+    widths = [
+        max(6, len(heading), *(len(cells[column]) for cells in rows.values())) if rows else len(heading)
+        for column, heading in enumerate(headings)
+    ]
+    lines = [("", headings), *rows.items()]
+    return "\n".join(
+        " ".join([f"{name:<{first}}", *(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths, strict=True))])
+        for name, cells in lines
+    )
+
+
+def build_report(
+    result: RetrievalResult,
+    *,
+    protocol: str,
+    split_hash: str,
+    class_names: Sequence[str] | None = None,
+    bootstrap: int = 0,
+    per_class: bool = False,
+    per_query: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """Returns what a JSON report holds; its keys are stable.
+
+    Args:
+        result: The scores; they and the counts lie at the top.
+        protocol: What was searched among what.
+        split_hash: Reports are comparable if it is the same: see ``hash_of_task``.
+        class_names: Label -> name.
+        bootstrap: How many bootstrap samples the 95% ``intervals`` are made of; 0 leaves them out.
+        per_class: Whether to add ``per_class``, a list of classes with their scores.
+        per_query: Whether to add ``per_query``: lists of ids and of every score, which ``compare`` pairs runs by.
+        more: Further entries, such as ``versions``.
+    """
+    report: dict[str, Any] = {**result.to_dict(), "protocol": protocol, "split_hash": split_hash, **more}
+    report["macro"] = result.macro()
+    if bootstrap:
+        values, labels = result.per_query, result.query_labels
+        report["intervals"] = {
+            "level": 0.95,
+            "samples": bootstrap,
+            "over_queries": intervals(values, samples=bootstrap),
+            "over_classes": intervals(values, labels, samples=bootstrap),
+        }
+    if per_class:
+        report["per_class"] = class_rows(result, class_names)
+    if per_query:
+        scores = {key: [_short(value) for value in values] for key, values in result.per_query.items()}
+        report["per_query"] = {"id": result.query_ids.tolist(), **scores}
+    return report
+
+
+def class_rows(result: RetrievalResult, class_names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Returns one dictionary a class: ``class``, ``queries`` and every score."""
+    counts, scores = result.per_class()
+    return [
+        {
+            "class": str(label) if class_names is None else class_names[label],
+            "queries": count,
+            **{key: float(values[row]) for key, values in scores.items()},
+        }
+        for row, (label, count) in enumerate(counts.items())
+    ]
+
+
+def query_csv(result: RetrievalResult, class_names: Sequence[str] | None = None) -> str:
+    """Returns a table with one line a query: its id, its class and every score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "class", *result.per_query])
+    columns = zip(*result.per_query.values(), strict=True)
+    for query, label, scores in zip(result.query_ids.tolist(), result.query_labels.tolist(), columns, strict=True):
+        name = label if class_names is None else class_names[label]
+        writer.writerow([query, name, *(_short(score) for score in scores)])
+    return text.getvalue()
+
+
+def hash_of_task(task: RetrievalTask) -> str:
+    """The first 16 hex digits of a SHA-256 over ids and labels of queries and gallery, for sets without a manifest."""
+    digest = hashlib.sha256()
+    for values in (task.query_ids, task.query_labels, task.gallery_ids, task.gallery_labels):
+        digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _short(value: float) -> int | float:
+    """0 and 1, which most scores of a query are, without a decimal point."""
+    return int(value) if value in (0, 1) else float(value)

@@ -1,0 +1,48 @@
+"""Curves for papers: Recall@K of one or several runs, and how training went."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hgsl.common.files import atomic_path
+
+Curve = Sequence[tuple[float, float]]  # (x, y)
+
+
+def write_curves(
+    path: str | os.PathLike[str],
+    recall: Mapping[str, Mapping[int, float]],
+    training: Mapping[str, Curve] | None = None,
+) -> None:
+    """Draws Recall@K over K (logarithmic), and beside it curves over training steps where there are any.
+
+    Args:
+        path: A file whose suffix Matplotlib knows: ``.png``, ``.pdf``, ``.svg``.
+        recall: Name of a run -> K -> Recall@K in [0, 1].
+        training: Name of a curve, such as "loss" -> (step, value) pairs.
+    """
+    panels = 2 if training else 1
+    figure = Figure(figsize=(4.2 * panels, 3.2), layout="constrained", dpi=200)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    ks = sorted({k for scores in recall.values() for k in scores})
+    for name, scores in recall.items():
+        axes[0].plot(sorted(scores), [100 * scores[k] for k in sorted(scores)], marker="o", markersize=4, label=name)
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xticks(ks, [str(k) for k in ks])
+    axes[0].minorticks_off()
+    axes[0].set_xlabel("K")
+    axes[0].set_ylabel("Recall@K (%)")
+    for name, curve in (training or {}).items():
+        axes[1].plot([x for x, _ in curve], [y for _, y in curve], linewidth=1.2, label=name)
+    if training:
+        axes[1].set_xlabel("training step")
+        axes[1].set_ylabel("loss")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary)
