@@ -8,7 +8,7 @@ from hgsl.common.errors import InputError
 from hgsl.losses.functional import with_slopes
 from hgsl.losses.similarity import unit
 
-EXACT_UP_TO = 512  # classes; from more, as many rows are drawn
+EXACT_UP_TO, SAMPLE = 512, 256  # every pair of up to 512 classes; of more, the pairs of 256 drawn ones
 BLOCK = 2**20  # dot products held at a time
 
 

@@ -54,7 +54,7 @@ def hard_global_softmin_loss(
     Raises:
         InputError: A shape, dtype, label, embedding or setting is not as above.
 
-    Source: "Hard Global Softmin Loss for fine-grained image retrieval"; defaults as in its published code.
+    Source: "Hard global softmin loss for fine-grained object retrieval", https://github.com/RiyaoDong/HGSL.
     """
     k = hard_set_size(top_k, len(centers), hard_set)
     check_settings(margin, similarity, chunk_size)

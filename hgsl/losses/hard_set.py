@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgsl.losses.similarity import matrix_similarity, row_similarity, unit
+from hgsl.losses.gathered import gathered_similarity
+from hgsl.losses.similarity import matrix_similarity, unit
 
 # A hard set below a sixteenth of the classes is searched and gathered; a larger one is cheaper as a whole matrix.
 GATHER_BELOW = 1 / 16
@@ -55,8 +56,7 @@ def candidates(
         rows = nearest_centers(x.detach(), centers.detach(), min(k + 1, count), chunk, unit_centers)
         true_last = (rows == target).byte().argsort(dim=1, stable=True)
         rows = rows.gather(1, true_last[:, :k])  # (B, k)
-        w = F.embedding(torch.cat([true_row, rows], dim=1), centers, sparse=sparse_grad)  # (B, 1 + k, D)
-        scores = row_similarity(x, unit(w.to(x.dtype)), similarity)
+        scores = gathered_similarity(x, centers, torch.cat([true_row, rows], dim=1), similarity, sparse_grad)
     return scores, torch.cat([true_row != target, rows == target], dim=1)
 
 

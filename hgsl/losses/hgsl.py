@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_settings, hard_set_size
-from hgsl.losses.decorrelation import EXACT_UP_TO, decorrelation
+from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE, decorrelation
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.similarity import normalize_
 
@@ -37,7 +37,7 @@ class HardGlobalSoftminLoss(nn.Module):
         sparse_grad: gives the centres a sparse gradient and keeps them at unit norm, at a cost that does not grow with
             C. They then need an optimiser of their own: see :func:`hgsl.losses.sparse_optimizer`.
         decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 512
-            classes, and draws 512 rows of more.
+            classes, and draws 256 rows of more.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.
@@ -76,7 +76,9 @@ class HardGlobalSoftminLoss(nn.Module):
         self.similarity = similarity
         self.chunk_size = chunk_size
         self.sparse_grad = sparse_grad
-        self.decorrelation_sample = EXACT_UP_TO if decorrelation_sample is None else decorrelation_sample
+        if decorrelation_sample is None and num_classes > EXACT_UP_TO:
+            decorrelation_sample = SAMPLE
+        self.decorrelation_sample = decorrelation_sample
         self.centers = nn.Parameter(self._new_centers())
         self.alpha = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learnable_scale)
         self.optimizer_attached = False  # set by hgsl.losses.attach_optimizer

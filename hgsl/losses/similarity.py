@@ -9,8 +9,13 @@ SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite
 
 def unit(vectors: Tensor) -> Tensor:
     """Scales the last dimension to norm 1; a vector too small or too large to tell its norm becomes (nearly) zero."""
+    return vectors / divisor(vectors)
+
+
+def divisor(vectors: Tensor) -> Tensor:
+    """Returns ``(..., 1)``, the norms of ``(..., D)``, or 1 where the norm is (nearly) zero."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors / norm.where(norm > 1e-12, 1)
+    return norm.where(norm > 1e-12, 1)
 
 
 def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
@@ -22,14 +27,6 @@ def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
     a, b = x.to(wide), w.to(wide)
     squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
     return (1 - (squared.clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
-
-
-def row_similarity(x: Tensor, rows: Tensor, kind: str) -> Tensor:
-    """Returns ``(B, n)``: the same as :func:`matrix_similarity`, of ``x_i`` with its own ``rows`` ``(B, n, D)``."""
-    if kind == "cosine":
-        return torch.linalg.vecdot(x[:, None], rows)
-    distance = torch.linalg.vector_norm(x[:, None] - rows, dim=-1)  # (B, n)
-    return 1 - (distance.square() + SMOOTHING).sqrt()
 
 
 @torch.no_grad()
