@@ -55,7 +55,7 @@ def foliage(size: int, number: int, rng: Generator) -> Image.Image:
         root = (0.5 + 0.5j + 0.68 * complex(np.cos(border), np.sin(border))) * large
         shape = "leaf" if rng.random() < 0.6 else "blade"
         length = rng.uniform(0.42, 0.62) if shape == "leaf" else rng.uniform(0.7, 1.1)
-        colour = (rng.uniform(0.2, 0.36), rng.uniform(0.45, 0.7), rng.uniform(0.4, 0.75))
+        colour = (rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.65), rng.uniform(0.38, 0.68))
         _strew(draw, shape, root, length * large, colour, rng, turn=border + np.pi + rng.uniform(-0.55, 0.55))
     return image.reduce(2)
 

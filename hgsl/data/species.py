@@ -85,7 +85,10 @@ def traits(class_index: int, seed: int = 0) -> Traits:
     common = np.random.default_rng([seed, 1, genus(class_index)])
     own = np.random.default_rng([seed, 2, class_index])
     low, high, step = np.array(list(TRAITS.values())).T
-    numbers = low + (high - low) * common.random(len(TRAITS)) + step * own.integers(-1, 2, len(TRAITS))
+    share = common.random(len(TRAITS))
+    hue = list(TRAITS).index("hue")
+    share[hue] = (genus(class_index) % GENERA + share[hue]) / GENERA  # the genera of a block span all hues
+    numbers = low + (high - low) * share + step * own.integers(-1, 2, len(TRAITS))
     found = dict(zip(TRAITS, numbers.tolist(), strict=True))
     for wing, cells in CELLS.items():
         spots = common.random(cells) < 0.5

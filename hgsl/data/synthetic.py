@@ -53,11 +53,12 @@ def load(
     ):
         _check(name, value, least)
     names = [species.class_name(label) for label in range(num_classes)]
+    folders = [f"seed-{seed}/{image_size}px/{name.replace(' ', '_')}" for name in names]
     labels = np.repeat(np.arange(num_classes), images_per_class)
     return make_manifest(
         "synthetic",
         Path() if root is None else Path(root),
-        [f"{name.replace(' ', '_')}/{image:04}.png" for name in names for image in range(images_per_class)],
+        [f"{folder}/{image:04}.png" for folder in folders for image in range(images_per_class)],
         labels,
         names,
         groups=[species.genus(label) for label in labels.tolist()],

@@ -1,0 +1,187 @@
+"""Invented butterflies: the same picture always, classes that differ, and arguments that are checked."""
+
+import itertools
+import pickle
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hgsl.common.errors import InputError
+from hgsl.data import build_dataset, butterfly, load_manifest, species, synthetic
+
+
+def pixels(*arguments: int) -> np.ndarray:
+    return np.asarray(synthetic.draw(*arguments)).astype(int)
+
+
+def test_a_picture_depends_on_its_four_numbers_alone():
+    forward = [pixels(label, image, 48, 3) for label in range(3) for image in range(2)]
+    backward = [pixels(label, image, 48, 3) for label in (2, 1, 0) for image in (1, 0)]
+    assert all(np.array_equal(one, other) for one, other in zip(forward, backward[::-1], strict=True))
+    for changed in ((4, 1, 48, 3), (1, 2, 48, 3), (1, 1, 48, 4)):
+        assert np.abs(pixels(*changed) - pixels(1, 1, 48, 3)).mean() > 3
+
+
+def test_another_process_draws_the_same_bytes():
+    code = "from hgsl.data import synthetic; print(synthetic.draw(5, 7, 40, 2).tobytes().hex())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert bytes.fromhex(other.stdout) == synthetic.draw(5, 7, 40, 2).tobytes()
+
+
+def test_species_and_pictures_stay_what_they_are():
+    traits = species.traits(7, seed=0)
+    spots = ["".join(str(int(traits[f"{wing}_spot_{i}"])) for i in range(n)) for wing, n in species.CELLS.items()]
+    assert spots == ["011100", "1100010"]
+    assert [traits["hue"], traits["fore_band"], traits["club"]] == pytest.approx(
+        [0.378108, 0.389944, 0.018279], abs=1e-6
+    )
+    blocks = pixels(7, 1, 64, 0).reshape(2, 32, 2, 32, 3).mean(axis=(1, 3)).reshape(4, 3)
+    expected = [[113.2, 152.3, 130.3], [149.5, 187.7, 185.7], [141.6, 167.1, 171.6], [175.1, 207.8, 205.5]]
+    np.testing.assert_allclose(blocks, expected, atol=1.0)  # room for another rounding of a few pixels
+
+
+def test_drawing_leaves_the_global_generators_alone():
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    synthetic.draw(0, 0, 32)
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_species_of_a_genus_are_a_step_apart_and_no_two_classes_are_the_same():
+    found = [species.traits(label, seed=5) for label in range(2 * species.GENERA * species.SPECIES)]
+    numbers = np.array([[traits[name] for name in species.TRAITS] for traits in found])
+    low, high, step = np.array(list(species.TRAITS.values())).T
+    assert np.all((numbers >= low - step - 1e-9) & (numbers <= high + step + 1e-9))
+    genera = np.array([species.genus(label) for label in range(len(found))])
+    for genus in range(2 * species.GENERA):
+        members = numbers[genera == genus]
+        assert len(members) == species.SPECIES
+        assert np.all(np.ptp(members, axis=0) <= 2 * step + 1e-9)
+    every = np.array([list(traits.values()) for traits in found])
+    apart = (np.abs(every[:, None] - every[None]) > 1e-9).sum(-1)  # in how many traits two classes differ
+    np.fill_diagonal(apart, len(every))
+    assert apart.min() >= 8
+
+
+def test_a_picture_shows_the_traits_of_its_class():
+    """Painted in one pose, species of a genus are alike, those of two genera less so, and a class is like itself."""
+    pose = butterfly.Pose(0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 0.0, 0.0)
+    painted = [butterfly.paint(64, species.traits(label), pose)[0] for label in range(4 * species.GENERA)]
+    distance = {
+        pair: float(np.abs(painted[pair[0]] - painted[pair[1]]).mean())
+        for pair in itertools.combinations(range(len(painted)), 2)
+    }
+    same = [value for (a, b), value in distance.items() if species.genus(a) == species.genus(b)]
+    other = [value for (a, b), value in distance.items() if species.genus(a) != species.genus(b)]
+    assert min(same) > 0.004
+    assert np.median(same) < 0.7 * np.median(other)
+
+
+def test_a_specimen_covers_what_its_pose_says():
+    traits = species.traits(3)
+    flat = butterfly.Pose(0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 0.0, 0.0)
+    colour, cover = butterfly.paint(96, traits, flat)
+    assert colour.shape == (3, 96, 96)
+    assert colour.dtype == cover.dtype == np.float32
+    assert cover.min() == 0
+    assert cover.max() == pytest.approx(1, abs=1e-6)
+    assert np.all(colour[:, cover == 0] == 0)
+    np.testing.assert_allclose(cover, cover[:, ::-1], atol=1e-4)  # both sides alike
+    np.testing.assert_allclose(colour, colour[:, :, ::-1], atol=1e-3)
+    turned = butterfly.paint(96, traits, flat._replace(angle=np.pi / 2))[1]
+    np.testing.assert_allclose(turned, np.rot90(cover), atol=1e-2)
+    half = butterfly.paint(96, traits, flat._replace(scale=0.4))[1]
+    assert half.sum() == pytest.approx(cover.sum() / 4, rel=0.03)
+    raised = butterfly.paint(96, traits, flat._replace(left=0.5))[1]
+    assert raised[:, :48].sum() < 0.7 * cover[:, :48].sum()
+    np.testing.assert_allclose(raised[:, 48:], cover[:, 48:], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 33, 224])
+def test_any_size(size):
+    image = synthetic.draw(2, 3, size)
+    assert (image.mode, image.size) == ("RGB", (size, size))
+    assert np.asarray(image).std() > 10
+    small = synthetic.draw(2, 3, size).resize((8, 8), 4)
+    reference = synthetic.draw(2, 3, 96).resize((8, 8), 4)
+    assert np.corrcoef(np.ravel(small), np.ravel(reference))[0, 1] > 0.6  # the same scene, drawn finer or coarser
+
+
+def test_the_manifest_lists_every_picture_once():
+    manifest = synthetic.load(num_classes=7, images_per_class=3, image_size=32, seed=4)
+    assert len(manifest) == 21
+    assert np.bincount(manifest.labels).tolist() == [3] * 7
+    assert manifest.groups is not None
+    assert manifest.groups.reshape(7, 3)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert manifest.render is not None
+    for row in (0, 4, 20):
+        expected = synthetic.draw(row // 3, row % 3, 32, 4)
+        assert manifest.render(row).tobytes() == expected.tobytes()
+        assert pickle.loads(pickle.dumps(manifest.render))(row).tobytes() == expected.tobytes()
+
+
+def test_what_a_caller_does_to_a_picture_stays_with_the_caller():
+    render = synthetic.load(num_classes=2, images_per_class=2, image_size=32).render
+    assert render is not None
+    kept = render(1).tobytes()
+    render(1).paste((0, 0, 0), (0, 0, 32, 32))
+    assert render(1).tobytes() == kept
+
+
+def test_more_classes_and_images_keep_the_others():
+    few = synthetic.load(num_classes=3, images_per_class=2, image_size=16)
+    many = synthetic.load(num_classes=200, images_per_class=5, image_size=16)
+    assert few.class_names == many.class_names[:3]
+    assert few.render is not None
+    assert many.render is not None
+    assert few.render(2 * 2 + 1).tobytes() == many.render(2 * 5 + 1).tobytes()
+
+
+def test_names_are_unique_and_a_genus_shares_its_first_word():
+    names = [species.class_name(label) for label in range(20_000)]
+    assert len(set(names)) == len(names)
+    for label in (0, 5, 95, 96, 12_345):
+        mates = {names[i].split()[0] for i in range(len(names)) if species.genus(i) == species.genus(label)}
+        assert mates == {names[label].split()[0]}
+
+
+def test_other_pictures_have_another_split_hash():
+    def split_hash(**options: int) -> str:
+        return load_manifest("synthetic", num_classes=8, images_per_class=2, **options).split_hash
+
+    assert split_hash() == split_hash()
+    assert len({split_hash(), split_hash(seed=1), split_hash(image_size=64)}) == 3
+
+
+def test_a_subset_draws_the_pictures_of_its_own_rows():
+    test = build_dataset("synthetic", split="test", num_classes=8, images_per_class=2, image_size=32)
+    image, label, row = test[3]
+    assert (label, row) == (1, 11)
+    assert image.tobytes() == synthetic.draw(5, 1, 32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("num_classes", 0),
+        ("images_per_class", -1),
+        ("image_size", 15),
+        ("seed", -1),
+        ("num_classes", 2.5),
+        ("seed", True),
+    ],
+)
+def test_a_wrong_number_is_refused_by_name(argument, value):
+    with pytest.raises(InputError, match=f"{argument} {value} must be a whole number of at least"):
+        synthetic.load(**{argument: value})
+
+
+@pytest.mark.parametrize("wrong", [(-1, 0), (0, -1), (0, 0, 8), (0, 0, 32, -2), (0.5, 0)])
+def test_a_picture_that_cannot_be_is_refused(wrong):
+    with pytest.raises(InputError, match="must be a whole number of at least"):
+        synthetic.draw(*wrong)
