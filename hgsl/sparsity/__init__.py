@@ -1,8 +1,22 @@
 """Continuous Sparsification: masks that are learned with the weights, and networks that get smaller for real."""
 
+from hgsl.sparsity.benchmark import benchmark
+from hgsl.sparsity.compact import compact
 from hgsl.sparsity.layers import SoftMaskedConv2d, SoftMaskedLinear
 from hgsl.sparsity.masks import MaskedNet, Masks
 from hgsl.sparsity.schedule import temperature_at
 from hgsl.sparsity.sparsify import sparsify
+from hgsl.sparsity.storage import load, save
 
-__all__ = ["MaskedNet", "Masks", "SoftMaskedConv2d", "SoftMaskedLinear", "sparsify", "temperature_at"]
+__all__ = [
+    "MaskedNet",
+    "Masks",
+    "SoftMaskedConv2d",
+    "SoftMaskedLinear",
+    "benchmark",
+    "compact",
+    "load",
+    "save",
+    "sparsify",
+    "temperature_at",
+]
