@@ -1,0 +1,124 @@
+"""What masks cost in training, and what tickets gain afterwards, measured on this machine.
+
+    python benchmarks/sparsity.py overhead                       # training step of ResNet-50, masked against dense
+    python benchmarks/sparsity.py tickets --backbone resnet18    # dense, weight tickets, channel tickets made smaller
+
+``overhead`` times whole steps (forward, cross entropy plus penalty, backward, SGD) of dense and masked networks in turn
+and compares medians. ``tickets`` closes weights and channels at random: it shows time, size and operations, and says
+nothing about accuracy, which ``tools/sparsify.py`` measures on data.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+import warnings
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hgsl.common.device import pick_device, pick_precision
+from hgsl.sparsity import Masks, benchmark, compact, sparsify
+from hgsl.sparsity.benchmark import table
+
+
+def train_step(model: nn.Module, masks: Masks | None, images: Tensor, labels: Tensor, dtype: torch.dtype) -> float:
+    """One step; returns its seconds."""
+    parameters = model.parameters() if masks is None else [*masks.weight_parameters(), *masks.mask_parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.0)
+    synchronise(images)
+    start = time.perf_counter()
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        loss = nn.functional.cross_entropy(model(images), labels)
+    if masks is not None:
+        loss = loss + 1e-8 * masks.penalty()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    synchronise(images)
+    return time.perf_counter() - start
+
+
+def synchronise(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def overhead(backbone: str, batch: int, size: int, repeats: int) -> str:
+    device = pick_device("auto")
+    dtype = pick_precision("auto", device)
+    torch.manual_seed(0)
+    dense = timm.create_model(backbone, num_classes=1000).to(device, memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch,), device=device)
+    contestants: dict[str, tuple[nn.Module, Masks | None]] = {"dense": (dense, None)}
+    contestants["weight masks"] = sparsify(dense)
+    contestants["channel masks"] = sparsify(dense, granularity="channel", example=images[:2])
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, (model, masks) in contestants.items():
+            spent = train_step(model, masks, images, labels, dtype)
+            if turn:
+                seconds[name].append(spent)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    precision = str(dtype).removeprefix("torch.")
+    lines = [
+        f"{backbone}, batch {batch}, {size} px, {device}, {precision}, median of {repeats} steps",
+        "",
+        "| network | seconds/step | against dense |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {value:.3f} | {value / median['dense']:.2f}x |" for name, value in median.items()),
+    ]
+    return "\n".join(lines)
+
+
+def tickets(backbone: str, batch: int, size: int, repeats: int, densities: list[float]) -> str:
+    device = pick_device("auto")
+    torch.manual_seed(0)
+    dense = timm.create_model(backbone, num_classes=1000).to(device).eval()
+    images = torch.randn(batch, 3, size, size, device=device)
+    rows = {"dense": benchmark(dense, images, repeats)}
+    for granularity in ("weight", "channel"):
+        for density in densities:
+            masked, masks = sparsify(dense, granularity=granularity, example=images[:2])  # type: ignore[arg-type]
+            close_at_random(masks, density)
+            name = f"{granularity} ticket, density {masks.density():.2f}"
+            ticket = masks.finalize() if granularity == "weight" else compact(masked, images[:2])
+            rows[name] = benchmark(ticket, images, repeats)
+    head = f"{backbone}, batch {batch}, {size} px, {device}, float32, {torch.get_num_threads()} threads, random masks"
+    return f"{head}\n\n{table(rows)}"
+
+
+@torch.no_grad()
+def close_at_random(masks: Masks, density: float) -> None:
+    for scores in masks.mask_parameters():
+        order = torch.rand(scores.shape, device=scores.device).flatten().argsort().reshape(scores.shape)
+        scores.copy_((order < density * scores.numel()).to(scores.dtype) - 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers that chance closes
+        masks.ticket = True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["overhead", "tickets"])
+    parser.add_argument("--backbone", default=None, help="timm name (resnet50; for tickets tf_efficientnet_lite0)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.7, 0.5, 0.3])
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+    sizes = (arguments.batch, arguments.size, arguments.repeats)
+    if arguments.what == "overhead":
+        print(overhead(arguments.backbone or "resnet50", *sizes))
+    else:
+        print(tickets(arguments.backbone or "tf_efficientnet_lite0", *sizes, arguments.densities))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""CIFAR-10, whole in memory: 32 x 32 images as uint8, cropped and mirrored in batches on the device.
+
+At this size decoding and loader processes would take longer than the network, so there are none of them.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from hgsl.common.errors import InputError
+from hgsl.data.images import DAMAGED, IMAGE_SUFFIXES
+
+SIDE, CHANNELS, CLASSES = 32, 3, 10
+RECORD = 1 + CHANNELS * SIDE * SIDE  # a label and three planes, red first
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the 50,000 training images
+TRAIN_FILES, TEST_FILES = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]
+Row = tuple[str, str, Callable[[], bytes]]  # class, name, reader
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """Images in memory.
+
+    Attributes:
+        images: ``(N, 3, 32, 32)`` uint8.
+        labels: ``(N,)`` int64, an index into ``class_names``.
+        class_names: One a class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> "ImageArray":
+        """Returns the images of these rows."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+    def to(self, device: torch.device) -> "ImageArray":
+        """Returns the same on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
+    """Reads all images of the training and of the test part.
+
+    Args:
+        root: The folder with the official binary version (``data_batch_1.bin`` ..., of 3,073-byte records), directly
+            or in ``cifar-10-batches-bin``; or a folder or zip of images, ``train/CLASS/NAME`` and ``test/CLASS/NAME``.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``root``.
+        InputError: It is none of these, a file is damaged, or they are the Python batches, which are pickles.
+    """
+    root = Path(root).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"no CIFAR-10 at {root}: expected its folder or a zip of class folders")
+    if root.is_file():
+        if not zipfile.is_zipfile(root):
+            raise InputError(f"{root} is no zip: unpack cifar-10-binary.tar.gz and give its folder")
+        with zipfile.ZipFile(root) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            return _class_folders(root, [(name, partial(archive.read, name)) for name in names])
+    for folder in (root, root / "cifar-10-batches-bin"):
+        if (folder / TEST_FILES[0]).is_file():
+            return _read_records(folder, TRAIN_FILES), _read_records(folder, TEST_FILES)
+    for folder in (root, root / "cifar-10-batches-py"):
+        if (folder / "test_batch").is_file():
+            raise InputError(
+                f"{folder} holds the Python batches, which are pickles and could run any code when read: "
+                "get the binary version, cifar-10-binary.tar.gz, from https://www.cs.toronto.edu/~kriz/cifar.html"
+            )
+    files = sorted(path for part in ("train", "test") for path in (root / part).glob("*/*"))
+    return _class_folders(root, [(path.relative_to(root).as_posix(), path.read_bytes) for path in files])
+
+
+def hold_out(part: ImageArray, share: float, seed: int = 0) -> tuple[ImageArray, ImageArray]:
+    """Splits off a random ``share`` of the images, the same for the same seed; returns the rest, and these."""
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
+    count = round(share * len(part))
+    return part.take(order[count:].sort().values), part.take(order[:count].sort().values)
+
+
+def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Shifts each image by up to ``padding`` pixels, black moving in, and mirrors half of them.
+
+    Args:
+        images: ``(B, C, H, W)``, on any device.
+        generator: On the CPU, so that the same seed gives the same images on every device.
+        padding: Pixels on each side.
+    """
+    count, _, height, width = images.shape
+    top, left = (torch.randint(2 * padding + 1, (count, 1), generator=generator) for _ in range(2))
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    rows = top + torch.arange(height)  # (B, H)
+    columns = left + torch.arange(width).expand(count, -1)
+    columns = torch.where(flip, columns.flip(1), columns)  # (B, W)
+    padded = F.pad(images, [padding] * 4)
+    batch = torch.arange(count, device=images.device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None].to(images.device), columns[:, None].to(images.device)]
+    return picked.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Bytes ``(B, 3, H, W)`` -> float32 of mean zero and standard deviation one over the training images."""
+    mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def _read_records(folder: Path, names: Sequence[str]) -> ImageArray:
+    parts = []
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"no {path}: the binary version of CIFAR-10 has {', '.join(names)}")
+        records = np.fromfile(path, dtype=np.uint8)
+        if len(records) == 0 or len(records) % RECORD:
+            raise InputError(f"{path} has {len(records)} bytes, expected whole records of {RECORD}: it is incomplete")
+        parts.append(records.reshape(-1, RECORD))
+        if parts[-1][:, 0].max() >= CLASSES:
+            raise InputError(f"{path} has label {parts[-1][:, 0].max()}, expected 0 to 9: it is no CIFAR-10 batch")
+    records = np.concatenate(parts)
+    images = torch.from_numpy(records[:, 1:].reshape(-1, CHANNELS, SIDE, SIDE))
+    return ImageArray(images, torch.from_numpy(records[:, 0].astype(np.int64)), _class_names(folder))
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    path = folder / "batches.meta.txt"
+    found = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return tuple(found) if len(found) == CLASSES else NAMES
+
+
+def _class_folders(root: Path, files: Sequence[tuple[str, Callable[[], bytes]]]) -> tuple[ImageArray, ImageArray]:
+    """From (name, reader) of files PART/CLASS/NAME, perhaps below further folders."""
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
+    for name, read in files:
+        parts = PurePosixPath(name).parts
+        if len(parts) >= 3 and parts[-3] in rows and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
+            rows[parts[-3]].append((parts[-2], name, read))
+    if not rows["train"] or not rows["test"]:
+        raise InputError(
+            f"{root} holds no CIFAR-10: expected data_batch_1.bin ..., or train/CLASS/NAME and test/CLASS/NAME images"
+        )
+    names = tuple(sorted({kind for kind, _, _ in rows["train"]}))
+    if strange := {kind for kind, _, _ in rows["test"]} - set(names):
+        raise InputError(f"{root}: test has classes that train has not: {', '.join(sorted(strange))}")
+    return _decode(root, rows["train"], names), _decode(root, rows["test"], names)
+
+
+def _decode(root: Path, rows: Sequence[Row], names: tuple[str, ...]) -> ImageArray:
+    images = np.empty((len(rows), SIDE, SIDE, CHANNELS), np.uint8)
+    bar = tqdm(rows, desc="reading images", unit="image", disable=None, leave=False)
+    for row, (_, name, read) in enumerate(bar):
+        try:
+            with Image.open(io.BytesIO(read())) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except DAMAGED as error:
+            raise InputError(f"{root}: {name} is no readable image ({error})") from None
+        if pixels.shape != images.shape[1:]:
+            raise InputError(
+                f"{root}: {name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, expected {SIDE} x {SIDE}"
+            )
+        images[row] = pixels
+    labels = torch.tensor([names.index(kind) for kind, _, _ in rows])
+    return ImageArray(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, names)
