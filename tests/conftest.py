@@ -1,4 +1,4 @@
-"""What tests of several parts need: a folder of small photos, the shared photos, one thread: the networks here are tiny."""
+"""What tests of several parts need: a folder of small photos, real photos, and one thread, as the networks are tiny."""
 
 import os
 from collections.abc import Callable

@@ -41,6 +41,6 @@ def _stem(backbone: nn.Module) -> list[nn.Module]:
         raise InputError(
             f"{type(backbone).__name__} does not tell which of its layers are the stem: use another freeze"
         )
-    pattern = backbone.group_matcher(coarse=True)["stem"]
+    pattern = backbone.group_matcher(coarse=True)["stem"]  # type: ignore[operator]
     names = [name for name, _ in backbone.named_parameters() if re.match(pattern, name)]
     return [backbone.get_submodule(name.rpartition(".")[0]) for name in names if "." in name]

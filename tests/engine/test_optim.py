@@ -71,3 +71,24 @@ def test_shapes_of_the_schedules() -> None:
     assert [step(0), step(19), step(20), step(30)] == pytest.approx([1, 1, 0.1, 0.01])
     constant = learning_rate_factor(OptimConfig(schedule="constant", warmup=0), 4, 10)
     assert {constant(i) for i in range(40)} == {1.0}
+
+
+def test_frozen_stem_is_the_layers_before_the_first_stage() -> None:
+    model = create_embedder("test_resnet", weights="none")
+    freeze(model, "stem")
+    frozen = {name for name, value in model.backbone.named_parameters() if not value.requires_grad}
+    assert frozen
+    assert all(name.startswith(("conv1", "bn1")) for name in frozen)
+    train_mode(model, "stem")
+    assert not model.backbone.bn1.training
+    assert model.backbone.layer1.training
+
+
+def test_layer_decay_falls_from_the_last_layer_to_the_first() -> None:
+    model = create_embedder("test_vit", weights="none")
+    groups = parameter_groups(model, HardGlobalSoftminLoss(5, 128), OptimConfig(layer_decay=0.5))
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    first, last = model.backbone.patch_embed.proj.weight, model.backbone.blocks[-1].mlp.fc1.weight
+    assert rates[id(first)] < rates[id(last)] <= 3e-4
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert all(id(p) in rates for p in trained)

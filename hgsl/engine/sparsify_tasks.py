@@ -1,0 +1,206 @@
+"""What the search for tickets needs to know of a task: a network, its loss, its batches and its scores."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError, unknown
+from hgsl.config import Config, SearchConfig
+from hgsl.data import RetrievalDataset, datasets_dir, summary
+from hgsl.data.cifar10 import MEAN, SIDE, STD, ImageArray, augment, hold_out, load_cifar10
+from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_train_set
+from hgsl.engine.loader import RunBatches, mixed_seed, run_loader
+from hgsl.engine.loop import Batch
+from hgsl.engine.objective import Objective, build_objective
+from hgsl.engine.optim import parameter_groups
+from hgsl.models.resnet_cifar import resnet20
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network to make sparse, and how it is trained and measured.
+
+    Attributes:
+        model: On its device; untrained, or with the weights it starts from.
+        example: A batch of inputs for tracing and for measuring time.
+        objective: What (outputs, labels) are scored by in training.
+        steps_per_epoch: Batches in an epoch.
+        batches: (number of the stage, first step) -> the batches of the stage from there on.
+        groups: network -> parameter groups with their learning rates.
+        curve: network -> the score that is drawn epoch by epoch, in [0, 1].
+        curve_name: What that score is, and of which images.
+        final: network -> all scores on the test images.
+        quality: Which of these stand in the table of costs.
+        name_images: Ids of a batch -> names, for an error message.
+    """
+
+    model: nn.Module
+    example: Tensor
+    objective: Objective
+    steps_per_epoch: int
+    batches: Callable[[int, int], Iterator[Batch]]
+    groups: Callable[[nn.Module], list[dict[str, Any]]]
+    curve: Callable[[nn.Module], float]
+    curve_name: str
+    final: Callable[[nn.Module], dict[str, Any]]
+    quality: tuple[str, ...]
+    name_images: Callable[[Tensor], list[str]]
+
+
+class Classifier(nn.Module):
+    """Takes images as bytes, ``(B, 3, H, W)`` uint8, to logits ``(B, classes)``: normalisation is a part of it."""
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.is_convolutional = True
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+
+def classification(config: SearchConfig, place: Place) -> Task:
+    """CIFAR-10: the cross entropy of a small ResNet, or of any timm model, on images in memory."""
+    root = Path(config.data.root).expanduser() if config.data.root else datasets_dir() / config.data.name
+    whole, test = load_cifar10(root)
+    train, held_out = hold_out(whole, config.data.val_share)
+    train = _first_images(train, config.data.options)
+    ranks.say(f"cifar10: {len(train)} training, {len(held_out)} held-out and {len(test)} test images")
+    network = _classifier_network(config.model.backbone, len(whole.class_names))
+    model = Classifier(network, MEAN, STD).to(place.device, memory_format=torch.channels_last)
+    train, held_out, test = (part.to(place.device) for part in (train, held_out, test))
+    batch_size, seed = config.train.batch_size, config.run.seed
+    if len(train) < batch_size:
+        raise InputError(f"train.batch_size {batch_size} is more than the {len(train)} training images")
+    drawn, drawn_name = (held_out, "held-out") if len(held_out) else (test, "test")
+    return Task(
+        model=model,
+        example=test.images[: config.eval.batch_size],
+        objective=Objective(nn.CrossEntropyLoss()),
+        steps_per_epoch=len(train) // batch_size,
+        batches=lambda stage, start: array_batches(train, batch_size, mixed_seed(seed, stage), start),
+        groups=lambda network: [
+            {"name": "weights", "params": [p for p in network.parameters() if p.requires_grad], "lr": config.optim.lr}
+        ],
+        curve=lambda network: accuracy(network, drawn, place),
+        curve_name=f"accuracy on {drawn_name} images",
+        final=lambda network: {"accuracy": accuracy(network, test, place), "images": len(test)},
+        quality=("accuracy",),
+        name_images=lambda ids: [f"training image {row}" for row in ids.tolist()],
+    )
+
+
+def retrieval(config: SearchConfig, place: Place) -> Task:
+    """An embedder and its loss, measured by searching classes that it never saw."""
+    manifest = build_manifest(config.data)
+    ranks.say(summary(manifest))
+    model = build_model(config, place)
+    train_set = build_train_set(config, manifest, model)
+    size = config.data.image_size
+    sets = {split: build_eval_set(config.data, manifest, model, size, split) for split in _splits(config)}
+    steps, names = config.train, dict(zip(train_set.ids.tolist(), train_set.manifest.paths, strict=True))
+    plan = partial(
+        RunBatches, train_set.labels, steps.batch_size, steps.epochs, kind=config.data.sampler
+    )  # of a stage, by its seed
+    objective = build_objective(config.loss, train_set.num_classes, model.embedding_size).to(place.device)
+
+    def batches(stage: int, start: int) -> Iterator[Batch]:
+        stream = plan(seed=mixed_seed(config.run.seed, stage), per_class=config.data.per_class)
+        stream.start_step = start
+        return iter(run_loader(train_set, stream, workers=place.workers, device=place.device))
+
+    def scores(network: nn.Module, dataset: RetrievalDataset) -> dict[str, Any]:
+        from hgsl.engine.evaluate import evaluate  # brings the search library, which classification does without
+
+        return evaluate(network, dataset, config.eval, place)  # type: ignore[arg-type]
+
+    return Task(
+        model=model,
+        example=torch.rand(config.eval.batch_size, 3, size, size, device=place.device),
+        objective=objective,
+        steps_per_epoch=plan(seed=0, per_class=config.data.per_class).steps_per_epoch,
+        batches=batches,
+        groups=lambda network: parameter_groups(network, objective, config.optim),  # type: ignore[arg-type]
+        curve=lambda network: float(scores(network, next(iter(sets.values())))["map@r"]),
+        curve_name=f"MAP@R on {next(iter(sets))} classes",
+        final=lambda network: scores(network, sets["test"]),
+        quality=("recall@1", "map@r"),
+        name_images=lambda ids: [names[row] for row in ids.tolist()],
+    )
+
+
+TASKS: dict[str, Callable[[SearchConfig, Place], Task]] = {
+    "classification": classification,
+    "retrieval": retrieval,
+}
+
+
+def array_batches(part: ImageArray, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
+    """Yields augmented batches from step ``start`` on, without end; any step can be reached again by its number."""
+    steps = len(part) // batch_size
+    step = start
+    while True:
+        epoch, position = divmod(step, steps)
+        order = torch.randperm(len(part), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+        for number in range(position, steps):
+            rows = order[number * batch_size : (number + 1) * batch_size]
+            here = rows.to(part.images.device)
+            generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, number))
+            yield augment(part.images[here], generator), part.labels[here], rows
+        step = (epoch + 1) * steps
+
+
+@torch.inference_mode()
+def accuracy(network: nn.Module, part: ImageArray, place: Place, batch_size: int = 500) -> float:
+    """Returns the share of the images that the network classifies rightly."""
+    training = network.training
+    network.eval()
+    right = 0
+    for images, labels in zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True):
+        with place.autocast():
+            logits = network(place.prepare(images, channels_last=True))
+        right += int((logits.argmax(1) == labels).sum())
+    network.train(training)
+    return right / len(part)
+
+
+def _classifier_network(name: str, classes: int) -> nn.Module:
+    if name == "resnet20":
+        return resnet20(classes)
+    if not timm.is_model(name):
+        raise unknown("backbone of a classifier", name, ["resnet20", *timm.list_models()])
+    return timm.create_model(name, num_classes=classes)
+
+
+def _first_images(train: ImageArray, options: dict[str, Any]) -> ImageArray:
+    """Keeps a random ``train_images`` of the images, where that option asks for a reduced run."""
+    for name in options:
+        if name != "train_images":
+            raise unknown("option of data set cifar10", name, ["train_images"])
+    count = options.get("train_images", len(train))
+    if not isinstance(count, int) or not 0 < count <= len(train):
+        raise InputError(f"data.options.train_images is {count!r}: expected 1 to {len(train)}")
+    return hold_out(train, count / len(train), seed=1)[1]
+
+
+def _splits(config: Config) -> list[str]:
+    """The split whose score is drawn by epoch comes first: validation classes, if there are any."""
+    has_validation = config.data.val_share > 0 or config.data.val_fold is not None
+    return ["val", "test"] if has_validation else ["test"]
+
+
+def dense_image_size(task: Task) -> int:
+    """Side in pixels of the task's images."""
+    return task.example.shape[-1]
+
+
+__all__ = ["SIDE", "TASKS", "Classifier", "Task", "accuracy", "array_batches"]
