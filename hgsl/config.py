@@ -51,6 +51,8 @@ class DataConfig:
     """Datasets without an official split (folder): the share of the classes that is searched, not trained on."""
     image_size: int = 224
     """Side in pixels of the square image that the network sees."""
+    crop_pct: float | None = None
+    """Evaluation: share of the resized photo's side that the central crop keeps; empty means the backbone's own."""
     recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
@@ -74,6 +76,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
         _refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
+        _refuse(
+            self.crop_pct is not None and not 0 < self.crop_pct <= 1,
+            f"data.crop_pct must be above 0 and at most 1, or empty, found {self.crop_pct}",
+        )
         low, high = self.crop_scale
         _refuse(not 0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, found [{low}, {high}]")
         _refuse(
@@ -190,6 +196,8 @@ class OptimConfig:
     """Weight decay of backbone and projection; centres and alpha have none."""
     momentum: float | None = None
     """Momentum of sgd; empty means 0.9."""
+    nesterov: bool = False
+    """Whether sgd looks ahead (Nesterov's momentum)."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up."""
     warmup: float = 0.1
@@ -211,6 +219,10 @@ class OptimConfig:
         _refuse(
             self.name == "adamw" and self.momentum is not None,
             "optim.momentum belongs to sgd, but optim.name is adamw: leave it empty or choose sgd",
+        )
+        _refuse(
+            self.name == "adamw" and self.nesterov,
+            "optim.nesterov belongs to sgd, but optim.name is adamw: leave it out or choose sgd",
         )
         _refuse(
             self.schedule == "step" and not self.step_epochs,
@@ -287,3 +299,65 @@ class Config:
             self.train.select == "best" and not has_validation,
             "train.select 'best' needs validation classes: set data.val_share (such as 0.2) or data.val_fold",
         )
+
+
+@dataclass
+class SparsifyConfig:
+    """Continuous Sparsification: rounds of search, each of train.epochs, and then the ticket, trained as long."""
+
+    task: Literal["retrieval", "classification"] = "retrieval"
+    """retrieval trains an embedder with the loss; classification trains a classifier with the cross entropy."""
+    rounds: int = 3
+    """Rounds of the search; 0 trains the dense network in the same way, to compare with."""
+    granularity: Literal["weight", "channel"] = "weight"
+    """weight gives the sparser ticket; channel gives one whose closed channels are taken out, and so is faster."""
+    mask_initial_value: float = 0.0
+    """s0, where each score starts: -0.1 ends sparser than 0.0, 0.1 less sparse."""
+    include: list[str] = field(default_factory=list)
+    """Patterns of the layers to mask, such as backbone.blocks.*; empty means all convolutions and linear layers."""
+    exclude: list[str] = field(default_factory=list)
+    """Patterns of layers to leave out."""
+    final_temp: float = 200.0
+    """beta at the end of a round; it starts at 1."""
+    lmbda: float = 1e-8
+    """Weight of the sum of the masks in the loss of the search."""
+    rewind_epoch: int | None = 2
+    """Epoch of the first round whose weights the ticket starts from; empty goes on from the end of the search."""
+    mask_lr: float | None = None
+    """Peak learning rate of the scores; empty means optim.lr. They have no weight decay."""
+    prune_temperature: float | None = None
+    """beta that the scores take into the next round; empty means final_temp, 1 is what the published code does."""
+    curve_every: int = 1
+    """Epochs between two scores of the curve."""
+    dense_run: str | None = None
+    """Run folder of the dense network (sparsify.rounds 0), whose scores stand in the table beside the ticket's."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.rounds < 0, f"sparsify.rounds cannot be negative, found {self.rounds}")
+        _refuse(self.curve_every < 1, f"sparsify.curve_every must be positive, found {self.curve_every}")
+        _refuse(self.lmbda < 0, f"sparsify.lmbda cannot be negative, found {self.lmbda}")
+        for name in ("final_temp", "mask_lr", "prune_temperature"):
+            value = getattr(self, name)
+            _refuse(value is not None and value <= 0, f"sparsify.{name} must be positive, found {value}")
+
+
+@dataclass
+class SearchConfig(Config):
+    """A run of tools/sparsify.py."""
+
+    sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rewind = self.sparsify.rewind_epoch
+        _refuse(
+            rewind is not None and not 0 <= rewind < max(1, self.train.epochs),
+            f"sparsify.rewind_epoch {rewind} lies outside a round of train.epochs {self.train.epochs}",
+        )
+        _refuse(
+            (self.data.name == "cifar10") != (self.sparsify.task == "classification"),
+            f"sparsify.task {self.sparsify.task!r} does not go with data.name {self.data.name!r}: "
+            "cifar10 is for classification, all others are for retrieval",
+        )
+        _refuse(self.train.ema is not None, "train.ema does not go with masks: leave it empty")
+        _refuse(self.train.select != "last", "a ticket is what the last epoch leaves: leave train.select at 'last'")

@@ -85,6 +85,8 @@ def build_model(config: Config, place: Place) -> Embedder:
         settings.backbone, settings.pooling, settings.embedding_size, settings.weights, settings.output_stride
     )
     check_image_size(model, config.data.image_size)
+    if config.data.crop_pct is not None:
+        model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
     freeze(model, settings.freeze)
     if settings.checkpointing:
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -127,7 +129,7 @@ def build_eval_set(
     data: DataConfig, manifest: Manifest, model: Embedder, image_size: int, split: str = "test"
 ) -> RetrievalDataset:
     """The images that are searched."""
-    transform = eval_transform(model.data_config, image_size)
+    transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
     return RetrievalDataset(manifest.subset(split), transform, _cache_dir(data))
 
 
