@@ -1,8 +1,6 @@
 """From embeddings and labels to retrieval scores."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,104 +9,12 @@ from tqdm import tqdm
 from hgsl.common.errors import InputError
 from hgsl.evaluation import clustering, metrics
 from hgsl.evaluation.rerank import Reorder
+from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.search import Gallery, nearest_blocks
 from hgsl.evaluation.task import RetrievalTask, make_task
 from hgsl.evaluation.vectors import Array, Ints
 
 OVERLAP_QUERIES = 1000
-
-
-@dataclass(frozen=True)
-class RetrievalResult:
-    """Scores of a retrieval task, each in [0, 1], with the values they are the means of.
-
-    Attributes:
-        ks: The K of the scores at K.
-        per_query: Key of a report (``recall@1``, ``map@r``, ...) -> (num_queries,) float64.
-        query_ids: (num_queries,) ids of the queries that count: those with at least one match in the gallery.
-        query_labels: (num_queries,) their labels.
-        num_gallery: Images searched.
-        num_skipped: Queries left out since the gallery holds no other image of their label.
-        index: How neighbours were found: ``Flat`` is exact search.
-        index_overlap: For another index, the mean share of the exact max(ks) nearest that it found, on a sample of
-            queries; None for exact search.
-        clustering: ``nmi`` and ``ami``, if asked for.
-    """
-
-    ks: tuple[int, ...]
-    per_query: dict[str, metrics.Floats]
-    query_ids: Ints
-    query_labels: Ints
-    num_gallery: int
-    num_skipped: int
-    index: str
-    index_overlap: float | None
-    clustering: dict[str, float]
-
-    @property
-    def num_queries(self) -> int:
-        """Queries that count."""
-        return len(self.query_ids)
-
-    @property
-    def recall(self) -> dict[int, float]:
-        """K -> Recall@K."""
-        return self._at_each_k("recall")
-
-    @property
-    def precision(self) -> dict[int, float]:
-        """K -> Precision@K."""
-        return self._at_each_k("precision")
-
-    @property
-    def map_at_k(self) -> dict[int, float]:
-        """K -> mAP@K as the published HGSL code defines it."""
-        return self._at_each_k("map")
-
-    @property
-    def r_precision(self) -> float:
-        """R-Precision."""
-        return float(self.per_query["r_precision"].mean())
-
-    @property
-    def map_at_r(self) -> float:
-        """MAP@R."""
-        return float(self.per_query["map@r"].mean())
-
-    @property
-    def mrr(self) -> float:
-        """The mean reciprocal rank of the first hit among the max(ks) nearest."""
-        return float(self.per_query[f"mrr@{max(self.ks)}"].mean())
-
-    def micro(self) -> dict[str, float]:
-        """Returns every score as its mean over queries."""
-        return {key: float(values.mean()) for key, values in self.per_query.items()}
-
-    def macro(self) -> dict[str, float]:
-        """Returns every score as the mean over classes of the mean over a class's queries."""
-        _, scores = self.per_class()
-        return {key: float(values.mean()) for key, values in scores.items()}
-
-    def per_class(self) -> tuple[dict[int, int], dict[str, metrics.Floats]]:
-        """Returns label -> number of queries, by rising label, and key -> (classes,) mean scores in that order."""
-        labels, place, counts = np.unique(self.query_labels, return_inverse=True, return_counts=True)
-        scores = {key: np.bincount(place, values) / counts for key, values in self.per_query.items()}
-        return dict(zip(labels.tolist(), counts.tolist(), strict=True)), scores
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the scores (means over queries) and counts under the keys of a JSON report."""
-        return {
-            **self.micro(),
-            **self.clustering,
-            "num_queries": self.num_queries,
-            "num_gallery": self.num_gallery,
-            "num_skipped": self.num_skipped,
-            "index": self.index,
-            **({} if self.index_overlap is None else {"index_overlap": self.index_overlap}),
-        }
-
-    def _at_each_k(self, name: str) -> dict[int, float]:
-        return {k: float(self.per_query[f"{name}@{k}"].mean()) for k in self.ks}
 
 
 def evaluate_embeddings(

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from hgsl.common.files import write_text
-from hgsl.evaluation.evaluate import RetrievalResult
-from hgsl.evaluation.inspection import Neighbours, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.inspection import MAP_IMAGES, Neighbours, confusions, embedding_map, nearest, suspicious_pairs
 from hgsl.evaluation.pictures import LoadImage, thumbnail
 from hgsl.evaluation.report import class_rows, columns_of
+from hgsl.evaluation.rerank import Reorder
+from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Ints
 
@@ -36,6 +37,8 @@ class PageOptions:
         image_names: Id -> what an image is called, such as its path; its id by default.
         load_image: Id -> the image; without it the page shows names only.
         max_pictures: How many different images are embedded at most.
+        map_images: How many images the map shows at most.
+        reorder: What reordered the neighbours that the scores are of, as for ``evaluate_task``.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
     """
 
@@ -44,6 +47,8 @@ class PageOptions:
     image_names: Mapping[int, str] | None = None
     load_image: LoadImage | None = None
     max_pictures: int = MAX_PICTURES
+    map_images: int = MAP_IMAGES
+    reorder: Callable[[RetrievalTask], Reorder] | None = None
     progress: bool = True
 
 
@@ -68,7 +73,7 @@ def write_html(
 
 def render_html(report: Mapping[str, Any], result: RetrievalResult, task: RetrievalTask, options: PageOptions) -> str:
     """Returns the page as text; the arguments are those of ``write_html``."""
-    found = nearest(task, NEIGHBOURS)
+    found = nearest(task, NEIGHBOURS, reorder=options.reorder)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
         title=options.title,
@@ -111,7 +116,7 @@ def _data(result: RetrievalResult, task: RetrievalTask, found: Neighbours, optio
     pairs = suspicious_pairs(result.query_ids, found)
     ids, labels = _images(result, found, worst, pairs)
     number = {image: place for place, image in enumerate(ids.tolist())}
-    shown, places = embedding_map(task)
+    shown, places = embedding_map(task, limit=options.map_images)
     names = options.image_names or {}
     queries = [
         {

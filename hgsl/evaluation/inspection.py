@@ -1,6 +1,7 @@
 """What to look at in a result: the worst queries, confused classes, suspicious pairs, and a map of the embeddings."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from hgsl.evaluation.rerank import REORDER_DEPTH, Reorder
 from hgsl.evaluation.search import nearest_blocks, neighbour_scores
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Floats, Ints
@@ -34,14 +36,28 @@ class Neighbours:
     hits: NDArray[np.bool_]
 
 
-def nearest(task: RetrievalTask, count: int, *, max_memory: int = 1 << 30) -> Neighbours:
-    """Returns the ``count`` nearest of each query that counts, in the order of ``RetrievalResult.query_ids``."""
+def nearest(
+    task: RetrievalTask,
+    count: int,
+    *,
+    reorder: Callable[[RetrievalTask], Reorder] | None = None,
+    max_memory: int = 1 << 30,
+) -> Neighbours:
+    """Returns the ``count`` nearest of each query that counts, in the order of ``RetrievalResult.query_ids``.
+
+    Args:
+        reorder: As for ``evaluate_task``: what it moves up within the first ``REORDER_DEPTH`` is shown.
+    """
     task = task.subset(task.answerable)
     gallery = task.search_gallery("Flat", torch.device("cpu"), max_memory)
+    rearrange = None if reorder is None else reorder(task)
     found = np.empty((len(task.queries), min(count, len(task.gallery))), dtype=np.int64)
     scores = np.empty(found.shape, dtype=np.float32)
-    depths = np.full(len(found), found.shape[1])
+    depths = np.full(len(found), found.shape[1] if reorder is None else max(count, REORDER_DEPTH))
     for rows, positions in nearest_blocks(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
+        if rearrange is not None:
+            positions = rearrange(rows, positions)
+        positions = positions[:, : found.shape[1]]
         found[rows] = positions
         scores[rows] = neighbour_scores(gallery, task.queries, rows, positions)
     labels = task.gallery_labels[found]
@@ -60,7 +76,7 @@ def confusions(query_labels: Ints, neighbours: Neighbours) -> list[tuple[int, in
     return [(*kinds[i].tolist(), int(counts[i])) for i in order]
 
 
-def suspicious_pairs(query_ids: Ints, neighbours: Neighbours, limit: int = 60) -> list[tuple[int, int, float]]:
+def suspicious_pairs(query_ids: Ints, neighbours: Neighbours, limit: int = 48) -> list[tuple[int, int, float]]:
     """Returns (query id, gallery id, score) of the most similar images of different labels.
 
     Each pair comes once, and no image in more than ``EACH`` pairs, so that one wrong label does not fill the list.

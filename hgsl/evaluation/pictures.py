@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from hgsl.common.files import atomic_path
 from hgsl.evaluation.inspection import Neighbours
+from hgsl.evaluation.vectors import Ints
 
 LoadImage = Callable[[int], Image.Image]
 
@@ -26,8 +27,8 @@ def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
 def write_contact_sheet(
     path: str | os.PathLike[str],
     rows: Sequence[int],
-    query_ids: Sequence[int],
-    query_labels: Sequence[int],
+    query_ids: Ints,
+    query_labels: Ints,
     neighbours: Neighbours,
     load_image: LoadImage,
     class_names: Sequence[str],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hgsl.evaluation.bootstrap import intervals
-from hgsl.evaluation.evaluate import RetrievalResult
+from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.task import RetrievalTask
 
 COLUMNS = {

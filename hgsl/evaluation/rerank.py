@@ -12,11 +12,17 @@ from hgsl.evaluation.search import nearest_blocks, pair_scores
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Ints, open_vectors
 
+REORDER_DEPTH = 100  # how many neighbours are reordered
 Reorder = Callable[[Ints, Ints], Ints]  # query rows (B,) and their neighbours (B, K) -> the neighbours, reordered
 
 
 def k_reciprocal(
-    task: RetrievalTask, k1: int = 20, k2: int = 6, weight: float = 0.3, depth: int = 100, max_memory: int = 1 << 30
+    task: RetrievalTask,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+    depth: int = REORDER_DEPTH,
+    max_memory: int = 1 << 30,
 ) -> Reorder:
     """Returns a function that reorders the first ``depth`` neighbours of queries; those after them stay.
 

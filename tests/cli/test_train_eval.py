@@ -211,7 +211,7 @@ def test_evaluation_mistakes(tmp_path: Path, photo_folder: Callable[..., Path], 
     def fails(*words: str) -> str:
         return failing(list(words), capsys, eval_retrieval.main)
 
-    assert "--checkpoint RUN is missing" in fails()
+    assert "nothing to measure: give --checkpoint RUN" in fails()
     assert "no config.yaml in nowhere" in fails("--checkpoint", "nowhere")
     root = str(photo_folder())
     assert train.main([*ON_FOLDER, "--data.root", root, "--run.dir", "out"]) == 0

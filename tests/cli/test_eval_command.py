@@ -1,0 +1,267 @@
+"""The evaluation command: every flag, on files and on networks, and what it refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hgsl.cli import compare, eval_retrieval
+from hgsl.evaluation import evaluate_embeddings
+
+NETWORK = [
+    *("--model", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--data.name", "synthetic", "--data.options.num_classes", "8", "--data.options.images_per_class", "6"),
+    *("--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
+]
+
+
+def clusters(seed=0, count=90, noise=0.8):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 9
+    vectors = np.random.default_rng(5).standard_normal((9, 12))[labels] + noise * rng.standard_normal((count, 12))
+    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)), labels
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder of one's own that holds two sets of embeddings."""
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("e", 0), ("g", 1)):
+        vectors, labels = clusters(seed)
+        np.save(f"{name}.npy", vectors)
+        np.save(f"{name}l.npy", labels)
+    return tmp_path
+
+
+def fails(capsys, *words, tool=eval_retrieval):
+    assert tool.main(list(words)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def test_every_file_and_every_key(capsys):
+    words = ["--embeddings", "e.npy", "--labels", "el.npy", "--k", "1", "5", "--bootstrap", "50", "--per-class"]
+    files = ["--json", "out/r.json", "--csv", "out/r.csv", "--html", "out/r.html", "--curves", "out/r.pdf", "--cluster"]
+    assert eval_retrieval.main([*words, *files]) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "90 queries, 90 images",
+        "Recall@5",
+        "mean over classes",
+        "queries, low",
+        "NMI",
+        "written: out/r.html",
+    ):
+        assert part in printed
+    report = json.loads(Path("out/r.json").read_text())
+    expected = evaluate_embeddings(*clusters(), (1, 5))
+    assert report["recall@5"] == expected.recall[5]
+    assert report["map@r"] == expected.map_at_r
+    assert set(report) >= {
+        *("recall@1", "recall@5", "precision@1", "precision@5", "map@1", "map@5", "mrr@5", "r_precision", "map@r"),
+        *(
+            "num_queries",
+            "num_gallery",
+            "num_skipped",
+            "protocol",
+            "split_hash",
+            "index",
+            "versions",
+            "macro",
+            "metric",
+        ),
+        *("nmi", "ami", "intervals", "per_class", "per_query", "post_processing"),
+    }
+    assert report["index"] == "Flat"
+    assert len(report["per_query"]["map@r"]) == 90
+    assert [row["queries"] for row in report["per_class"]] == [10] * 9
+    rows = list(csv.DictReader(Path("out/r.csv").read_text().splitlines()))
+    assert np.mean([float(row["map@r"]) for row in rows]) == pytest.approx(report["map@r"])
+    assert "<!doctype html>" in Path("out/r.html").read_text()
+
+
+def test_formats_of_files_give_the_same_scores(capsys):
+    vectors, labels = clusters()
+    half = torch.from_numpy(vectors).bfloat16()
+    np.savez("all.npz", embeddings=vectors, labels=labels)
+    save_file({"embeddings": half, "labels": torch.from_numpy(labels)}, "all.safetensors")
+    np.save("half.npy", half.float().numpy())
+    for first, second in (
+        (("e.npy", "el.npy"), ("all.npz", "all.npz")),
+        (("half.npy", "el.npy"), ("all.safetensors",) * 2),
+    ):
+        tables = []
+        for embeddings, names in (first, second):
+            assert eval_retrieval.main(["--embeddings", embeddings, "--labels", names]) == 0
+            tables.append(capsys.readouterr().out.splitlines()[-1])
+        assert tables[0] == tables[1]
+
+
+def test_galleries_of_their_own_are_searched_one_by_one(capsys):
+    words = ["--embeddings", "e.npy", "--labels", "el.npy", "--gallery-embeddings", "g.npy", "e.npy"]
+    assert eval_retrieval.main([*words, "--gallery-labels", "gl.npy", "el.npy", "--json", "r.json"]) == 0
+    galleries = json.loads(Path("r.json").read_text())["galleries"]
+    (queries, labels), (gallery, gallery_labels) = clusters(), clusters(1)
+    expected = evaluate_embeddings(queries, labels, gallery_embeddings=gallery, gallery_labels=gallery_labels)
+    assert galleries["g.npy"]["map@r"] == expected.map_at_r
+    assert galleries["e.npy"]["recall@1"] == 1  # without ids, each query finds itself
+    assert "90 images (g.npy)" in capsys.readouterr().out
+
+
+def test_what_may_be_done_around_the_search_is_named(capsys):
+    words = ["--embeddings", "e.npy", "--labels", "el.npy", "--training-embeddings", "g.npy", "--whiten", "8"]
+    more = ["--augment-gallery", "3", "--query-expansion", "5", "--rerank", "--index", "IVF4,Flat nprobe=3"]
+    threshold = ["--no-match", "0.1", "--calibration-embeddings", "g.npy", "--calibration-labels", "gl.npy"]
+    assert eval_retrieval.main([*words, *more, *threshold, "--json", "r.json"]) == 0
+    report = json.loads(Path("r.json").read_text())
+    steps, printed = " | ".join(report["post_processing"]), capsys.readouterr().out
+    for step in ("PCA-whitening to 8", "database augmentation with 3", "query expansion with 5", "re-ranking"):
+        assert step in steps
+        assert step in printed
+    assert 0.5 < report["index_overlap"] <= 1
+    assert report["index"] == "IVF4,Flat nprobe=3"
+    assert report["no_match"]["calibration"]["false_accept_rate"] <= 0.1
+    assert {"threshold", "precision", "recall"} <= set(report["no_match"])
+
+
+def test_groups_leave_out_images_of_the_same_label_and_group(capsys):
+    vectors, labels = clusters()
+    np.save("groups.npy", np.zeros(90, dtype=np.int64))
+    message = fails(capsys, "--embeddings", "e.npy", "--labels", "el.npy", "--groups", "groups.npy")
+    assert "none of the 90 queries has another image of its label" in message
+    np.save("groups.npy", np.arange(90) // 45)
+    assert (
+        eval_retrieval.main(["--embeddings", "e.npy", "--labels", "el.npy", "--groups", "groups.npy", "--json", "r"])
+        == 0
+    )
+    expected = evaluate_embeddings(vectors, labels, groups=np.arange(90) // 45).map_at_r
+    assert json.loads(Path("r").read_text())["map@r"] == expected
+
+
+def test_a_network_without_training(capsys):
+    outputs = ["--json", "r.json", "--sheet", "sheet.png", "--html", "r.html", "--save-embeddings", "kept"]
+    assert eval_retrieval.main([*NETWORK, "--flip", *outputs]) == 0
+    report = json.loads(Path("r.json").read_text())
+    assert (report["dataset"], report["protocol"], report["model"]) == ("synthetic", "zero-shot", "test_resnet")
+    assert report["post_processing"] == ["mean over views: flip"]
+    assert report["num_queries"] == 24
+    assert np.load("kept/embeddings.npy").shape[0] == 24
+    with Image.open("sheet.png") as sheet:
+        assert sheet.width > sheet.height / 3
+    # What was kept gives the same scores by itself.
+    words = ["--embeddings", "kept/embeddings.npy", "--labels", "kept/labels.npy", "--ids", "kept/ids.npy"]
+    assert eval_retrieval.main([*words, "--json", "again.json"]) == 0
+    assert json.loads(Path("again.json").read_text())["map@r"] == report["map@r"]
+    assert "flip" in capsys.readouterr().out
+
+
+def test_a_network_calibrates_on_validation_classes(capsys):
+    assert "val_share" in fails(capsys, *NETWORK, "--no-match", "0.2")
+    assert eval_retrieval.main([*NETWORK, "--data.val_share", "0.5", "--no-match", "0.2", "--whiten", "0"]) == 0
+    assert "no match below" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_several_processes_print_what_one_prints(capsys):
+    assert eval_retrieval.main([*NETWORK, "--json", "one.json"]) == 0
+    tool = Path(eval_retrieval.__file__).parents[2] / "tools" / "eval_retrieval.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tool)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([*command, *NETWORK, "--json", "two.json"], check=True, env=environment, capture_output=True)
+    assert Path("one.json").read_text() == Path("two.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to measure"),
+        (["--embeddings", "e.npy", "--model", "resnet18", "--labels", "el.npy"], "name different things"),
+        (["--embeddings", "e.npy"], "needs --labels"),
+        (["--embeddings", "missing.npy", "--labels", "el.npy"], "missing.npy: no such file"),
+        (["--embeddings", "e.npy", "--labels", "e.npy"], "labels: expected 90 integers"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--metric", "cosin"], "did you mean 'cosine'"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--k", "0"], "at least 1, found 0"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--index", "IVF4096,Flat"], "cannot be built for 90 vectors"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--flip"], "--flip belongs to --checkpoint or --model"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--whiten", "3"], "give --training-embeddings"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--no-match", "0.1"], "give --calibration-embeddings"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--bootstrap", "1"], "at least 2 samples"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--gallery-embeddings", "g.npy"], "give one for each"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--max-memory", "0"], "positive number of GB"),
+        (["--embeddings", "text.npy", "--labels", "el.npy"], "text.npy: cannot be read as .npy"),
+        (["--embeddings", "pickled.npy", "--labels", "el.npy"], "pickled.npy: cannot be read as .npy"),
+        (["--embeddings", "e.txt", "--labels", "el.npy"], "expected a .npy, .npz or .safetensors file"),
+        (["--embeddings", "two.npz", "--labels", "el.npy"], "holds no array named 'embeddings' (it holds: a, b)"),
+        (["--embeddings", "nan.npy", "--labels", "el.npy"], "row 3 is not finite (1 such rows)"),
+        (["--checkpoint", "nowhere"], "no config.yaml in nowhere"),
+        ([*NETWORK, "--labels", "el.npy"], "--labels belongs to --embeddings"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, message):
+    vectors, _ = clusters()
+    Path("text.npy").write_text("not an array")
+    Path("e.txt").write_text("0.1 0.2")
+    np.save("pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez("two.npz", a=vectors, b=vectors)
+    vectors[3, 2] = np.nan
+    np.save("nan.npy", vectors)
+    assert message in fails(capsys, *words)
+
+
+def write_reports():
+    for name, noise in (("a", 1.2), ("b", 0.9)):
+        np.save("v.npy", clusters(noise=noise)[0])
+        assert (
+            eval_retrieval.main(["--embeddings", "v.npy", "--labels", "el.npy", "--json", f"runs/{name}/r.json"]) == 0
+        )
+    return ["runs/a/r.json", "runs/b/r.json"]
+
+
+def test_compare_pairs_the_queries(capsys):
+    paths = write_reports()
+    capsys.readouterr()
+    assert compare.main([*paths, "--json", "c.json", "--curves", "c.png"]) == 0
+    printed = capsys.readouterr().out
+    assert "b/r minus a/r" in printed
+    assert "*" in printed
+    found = json.loads(Path("c.json").read_text())
+    first, second = (json.loads(Path(path).read_text()) for path in paths)
+    mean, low, high = found["differences"]["b/r"]["map@r"]
+    assert mean == pytest.approx(second["map@r"] - first["map@r"])
+    assert 0 < low < mean < high
+    assert Path("c.png").stat().st_size > 2000
+
+
+def test_compare_refuses_what_cannot_be_compared(capsys):
+    paths = write_reports()
+    report = json.loads(Path(paths[1]).read_text())
+    Path("other.json").write_text(json.dumps({**report, "split_hash": "0123"}))
+    assert "only runs on the same split" in fails(capsys, paths[0], "other.json", tool=compare)
+    Path("other.json").write_text(json.dumps({**report, "per_query": {"id": [1], "map@r": [1]}}))
+    assert "count different queries" in fails(capsys, paths[0], "other.json", tool=compare)
+    Path("other.json").write_text("{}")
+    assert "not a retrieval report" in fails(capsys, paths[0], "other.json", tool=compare)
+    assert "give at least two" in fails(capsys, paths[0], tool=compare)
+    assert "given twice" in fails(capsys, paths[0], paths[0], tool=compare)
+    assert "no such report" in fails(capsys, paths[0], "nothing.json", tool=compare)
+
+
+def test_compare_reads_the_report_of_a_run_and_says_what_is_missing(capsys):
+    paths = write_reports()
+    report = json.loads(Path(paths[1]).read_text())
+    del report["per_query"]
+    Path("run").mkdir()
+    Path("run/report.json").write_text(json.dumps({"before": {}, "after": report}))
+    capsys.readouterr()
+    assert compare.main([paths[0], "run"]) == 0
+    assert "no paired difference" in capsys.readouterr().out

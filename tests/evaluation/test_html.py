@@ -1,0 +1,279 @@
+"""The report page in a real browser, and what it is made of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hgsl.evaluation import evaluate_task, make_task
+from hgsl.evaluation.html import PageOptions, render_html, script_json, write_html
+from hgsl.evaluation.inspection import Neighbours, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.pictures import write_contact_sheet
+from hgsl.evaluation.plots import write_curves
+from hgsl.evaluation.report import build_report
+
+EVIL = "</script><script>document.title='owned'</script>"
+NAMES = ["rose", "daisy", EVIL, "<img src=x onerror=alert(1)>", "oak & ash"]
+
+
+def make_page(count=60, noise=1.0, **options):
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % len(NAMES)
+    vectors = rng.standard_normal((len(NAMES), 8))[labels] + noise * rng.standard_normal((count, 8))
+    task = make_task(np.float32(vectors), labels, ids=np.arange(count) + 100)
+    result = evaluate_task(task)
+    report = build_report(
+        result, protocol="zero-shot", split_hash="abc", bootstrap=50, notes=[EVIL], versions={"hgsl": "0"}
+    )
+    return report, result, task, PageOptions(class_names=NAMES, progress=False, **options)
+
+
+def colour(image_id):
+    return Image.new("RGB", (40, 30), (image_id * 37 % 256, image_id * 91 % 256, 120))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    report, result, task, options = make_page(load_image=colour)
+    write_html(path, report, result, task, options)
+    return path
+
+
+@pytest.fixture
+def page(browser, page_file):
+    """A fresh tab on the report; whatever goes wrong in it, or leaves it for the network, fails the test."""
+    with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
+        tab = context.new_page()
+        trouble = []
+        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.on("dialog", lambda dialog: trouble.append(dialog.message))
+        tab.on(
+            "request",
+            lambda request: None if request.url.startswith(("file:", "data:")) else trouble.append(request.url),
+        )
+        tab.goto(page_file.as_uri())
+        yield tab
+        assert trouble == []
+
+
+def test_names_stay_text(page):
+    assert page.title() == "Retrieval report"
+    assert page.locator("header .notes li").inner_text() == EVIL
+    page.fill("#find", "</script>")
+    assert page.locator("#query-list .name").first.inner_text() == EVIL
+    assert page.locator("main img:not([src^='data:image/webp'])").count() == 0
+
+
+def test_queries_filter_and_sort(page):
+    score = page.locator("#query-list .about .caption b")
+    worst = [float(text) for text in score.all_inner_texts()]
+    assert worst == sorted(worst)
+    assert "60 of 60" in page.locator("#count").inner_text()
+    page.select_option("#order", "best")
+    best = [float(text) for text in score.all_inner_texts()]
+    assert best == sorted(best, reverse=True)
+    page.select_option("#show", "wrong")
+    assert page.locator("#query-list .strip > span:nth-child(2) .thumb.hit").count() == 0
+    page.click("#clear")
+    page.fill("#find", "daisy")
+    assert set(page.locator("#query-list .name").all_inner_texts()) == {"daisy"}
+    page.fill("#find", "117")  # an id
+    assert page.locator("#query-list li").count() == 1
+
+
+def test_frames_say_what_is_right(page):
+    for line in page.locator("#query-list li").all()[:5]:
+        name = line.locator(".name").inner_text()
+        for found in line.locator(".strip > span:not(:first-child)").all():
+            right = found.locator(".label").inner_text().strip() == name
+            assert found.locator(".thumb").get_attribute("class") == f"thumb {'hit' if right else 'miss'}"
+            assert found.locator(".mark").inner_text() == ("✓" if right else "✗")
+
+
+def test_more_queries_come_on_request(page):
+    assert page.locator("#query-list li").count() == 30
+    page.click("#more")
+    assert page.locator("#query-list li").count() == 60
+    assert page.locator("#more").is_hidden()
+
+
+def test_a_query_opens_by_keyboard_and_the_arrows_turn_pages(page):
+    first = page.locator("#query-list button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    viewer = page.locator("#viewer")
+    assert viewer.is_visible()
+    seen = page.locator("#viewer-text").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-text").inner_text() != seen
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#viewer-text").inner_text() == seen
+    page.locator("#viewer-images button").first.click()  # a neighbour, as a query of its own
+    assert page.locator("#viewer-text").inner_text() != seen
+    page.keyboard.press("Escape")
+    assert viewer.is_hidden()
+
+
+def test_class_table_sorts_and_filters(page):
+    def column(number):
+        return page.locator(f"#class-table tbody td:nth-child({number})").all_inner_texts()
+
+    assert len(column(1)) == len(NAMES)
+    for number, heading in ((3, "MAP@R"), (4, "Recall@1")):
+        page.get_by_role("columnheader", name=heading).get_by_role("button").click()
+        once = [float(text) for text in column(number)]
+        page.get_by_role("columnheader", name=heading).get_by_role("button").click()
+        twice = [float(text) for text in column(number)]
+        assert sorted([once, twice]) == [sorted(once), sorted(once, reverse=True)]
+        assert page.locator("th[aria-sort]").count() == 1
+    page.fill("#find-class", "oak")
+    assert column(1) == ["oak & ash"]
+    page.locator("#class-table tbody button").click()
+    assert set(page.locator("#query-list .name").all_inner_texts()) == {"oak & ash"}
+
+
+def test_a_confusion_leads_to_its_queries(page):
+    line = page.locator("#confusion-list li").first
+    times = int(line.locator(".times").inner_text().split()[0])
+    line.locator("button").click()
+    page.wait_for_function("document.getElementById('count').textContent.includes('taken for')")
+    assert page.locator("#count").inner_text().startswith(f"{times} of 60")
+
+
+def test_a_point_of_the_map_opens_its_query(page):
+    page.locator("#map").scroll_into_view_if_needed()
+    box = page.locator("#plot").bounding_box()
+    data = json.loads(page.locator("#data").text_content())
+    number, x, y = data["map"][0]
+    place = {"x": 16 + x * (box["width"] - 32), "y": 16 + y * (box["height"] - 32)}
+    page.locator("#plot").hover(position=place)
+    assert page.locator("#hint").inner_text()
+    page.locator("#plot").click(position=place)
+    assert page.locator("#viewer").is_visible()
+    assert number < len(data["queries"])
+    page.click("#close")
+    page.select_option("#highlight", "1")
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_reaches_over_the_edge_of_a_small_screen(page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.locator("#query-list button").first.click()
+    assert page.locator("#viewer").bounding_box()["width"] <= width
+    page.keyboard.press("Escape")
+
+
+def test_dark_and_light_have_readable_colours(page):
+    def contrast(scheme):
+        page.emulate_media(color_scheme=scheme)
+        colours = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        light = []
+        for colour_text in colours:
+            channels = np.array([float(part) for part in colour_text[4:-1].split(",")]) / 255
+            linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+            light.append(linear @ [0.2126, 0.7152, 0.0722])
+        return (max(light) + 0.05) / (min(light) + 0.05), light[1]
+
+    (dark, dark_paper), (bright, bright_paper) = contrast("dark"), contrast("light")
+    assert dark_paper < 0.05 < 0.9 < bright_paper
+    assert min(dark, bright) > 7  # WCAG AAA
+
+
+def test_a_page_without_pictures_shows_names(browser, tmp_path):
+    report, result, task, options = make_page(image_names={100 + i: f"photos/{i}.jpg" for i in range(60)})
+    write_html(tmp_path / "names.html", report, result, task, options)
+    with browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto((tmp_path / "names.html").as_uri())
+        assert tab.locator("#query-list .none").first.inner_text().startswith("photos/")
+
+
+def test_six_thousand_queries_open(browser, tmp_path):
+    report, result, task, options = make_page(6000, load_image=colour, max_pictures=500, map_images=100)
+    write_html(tmp_path / "large.html", report, result, task, options)
+    assert (tmp_path / "large.html").stat().st_size < 6_000_000
+    with browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto((tmp_path / "large.html").as_uri())
+        assert tab.locator("#query-list li").count() == 30
+        assert "6000 of 6000" in tab.locator("#count").inner_text()
+
+
+def test_embedded_json_cannot_end_its_element():
+    text = str(script_json({"name": "</script><!--&\u2028"}))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"name": "</script><!--&\u2028"}
+
+
+def test_all_perfect_is_a_page_too():
+    vectors = np.float32(np.eye(5)[np.arange(20) % 5])
+    task = make_task(vectors, np.arange(20) % 5)
+    result = evaluate_task(task)
+    report = build_report(result, protocol="p", split_hash="h")
+    assert "100.00" in render_html(report, result, task, PageOptions(class_names=NAMES, progress=False))
+    assert confusions(result.query_labels, nearest(task, 3)) == []
+
+
+def test_confusions_and_suspicious_pairs():
+    neighbours = Neighbours(
+        ids=np.array([[1, 2], [0, 2], [0, -1]]),
+        labels=np.array([[5, 7], [4, 7], [4, 0]]),
+        scores=np.float32([[0.9, 0.2], [0.9, 0.5], [0.2, -np.inf]]),
+        hits=np.array([[False, False], [False, False], [False, False]]),
+    )
+    assert confusions(np.array([4, 5, 7]), neighbours) == [(4, 5, 1), (5, 4, 1), (7, 4, 1)]
+    pairs = suspicious_pairs(np.array([0, 1, 2]), neighbours)
+    assert [pair[:2] for pair in pairs] == [(0, 1), (1, 2), (0, 2)]
+    assert pairs[0][2] == pytest.approx(0.9)
+
+
+def test_the_map_puts_like_with_like():
+    _, _, task, _ = make_page(100, noise=0.1)
+    shown, places = embedding_map(task)
+    assert (shown == np.arange(100)).all()
+    assert places.min() == 0
+    assert places.max() == 1
+    labels = np.arange(100) % len(NAMES)
+    distance = np.linalg.norm(places[:, None] - places, axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (labels[distance.argmin(axis=1)] == labels).all()
+    assert len(embedding_map(task, limit=30)[0]) == 30
+
+
+def test_contact_sheet_frames_right_and_wrong(tmp_path):
+    _, result, task, _ = make_page()
+    found = nearest(task, 3)
+    row = int(np.flatnonzero(found.hits[:, 0] & ~found.hits[:, 1])[0])
+    write_contact_sheet(
+        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, found, colour, NAMES, side=96
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        left = 96 + 24
+        green, orange = sheet.getpixel((left + 1, 9)), sheet.getpixel((left + 104 + 1, 9))
+    assert (green, orange) == ((0x15, 0x80, 0x3D), (0xC2, 0x41, 0x0C))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_curves_are_written(tmp_path, suffix):
+    path = tmp_path / f"curves{suffix}"
+    write_curves(path, {"a": {1: 0.5, 8: 0.9}, "b": {1: 0.4}}, {"loss": [(0, 3.0), (1, 2.0)]})
+    assert path.stat().st_size > 2000
