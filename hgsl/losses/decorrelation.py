@@ -8,7 +8,7 @@ from hgsl.common.errors import InputError
 from hgsl.losses.functional import with_slopes
 from hgsl.losses.similarity import unit
 
-EXACT_UP_TO, SAMPLE = 512, 256  # every pair of up to 512 classes; of more, the pairs of 256 drawn ones
+EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 drawn ones
 BLOCK = 2**20  # dot products held at a time
 
 

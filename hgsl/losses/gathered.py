@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hgsl.losses.similarity import SMOOTHING, divisor
 
+BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"
+
 
 def gathered_similarity(x: Tensor, centers: Tensor, rows: Tensor, similarity: str, sparse_grad: bool) -> Tensor:
     """Returns ``(B, n)``: the similarity of ``x_i`` to the normalised centres in ``rows_i``.
@@ -40,7 +42,7 @@ class _GatheredSimilarity(torch.autograd.Function):
             scores = cosine = torch.linalg.vecdot(x[:, None], w)
             slope = torch.ones_like(scores)
         else:
-            squared = torch.linalg.vector_norm(x[:, None] - w, dim=-1).square_()
+            squared = torch.cdist(x[:, None], w, compute_mode=BY_DIFFERENCE).squeeze(1).square_()  # (B, n)
             distance = (squared + SMOOTHING).sqrt_()
             scores, slope = 1 - distance, distance.reciprocal()
             cosine = (1 + x.square().sum(dim=1, keepdim=True) - squared) / 2

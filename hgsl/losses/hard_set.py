@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.losses.gathered import gathered_similarity
-from hgsl.losses.similarity import matrix_similarity, unit
+from hgsl.losses.similarity import divisor, matrix_similarity, unit
 
 # A hard set below a sixteenth of the classes is searched and gathered; a larger one is cheaper as a whole matrix.
 GATHER_BELOW = 1 / 16
 # Rows searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU wants large products.
-CPU_CHUNK, GPU_CHUNK = 4096, 65536
+CPU_CHUNK, GPU_CHUNK = 8192, 65536
+GROUP = 16  # rows whose largest score is taken first
 
 
 def candidates(
@@ -67,17 +68,17 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_ce
     For unit ``x`` these are the nearest unit centres too. One chunk of centres is multiplied at a time, and the best of
     it merged into a running top k; ``unit_centers`` promises that the centres need not be divided by their norms.
     """
-    targets = x.T
     best = x.new_empty(0, len(x))
     rows = torch.empty(0, len(x), dtype=torch.int64, device=x.device)
-    scores = x.new_empty(min(chunk_size, len(centers)), len(x))
+    length = min(chunk_size, len(centers))
+    scores = x.new_empty(length + -length % GROUP, len(x))
     for start in range(0, len(centers), chunk_size):
         block = centers[start : start + chunk_size].to(x.dtype)
-        found = torch.mm(block, targets, out=scores[: len(block)])  # (chunk, B)
+        found = torch.mm(block, x.T, out=scores[: len(block)])  # (chunk, B)
         if not unit_centers:
-            norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-            found.div_(norm.clamp_min_(1e-12))
-        values, places = found.topk(min(k, len(block)), dim=0)
+            found.div_(divisor(block))
+        scores[len(block) :].fill_(-torch.inf)
+        values, places = _largest_rows(scores, min(k, len(block)))
         best, rows = torch.cat([best, values]), torch.cat([rows, places + start])
         best, order = best.topk(min(k, len(best)), dim=0)
         rows = rows.gather(0, order)
@@ -87,3 +88,18 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_ce
 @nearest_centers.register_fake
 def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_centers: bool) -> Tensor:
     return torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+
+
+def _largest_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the ``k`` largest of each column of ``(n, B)`` and their rows, both ``(k, B)``; GROUP divides n.
+
+    They lie in the ``k`` groups of rows that have the largest maxima, and maxima are far cheaper than a top k.
+    """
+    groups = scores.unflatten(0, (-1, GROUP))  # (n / GROUP, GROUP, B)
+    if len(groups) < 2 * k:
+        found = scores.topk(k, dim=0)
+        return found.values, found.indices
+    nearest = groups.amax(dim=1).topk(k, dim=0).indices  # (k, B)
+    members = groups.gather(0, nearest[:, None].expand(-1, GROUP, -1)).flatten(0, 1)
+    values, places = members.topk(k, dim=0)
+    return values, nearest.gather(0, places // GROUP) * GROUP + places % GROUP

@@ -36,8 +36,8 @@ class HardGlobalSoftminLoss(nn.Module):
         chunk_size: centres searched at a time; None chooses.
         sparse_grad: gives the centres a sparse gradient and keeps them at unit norm, at a cost that does not grow with
             C. They then need an optimiser of their own: see :func:`hgsl.losses.sparse_optimizer`.
-        decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 512
-            classes, and draws 256 rows of more.
+        decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 256
+            classes, and draws 128 rows of more.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.

@@ -19,14 +19,17 @@ def divisor(vectors: Tensor) -> Tensor:
 
 
 def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
-    """Returns ``(B, C)``: ``1 - d`` (euclidean) or ``x . w`` (cosine) of unit ``x`` ``(B, D)`` and ``w`` ``(C, D)``."""
+    """Returns ``(B, C)``: ``1 - d`` (euclidean) or ``x . w`` (cosine) of ``x`` ``(B, D)`` and ``w`` ``(C, D)``.
+
+    Both must come from :func:`unit`: their norms are taken as constants, since its gradient has no part along them.
+    """
     if kind == "cosine":
         return x @ w.T
     # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not have.
     wide = torch.float32 if x.device.type == "mps" else torch.float64
     a, b = x.to(wide), w.to(wide)
-    squared = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
-    return (1 - (squared.clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
+    squares = a.detach().square().sum(dim=1, keepdim=True) + b.detach().square().sum(dim=1)
+    return (1 - ((squares - 2 * (a @ b.T)).clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
 
 
 @torch.no_grad()
