@@ -1,0 +1,136 @@
+"""What enters an evaluation: files, dtypes, roles, and the mistakes that are refused there."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hgsl.common.errors import InputError
+from hgsl.evaluation import evaluate_embeddings, load_array, make_task
+from hgsl.evaluation.vectors import open_vectors
+
+
+def some(count=40, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.float32(rng.standard_normal((count, width))), np.arange(count) % 4
+
+
+def test_rows_are_read_at_unit_length_without_touching_the_stored_matrix():
+    stored, _ = some()
+    before = stored.copy()
+    vectors = open_vectors(stored)
+    np.testing.assert_allclose(np.linalg.norm(vectors.rows(slice(3, 30)), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors.rows(np.array([7, 7, 2])), vectors.rows(slice(None))[[7, 7, 2]])
+    np.testing.assert_allclose(vectors.pick(np.array([9, 4])).rows(np.array([1])), vectors.rows(np.array([4])))
+    np.testing.assert_array_equal(stored, before)
+    assert not vectors.plain
+    unit = before / np.linalg.norm(before, axis=1, keepdims=True)
+    assert open_vectors(unit).plain
+    assert np.shares_memory(open_vectors(unit).rows(slice(None)), unit)
+
+
+def test_scores_do_not_depend_on_container_layout_or_length():
+    vectors, labels = some()
+    expected = evaluate_embeddings(vectors, labels).micro()
+    for other in (
+        torch.from_numpy(vectors).requires_grad_(),
+        np.asfortranarray(vectors),
+        vectors.astype(np.float64),
+        vectors * np.random.default_rng(1).uniform(0.5, 2, (40, 1)).astype(np.float32),
+        vectors.tolist(),
+    ):
+        assert evaluate_embeddings(other, torch.from_numpy(labels)).micro() == pytest.approx(expected)
+    assert evaluate_embeddings(vectors, labels, metric="l2").micro() != expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_files_are_mapped_not_read(tmp_path, dtype):
+    tensor = torch.from_numpy(some()[0]).to(dtype)
+    save_file({"embeddings": tensor, "labels": torch.arange(40)}, tmp_path / "e.safetensors")
+    found = load_array(tmp_path / "e.safetensors", "embeddings")
+    np.testing.assert_array_equal(torch.as_tensor(found).float().numpy(), tensor.float().numpy())
+    if dtype != torch.bfloat16:
+        np.save(tmp_path / "e.npy", tensor.numpy())
+        assert isinstance(load_array(tmp_path / "e.npy", "embeddings"), np.memmap)
+
+
+def test_a_file_is_searched_from_the_disk(tmp_path):
+    vectors, labels = some()
+    np.save(tmp_path / "e.npy", vectors.astype(np.float16))
+    mapped = load_array(tmp_path / "e.npy", "embeddings")
+    expected = evaluate_embeddings(vectors.astype(np.float16).astype(np.float32), labels).micro()
+    assert evaluate_embeddings(mapped, labels).micro() == expected
+
+
+def test_bfloat16_in_an_npy_file_is_named(tmp_path):
+    np.save(tmp_path / "e.npy", np.zeros((3, 2), dtype="V2"))
+    with pytest.raises(InputError, match=r"store bfloat16 as \.safetensors"):
+        load_array(tmp_path / "e.npy", "embeddings")
+
+
+def test_roles_choose_queries_and_gallery():
+    vectors, labels = some()
+    is_query, is_gallery = np.arange(40) < 10, np.arange(40) >= 5
+    result = evaluate_embeddings(vectors, labels, is_query=is_query, is_gallery=is_gallery)
+    expected = evaluate_embeddings(
+        vectors[:10],
+        labels[:10],
+        ids=np.arange(10),
+        gallery_embeddings=vectors[5:],
+        gallery_labels=labels[5:],
+        gallery_ids=np.arange(5, 40),
+    )
+    assert result.micro() == expected.micro()
+    assert (result.num_queries, result.num_gallery) == (10, 35)
+
+
+def test_relevant_images_are_counted_less_those_left_out():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    ids = np.array([1, 1, 2, 3, 4, 5])  # the first two are views of one image
+    groups = np.array([0, 1, 0, 7, 7, -1])
+    vectors = np.eye(6, dtype=np.float32)
+    assert make_task(vectors, labels, ids=ids).relevant.tolist() == [1, 1, 2, 1, 1, 0]
+    assert make_task(vectors, labels, ids=ids, groups=groups).relevant.tolist() == [0, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": np.zeros(39, int)}, "labels: expected 40 integers, one an image, found int64 of shape (39,)"),
+        ({"labels": np.zeros(40)}, "labels: expected 40 integers"),
+        ({"embeddings": np.zeros(40)}, "expected a matrix"),
+        ({"embeddings": np.zeros((40, 6), int)}, "expected a matrix (images, dimensions) of floats, found int64"),
+        ({"embeddings": np.zeros((40, 6), np.float32)}, "row 0 is zero (40 such rows)"),
+        ({"ids": np.zeros(3, int)}, "ids: expected 40 integers"),
+        ({"gallery_labels": np.zeros(40, int)}, "gallery_labels needs gallery_embeddings"),
+        ({"gallery_embeddings": np.ones((4, 6))}, "gallery_embeddings needs gallery_labels"),
+        (
+            {"gallery_embeddings": np.ones((4, 5)), "gallery_labels": np.zeros(4, int)},
+            "gallery_embeddings have 5 dimensions and embeddings 6",
+        ),
+        (
+            {"gallery_embeddings": np.ones((4, 6)), "gallery_labels": np.zeros(4, int), "gallery_ids": np.arange(4)},
+            "gallery_ids needs ids",
+        ),
+        (
+            {"gallery_embeddings": np.ones((4, 6)), "gallery_labels": np.zeros(4, int), "is_query": np.ones(40, bool)},
+            "leave them out, or gallery_embeddings",
+        ),
+        (
+            {"gallery_embeddings": np.ones((4, 6)), "gallery_labels": np.zeros(4, int), "groups": np.zeros(40, int)},
+            "groups and gallery_groups must be given together",
+        ),
+        ({"is_query": np.zeros(40, bool)}, "is_query: chooses none of the 40 images"),
+        ({"is_gallery": np.ones(40)}, "is_gallery: expected 40 booleans"),
+        ({"ks": ()}, "ks: give at least one K"),
+        ({"ks": (1, 2.5)}, "at least 1, found 2.5"),
+        ({"labels": np.arange(40)}, "none of the 40 queries has another image of its label"),
+        ({"metric": "euclidean"}, "unknown metric 'euclidean'"),
+    ],
+)
+def test_mistakes_name_the_argument(arguments, message):
+    vectors, labels = some()
+    with pytest.raises(InputError) as error:
+        evaluate_embeddings(**{"embeddings": vectors, "labels": labels, **arguments})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
