@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
@@ -31,23 +32,23 @@ def file_key(source: Path, *how: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def cached(folder: Path, key: str, make: Callable[[], Image.Image]) -> Image.Image:
-    """Returns the RGB image kept under ``key``; if there is none, or it is damaged, makes and keeps it.
+def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
+    """Returns the pixels (3, H, W) uint8 kept under ``key``; if there are none, or damaged ones, makes and keeps them.
 
-    Pixels are kept as they are, in ``.npy`` files: what comes back is what ``make`` returned. Several processes may
-    do this at once, since files appear whole or not at all.
+    They are kept as they are, in ``.npy`` files: what comes back is what ``make`` returned. Several processes may do
+    this at once, since files appear whole or not at all.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full.
     """
     file = folder / key[:2] / f"{key}.npy"
     try:
-        return Image.fromarray(np.load(file, allow_pickle=False))
+        return torch.from_numpy(np.load(file, allow_pickle=False)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     except FileNotFoundError:
         pass
-    except (ValueError, EOFError, TypeError):  # cut off or overwritten
+    except (ValueError, EOFError, TypeError, RuntimeError):  # cut off or overwritten
         file.unlink(missing_ok=True)
-    image = make()
+    pixels = make()
     with atomic_path(file) as temporary:
-        np.save(temporary, np.asarray(image))
-    return image
+        np.save(temporary, pixels.permute(1, 2, 0).contiguous().numpy())
+    return pixels

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
 from hgsl.data.cache import cached, file_key
 from hgsl.data.images import read_image
 from hgsl.data.manifest import Manifest
-from hgsl.data.transforms import Transform
+from hgsl.data.transforms import Transform, to_pixels
 
 
 class RetrievalDataset(Dataset[tuple[Any, int, int]]):
@@ -23,7 +24,7 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
     Args:
         manifest: The rows, usually one split: ``manifest.subset("train")``.
-        transform: From a PIL image to a (3, H, W) tensor; None gives PIL images. What ``train_transform`` and
+        transform: From an RGB image to a (3, H, W) tensor; None gives PIL images. What ``train_transform`` and
             ``eval_transform`` build also tells how far a large JPEG may be shrunk while it is decoded.
         cache_dir: A folder in which images are kept as the transform resizes them, so that only the first epoch
             decodes them; the tensors are the same. None keeps nothing. It takes 3 bytes a pixel.
@@ -81,9 +82,9 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         box = self._box(index)
         return read_image(path, min_side) if box is None else crop(read_image(path), box, path)
 
-    def _resized(self, index: int, transform: Transform) -> Image.Image:
-        def make() -> Image.Image:
-            return transform.resize(self.image(index, transform.resize.side))
+    def _resized(self, index: int, transform: Transform) -> Tensor:
+        def make() -> Tensor:
+            return transform.resize(to_pixels(self.image(index, transform.resize.side)))
 
         if self.cache_dir is None:
             return make()

@@ -1,4 +1,8 @@
-"""From a PIL image to the tensor a backbone expects: sizes are the caller's, the rest is the backbone's data config."""
+"""From an image to the tensor a backbone expects: sizes are the caller's, the rest is the backbone's data config.
+
+Images are uint8 tensors here, which PyTorch resizes several times faster than Pillow does, to the same values within
+one of 255 levels.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,49 +13,54 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.functional import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 
 from hgsl.common.errors import InputError, unknown
 
 RECIPES = ("resize_random_crop", "random_resized_crop")
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as a (3, H, W) uint8 tensor, in memory pixel by pixel as it was decoded."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
 @dataclass(frozen=True)
 class ShortestSide:
-    """Resizes an image so that its shortest side has ``side`` pixels; the other keeps the proportions, rounded down.
+    """Resizes pixels (3, H, W) so that the shortest side has ``side`` of them; the other is rounded down.
 
-    An image that is already so is returned as it is, so resizing twice is resizing once: whoever reads the file may
-    do it early, or keep the result (see ``hgsl.data.cache``), and no pixel of the final tensor changes.
+    Pixels that are already so are returned as they are, so resizing twice is resizing once: whoever reads the file may
+    do it early, or keep the result (see ``hgsl.data.cache``), and no value of the final tensor changes.
 
     Attributes:
         side: In pixels.
-        interpolation: A name of ``PIL.Image.Resampling`` in lower case, such as "bicubic".
-        enlarge: Whether smaller images are enlarged; otherwise they are left alone.
+        interpolation: "bilinear" or "bicubic", both with antialiasing.
+        leave: Images with a shortest side up to this are left alone; 0 resizes all, smaller ones too.
     """
 
     side: int
     interpolation: str
-    enlarge: bool = True
+    leave: int = 0
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        short = min(width, height)
-        if short == self.side or (short < self.side and not self.enlarge):
-            return image
-        size = (width * self.side // short, height * self.side // short)
-        return image.resize(size, Image.Resampling[self.interpolation.upper()])
+    def __call__(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        short = min(height, width)
+        if short == self.side or short <= self.leave:
+            return pixels
+        size = [height * self.side // short, width * self.side // short]
+        return v2.functional.resize(pixels, size, InterpolationMode(self.interpolation), antialias=True)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A PIL image of any size -> (3, size, size) float32, normalised: ``resize`` first, then ``steps`` in turn."""
+    """An RGB image of any size, or its pixels, -> (3, size, size) float32: ``resize`` first, then ``steps`` in turn."""
 
     resize: ShortestSide
     steps: Sequence[Callable[[Any], Any]]
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        value: Any = self.resize(image)
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        value: Any = self.resize(to_pixels(image) if isinstance(image, Image.Image) else image)
         for step in self.steps:
             value = step(value)
         return value
@@ -87,11 +96,13 @@ def train_transform(
         resize = ShortestSide(side, interpolation)
         crop = v2.RandomCrop(side)
     else:
-        # Even the smallest square box then has image_size pixels a side, if the photo has them.
-        resize = ShortestSide(math.ceil(side / math.sqrt(scale[0])), interpolation, enlarge=False)
+        # Even the smallest square box then has image_size pixels a side, if the photo has them; and to shrink a photo
+        # that is hardly larger would cost more time than it saves.
+        enough = math.ceil(side / math.sqrt(scale[0]))
+        resize = ShortestSide(enough, interpolation, leave=5 * enough // 4)
         crop = v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=InterpolationMode(interpolation))
     mirror = [v2.RandomHorizontalFlip()] if flip else []
-    return Transform(resize, (crop, *mirror, ToTensor(data_config)))
+    return Transform(resize, (crop, *mirror, Normalize(data_config)))
 
 
 def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct: float = 1.0) -> Transform:
@@ -107,20 +118,19 @@ def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct:
         raise InputError(f"crop_pct {crop_pct} must be above 0 and at most 1")
     side = _size(image_size)
     resize = ShortestSide(int(side / crop_pct), _interpolation(data_config))
-    return Transform(resize, (v2.CenterCrop(side), ToTensor(data_config)))
+    return Transform(resize, (v2.CenterCrop(side), Normalize(data_config)))
 
 
-class ToTensor:
-    """PIL image -> (3, H, W) float32, (pixel / 255 - mean) / std in one multiplication and one addition."""
+class Normalize:
+    """(3, H, W) uint8 -> float32, (pixel / 255 - mean) / std in one multiplication and one addition."""
 
     def __init__(self, data_config: Mapping[str, Any]) -> None:
         mean = torch.tensor(data_config["mean"], dtype=torch.float32).view(3, 1, 1)
         std = torch.tensor(data_config["std"], dtype=torch.float32).view(3, 1, 1)
         self.factor, self.offset = 1 / (255 * std), -mean / std
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
-        return pixels.float().mul_(self.factor).add_(self.offset)
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.contiguous().float().mul_(self.factor).add_(self.offset)
 
 
 def _size(image_size: int) -> int:
@@ -131,7 +141,6 @@ def _size(image_size: int) -> int:
 
 def _interpolation(data_config: Mapping[str, Any]) -> str:
     name = str(data_config.get("interpolation", "bicubic"))
-    known = [mode.value for mode in InterpolationMode if mode.value.upper() in Image.Resampling.__members__]
-    if name not in known:
-        raise unknown("interpolation", name, known)
+    if name not in INTERPOLATIONS:
+        raise unknown("interpolation", name, INTERPOLATIONS)
     return name

@@ -16,6 +16,7 @@ from hgsl.data.cache import cached, file_key
 from hgsl.data.images import read_image
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.data.protocols import cut_to_boxes
+from hgsl.data.transforms import to_pixels
 
 CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 
@@ -169,18 +170,20 @@ def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
 def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
     made = []
 
-    def make() -> Image.Image:
+    expected = to_pixels(gradient(9, 7))
+
+    def make() -> torch.Tensor:
         made.append(1)
-        return gradient(9, 7)
+        return expected
 
     for _ in range(2):
-        assert np.array_equal(cached(tmp_path, "abcd", make), gradient(9, 7))
+        assert torch.equal(cached(tmp_path, "abcd", make), expected)
     assert len(made) == 1
     (file,) = tmp_path.rglob("*.npy")
     whole = file.read_bytes()
     for damaged in (whole[:-5], whole[:4], b"", b"x" * 300):
         file.write_bytes(damaged)
-        assert np.array_equal(cached(tmp_path, "abcd", make), gradient(9, 7))
+        assert torch.equal(cached(tmp_path, "abcd", make), expected)
         assert file.read_bytes() == whole
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]  # no temporary file stays
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hgsl.common.errors import InputError
-from hgsl.data.transforms import ShortestSide, eval_transform, train_transform
+from hgsl.data.transforms import ShortestSide, eval_transform, to_pixels, train_transform
 
 CONFIG: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
 
@@ -25,6 +25,13 @@ def plain(*steps: Any) -> Any:
     return tv.Compose([*steps, tv.ToTensor(), tv.Normalize(CONFIG["mean"], CONFIG["std"])])
 
 
+def assert_close_to_a_level(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Pillow and PyTorch round a resized pixel that is half-way between two of 255 levels differently."""
+    levels = (found - expected) * torch.tensor(CONFIG["std"]).view(3, 1, 1) * 255
+    assert levels.abs().max() < 1.001
+    assert abs(levels.mean()) < 0.3
+
+
 @pytest.mark.parametrize("size", [(90, 60), (60, 91), (48, 48), (20, 30)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_eval_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], interpolation: str) -> None:
@@ -34,7 +41,7 @@ def test_eval_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], inte
         found = eval_transform(CONFIG | {"interpolation": interpolation}, 48, crop_pct=crop_pct)(photo(*size))
         assert found.dtype == torch.float32
         assert found.is_contiguous()
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert_close_to_a_level(found, expected)
 
 
 @pytest.mark.parametrize("recipe", ["resize_random_crop", "random_resized_crop"])
@@ -51,24 +58,29 @@ def test_train_draws_what_torchvision_draws(recipe: str, flip: bool) -> None:
         torch.manual_seed(seed)
         wanted = expected(image)
         torch.manual_seed(seed)
-        torch.testing.assert_close(found(image), wanted, atol=1e-6, rtol=0)
+        assert_close_to_a_level(found(image), wanted)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.booleans())
-def test_resizing_twice_is_resizing_once(width: int, height: int, side: int, enlarge: bool) -> None:
-    resize = ShortestSide(side, "bilinear", enlarge)
-    image = resize(Image.new("RGB", (width, height)))
-    assert resize(image) is image
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(2, 64), st.integers(0, 80))
+def test_resizing_twice_is_resizing_once(width: int, height: int, side: int, leave: int) -> None:
+    resize = ShortestSide(side, "bilinear", leave)
+    pixels = resize(to_pixels(Image.new("RGB", (width, height))))
+    assert resize(pixels) is pixels
     short = min(width, height)
-    assert min(image.size) == (side if enlarge else min(side, short))
-    if short >= side or enlarge:
-        assert image.size == (width * side // short, height * side // short)
+    if short <= leave:
+        assert pixels.shape == (3, height, width)
+    else:
+        assert pixels.shape == (3, height * side // short, width * side // short)
+
+
+def test_an_image_and_its_pixels_are_the_same() -> None:
+    transform = eval_transform(CONFIG, 24)
+    assert torch.equal(transform(photo(70, 50)), transform(to_pixels(photo(70, 50))))
 
 
 def test_the_smallest_crop_is_not_enlarged() -> None:
     transform = train_transform(CONFIG, 100, "random_resized_crop", scale=(0.16, 1.0))
-    assert transform.resize.side == 250
-    assert not transform.resize.enlarge
+    assert transform.resize == ShortestSide(250, "bilinear", leave=312)
 
 
 def test_refusals_name_the_value() -> None:
