@@ -1,7 +1,6 @@
 """The training loop: steps over a stream of batches, with everything that decides the next step in one state."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from hgsl.engine.checkpoint import random_state, restore_random_state
 from hgsl.engine.distributed import agree
 from hgsl.engine.freeze import train_mode
 from hgsl.engine.logging import MetricLog
+from hgsl.engine.meter import Meter
 from hgsl.engine.objective import Objective, scale_parameter
 from hgsl.engine.run_folder import LAST_BATCH
 from hgsl.engine.stop import Stopped, StopRequest
@@ -184,45 +184,6 @@ class Loop:
         return InputError(
             f"the loss is {loss} at step {self.state.step + 1}: the batch's images are listed in {path}; "
             "try a lower optim.lr or optim.centers_lr, a larger loss.alpha, or run.precision float32"
-        )
-
-
-class Meter:
-    """Mean loss and speed of an epoch, and the share of its time that went by without an image to work on."""
-
-    def __init__(self, world_size: int = 1) -> None:
-        self.world_size = world_size
-        self.started, self.waited = time.perf_counter(), 0.0
-        self.loss_sum, self.steps, self.images = 0.0, 0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - started
-
-    def add(self, loss: float, images: int) -> None:
-        self.loss_sum += loss
-        self.steps += 1
-        self.images += images * self.world_size
-
-    def speed(self) -> float:
-        """Images a second, over all processes."""
-        return self.images / (time.perf_counter() - self.started)
-
-    def wait_share(self) -> float:
-        """Share of the time in [0, 1] that this process waited for images."""
-        return self.waited / (time.perf_counter() - self.started)
-
-    def record(self) -> dict[str, float]:
-        """The numbers of a log record."""
-        return {"images_per_second": self.speed(), "data_wait_share": self.wait_share()}
-
-    def __str__(self) -> str:
-        seconds = time.perf_counter() - self.started
-        return (
-            f"loss {self.loss_sum / max(1, self.steps):.4f}  {self.speed():.0f} images/s  {seconds:.0f} s, "
-            f"{100 * self.wait_share():.0f} % of it waiting for images"
         )
 
 
