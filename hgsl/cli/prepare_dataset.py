@@ -14,7 +14,7 @@ from hgsl.data import DATASETS, PROTOCOLS, load_manifest, summary
 from hgsl.data.audit import audit
 from hgsl.data.cards import Card, count, fetch, read_card
 from hgsl.data.csv import write_table
-from hgsl.data.layout import datasets_dir
+from hgsl.data.layout import default_root
 from hgsl.data.manifest import missing_files
 
 EXIT_FOUND = 1
@@ -57,7 +57,7 @@ def prepare(options: argparse.Namespace) -> int:
         raise unknown("data set", options.name, DATASETS)
     if options.audit_report and not options.audit:
         raise InputError("--audit-report is written by --audit: add --audit")
-    card, root = read_card(options.name), options.root or datasets_dir() / options.name
+    card, root = read_card(options.name), options.root or default_root(options.name)
     settings = dict(_setting(text) for text in options.option)
     if options.download:
         if card is None:

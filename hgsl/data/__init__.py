@@ -9,7 +9,7 @@ from hgsl.common.errors import unknown
 from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop, synthetic
 from hgsl.data.cache import default_cache_dir
 from hgsl.data.dataset import RetrievalDataset
-from hgsl.data.layout import datasets_dir
+from hgsl.data.layout import datasets_dir, default_root
 from hgsl.data.manifest import Manifest, summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
 from hgsl.data.samplers import SAMPLERS, EpochBatches, epoch_plan
@@ -36,7 +36,9 @@ __all__ = [
     "Manifest",
     "RetrievalDataset",
     "build_dataset",
+    "datasets_dir",
     "default_cache_dir",
+    "default_root",
     "epoch_plan",
     "eval_transform",
     "load_manifest",
@@ -82,7 +84,7 @@ def load_manifest(
     for option in options:
         if option not in accepted:
             raise unknown(f"option of data set {name}", option, accepted)
-    raw = adapter(datasets_dir() / name if root is None else Path(root).expanduser(), **options)
+    raw = adapter(default_root(name) if root is None else Path(root).expanduser(), **options)
     manifest = cut_validation(apply_protocol(raw, protocol, test_share), val_share, val_fold, val_folds)
     return cut_to_boxes(manifest) if crop_to_boxes else manifest
 

@@ -4,8 +4,17 @@ from pathlib import Path
 
 
 def datasets_dir() -> Path:
-    """The folder that holds one folder a data set: its card, and by default its files."""
+    """The folder that holds the cards, one folder a data set: in a checkout, a link to its ``datasets/``."""
     return Path(__file__).parents[1] / "datasets"
+
+
+def default_root(name: str) -> Path:
+    """Where a data set lies unless told otherwise: ``datasets/NAME`` of the checkout.
+
+    Where hgsl is installed without a checkout, that of the working folder: photos have no place among packages.
+    """
+    cards = datasets_dir()
+    return (cards.resolve() if cards.is_symlink() else Path("datasets")) / name
 
 
 def find_root(name: str, root: Path, marker: str, *folders: str) -> Path:

@@ -19,9 +19,17 @@ from PIL import Image
 from hgsl.cli.prepare_dataset import main
 from hgsl.data import DATASETS, cards, load_manifest
 from hgsl.data.cards import fetch, read_card
-from hgsl.data.layout import datasets_dir
+from hgsl.data.layout import datasets_dir, default_root
 
 WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "synthetic"})
+
+
+def test_files_go_beside_the_cards_in_a_checkout_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    checkout = Path(__file__).parents[2]
+    assert default_root("cub") == checkout / "datasets/cub"
+    (tmp_path / "cub").mkdir()  # an installed package: the cards are copies
+    monkeypatch.setattr("hgsl.data.layout.datasets_dir", lambda: tmp_path)
+    assert default_root("cub") == Path("datasets/cub")
 
 
 def test_every_fixed_data_set_has_a_card_and_no_other() -> None:
