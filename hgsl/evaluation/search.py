@@ -4,25 +4,25 @@ The rule: neighbours are sorted by falling score, equal scores by rising gallery
 computed in float64 from these two vectors alone and rounded to float32. FAISS by itself gives no such order: its
 float32 sums change in the last bits with the block size, and equal scores come in an order that changes with the depth.
 
-So a proposer (see ``candidates``) names somewhat more candidates than are asked for. Two candidates whose proposed
-scores differ by more than twice the rounding noise are in the right order already; a run of closer ones is scored
-again by the rule and sorted. If the depth asked for might end inside such a run, more candidates are fetched.
+So a proposer (see ``candidates``) names somewhat more candidates than are asked for; if the depth asked for might end
+within the rounding noise of what it left out, more are fetched. Two candidates whose proposed scores differ by more
+than twice the noise are in the right order already; a run of closer ones is scored again by the rule and sorted.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation.candidates import Proposer
+from hgsl.evaluation.keys import KeyPair, allowed, count_equal
 from hgsl.evaluation.vectors import Floats, Ints, Vectors
 
 SLACK = 16  # candidates beyond the depth asked for, so that few queries need a second look
+WIDER = 4  # how many times more candidates a second look takes
 BLOCK = 4096  # queries at a time where memory allows: FAISS works in blocks of this size itself
 PAIRS = 256  # pairs scored at a time: their float64 vectors stay in the processor's cache
-KeyPair = tuple[Ints, Ints]  # one key a query, one a gallery row
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def nearest_blocks(
     Raises:
         InputError: Not even one query at a time fits in ``max_memory``.
     """
+    search = _Search(gallery, queries, excluded, labels, max_memory)
     left_out = np.zeros(len(queries), dtype=np.int64)
     for query_keys, gallery_keys in excluded:
         left_out += count_equal(gallery_keys, query_keys)
@@ -81,8 +82,7 @@ def nearest_blocks(
         ):
             size //= 2
         rows = order[start : start + size]
-        depth = int(depths[rows].max())
-        yield rows, _ranked(gallery, queries, rows, depth, int(widths[rows].max()), excluded, labels, max_memory)
+        yield rows, _ranked(search, rows, int(depths[rows].max()), int(widths[rows].max()))
         start += size
 
 
@@ -111,19 +111,15 @@ def neighbour_scores(gallery: Gallery, queries: Vectors, rows: Ints, positions: 
     return pair_scores(gallery.vectors, positions.ravel(), queries, flat, gallery.metric).reshape(positions.shape)
 
 
-def count_equal(gallery_keys: Ints, query_keys: Ints) -> Ints:
-    """Returns for each query key how many gallery keys equal it, (Q,)."""
-    known, counts = np.unique(gallery_keys, return_counts=True)
-    place = np.searchsorted(known, query_keys).clip(max=len(known) - 1)
-    return np.where(known[place] == query_keys, counts[place], 0).astype(np.int64)
+@dataclass(frozen=True)
+class _Search:
+    """The arguments of ``nearest_blocks``."""
 
-
-def both_equal(first: KeyPair, second: KeyPair) -> KeyPair:
-    """Returns keys that are equal where the keys of both pairs are."""
-    values, codes = np.unique(np.concatenate(second), return_inverse=True)
-    _, firsts = np.unique(np.concatenate(first), return_inverse=True)
-    keys = firsts.astype(np.int64) * len(values) + codes
-    return keys[: len(first[0])], keys[len(first[0]) :]
+    gallery: Gallery
+    queries: Vectors
+    excluded: Sequence[KeyPair]
+    labels: KeyPair | None
+    max_memory: int
 
 
 def _block_size(width: int, dimensions: int, max_memory: int) -> int:
@@ -134,40 +130,59 @@ def _block_size(width: int, dimensions: int, max_memory: int) -> int:
     return min(size, BLOCK)
 
 
-def _ranked(
-    gallery: Gallery,
-    queries: Vectors,
-    rows: Ints,
-    depth: int,
-    width: int,
-    excluded: Sequence[KeyPair],
-    labels: KeyPair | None,
-    max_memory: int,
-) -> Ints:
-    """Returns the (B, depth) neighbours of some queries, looking at ``width`` candidates each or more if need be."""
-    vectors = queries.rows(rows)
+def _ranked(search: _Search, rows: Ints, depth: int, width: int, caution: float = 1.0) -> Ints:
+    """Returns the (B, depth) neighbours of some queries, looking at ``width`` candidates each, or more if need be."""
+    gallery, count = search.gallery, len(search.gallery.vectors)
+    vectors = search.queries.rows(rows)
     scores, positions = gallery.propose(vectors, width)
-    noise = _noise(gallery, vectors) if gallery.exact else np.full(len(rows), np.inf, dtype=np.float32)
     lowest = scores[:, -1].copy()
-    scores, positions = _without(scores, positions, rows, excluded)
-    with np.errstate(invalid="ignore"):  # padding: inf - inf
-        while True:
-            hits = None if labels is None else (labels[1][positions] == labels[0][rows, None]) & (positions >= 0)
-            found_noise = _settle(gallery, queries, rows, scores, positions, noise, hits)
-            if not (found_noise > noise).any():
-                break
-            noise = np.maximum(noise, 2 * found_noise)
-        ranked = np.full((len(rows), depth), -1, dtype=np.int64)
-        ranked[:, : positions.shape[1]] = positions[:, :depth]
-        if width == len(gallery.vectors) or not gallery.exact:
-            return ranked
+    scores, positions = _without_excluded(search, rows, scores, positions)
+    ranked = np.full((len(rows), depth), -1, dtype=np.int64)
+    noise, sure = np.full(len(rows), np.inf, dtype=np.float32), np.ones(len(rows), dtype=bool)
+    if gallery.exact:
+        noise = caution * _noise(gallery, vectors)
+    if gallery.exact and width < count:
         last = scores[:, min(depth, scores.shape[1]) - 1]
-        unsure = np.flatnonzero((ranked[:, -1] < 0) | ~(last - lowest > 2 * noise))
-    wider = min(2 * width, len(gallery.vectors))
-    size = _block_size(wider, queries.width, max_memory)
+        sure = (scores.shape[1] >= depth) & (last > lowest + 2 * noise)
+        scores, positions = (scores, positions) if sure.all() else (scores[sure], positions[sure])
+    settled, unsure = np.flatnonzero(sure), np.flatnonzero(~sure)
+    error = _settle(search, rows[settled], scores, positions, noise[settled])
+    ranked[settled, : positions.shape[1]] = positions[:, :depth]
+
+    mistaken = settled[error > noise[settled]]
+    if len(mistaken):  # this proposer is less exact than float32 should be
+        worst = float((error / noise[settled]).max())
+        ranked[mistaken] = _ranked(search, rows[mistaken], depth, width, 2 * caution * worst)
+    wider = min(WIDER * width, count)
+    crowded = 2 * wider > count and gallery.metric != "l2"
+    size = _block_size(wider, search.queries.width, search.max_memory) if len(unsure) else 1
     for start in range(0, len(unsure), size):
         part = unsure[start : start + size]
-        ranked[part] = _ranked(gallery, queries, rows[part], depth, wider, excluded, labels, max_memory)
+        found = (
+            _all_ranked(search, rows[part], depth) if crowded else _ranked(search, rows[part], depth, wider, caution)
+        )
+        ranked[part] = found
+    return ranked
+
+
+def _all_ranked(search: _Search, rows: Ints, depth: int) -> Ints:
+    """Returns the (B, depth) neighbours of some queries by scoring every gallery row by the rule.
+
+    This is for embeddings of which half or more lie within the noise, as those of a network that has collapsed: scored
+    pair by pair they would take hours. Squared distances are not done this way: that of equal vectors would not be 0.
+    """
+    gallery, count = search.gallery, len(search.gallery.vectors)
+    scores = np.empty((len(rows), count), dtype=np.float32)
+    vectors = search.queries.rows(rows).astype(np.float64)
+    for chunk in gallery.vectors.chunks():
+        scores[:, chunk] = vectors @ gallery.vectors.rows(chunk).astype(np.float64).T
+    positions = np.broadcast_to(np.arange(count), scores.shape)
+    left_out = ~allowed(positions, rows, search.excluded)
+    scores[left_out] = -np.inf
+    order = np.lexsort((np.broadcast_to(gallery.ids, scores.shape), -scores), axis=1)[:, :depth]
+    order[np.take_along_axis(left_out, order, 1)] = -1
+    ranked = np.full((len(rows), depth), -1, dtype=np.int64)
+    ranked[:, : order.shape[1]] = order
     return ranked
 
 
@@ -183,11 +198,9 @@ def _noise(gallery: Gallery, vectors: Floats) -> Floats:
     return (2 * np.sqrt(vectors.shape[1]) * 2.0**-24 * scale).astype(np.float32)
 
 
-def _without(scores: Floats, positions: Ints, rows: Ints, excluded: Sequence[KeyPair]) -> tuple[Floats, Ints]:
+def _without_excluded(search: _Search, rows: Ints, scores: Floats, positions: Ints) -> tuple[Floats, Ints]:
     """Drops the excluded candidates; the rows close up and are padded at the end to the longest of them."""
-    kept = positions >= 0
-    for query_keys, gallery_keys in excluded:
-        kept &= gallery_keys[positions] != query_keys[rows, None]
+    kept = allowed(positions, rows, search.excluded)
     counts = np.count_nonzero(kept, axis=1)
     if counts.min() == positions.shape[1]:
         return scores, positions
@@ -198,31 +211,26 @@ def _without(scores: Floats, positions: Ints, rows: Ints, excluded: Sequence[Key
     return closed_scores, closed
 
 
-def _settle(
-    gallery: Gallery,
-    queries: Vectors,
-    rows: Ints,
-    scores: Floats,
-    positions: Ints,
-    noise: Floats,
-    hits: NDArray[np.bool_] | None,
-) -> Floats:
+def _settle(search: _Search, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Floats:
     """Sorts, in place, each run of candidates closer than the noise; returns the (B,) largest error seen in a score."""
-    seen = np.zeros(len(rows), dtype=np.float32)
-    if scores.shape[1] < 2:
+    gallery, seen = search.gallery, np.zeros(len(rows), dtype=np.float32)
+    if scores.shape[1] < 2 or not len(rows):
         return seen
-    near = scores[:, :-1] - scores[:, 1:] <= 2 * noise[:, None]
+    with np.errstate(invalid="ignore"):  # padding: inf - inf
+        near = scores[:, :-1] - scores[:, 1:] <= 2 * noise[:, None]
     first = np.ones(scores.shape, dtype=bool)
     np.logical_not(near, out=first[:, 1:])
     run = np.cumsum(first, dtype=np.int32).reshape(scores.shape) - 1  # number of the run a candidate is in
-    if hits is not None:
+    if search.labels is not None:
+        query_labels, gallery_labels = search.labels
+        hits = (gallery_labels[positions] == query_labels[rows, None]) & (positions >= 0)
         near &= hits[:, :-1] != hits[:, 1:]
     chosen = np.zeros(run[-1, -1] + 1, dtype=bool)
     chosen[run[:, 1:][near]] = True
     members = np.flatnonzero(chosen[run])
     owner = members // scores.shape[1]
     candidates = positions.ravel()[members]
-    exact = pair_scores(gallery.vectors, candidates, queries, rows[owner], gallery.metric)
+    exact = pair_scores(gallery.vectors, candidates, search.queries, rows[owner], gallery.metric)
     error = np.abs(exact - scores.ravel()[members])
     np.maximum.at(seen, owner, np.where(np.isfinite(error), error, 0))
     order = np.lexsort((gallery.ids[candidates], -exact, run.ravel()[members]))

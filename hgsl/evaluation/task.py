@@ -8,7 +8,8 @@ import torch
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import candidates
-from hgsl.evaluation.search import Gallery, KeyPair, both_equal, count_equal
+from hgsl.evaluation.keys import KeyPair, both_equal, count_equal
+from hgsl.evaluation.search import Gallery
 from hgsl.evaluation.vectors import Array, Ints, Vectors, integers, open_vectors
 
 
@@ -86,20 +87,12 @@ def make_task(
     """
     candidates.check_metric(metric)
     unit = metric == "cosine"
-    vectors = open_vectors(embeddings, "embeddings", unit=unit)
-    count = len(vectors)
-    labels = integers(labels, "labels", count)
-    rows = np.arange(count) if ids is None else integers(ids, "ids", count)
-    group = None if groups is None else integers(groups, "groups", count)
+    own = _Side.read("", embeddings, labels, ids, groups, unit)
     if gallery_embeddings is None:
         _refuse(
             "gallery_embeddings", gallery_labels=gallery_labels, gallery_ids=gallery_ids, gallery_groups=gallery_groups
         )
-        asked, searched = _rows(is_query, "is_query", count), _rows(is_gallery, "is_gallery", count)
-        queries = vectors if len(asked) == count else vectors.pick(asked)
-        gallery = vectors if len(searched) == count else vectors.pick(searched)
-        label_pair, id_pair = (labels[asked], labels[searched]), (rows[asked], rows[searched])
-        group_pair = None if group is None else (group[asked], group[searched])
+        queries, gallery = own.part(is_query, "is_query"), own.part(is_gallery, "is_gallery")
     else:
         if is_query is not None or is_gallery is not None:
             raise InputError("is_query and is_gallery choose rows of embeddings: leave them out, or gallery_embeddings")
@@ -109,30 +102,73 @@ def make_task(
             raise InputError("gallery_ids needs ids: without the queries' ids nothing can be compared with them")
         if (groups is None) != (gallery_groups is None):
             raise InputError("groups and gallery_groups must be given together: a group is compared with the other's")
-        queries, gallery = vectors, open_vectors(gallery_embeddings, "gallery_embeddings", unit=unit)
-        size = len(gallery)
-        if gallery.width != queries.width:
+        queries = own
+        gallery = _Side.read("gallery_", gallery_embeddings, gallery_labels, gallery_ids, gallery_groups, unit)
+        if gallery.vectors.width != queries.vectors.width:
             raise InputError(
-                f"gallery_embeddings have {gallery.width} dimensions and embeddings {queries.width}: "
+                f"gallery_embeddings have {gallery.vectors.width} dimensions and embeddings {queries.vectors.width}: "
                 "both must come from one model"
             )
-        # Without ids the two sets share no image: ids that no query has.
-        other = rows.max() + 1 + np.arange(size) if gallery_ids is None else integers(gallery_ids, "gallery_ids", size)
-        label_pair, id_pair = (labels, integers(gallery_labels, "gallery_labels", size)), (rows, other)
-        group_pair = None if group is None else (group, integers(gallery_groups, "gallery_groups", size))  # type: ignore[arg-type]
+        if gallery_ids is None:  # the two sets share no image: ids that no query has
+            gallery = replace(gallery, ids=gallery.ids + queries.ids.max() + 1)
 
-    excluded = [id_pair]
-    if group_pair is not None:
-        excluded.append(both_equal(label_pair, _known_groups(group_pair)))
+    label_pair, excluded = (queries.labels, gallery.labels), [(queries.ids, gallery.ids)]
+    if queries.groups is not None and gallery.groups is not None:
+        # Group -1 stands for none and equals nothing: the two sides get different keys for it.
+        known = np.where(queries.groups < 0, -1, queries.groups), np.where(gallery.groups < 0, -2, gallery.groups)
+        excluded.append(both_equal(label_pair, known))
     return RetrievalTask(
-        queries,
-        *(label_pair[0], id_pair[0]),
-        gallery,
-        *(label_pair[1], id_pair[1]),
-        tuple(excluded),
-        _count_relevant(label_pair, excluded),
-        metric,
+        queries=queries.vectors,
+        query_labels=queries.labels,
+        query_ids=queries.ids,
+        gallery=gallery.vectors,
+        gallery_labels=gallery.labels,
+        gallery_ids=gallery.ids,
+        excluded=tuple(excluded),
+        relevant=_count_relevant(label_pair, excluded),
+        metric=metric,
     )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Queries or gallery."""
+
+    vectors: Vectors
+    labels: Ints
+    ids: Ints
+    groups: Ints | None
+
+    @classmethod
+    def read(
+        cls, prefix: str, embeddings: Array, labels: Array, ids: Array | None, groups: Array | None, unit: bool
+    ) -> "_Side":
+        """Checks the arguments whose names start with ``prefix``; ids are row numbers where there are none."""
+        vectors = open_vectors(embeddings, f"{prefix}embeddings", unit=unit)
+        count = len(vectors)
+        return cls(
+            vectors,
+            integers(labels, f"{prefix}labels", count),
+            np.arange(count) if ids is None else integers(ids, f"{prefix}ids", count),
+            None if groups is None else integers(groups, f"{prefix}groups", count),
+        )
+
+    def part(self, mask: Array | None, name: str) -> "_Side":
+        """The rows that a mask chooses; all of them without one."""
+        if mask is None:
+            return self
+        array, count = np.asarray(mask), len(self.vectors)
+        if array.shape != (count,) or array.dtype != bool:
+            raise InputError(
+                f"{name}: expected {count} booleans, one an image, found {array.dtype} of shape {array.shape}"
+            )
+        if not array.any():
+            raise InputError(f"{name}: chooses none of the {count} images")
+        if array.all():
+            return self
+        rows = np.flatnonzero(array)
+        groups = None if self.groups is None else self.groups[rows]
+        return _Side(self.vectors.pick(rows), self.labels[rows], self.ids[rows], groups)
 
 
 def _count_relevant(labels: KeyPair, excluded: Sequence[KeyPair]) -> Ints:
@@ -146,21 +182,6 @@ def _count_relevant(labels: KeyPair, excluded: Sequence[KeyPair]) -> Ints:
 
     left_out = sum(count(labels, pair) for pair in excluded)
     return count(labels) - left_out + (count(labels, *excluded) if len(excluded) == 2 else 0)
-
-
-def _known_groups(groups: KeyPair) -> KeyPair:
-    """Group -1 stands for none, and none equals nothing: the two sides get different keys for it."""
-    return np.where(groups[0] < 0, -1, groups[0]), np.where(groups[1] < 0, -2, groups[1])
-
-
-def _rows(mask: Array | None, name: str, count: int) -> Ints:
-    """The rows that a mask chooses; all of them without one."""
-    array = np.ones(count, dtype=bool) if mask is None else np.asarray(mask)
-    if array.shape != (count,) or array.dtype != bool:
-        raise InputError(f"{name}: expected {count} booleans, one an image, found {array.dtype} of shape {array.shape}")
-    if not array.any():
-        raise InputError(f"{name}: chooses none of the {count} images")
-    return np.flatnonzero(array)
 
 
 def _refuse(needed: str, **given: object) -> None:
