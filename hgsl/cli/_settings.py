@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jsonargparse
 import yaml
@@ -11,22 +11,31 @@ import yaml
 from hgsl.common.errors import InputError, nearest
 from hgsl.config import Config
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def build_parser(description: str) -> jsonargparse.ArgumentParser:
+def build_parser(description: str, settings: type[Config] = Config) -> jsonargparse.ArgumentParser:
     """Returns a parser of every setting of a run; the tool adds its own flags to it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         description=description, exit_on_error=False, formatter_class=jsonargparse.DefaultHelpFormatter
     )
     parser.add_argument("--config", action="config", help="YAML file of settings; flags after it override it.")
-    parser.add_class_arguments(Config, as_group=True)
+    parser.add_class_arguments(settings, as_group=True)
     return parser
 
 
 def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
-    """Reads the arguments into a :class:`Config` and the tool's own flags.
+    """Reads the arguments into a :class:`Config` and the tool's own flags; see :func:`parse_as`."""
+    return parse_as(Config, parser, arguments)
+
+
+def parse_as(
+    settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[AnyConfig, jsonargparse.Namespace]:
+    """Reads the arguments into the settings that the parser was built for, and the tool's own flags.
 
     Raises:
         InputError: An unknown key (the nearest right one is named), a wrong type, or settings that contradict.
@@ -35,11 +44,11 @@ def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> tupl
     flags = {option for action in parser._actions for option in action.option_strings}
     _check_flags(arguments, flags)
     for path in _config_files(arguments):
-        _check_file(path)
+        _check_file(path, settings)
     try:
         values = parser.parse_args(list(arguments))
         built = parser.instantiate(values)
-        config = Config(**{field.name: built[field.name] for field in dataclasses.fields(Config)})
+        config = settings(**{field.name: built[field.name] for field in dataclasses.fields(settings)})
     except (ValueError, jsonargparse.ArgumentError) as error:
         raise InputError(_flatten(str(error))) from None
     return config, built
@@ -74,7 +83,7 @@ def _check_flags(arguments: Sequence[str], known: set[str]) -> None:
             raise InputError(_unknown_setting("flag", flag, known))
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Path, settings: type[Config]) -> None:
     if not path.is_file():
         shipped = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
         close = nearest(path.stem, shipped)
@@ -86,7 +95,7 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is not valid YAML: {_flatten(str(error))}") from None
     if content is not None and not isinstance(content, Mapping):
         raise InputError(f"{path} must hold settings such as 'train: {{epochs: 3}}', found a {type(content).__name__}")
-    known = set(setting_names())
+    known = set(setting_names(settings))
     for key in _keys(content or {}):
         if not _accepted(key, known):
             raise InputError(_unknown_setting(f"key in {path}:", key, known))

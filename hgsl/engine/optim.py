@@ -51,8 +51,7 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> opt
     if settings.name == "adamw":
         return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     momentum = 0.9 if settings.momentum is None else settings.momentum
-    options = {"momentum": momentum, "nesterov": settings.nesterov, "weight_decay": settings.weight_decay}
-    return optim.SGD(groups, lr=settings.lr, **options)
+    return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
 
 
 def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: int, steps_per_epoch: int) -> LambdaLR:

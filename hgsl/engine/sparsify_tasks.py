@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common import ranks
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.config import Config, SearchConfig
 from hgsl.data import RetrievalDataset, datasets_dir, summary
-from hgsl.data.cifar10 import MEAN, SIDE, STD, ImageArray, augment, hold_out, load_cifar10
+from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, hold_out, load_cifar10
 from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_train_set
 from hgsl.engine.loader import RunBatches, mixed_seed, run_loader
 from hgsl.engine.loop import Batch
@@ -57,6 +56,9 @@ class Task:
 class Classifier(nn.Module):
     """Takes images as bytes, ``(B, 3, H, W)`` uint8, to logits ``(B, classes)``: normalisation is a part of it."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network = network
@@ -76,7 +78,7 @@ def classification(config: SearchConfig, place: Place) -> Task:
     train = _first_images(train, config.data.options)
     ranks.say(f"cifar10: {len(train)} training, {len(held_out)} held-out and {len(test)} test images")
     network = _classifier_network(config.model.backbone, len(whole.class_names))
-    model = Classifier(network, MEAN, STD).to(place.device, memory_format=torch.channels_last)
+    model = Classifier(network, MEAN, STD).to(place.device).to(memory_format=torch.channels_last)
     train, held_out, test = (part.to(place.device) for part in (train, held_out, test))
     batch_size, seed = config.train.batch_size, config.run.seed
     if len(train) < batch_size:
@@ -107,14 +109,15 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
     train_set = build_train_set(config, manifest, model)
     size = config.data.image_size
     sets = {split: build_eval_set(config.data, manifest, model, size, split) for split in _splits(config)}
-    steps, names = config.train, dict(zip(train_set.ids.tolist(), train_set.manifest.paths, strict=True))
-    plan = partial(
-        RunBatches, train_set.labels, steps.batch_size, steps.epochs, kind=config.data.sampler
-    )  # of a stage, by its seed
+    names = dict(zip(train_set.ids.tolist(), train_set.manifest.paths, strict=True))
     objective = build_objective(config.loss, train_set.num_classes, model.embedding_size).to(place.device)
 
+    def plan(stage: int) -> RunBatches:
+        steps, data, seed = config.train, config.data, mixed_seed(config.run.seed, stage)
+        return RunBatches(train_set.labels, steps.batch_size, steps.epochs, seed, data.sampler, data.per_class)
+
     def batches(stage: int, start: int) -> Iterator[Batch]:
-        stream = plan(seed=mixed_seed(config.run.seed, stage), per_class=config.data.per_class)
+        stream = plan(stage)
         stream.start_step = start
         return iter(run_loader(train_set, stream, workers=place.workers, device=place.device))
 
@@ -127,7 +130,7 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
         model=model,
         example=torch.rand(config.eval.batch_size, 3, size, size, device=place.device),
         objective=objective,
-        steps_per_epoch=plan(seed=0, per_class=config.data.per_class).steps_per_epoch,
+        steps_per_epoch=plan(0).steps_per_epoch,
         batches=batches,
         groups=lambda network: parameter_groups(network, objective, config.optim),  # type: ignore[arg-type]
         curve=lambda network: float(scores(network, next(iter(sets.values())))["map@r"]),
@@ -177,7 +180,9 @@ def _classifier_network(name: str, classes: int) -> nn.Module:
     if name == "resnet20":
         return resnet20(classes)
     if not timm.is_model(name):
-        raise unknown("backbone of a classifier", name, ["resnet20", *timm.list_models()])
+        close = nearest(name, ["resnet20", *timm.list_models()])
+        hint = f"did you mean {close!r}?" if close else "use resnet20, or one of timm.list_models()"
+        raise InputError(f"unknown backbone of a classifier {name!r}: {hint}")
     return timm.create_model(name, num_classes=classes)
 
 
@@ -196,11 +201,3 @@ def _splits(config: Config) -> list[str]:
     """The split whose score is drawn by epoch comes first: validation classes, if there are any."""
     has_validation = config.data.val_share > 0 or config.data.val_fold is not None
     return ["val", "test"] if has_validation else ["test"]
-
-
-def dense_image_size(task: Task) -> int:
-    """Side in pixels of the task's images."""
-    return task.example.shape[-1]
-
-
-__all__ = ["SIDE", "TASKS", "Classifier", "Task", "accuracy", "array_batches"]

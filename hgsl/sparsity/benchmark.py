@@ -1,8 +1,8 @@
 """What a network costs here and now: measured time beside parameters, operations and file size."""
 
-import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,54 @@ from torch.utils.flop_counter import FlopCounterMode
 from hgsl.sparsity.storage import save
 
 
-def benchmark(model: nn.Module, example: Tensor, repeats: int = 10, **quality: float) -> dict[str, Any]:
-    """Measures a plain network in evaluation mode.
+def benchmark(
+    models: Mapping[str, nn.Module],
+    example: Tensor,
+    repeats: int = 10,
+    quality: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measures plain networks in evaluation mode, in turns, so that whatever else the machine does falls on all alike.
 
     Args:
-        model: What ``finalize`` or ``compact`` returned, or the dense network; on the device to measure.
+        models: Name to what ``finalize`` or ``compact`` returned, or the dense network; on the device to measure.
         example: A batch of inputs, ``(B, ...)``, on the same device.
-        repeats: Timed passes, after two that are not.
-        **quality: What it is worth, such as ``accuracy=0.91`` or ``map_at_r=0.65``: put beside the costs.
+        repeats: Timed turns, after two that are not.
+        quality: Name to what the network is worth, such as ``{"accuracy": 0.91}``: put beside its costs.
 
     Returns:
-        ``latency_ms`` (median over the passes, of a batch), ``images_per_second``, ``parameters``, ``nonzero``,
-        ``flops`` (of one image, a multiply-add is two; zeros are counted, for dense kernels compute them too),
-        ``file_bytes`` (by ``save``) and ``quality`` under its own names.
+        For each name ``latency_ms`` (of a batch, the fastest turn: other work on the machine only adds time),
+        ``images_per_second``, ``parameters``, ``nonzero``, ``flops`` (of one image, a multiply-add is two; zeros are
+        counted, for dense kernels compute them too), ``file_bytes`` (by ``save``), and the quality.
     """
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        times = [_seconds(model, example) for _ in range(repeats + 2)][2:]
-    # Counted outside inference mode, in which operators arrive at the counter already decomposed.
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example[:1])
-    model.train(was_training)
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, Path(folder) / "model.safetensors")
-        file_bytes = (Path(folder) / "model.safetensors").stat().st_size
-    parameters = list(model.parameters())
-    seconds = statistics.median(times)
-    return {
-        "latency_ms": 1000 * seconds,
-        "images_per_second": len(example) / seconds,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
-        "flops": counter.get_total_flops(),
-        "file_bytes": file_bytes,
-        **quality,
-    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    modes = {name: model.training for name, model in models.items()}
+    for turn in range(repeats + 2):
+        for name, model in models.items():
+            spent = _seconds(model.eval(), example)
+            if turn >= 2:
+                seconds[name].append(spent)
+    rows = {}
+    for name, model in models.items():
+        fastest = min(seconds[name])
+        rows[name] = {
+            "latency_ms": 1000 * fastest,
+            "images_per_second": len(example) / fastest,
+            **_counts(model, example),
+            **(quality or {}).get(name, {}),
+        }
+        model.train(modes[name])
+    return rows
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Returns measurements as a table in Markdown, with the speed relative to the first row.
 
     Args:
-        rows: A name for each result of ``benchmark``.
+        rows: What ``benchmark`` returned.
     """
     first = next(iter(rows.values()))
     usual = ("latency_ms", "images_per_second", "parameters", "nonzero", "flops", "file_bytes")
-    quality = [name for name in first if name not in usual]
+    quality = list(dict.fromkeys(name for row in rows.values() for name in row if name not in usual))
     head = ["model", "ms/batch", "images/s", "speed", "parameters", "nonzero", "MFLOPs/image", "file kB", *quality]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name, row in rows.items():
@@ -72,12 +73,29 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             f"{row['nonzero']:,}",
             f"{row['flops'] / 1e6:.1f}",
             f"{row['file_bytes'] / 1e3:,.0f}",
-            *(f"{row[name]:.4f}" for name in quality),
+            *(f"{row[name]:.4f}" if name in row else "-" for name in quality),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _counts(model: nn.Module, example: Tensor) -> dict[str, int]:
+    # Not in inference mode, in which operators reach the counter already decomposed.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder) / "model.safetensors")
+        file_bytes = (Path(folder) / "model.safetensors").stat().st_size
+    parameters = list(model.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "nonzero": sum(int(parameter.count_nonzero()) for parameter in parameters),
+        "flops": counter.get_total_flops(),
+        "file_bytes": file_bytes,
+    }
+
+
+@torch.inference_mode()
 def _seconds(model: nn.Module, example: Tensor) -> float:
     if example.is_cuda:
         torch.cuda.synchronize(example.device)

@@ -70,9 +70,18 @@ class Masks:
         everything = sum(parameter.numel() for parameter in self.weight_parameters())
         return 1.0 - (self._total() - self._kept()) / everything
 
+    def layers(self) -> list[dict[str, Any]]:
+        """Returns ``layer``, ``weights``, ``kept`` and ``density`` of each masked weight, in the network's order."""
+        rows = []
+        for name, weight, scores in self._weights():
+            entries = weight.numel() // scores.numel()  # of each score: 1, or a filter's
+            kept = int((scores > 0).sum()) * entries
+            rows.append({"layer": name, "weights": weight.numel(), "kept": kept, "density": kept / weight.numel()})
+        return rows
+
     def density_by_layer(self) -> dict[str, float]:
         """Returns the share kept of each masked weight, under its layer's name."""
-        return {name: float((rows > 0).double().mean()) for name, rows in self._scores_by_layer()}
+        return {row["layer"]: row["density"] for row in self.layers()}
 
     def closed_layers(self) -> list[str]:
         """Returns the names of the layers of which the ticket keeps nothing."""
@@ -133,13 +142,13 @@ class Masks:
     def _total(self) -> int:
         return sum(mask.total() for mask in self._masks)
 
-    def _scores_by_layer(self) -> Iterator[tuple[str, Tensor]]:
+    def _weights(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yields (layer name, unmasked weight, its scores or those of its rows)."""
         for name, layer, tensor, mask in _masked_tensors(self.module):
-            if (
-                layer.get_parameter(f"parametrizations.{tensor}.original").ndim > 1
-            ):  # the bias and the norm only follow their filter
+            weight = layer.get_parameter(f"parametrizations.{tensor}.original")
+            if weight.ndim > 1:  # the bias and the norm only follow their filter
                 label = name if tensor == "weight" else f"{name}.{tensor}".lstrip(".")
-                yield label, mask.scores if isinstance(mask, SoftMask) else mask.rows(mask.source.scores)
+                yield label, weight, mask.scores if isinstance(mask, SoftMask) else mask.rows(mask.source.scores)
 
     def _network_tensors(self) -> Iterator[tuple[str, Tensor]]:
         own = {

@@ -46,7 +46,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         else:
             stored[name] = flat.reshape(tensor.shape).clone()  # a copy, for safetensors takes no shared memory
     with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        save_file(stored, temporary, metadata={FORMAT: json.dumps(shapes)})
 
 
 def load(model: nn.Module, path: str | Path, *, shrink: bool = False) -> None:
@@ -83,14 +83,12 @@ def _read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        shapes = json.loads(header.get("shapes", "null"))
+        shapes = json.loads(header.get(FORMAT, "null"))
     except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no sparse weights file ({error}): it is damaged, or of another kind") from None
+    if not isinstance(shapes, dict):
         raise InputError(
-            f"{path} is no sparse weights file ({error}): it was damaged, or written by something else"
-        ) from None
-    if header.get("format") != FORMAT or not isinstance(shapes, dict):
-        raise InputError(
-            f"{path} is no sparse weights file: its header says {header.get('format')!r}, expected {FORMAT!r}"
+            f"{path} is no sparse weights file: its header has no {FORMAT!r}, which hgsl.sparsity.save writes"
         )
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():

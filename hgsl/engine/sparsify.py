@@ -1,0 +1,266 @@
+"""The search for a ticket: rounds of training with masks that harden, then the ticket trained from rewound weights.
+
+Stages follow each other: ``round 1``, ``round 2``, ..., ``ticket``; or ``dense`` alone, trained alike without masks.
+Every stage has an optimiser and a schedule of its own and runs through the common training loop, which saves and
+resumes in the middle of it. Between rounds the scores take the temperature in: s <- min(beta * s, s0).
+"""
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+from hgsl.common.files import write_json
+from hgsl.config import SearchConfig
+from hgsl.engine import run_folder
+from hgsl.engine.build import Place, build_place
+from hgsl.engine.checkpoint import load_state, save_state
+from hgsl.engine.logging import MetricLog
+from hgsl.engine.loop import Loop, LoopOptions, TrainState
+from hgsl.engine.objective import Objective
+from hgsl.engine.optim import create_optimizer, create_schedule
+from hgsl.engine.sparsify_report import write_layers, write_outcome, write_plot
+from hgsl.engine.sparsify_tasks import TASKS, Task
+from hgsl.models import Embedder
+from hgsl.sparsity import Masks, sparsify, temperature_at
+
+STAGES = "stages"  # folder of their logs
+
+
+def search(
+    config: SearchConfig, config_yaml: str, folder: Path, *, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Searches a ticket, trains it, measures it, and writes the run folder.
+
+    Args:
+        config: The settings.
+        config_yaml: The same as text.
+        folder: The run folder.
+        overwrite: Whether an earlier run there may be replaced.
+        resume: Go on with the run in ``folder``, wherever it stopped.
+
+    Returns:
+        The report: ``scores`` on the test images, ``density``, ``layers``, ``costs``, ``history``, and the settings.
+
+    Raises:
+        InputError: Settings, data or folder are not usable.
+        Stopped: A signal ended the run after its state was saved.
+    """
+    if resume and (finished := run_folder.finished_report(folder)):
+        ranks.say(f"{folder} is finished: {finished['scores']}")
+        return finished
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "a search runs in one process: start several searches side by side, each with its own --run.dir"
+        )
+    if not resume:
+        run_folder.check_free(folder, overwrite=overwrite)
+    place = build_place(config)
+    torch.manual_seed(config.run.seed)
+    run = Search(config, folder, TASKS[config.sparsify.task](config, place), place)
+    saved = load_state(folder / run_folder.STATE) if resume else None
+    with run_folder.locked(folder):
+        if not resume:
+            run_folder.create(folder, config_yaml)
+            shutil.rmtree(folder / STAGES, ignore_errors=True)
+        return run.to_the_end(saved)
+
+
+class SearchObjective(Objective):
+    """The task's loss plus lambda times the sum of the masks; it is told of each epoch before its first step."""
+
+    def __init__(self, task: Objective, penalty: Callable[[], Tensor] | None, before: Callable[[int], None]) -> None:
+        super().__init__(task.loss_fn, task.miner, gather=task.gather, top_k_schedule=task.top_k_schedule)
+        self.penalty, self.before = penalty, before
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        loss = super().forward(embeddings, labels)
+        return loss + self.penalty() if self.penalty else loss
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        self.before(epoch)
+
+
+class Search:
+    """The parts of one search, and the stages it goes through."""
+
+    def __init__(self, config: SearchConfig, folder: Path, task: Task, place: Place) -> None:
+        self.config, self.folder, self.task, self.place = config, folder, task, place
+        self.started = time.perf_counter()
+        settings = config.sparsify
+        self.dense = copy.deepcopy(task.model)  # to measure its costs beside the ticket's
+        self.network: nn.Module = task.model
+        self.masks: Masks | None = None
+        if settings.rounds:
+            self.network, self.masks = sparsify(
+                task.model,
+                settings.mask_initial_value,
+                settings.include,
+                settings.exclude,
+                settings.granularity,
+                inplace=True,
+                example=task.example[:2],
+            )
+        rounds = [f"round {number + 1}" for number in range(settings.rounds)]
+        self.stages = [*rounds, "ticket"] if rounds else ["dense"]
+        self.history: list[dict[str, Any]] = []
+        self.objective_at_checkpoint: dict[str, Any] | None = None
+
+    def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """Goes through all stages, or those left in ``saved``, and returns the report."""
+        first = 0
+        if saved:
+            first, self.history = saved["stage"], saved["history"]
+            self.objective_at_checkpoint = saved["rewind"]["objective"]
+            if self.masks:
+                self.masks.saved = self._on_device(saved["rewind"]["network"])
+        for number in range(first, len(self.stages)):
+            self._stage(number, saved["train"] if saved and number == first else None)
+        return self._finish()
+
+    def _stage(self, number: int, saved: dict[str, Any] | None) -> None:
+        stage, settings = self.stages[number], self.config.sparsify
+        if stage == "ticket":
+            self._enter_ticket()
+        state = self._state(number)
+        if saved:
+            state.load_state_dict(saved)
+            total = self.config.train.epochs * self.task.steps_per_epoch
+            ranks.say(f"resuming {stage} at step {state.step} of {total}")
+        self._fit(number, state)
+        if self.masks and number + 2 < len(self.stages):  # another round follows
+            self.masks.prune(settings.prune_temperature)
+
+    def _enter_ticket(self) -> None:
+        assert self.masks is not None
+        if self.config.sparsify.rewind_epoch is not None:
+            self.masks.rewind()
+        if self.objective_at_checkpoint is not None:
+            self.task.objective.load_state_dict(self.objective_at_checkpoint)
+        for scores in self.masks.mask_parameters():
+            scores.requires_grad_(False)
+        self.masks.ticket = True
+        ranks.say(f"ticket: {100 * self.masks.density():.1f} % of the masked weights are kept")
+
+    def _before_epoch(self, number: int, epoch: int) -> None:
+        settings, epochs = self.config.sparsify, self.config.train.epochs
+        if not self.masks or self.masks.ticket:
+            return
+        self.masks.temperature = temperature_at(epoch, epochs, settings.final_temp)
+        # A run that resumes in this epoch has the checkpoint already.
+        if number == 0 and epoch == settings.rewind_epoch and self.masks.saved is None:
+            self.masks.checkpoint()
+            self.objective_at_checkpoint = copy.deepcopy(self.task.objective.state_dict())
+
+    def _after_epoch(self, number: int, epoch: int) -> dict[str, float]:
+        numbers = {"density": self.masks.density() if self.masks else 1.0}
+        if self.masks and not self.masks.ticket:
+            numbers["temperature"] = self.masks.temperature
+        if (epoch + 1) % self.config.sparsify.curve_every == 0 or epoch + 1 == self.config.train.epochs:
+            numbers["score"] = self.task.curve(self.network)
+        self.history.append({"stage": self.stages[number], "epoch": epoch + 1, **numbers})
+        score = f", {self.task.curve_name} {numbers['score']:.4f}" if "score" in numbers else ""
+        ranks.say(f"{self.stages[number]}, epoch {epoch + 1}: density {numbers['density']:.3f}{score}")
+        return numbers
+
+    def _state(self, number: int) -> TrainState:
+        config, settings = self.config, self.config.sparsify
+        searching = self.masks if self.masks and not self.masks.ticket else None
+        scores = searching.mask_parameters() if searching else []
+        objective = SearchObjective(
+            self.task.objective,
+            (lambda: settings.lmbda * searching.penalty()) if searching else None,
+            lambda epoch: self._before_epoch(number, epoch),
+        )
+        groups = _without(self.task.groups(self.network), scores)
+        if scores:
+            rate = settings.mask_lr or config.optim.lr
+            groups.append({"name": "masks", "params": scores, "lr": rate, "weight_decay": 0.0})
+        optimizer = create_optimizer(groups, config.optim)
+        network: Any = torch.compile(self.network) if config.run.compile else self.network
+        return TrainState(
+            model=cast(Embedder, self.network),
+            objective=objective,
+            network=network,
+            loss_call=objective,
+            optimizer=optimizer,
+            schedule=create_schedule(optimizer, config.optim, config.train.epochs, self.task.steps_per_epoch),
+            scaler=GradScaler(self.place.device.type, enabled=self.place.dtype == torch.float16),
+        )
+
+    def _fit(self, number: int, state: TrainState) -> None:
+        train = self.config.train
+        options = LoopOptions(
+            steps_per_epoch=self.task.steps_per_epoch,
+            epochs=train.epochs,
+            accumulate=train.accumulate,
+            clip=self.config.optim.clip,
+            frozen=self.config.model.freeze,
+            save_every=train.save_every,
+        )
+
+        def save() -> None:
+            rewind = {"network": self.masks.saved if self.masks else None, "objective": self.objective_at_checkpoint}
+            content = {"stage": number, "train": state.state_dict(), "rewind": rewind, "history": self.history}
+            save_state(self.folder / run_folder.STATE, content)
+
+        log_folder = self.folder / STAGES / self.stages[number].replace(" ", "-")
+        log_folder.mkdir(parents=True, exist_ok=True)
+        with MetricLog(log_folder, keep_steps=state.step) as log:
+            Loop(
+                state,
+                options,
+                self.place,
+                log,
+                after_epoch=lambda epoch: self._after_epoch(number, epoch),
+                save=save,
+                name_images=self.task.name_images,
+                folder=self.folder,
+            ).run(self.task.batches(number, state.step))
+
+    def _finish(self) -> dict[str, Any]:
+        masks, task = self.masks, self.task
+        plain = masks.finalize() if masks else self.network
+        scores = task.final(plain)
+        layers = masks.layers() if masks else []
+        costs = write_outcome(self.folder, self.config, task, self.dense, plain, scores, self.place)
+        write_layers(self.folder, layers)
+        write_plot(self.folder, self.history, task.curve_name)
+        report: dict[str, Any] = {
+            "scores": scores,
+            "density": masks.density() if masks else 1.0,
+            "overall_density": masks.overall_density() if masks else 1.0,
+            "closed_layers": masks.closed_layers() if masks else [],
+            "layers": layers,
+            "costs": costs,
+            "history": self.history,
+            "curve": task.curve_name,
+            "seed": self.config.run.seed,
+            "device": str(self.place.device),
+            "precision": self.place.precision,
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "versions": run_folder.versions(),
+            "machine": run_folder.machine(),
+        }
+        write_json(self.folder / run_folder.REPORT, report)
+        return report
+
+    def _on_device(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        return tensors and {name: tensor.to(self.place.device) for name, tensor in tensors.items()}
+
+
+def _without(groups: list[dict[str, Any]], scores: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Takes the scores out of the groups of the weights: they have a group, a rate and no weight decay of their own."""
+    left_out = {id(parameter) for parameter in scores}
+    kept = [{**group, "params": [p for p in group["params"] if id(p) not in left_out]} for group in groups]
+    return [group for group in kept if group["params"]]

@@ -1,0 +1,121 @@
+"""What a search leaves behind: the ticket's files, its costs, a table of its layers, and its curves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path, write_text
+from hgsl.config import SearchConfig
+from hgsl.engine.build import Place
+from hgsl.engine.run_folder import REPORT
+from hgsl.engine.sparsify_tasks import Task
+from hgsl.models import Embedder, save_embedder
+from hgsl.sparsity import benchmark, compact, save
+from hgsl.sparsity.benchmark import table
+
+TICKET, COMPACT, COSTS, LAYERS, CURVES = (
+    "ticket.safetensors",
+    "compact.safetensors",
+    "costs.md",
+    "layers.md",
+    "curves.png",
+)
+
+
+def write_outcome(
+    folder: Path,
+    config: SearchConfig,
+    task: Task,
+    dense: nn.Module,
+    plain: nn.Module,
+    scores: Mapping[str, Any],
+    place: Place,
+) -> dict[str, Any]:
+    """Saves the network and measures it beside the dense one; returns the measurements by name.
+
+    Args:
+        folder: The run folder.
+        config: The settings.
+        task: Its test images score what is not scored yet.
+        dense: The network before the search, for what it costs.
+        plain: The ticket with its masks multiplied in, or the dense network, trained.
+        scores: Of ``plain``.
+        place: Where the time is measured.
+    """
+    settings = config.sparsify
+    save(plain, folder / TICKET)
+    if isinstance(plain, Embedder):
+        save_embedder(plain, folder, image_size=config.data.image_size)
+    contestants: dict[str, tuple[nn.Module, Mapping[str, Any]]] = {"dense": (plain, scores)}
+    if settings.rounds:
+        dense_scores = _scores_of(Path(settings.dense_run)) if settings.dense_run else {}
+        contestants = {"dense": (dense, dense_scores), "ticket": (plain, scores)}
+    if settings.rounds and settings.granularity == "channel":
+        small = compact(plain, task.example[:2])
+        save(small, folder / COMPACT)
+        contestants["ticket, compacted"] = (small, task.final(small))
+    example = place.prepare(task.example, channels_last=True)
+    networks = {name: network for name, (network, _) in contestants.items()}
+    quality = {
+        name: {key: float(found[key]) for key in task.quality if key in found}
+        for name, (_, found) in contestants.items()
+    }
+    costs = benchmark(networks, example, quality=quality)
+    write_text(folder / COSTS, f"{table(costs)}\n")
+    ranks.say(f"\n{place}, batches of {len(example)}\n{table(costs)}")
+    return costs
+
+
+def write_layers(folder: Path, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Writes and prints a table of the masked layers."""
+    lines = ["| layer | weights | kept | density |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['layer']} | {row['weights']:,} | {row['kept']:,} | {row['density']:.3f} |" for row in layers]
+    write_text(folder / LAYERS, "\n".join(lines) + "\n")
+    if layers:
+        ranks.say("\n" + "\n".join(lines))
+
+
+def write_plot(folder: Path, history: Sequence[Mapping[str, Any]], score_name: str) -> None:
+    """Draws density and score over the epochs of all stages.
+
+    Args:
+        folder: The run folder.
+        history: A record an epoch: ``stage``, ``density`` and, where it was measured, ``score``.
+        score_name: What the score is.
+    """
+    figure = Figure(figsize=(7.0, 3.4), layout="constrained", dpi=150)
+    left = figure.subplots()
+    right = left.twinx()
+    epochs = range(1, len(history) + 1)
+    scored = [
+        (epoch, 100 * record["score"]) for epoch, record in zip(epochs, history, strict=True) if "score" in record
+    ]
+    lines = [
+        *left.plot([x for x, _ in scored], [y for _, y in scored], color="C0", marker=".", label=f"{score_name} (%)"),
+        *right.plot(epochs, [100 * record["density"] for record in history], color="C1", label="density (%)"),
+    ]
+    stages = [record["stage"] for record in history]
+    for epoch, stage in enumerate(stages, start=1):
+        if epoch == 1 or stage != stages[epoch - 2]:
+            left.axvline(epoch - 0.5, color="0.8", linewidth=0.8)
+            left.text(epoch, 1.01, stage, transform=left.get_xaxis_transform(), fontsize=8)
+    left.set_xlabel("epoch")
+    left.set_ylabel(f"{score_name} (%)")
+    right.set_ylabel("density (%)")
+    right.set_ylim(0, 105)
+    left.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="lower center")
+    with atomic_path(folder / CURVES) as temporary:
+        figure.savefig(temporary)
+
+
+def _scores_of(folder: Path) -> dict[str, Any]:
+    path = folder / REPORT
+    if not path.is_file():
+        raise InputError(f"sparsify.dense_run {folder} holds no {REPORT}: let that run finish first")
+    return json.loads(path.read_text(encoding="utf-8"))["scores"]

@@ -1,0 +1,292 @@
+"""The search from its config to its files: stages, temperatures, rewinding, resuming to the bit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hgsl.cli.sparsify import main
+from hgsl.common.errors import InputError
+from hgsl.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SearchConfig,
+    SparsifyConfig,
+    TrainConfig,
+)
+from hgsl.engine import sparsify as engine
+from hgsl.engine.checkpoint import load_state
+from hgsl.engine.sparsify import Search, search
+from hgsl.engine.sparsify_tasks import TASKS, classification
+from hgsl.models import load_embedder
+from hgsl.sparsity import load
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A handful of noisy patterns in the official binary format."""
+    root = tmp_path_factory.mktemp("cifar")
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 256, (10, 3, 8, 8)).repeat(4, 2).repeat(4, 3)
+
+    def records(count: int) -> bytes:
+        noisy = [patterns[i % 10] + generator.normal(0, 20, (3, 32, 32)) for i in range(count)]
+        return b"".join(bytes([i % 10]) + x.clip(0, 255).astype(np.uint8).tobytes() for i, x in enumerate(noisy))
+
+    for number in range(1, 6):
+        (root / f"data_batch_{number}.bin").write_bytes(records(10))
+    (root / "test_batch.bin").write_bytes(records(20))
+    return root
+
+
+def settings(root: Path, **sparsify_options: Any) -> SearchConfig:
+    return SearchConfig(
+        run=RunConfig(device="cpu", threads=1),
+        data=DataConfig(name="cifar10", root=str(root), val_share=0.2, workers=0),
+        model=ModelConfig(backbone="test_resnet", weights="none"),
+        optim=OptimConfig(name="sgd", nesterov=True, lr=0.05, schedule="constant", warmup=0.0, clip=None),
+        train=TrainConfig(epochs=3, batch_size=10, save_every=3),
+        eval=EvalConfig(batch_size=8),
+        sparsify=SparsifyConfig(
+            **{"task": "classification", "rounds": 2, "rewind_epoch": 1, "exclude": ["*.fc"], **sparsify_options}
+        ),
+    )
+
+
+def build(config: SearchConfig, folder: Path) -> Search:
+    place = engine.build_place(config)
+    torch.manual_seed(config.run.seed)
+    return Search(config, folder, TASKS[config.sparsify.task](config, place), place)
+
+
+def test_rounds_then_the_ticket(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build(settings(cifar, mask_initial_value=0.05, lmbda=1e-6), tmp_path)
+    events: list[tuple[str, Any]] = []
+    masks = run.masks
+    assert masks is not None
+    at_checkpoint: dict[str, torch.Tensor] = {}
+    prune, rewind, checkpoint = masks.prune, masks.rewind, masks.checkpoint
+
+    def pruned(temperature: float | None) -> None:
+        before = [scores.clone() for scores in masks.mask_parameters()]
+        events.append(("prune", masks.temperature))
+        prune(temperature)
+        for old, new in zip(before, masks.mask_parameters(), strict=True):
+            torch.testing.assert_close(new.detach(), (200 * old).clamp(max=0.05).detach())
+
+    def rewound() -> None:
+        events.append(("rewind", None))
+        rewind()
+        for name, value in run.network.state_dict().items():
+            if not name.endswith((".scores", ".temperature", ".initial_value")):
+                assert torch.equal(value, at_checkpoint[name]), name
+
+    def checked() -> None:
+        events.append(("checkpoint", masks.temperature))
+        at_checkpoint.update({name: value.clone() for name, value in run.network.state_dict().items()})
+        checkpoint()
+
+    monkeypatch.setattr(masks, "prune", pruned)
+    monkeypatch.setattr(masks, "rewind", rewound)
+    monkeypatch.setattr(masks, "checkpoint", checked)
+    states = []
+    make_state = run._state
+    monkeypatch.setattr(run, "_state", lambda number: states.append(make_state(number)) or states[-1])
+    (tmp_path / "report").mkdir()
+    report = run.to_the_end(None)
+
+    # One checkpoint, in epoch 1 of the first round; pruned between the rounds at 200, not after the last; one rewind.
+    assert [event for event, _ in events] == ["checkpoint", "prune", "rewind"]
+    assert dict(events)["checkpoint"] == pytest.approx(200**0.5)
+    assert dict(events)["prune"] == pytest.approx(200)
+    stages = [(record["stage"], record["epoch"]) for record in report["history"]]
+    assert stages == [(stage, epoch) for stage in ("round 1", "round 2", "ticket") for epoch in (1, 2, 3)]
+    temperatures = [record.get("temperature") for record in report["history"]]
+    assert temperatures[:6] == pytest.approx([1, 200**0.5, 200] * 2, rel=1e-4)
+    assert temperatures[6:] == [None] * 3
+
+    for state, with_masks in zip(states, (True, True, False), strict=True):
+        groups = {group["name"]: group for group in state.optimizer.param_groups}
+        assert set(groups) == {"weights"} | ({"masks"} if with_masks else set())
+        assert len(groups["weights"]["params"]) == len(masks.weight_parameters()), "the last optimiser has parameters"
+        assert groups["weights"]["weight_decay"] == 1e-4
+        if with_masks:
+            assert groups["masks"]["weight_decay"] == 0.0
+    densities = {record["density"] for record in report["history"] if record["stage"] == "ticket"}
+    assert densities == {report["density"]}, "a ticket's masks stand still"
+    assert 0 < report["density"] < 1
+    assert report["overall_density"] > report["density"]
+    moved = [name for name, value in run.network.state_dict().items() if not torch.equal(value, at_checkpoint[name])]
+    assert any(name.endswith("fc.weight") for name in moved), "the ticket is trained"
+
+
+class StopHere(Exception):
+    """Ends a run as a kill would, right after a save."""
+
+
+@pytest.mark.parametrize("saves", [2, 4, 8, 11, 13])
+def test_a_resumed_search_ends_the_same_to_the_bit(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Path, saves: int
+) -> None:
+    """Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage: in the first epoch, at its end, in later stages."""
+    config, folder, done = settings(cifar), tmp_path / "run", []
+    write = engine.save_state
+
+    def save_and_stop(path: Path, content: dict[str, Any]) -> None:
+        write(path, content)
+        done.append(content["stage"])
+        if len(done) == saves:
+            raise StopHere
+
+    monkeypatch.setattr(engine, "save_state", save_and_stop)
+    with pytest.raises(StopHere):
+        search(config, "", folder)
+    monkeypatch.setattr(engine, "save_state", write)
+    report = search(config, "", folder, resume=True)
+    assert (folder / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
+    expected = json.loads((whole_run / "report.json").read_text())
+    assert report["history"] == expected["history"]
+    assert report["layers"] == expected["layers"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    search(settings(cifar), "", folder)
+    return folder
+
+
+def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
+    report = json.loads((whole_run / "report.json").read_text())
+    assert set(report["costs"]) == {"dense", "ticket"}
+    assert report["costs"]["ticket"]["accuracy"] == report["scores"]["accuracy"]
+    assert report["costs"]["ticket"]["nonzero"] < report["costs"]["dense"]["nonzero"]
+    assert report["scores"]["images"] == 20
+    assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = (whole_run / "layers.md").read_text().splitlines()
+    assert len(rows) == 2 + len(report["layers"])
+    assert sum(row["kept"] for row in report["layers"]) / sum(row["weights"] for row in report["layers"]) == (
+        pytest.approx(report["density"])
+    )
+    lines = (whole_run / "stages" / "round-2" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert {"loss", "lr/masks", "lr/weights"} <= set(json.loads(lines[0]))
+    assert {"density", "temperature", "score"} <= set(json.loads(lines[3]))
+
+    config = settings(cifar)
+    task = classification(config, engine.build_place(config))
+    load(task.model, whole_run / "ticket.safetensors")
+    assert task.final(task.model)["accuracy"] == report["scores"]["accuracy"]
+    assert search(config, "", whole_run, resume=True) == report, "a finished run is only reported"
+
+
+def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
+    report = search(settings(cifar, rounds=0), "", tmp_path / "dense")
+    assert report["density"] == 1.0
+    assert [record["stage"] for record in report["history"]] == ["dense"] * 3
+    assert list(report["costs"]) == ["dense"]
+    beside = search(settings(cifar, rounds=1, dense_run=str(tmp_path / "dense")), "", tmp_path / "ticket")
+    assert beside["costs"]["dense"]["accuracy"] == report["scores"]["accuracy"]
+    with pytest.raises(InputError, match="holds no report"):
+        search(settings(cifar, rounds=1, dense_run=str(tmp_path / "nowhere")), "", tmp_path / "other")
+
+
+def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
+    config = settings(cifar)
+    task = classification(config, engine.build_place(config))
+    assert task.steps_per_epoch == 4
+    whole, late = task.batches(0, 0), task.batches(0, 6)
+    batches = [next(whole) for _ in range(9)]
+    for expected, found in zip(batches[6:], (next(late) for _ in range(3)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    first, second = (torch.cat([rows for _, _, rows in batches[i : i + 4]]) for i in (0, 4))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(40))
+    assert first.tolist() != second.tolist()
+    other = next(task.batches(1, 0))
+    assert not torch.equal(other[0], batches[0][0])
+
+
+def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
+    config = SearchConfig(
+        run=RunConfig(device="cpu", threads=1),
+        data=DataConfig(
+            name="synthetic",
+            image_size=32,
+            workers=0,
+            options={"num_classes": 6, "images_per_class": 6, "image_size": 32},
+        ),
+        model=ModelConfig(backbone="test_resnet", weights="none"),
+        optim=OptimConfig(lr=1e-3, warmup=0.0),
+        train=TrainConfig(epochs=2, batch_size=9),
+        eval=EvalConfig(batch_size=8),
+        sparsify=SparsifyConfig(
+            rounds=1,
+            granularity="channel",
+            mask_initial_value=0.1,
+            mask_lr=0.2,
+            lmbda=1e-5,
+            rewind_epoch=0,
+            curve_every=2,
+        ),
+    )
+    report = search(config, "", tmp_path / "run")
+    assert {"recall@1", "map@r"} <= set(report["scores"])
+    dense, ticket, small = (report["costs"][name] for name in ("dense", "ticket", "ticket, compacted"))
+    assert ticket["parameters"] == dense["parameters"] > small["parameters"]
+    assert small["map@r"] == pytest.approx(ticket["map@r"], abs=1e-6)
+    assert small["flops"] < dense["flops"]
+    assert [("score" in record) for record in report["history"]] == [False, True] * 2
+    model, size = load_embedder(tmp_path / "run")
+    assert size == 32
+    assert not [name for name in model.state_dict() if "parametrizations" in name]
+    smaller, _ = load_embedder(tmp_path / "run")
+    load(smaller, tmp_path / "run" / "compact.safetensors", shrink=True)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(smaller(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewind_epoch": 3}, "rewind_epoch 3 lies outside a round of train.epochs 3"),
+        ({"final_temp": 0.0}, "final_temp must be positive"),
+        ({"lmbda": -1.0}, "lmbda cannot be negative"),
+        ({"task": "retrieval"}, "cifar10 is for classification"),
+    ],
+)
+def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(cifar, **change)
+
+
+def test_the_command_takes_the_published_flags(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "data: {name: cifar10, val_share: 0.2}\nmodel: {backbone: test_resnet, weights: none}\n"
+        "optim: {name: sgd, schedule: constant, warmup: 0.0}\nsparsify: {task: classification}\n"
+    )
+    words = ["--config", str(path), "--data.root", str(cifar), "--run.dir", str(tmp_path / "run"), "--run.threads=1"]
+    flags = "--rounds 1 --epochs 2 --batch-size 20 --mask-initial-value=-0.1 --final-temp 50 --rewind-epoch 1 --lr 0.1"
+    assert main([*words, *flags.split(), "--lmbda", "1e-9", "--decay", "0", "--seed", "3"]) == 0
+    written = load_state(tmp_path / "run" / "state.safetensors")
+    assert written["stage"] == 1
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    for line in ("mask_initial_value: -0.1", "final_temp: 50.0", "lmbda: 1.0e-09", "rewind_epoch: 1", "seed: 3"):
+        assert line in text
+    assert "| layer | weights | kept | density |" in capsys.readouterr().out
+
+    assert main([*words, "--rounds", "1"]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main([*words, "--sparsify.granularty", "weight"]) == 2
+    assert "did you mean '--sparsify.granularity'" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--sparsify.exclude", "['*.fcc']"]) == 2
+    assert "layer pattern '*.fcc' matches no layer" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "configs/cifar10_cs.yaml" in capsys.readouterr().err
