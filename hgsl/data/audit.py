@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from scipy.fft import dctn
 from tqdm import tqdm
 
+from hgsl.common.errors import InputError
 from hgsl.data.images import DAMAGED, to_rgb
 from hgsl.data.manifest import Manifest
 
@@ -79,7 +80,12 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
 
     Duplicates are exact if the bytes of the files are equal, and near if their perceptual hashes differ in at most
     ``NEAR`` of 64 bits; "across" means that the two are in different splits, so that a test image was trained on.
+
+    Raises:
+        InputError: The images are drawn, not read from files.
     """
+    if manifest.render is not None:
+        raise InputError(f"{manifest.name} draws its images: there are no files to audit")
     paths = [manifest.root / path for path in manifest.paths]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the interpreter's lock
         looks = list(tqdm(pool.map(look, paths), total=len(paths), desc="audit", unit="image", disable=None))

@@ -215,7 +215,8 @@ def summary(manifest: Manifest) -> str:
             lines.append(line)
     lone = lone_classes(manifest)
     if lone:
-        lines.append(f"  {len(lone)} classes have a single image, which can be found but cannot ask: {_some(lone)}")
+        have = "class has" if len(lone) == 1 else "classes have"
+        lines.append(f"  {len(lone)} {have} a single image, which can be found but cannot ask: {_some(lone)}")
     reasons = sorted({reason for _, reason in manifest.skipped})
     for reason in reasons:
         paths = [path for path, why in manifest.skipped if why == reason]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from hgsl.data import audit as audit_module
+from hgsl.common.errors import InputError
 from hgsl.data import load_manifest
 from hgsl.data.audit import KINDS, audit, look, perceptual_hash
 from hgsl.data.manifest import make_manifest
@@ -123,6 +124,11 @@ def test_many_rows_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert sorted(audit_module._near(looks, [])) == expected
     assert len(expected) > 200
+
+
+def test_drawn_images_are_refused() -> None:
+    with pytest.raises(InputError, match="synthetic draws its images"):
+        audit(load_manifest("synthetic", num_classes=4, images_per_class=2))
 
 
 def test_the_kinds_have_headings() -> None:

@@ -67,7 +67,7 @@ def test_what_is_not_taken_is_reported(tmp_path: Path) -> None:
         "a/zero.jpg": "an empty file",
         "c/gone.jpg": "a broken link",
     }
-    assert "1 classes have a single image, which can be found but cannot ask: lone" in summary(manifest)
+    assert "1 class has a single image, which can be found but cannot ask: lone" in summary(manifest)
 
 
 def test_links_to_photos_elsewhere_are_followed(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_summary_says_what_was_found() -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "train 2 classes 3 images" in lines
     assert "test 1 classes 2 images (1 query, 1 gallery)" in lines
-    assert "1 classes have a single image, which can be found but cannot ask: b" in lines
+    assert "1 class has a single image, which can be found but cannot ask: b" in lines
     assert "2 skipped, not an image file (.txt): x.txt, y.txt" in lines
     assert "1 skipped, a class folder: d/" in lines
     assert "note: cropped to boxes" in lines
