@@ -15,7 +15,7 @@ from hgsl.data.audit import audit
 from hgsl.data.cards import Card, count, fetch, read_card
 from hgsl.data.csv import write_table
 from hgsl.data.layout import default_root
-from hgsl.data.manifest import missing_files
+from hgsl.data.overview import missing_files
 
 EXIT_FOUND = 1
 

@@ -10,7 +10,8 @@ from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, insh
 from hgsl.data.cache import default_cache_dir
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.layout import datasets_dir, default_root
-from hgsl.data.manifest import Manifest, summary, verify_files
+from hgsl.data.manifest import Manifest
+from hgsl.data.overview import summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
 from hgsl.data.samplers import SAMPLERS, EpochBatches, epoch_plan
 from hgsl.data.transforms import eval_transform, train_transform

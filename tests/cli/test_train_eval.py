@@ -95,7 +95,7 @@ def test_folder_prints_first_what_was_found(photo_folder: Callable[..., Path], c
     assert "classes" in first
     assert "kind_00/notes.txt" in first
     assert "empty/" in first
-    assert "1 classes have a single image" in first
+    assert "1 class has a single image" in first
     report = json.loads(Path("runs/folder/report.json").read_text())
     assert report["after"]["num_queries"] + report["after"]["num_skipped"] == report["after"]["num_gallery"]
 

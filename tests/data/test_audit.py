@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgsl.data import audit as audit_module
 from hgsl.common.errors import InputError
+from hgsl.data import audit as audit_module
 from hgsl.data import load_manifest
 from hgsl.data.audit import KINDS, audit, look, perceptual_hash
 from hgsl.data.manifest import make_manifest

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hgsl.common.errors import InputError
-from hgsl.data.manifest import Manifest, make_manifest, summary, verify_files
+from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.overview import summary, verify_files
 
 
 def small(**changes: object) -> Manifest:
