@@ -67,6 +67,9 @@ class _GatheredSimilarity(torch.autograd.Function):
             values.addcmul_(along_x[:, :, None], x[:, None])
             values, rows = values.flatten(0, 1).to(dtype), rows.flatten()
             if sparse_grad:
+                used = slope.flatten().nonzero().squeeze(1)  # the hard set: Adam moves a row even by zero
+                if len(used) < len(values):
+                    values, rows = values[used], rows[used]
                 grad_centers = torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False)
             else:
                 grad_centers = values.new_zeros(shape).index_add_(0, rows, values)

@@ -85,6 +85,11 @@ def check_sharded(rank, world):
 
 def check_sharded_training(rank, world):
     """A network under DistributedDataParallel and sparse sharded centres, against one process, for some steps."""
+    for name in ("sgd", "sparse_adam"):
+        check_training_with(name, rank, world)
+
+
+def check_training_with(name, rank, world):
     torch.manual_seed(0)
     network, start = nn.Linear(DIMENSION, DIMENSION).double(), one_process(20, torch.float64, top_k=3)
     alone, reference = (
@@ -100,7 +105,10 @@ def check_sharded_training(rank, world):
     parallel = DistributedDataParallel(network)
     steps = []
     for module, loss_fn in ((alone, reference), (parallel, sharded)):
-        optimizers = [torch.optim.SGD([*module.parameters(), loss_fn.alpha], lr=0.1), sparse_optimizer(loss_fn, lr=0.1)]
+        optimizers = [
+            torch.optim.SGD([*module.parameters(), loss_fn.alpha], lr=0.1),
+            sparse_optimizer(loss_fn, name, lr=0.1),
+        ]
         steps.append((module, loss_fn, optimizers))
     for seed in range(3):
         sizes = [4, 2, 5][:world] if seed else [3] * world

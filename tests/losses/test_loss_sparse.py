@@ -36,11 +36,14 @@ def test_sparse_gradient_equals_the_dense_one(top_k, sample):
     torch.testing.assert_close(*gradients)
 
 
-def test_gradient_touches_the_true_and_the_nearest_centres_alone():
-    loss_fn = build(sparse_grad=True)
+@pytest.mark.parametrize("hard_set", ["all", "negatives"])
+def test_gradient_touches_the_true_and_the_nearest_centres_alone(hard_set):
+    loss_fn = build(sparse_grad=True, hard_set=hard_set, alpha=10)
     embeddings, labels = batch()
     loss_fn(embeddings, labels).backward()
-    logits = loss_fn.get_logits(embeddings).scatter(1, labels[:, None], -torch.inf)
+    logits = loss_fn.get_logits(embeddings)
+    if hard_set == "negatives":
+        logits = logits.scatter(1, labels[:, None], -torch.inf)
     expected = {*labels.tolist(), *logits.topk(3, dim=1).indices.flatten().tolist()}
     assert set(loss_fn.centers.grad._indices()[0].tolist()) == expected
 
