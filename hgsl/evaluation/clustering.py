@@ -2,8 +2,6 @@
 
 import faiss
 import numpy as np
-from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
-
 from hgsl.evaluation.vectors import Ints, Vectors
 
 
@@ -17,6 +15,9 @@ def scores(vectors: Vectors, labels: Ints, *, iterations: int = 20, starts: int 
 
     Source: Vinh, Epps, Bailey, "Information Theoretic Measures for Clusterings Comparison", JMLR 2010.
     """
+    # Imported here, since it takes a second and evaluations seldom need it.
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+
     rows = vectors.rows(slice(None))
     clusters = len(np.unique(labels))
     kmeans = faiss.Kmeans(
