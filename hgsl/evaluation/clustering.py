@@ -2,6 +2,7 @@
 
 import faiss
 import numpy as np
+
 from hgsl.evaluation.vectors import Ints, Vectors
 
 
