@@ -359,5 +359,4 @@ class SearchConfig(Config):
             f"sparsify.task {self.sparsify.task!r} does not go with data.name {self.data.name!r}: "
             "cifar10 is for classification, all others are for retrieval",
         )
-        _refuse(self.train.ema is not None, "train.ema does not go with masks: leave it empty")
         _refuse(self.train.select != "last", "a ticket is what the last epoch leaves: leave train.select at 'last'")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -113,6 +114,7 @@ class Search:
             )
         rounds = [f"round {number + 1}" for number in range(settings.rounds)]
         self.stages = [*rounds, "ticket"] if rounds else ["dense"]
+        self.trained = self.network  # by the last stage: the network, or the running mean of its weights
         self.history: list[dict[str, Any]] = []
         self.objective_at_checkpoint: dict[str, Any] | None = None
 
@@ -138,6 +140,7 @@ class Search:
             total = self.config.train.epochs * self.task.steps_per_epoch
             ranks.say(f"resuming {stage} at step {state.step} of {total}")
         self._fit(number, state)
+        self.trained = state.final_model
         if self.masks and number + 2 < len(self.stages):  # another round follows
             self.masks.prune(settings.prune_temperature)
 
@@ -162,19 +165,19 @@ class Search:
             self.masks.checkpoint()
             self.objective_at_checkpoint = copy.deepcopy(self.task.objective.state_dict())
 
-    def _after_epoch(self, number: int, epoch: int) -> dict[str, float]:
+    def _after_epoch(self, number: int, epoch: int, network: nn.Module) -> dict[str, float]:
         numbers = {"density": self.masks.density() if self.masks else 1.0}
         if self.masks and not self.masks.ticket:
             numbers["temperature"] = self.masks.temperature
         if (epoch + 1) % self.config.sparsify.curve_every == 0 or epoch + 1 == self.config.train.epochs:
-            numbers["score"] = self.task.curve(self.network)
+            numbers["score"] = self.task.curve(network)
         self.history.append({"stage": self.stages[number], "epoch": epoch + 1, **numbers})
         score = f", {self.task.curve_name} {numbers['score']:.4f}" if "score" in numbers else ""
         ranks.say(f"{self.stages[number]}, epoch {epoch + 1}: density {numbers['density']:.3f}{score}")
         return numbers
 
     def _state(self, number: int) -> TrainState:
-        config, settings = self.config, self.config.sparsify
+        config, settings, train = self.config, self.config.sparsify, self.config.train
         searching = self.masks if self.masks and not self.masks.ticket else None
         scores = searching.mask_parameters() if searching else []
         objective = SearchObjective(
@@ -194,8 +197,10 @@ class Search:
             network=network,
             loss_call=objective,
             optimizer=optimizer,
-            schedule=create_schedule(optimizer, config.optim, config.train.epochs, self.task.steps_per_epoch),
+            schedule=create_schedule(optimizer, config.optim, train.epochs, self.task.steps_per_epoch),
             scaler=GradScaler(self.place.device.type, enabled=self.place.dtype == torch.float16),
+            # Masks on the move have no mean worth keeping: only the last stage has one.
+            ema=ModelEmaV3(self.network, decay=train.ema, use_warmup=True) if train.ema and not searching else None,
         )
 
     def _fit(self, number: int, state: TrainState) -> None:
@@ -222,15 +227,16 @@ class Search:
                 options,
                 self.place,
                 log,
-                after_epoch=lambda epoch: self._after_epoch(number, epoch),
+                after_epoch=lambda epoch: self._after_epoch(number, epoch, state.final_model),
                 save=save,
                 name_images=self.task.name_images,
                 folder=self.folder,
             ).run(self.task.batches(number, state.step))
 
     def _finish(self) -> dict[str, Any]:
-        masks, task = self.masks, self.task
-        plain = masks.finalize() if masks else self.network
+        task = self.task
+        masks = Masks(self.trained) if self.masks else None
+        plain = masks.finalize() if masks else self.trained
         scores = task.final(plain)
         layers = masks.layers() if masks else []
         costs = write_outcome(self.folder, self.config, task, self.dense, plain, scores, self.place)
