@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hgsl.common import ranks
 from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.config import Config, SearchConfig
-from hgsl.data import RetrievalDataset, datasets_dir, summary
+from hgsl.data import RetrievalDataset, default_root, summary
 from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, hold_out, load_cifar10
 from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_train_set
 from hgsl.engine.loader import RunBatches, mixed_seed, run_loader
@@ -72,7 +72,7 @@ class Classifier(nn.Module):
 
 def classification(config: SearchConfig, place: Place) -> Task:
     """CIFAR-10: the cross entropy of a small ResNet, or of any timm model, on images in memory."""
-    root = Path(config.data.root).expanduser() if config.data.root else datasets_dir() / config.data.name
+    root = Path(config.data.root) if config.data.root else default_root(config.data.name)
     whole, test = load_cifar10(root)
     train, held_out = hold_out(whole, config.data.val_share)
     train = _first_images(train, config.data.options)

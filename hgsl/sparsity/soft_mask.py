@@ -58,11 +58,7 @@ class SoftMask(nn.Module):
 
     def mask(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
         """Returns the mask, the shape of the scores, in the state held or in the one given."""
-        if self.ticket if ticket is None else ticket:
-            gate = (self.scores > 0).to(self.scores.dtype)
-        else:
-            gate = torch.sigmoid((self.temperature if temperature is None else temperature) * self.scores)
-        return gate / torch.sigmoid(self.initial_value)
+        return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns ``weight`` times the mask in the state held."""
@@ -70,8 +66,13 @@ class SoftMask(nn.Module):
 
     def penalty(self) -> Tensor:
         """Returns the sum of the mask over the masked weights, a scalar."""
-        mask = self.mask()
-        return mask.sum() if self.cost is None else (mask * self.cost).sum()
+        gate = self._gate() if self.cost is None else self._gate() * self.cost
+        return gate.sum() / torch.sigmoid(self.initial_value)  # divided once and not entry by entry
+
+    def _gate(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
+        if self.ticket if ticket is None else ticket:
+            return (self.scores > 0).to(self.scores.dtype)
+        return torch.sigmoid((self.temperature if temperature is None else temperature) * self.scores)
 
     def kept(self) -> int:
         """Returns how many weights the ticket keeps."""
