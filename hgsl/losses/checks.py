@@ -1,5 +1,7 @@
 """What a loss refuses: each check is one line that names the value found and the way out."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,24 +64,23 @@ def check_values(embeddings: Tensor, labels: Tensor, num_classes: int, alpha: fl
     """
     if torch.compiler.is_compiling():
         return
-    outside = (labels < 0) | (labels >= num_classes)
-    finite = embeddings.isfinite().all(dim=1)
-    softness = torch.as_tensor(alpha, device=embeddings.device).detach()
-    fit = (softness >= ALPHA_RANGE[0]) & (softness <= ALPHA_RANGE[1])
-    bad_label, bad_row, bad_alpha = torch.stack([outside.any(), ~finite.all(), ~fit.all()]).tolist()
-    if bad_label:
-        found = labels[outside].unique().tolist()
+    wide = torch.float32 if labels.device.type == "mps" else torch.float64
+    softness = torch.as_tensor(alpha, device=labels.device)
+    seen = (*labels.aminmax(), *embeddings.aminmax(), softness)  # the extremes are NaN if any value is
+    lowest, highest, low, high, softness = torch.stack([value.detach().to(wide) for value in seen]).tolist()
+    if lowest < 0 or highest >= num_classes:
+        found = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise InputError(
             f"labels {_few(found)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
         )
-    if bad_row:
-        rows = (~finite).nonzero().flatten().tolist()
+    if not math.isfinite(low + high):
+        rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise InputError(
             f"embeddings hold NaN or infinity in row {_few(rows)}: the network has diverged; lower its rate"
         )
-    if bad_alpha:
+    if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # float32 rounds the ends
         raise InputError(
-            f"alpha is {float(softness):g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
+            f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
             "start higher, lower its learning rate, or fix it with learnable_scale=False"
         )
 

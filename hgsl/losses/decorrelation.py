@@ -1,43 +1,48 @@
 """The regulariser that turns class centres towards right angles."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.losses.functional import with_slopes
 from hgsl.losses.similarity import unit
 
 EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 drawn ones
 BLOCK = 2**20  # dot products held at a time
 
 
-def decorrelation(centers: Tensor, sample: int | None = None, sparse_grad: bool = False) -> Tensor:
+def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
     """Returns the mean of ``|w_j . w_l|`` over the pairs ``j != l`` of unit centres, or an unbiased estimate of it.
 
     Args:
         centers: ``(C, D)``, of any norm.
         sample: rows to draw, with torch's global generator; their pairs give the estimate. None, or C and more: every
             pair.
-        sparse_grad: makes the gradient of ``centers`` sparse.
 
     Raises:
         InputError: ``sample`` is below 2.
     """
     rows = draw_rows(len(centers), sample, centers.device)
     with torch.autocast(centers.device.type, enabled=False):
-        drawn = F.embedding(rows, centers, sparse=sparse_grad)
-        w = unit(drawn.to(torch.promote_types(centers.dtype, torch.float32)))
-        return sum_abs_dots(w, w.detach(), rows, rows) / pairs(rows)
+        w = unit(centers.to(torch.promote_types(centers.dtype, torch.float32)))
+        return mean_abs_dots(w[rows], rows)
 
 
 def draw_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
-    """Returns every row number, or ``sample`` of them drawn with replacement, which costs nothing however many."""
+    """Returns every row number, or ``sample`` of them drawn with replacement, which costs nothing however many.
+
+    Raises:
+        InputError: ``sample`` is below 2.
+    """
     if sample is None or sample >= num_classes:
         return torch.arange(num_classes, device=device)
     if sample < 2:
         raise InputError(f"decorrelation needs at least 2 sampled rows, found {sample}")
     return torch.randint(num_classes, (sample,), device=device)
+
+
+def mean_abs_dots(vectors: Tensor, rows: Tensor) -> Tensor:
+    """Returns the mean of ``|a . b|`` over the pairs of ``vectors`` ``(m, D)`` that come from different ``rows``."""
+    return sum_abs_dots(vectors, vectors.detach(), rows, rows) / pairs(rows)
 
 
 def pairs(rows: Tensor) -> Tensor:
@@ -63,3 +68,9 @@ def sum_abs_dots(own: Tensor, every: Tensor, own_rows: Tensor, every_rows: Tenso
             total = total + dots.abs().sum()
             slopes.append(2 * dots.sign_() @ every)
     return with_slopes(total, own, torch.cat(slopes))
+
+
+def with_slopes(value: Tensor, inputs: Tensor, slopes: Tensor) -> Tensor:
+    """Returns ``value`` with ``slopes`` as its gradient by ``inputs``; value and slopes are constants already known."""
+    linear = (slopes * inputs).sum()
+    return value + (linear - linear.detach())

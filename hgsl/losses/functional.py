@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hgsl.losses.checks import check_settings, check_shapes, check_values, hard_set_size
+from hgsl.losses.decorrelation import draw_rows, mean_abs_dots
 from hgsl.losses.hard_set import candidates
 from hgsl.losses.similarity import matrix_similarity, unit
 
@@ -19,6 +20,8 @@ def hard_global_softmin_loss(
     margin: float = 0.0,
     similarity: str = "euclidean",
     weights: Tensor | None = None,
+    decorrelation: float = 0.0,
+    decorrelation_sample: int | None = None,
     chunk_size: int | None = None,
     sparse_grad: bool = False,
     unit_centers: bool = False,
@@ -28,7 +31,7 @@ def hard_global_softmin_loss(
     With unit embeddings ``x_i`` and unit centres ``w_j`` (both are normalised here, and gradients go through it)::
 
         d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij - margin [j = y_i])      s = 10 / alpha
-        L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]
+        L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]  +  decorrelation * mean over j != l of |w_j . w_l|
 
     Only K + 1 centres an embedding matter. Where K is well under C they are found by a search in chunks without
     gradient, and no ``(B, C)`` matrix is held; the result is the same.
@@ -44,12 +47,15 @@ def hard_global_softmin_loss(
         margin: taken off the true class before ``H_i`` is chosen, in both terms.
         similarity: ``"euclidean"`` as above, or ``"cosine"``: ``z_ij = s (x_i . w_j - margin [j = y_i])``.
         weights: ``(B,)`` factors of each embedding's loss before the mean; None is 1.
+        decorrelation: weight of the regulariser, which turns centres towards right angles.
+        decorrelation_sample: rows to draw for an unbiased estimate of it, with torch's global generator; None takes
+            every pair.
         chunk_size: centres searched at a time; None chooses, and scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
         unit_centers: promises that ``centers`` have norm 1, so that the search need not compute their norms.
 
     Returns:
-        The mean loss, a scalar: float32, or float64 if an input is.
+        The loss, a scalar: float32, or float64 if an input is.
 
     Raises:
         InputError: A shape, dtype, label, embedding or setting is not as above.
@@ -62,7 +68,10 @@ def hard_global_softmin_loss(
     check_values(embeddings, labels, len(centers), alpha)
     with torch.autocast(embeddings.device.type, enabled=False):
         x = unit(embeddings.to(working_dtype(embeddings, centers)))
-        scores, missing = candidates(x, centers, labels, k, similarity, chunk_size, sparse_grad, unit_centers)
+        drawn = draw_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
+        scores, missing, vectors = candidates(
+            x, centers, labels, k, drawn, similarity, chunk_size, sparse_grad, unit_centers
+        )
         logits = scaled(scores, missing, alpha, margin)
         if k == hard_set_size(None, len(centers), hard_set):
             hard = logits
@@ -71,7 +80,8 @@ def hard_global_softmin_loss(
         else:
             hard = largest(logits, k)
         losses = hard.logsumexp(dim=1) - logits[:, 0]  # (B,)
-        return losses.mean() if weights is None else (losses * weights).mean()
+        loss = losses.mean() if weights is None else (losses * weights).mean()
+        return loss + decorrelation * mean_abs_dots(vectors, drawn) if decorrelation else loss
 
 
 def class_logits(
@@ -98,9 +108,3 @@ def largest(values: Tensor, k: int) -> Tensor:
 def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:
     """Returns the dtype of the computation: float32 for half inputs, float64 if either is."""
     return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)
-
-
-def with_slopes(value: Tensor, inputs: Tensor, slopes: Tensor) -> Tensor:
-    """Returns ``value`` with ``slopes`` as its gradient by ``inputs``; value and slopes are constants already known."""
-    linear = (slopes * inputs).sum()
-    return value + (linear - linear.detach())

@@ -19,11 +19,12 @@ def candidates(
     centers: Tensor,
     labels: Tensor,
     k: int,
+    drawn: Tensor,
     similarity: str,
     chunk_size: int | None = None,
     sparse_grad: bool = False,
     unit_centers: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scores the true centre of each embedding and at least the ``k`` nearest others.
 
     Few classes, or ``k`` near their number: every pair is scored. Otherwise, or with a ``chunk_size``, the nearest are
@@ -35,30 +36,33 @@ def candidates(
         centers: ``(C, D)``, of any norm, C at least 1.
         labels: ``(B,)``; one outside ``[0, C)`` belongs to a class that is not among these centres.
         k: how many of the other centres are needed.
+        drawn: ``(m,)`` int64, further centres to hand out.
         similarity: ``"euclidean"`` or ``"cosine"``.
         chunk_size: centres searched at a time.
         sparse_grad: whether the gradient of ``centers`` is sparse: only the rows used here.
         unit_centers: promises that ``centers`` have norm 1, which spares the search their norms.
 
     Returns:
-        Similarities ``(B, 1 + m)``, the true centre's first, and a mask of the same shape: True where an entry does not
-        count (the true centre among the others, or first in a row that has none).
+        Similarities ``(B, 1 + n)``, the true centre's first; a mask of the same shape, True where an entry does not
+        count (the true centre among the others, or first in a row that has none); the drawn centres ``(m, D)`` at
+        norm 1.
     """
     count = len(centers)
     target = labels[:, None]
     true_row = target.clamp(0, count - 1)
     if chunk_size is None and k + 1 > GATHER_BELOW * count:
         rows = torch.arange(count, device=x.device)
-        w = F.embedding(rows, centers, sparse=True) if sparse_grad else centers
-        scores = matrix_similarity(x, unit(w.to(x.dtype)), similarity)  # (B, C)
-        scores = torch.cat([scores.gather(1, true_row), scores], dim=1)
+        w = unit((F.embedding(rows, centers, sparse=True) if sparse_grad else centers).to(x.dtype))
+        scores = matrix_similarity(x, w, similarity)  # (B, C)
+        scores, vectors = torch.cat([scores.gather(1, true_row), scores], dim=1), w[drawn]
     else:
         chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
         rows = nearest_centers(x.detach(), centers.detach(), min(k + 1, count), chunk, unit_centers)
         true_last = (rows == target).byte().argsort(dim=1, stable=True)
         rows = rows.gather(1, true_last[:, :k])  # (B, k)
-        scores = gathered_similarity(x, centers, torch.cat([true_row, rows], dim=1), similarity, sparse_grad)
-    return scores, torch.cat([true_row != target, rows == target], dim=1)
+        compared = torch.cat([true_row, rows], dim=1)
+        scores, vectors = gathered_similarity(x, centers, compared, drawn, similarity, sparse_grad)
+    return scores, torch.cat([true_row != target, rows == target], dim=1), vectors
 
 
 @torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_settings, hard_set_size
-from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE, decorrelation
+from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.similarity import normalize_
 
@@ -15,8 +15,8 @@ from hgsl.losses.similarity import normalize_
 class HardGlobalSoftminLoss(nn.Module):
     """Learns one centre a class, and compares each embedding with the K centres nearest to it.
 
-    The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`; the module adds
-    ``decorrelation * mean over j != l of |w_j . w_l|``. It computes in float32 or more, also under autocast.
+    The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`. It computes in float32 or more,
+    also under autocast.
 
     It follows the conventions of pytorch-metric-learning and runs in its trainers. That library's
     ``DistributedLossWrapper`` takes only its own base class. With several processes wrap this module in
@@ -112,7 +112,7 @@ class HardGlobalSoftminLoss(nn.Module):
         """
         refuse_references(ref_emb, ref_labels)
         self._keep_unit()
-        loss = hard_global_softmin_loss(
+        return hard_global_softmin_loss(
             embeddings,
             self.centers,
             labels,
@@ -122,13 +122,12 @@ class HardGlobalSoftminLoss(nn.Module):
             margin=self.margin,
             similarity=self.similarity,
             weights=tuple_weights(indices_tuple, len(labels)),
+            decorrelation=self.decorrelation,
+            decorrelation_sample=self.decorrelation_sample,
             chunk_size=self.chunk_size,
             sparse_grad=self.sparse_grad,
             unit_centers=self.sparse_grad,
         )
-        if self.decorrelation:
-            loss = loss + self.decorrelation * decorrelation(self.centers, self.decorrelation_sample, self.sparse_grad)
-        return loss
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """Returns ``z`` ``(B, C)``, the scaled closeness to every centre; its argmax is the predicted class."""

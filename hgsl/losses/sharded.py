@@ -10,8 +10,8 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_shapes, check_values, hard_set_size
 from hgsl.losses.collectives import Exchange, Group, add_up, agree_on_counts, from_first, gather, gather_rows, place
-from hgsl.losses.decorrelation import draw_rows, pairs, sum_abs_dots
-from hgsl.losses.functional import class_logits, largest, scaled, with_slopes, working_dtype
+from hgsl.losses.decorrelation import draw_rows, pairs, sum_abs_dots, with_slopes
+from hgsl.losses.functional import class_logits, largest, scaled, working_dtype
 from hgsl.losses.hard_set import candidates
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
 from hgsl.losses.similarity import unit
@@ -83,9 +83,11 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
             weights = x.new_ones(counts[place(group)[0]]) if weights is None else weights.to(dtype)
             weights = gather_rows(weights, counts, group)
             check_values(x, labels, self.num_classes, alpha)
-            loss = self._joint_loss(self._own_logits(unit(x), labels, alpha), weights)
+            drawn = self._draw_rows()
+            own, vectors = self._own_logits(unit(x), labels, alpha, drawn)
+            loss = self._joint_loss(own, weights)
             if self.decorrelation:
-                loss = loss + self.decorrelation * self._joint_decorrelation(dtype)
+                loss = loss + self.decorrelation * self._joint_decorrelation(vectors, drawn)
         return loss
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
@@ -99,15 +101,30 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         counts = [max(0, stop - r * self.classes_per_rank) for r, stop in enumerate(stops)]
         return gather_rows(self.centers, counts, self.process_group)
 
-    def _own_logits(self, x: Tensor, labels: Tensor, alpha: Tensor) -> Tensor:
-        """Returns ``(N, 1 + m)``: the true class if it is here, the nearest others here; ``-inf`` where none."""
+    def _draw_rows(self) -> Tensor:
+        """Returns the rows that the regulariser compares, the same on every process."""
+        count = self.num_classes if self.decorrelation else 0
+        return from_first(draw_rows(count, self.decorrelation_sample, self.centers.device), self.process_group)
+
+    def _is_here(self, rows: Tensor) -> Tensor:
+        return (rows >= self.first_class) & (rows < self.first_class + len(self.centers))
+
+    def _own_logits(self, x: Tensor, labels: Tensor, alpha: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores the joint batch against this process's centres.
+
+        Returns:
+            ``(N, 1 + n)``: the true class if it is here, the nearest others here, ``-inf`` where there is none; and
+            those of the ``drawn`` centres that are here, at norm 1.
+        """
         k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
         if not len(self.centers):
-            return scaled(x[:, :1], torch.ones_like(x[:, :1], dtype=torch.bool), alpha, self.margin)
-        labels = labels - self.first_class
+            missing = torch.ones_like(x[:, :1], dtype=torch.bool)
+            return scaled(x[:, :1], missing, alpha, self.margin), x.new_empty(0, self.embedding_size)
+        drawn = drawn[self._is_here(drawn)] - self.first_class
         settings = (self.similarity, self.chunk_size, self.sparse_grad, self.sparse_grad)
-        logits = scaled(*candidates(x, self.centers, labels, k, *settings), alpha, self.margin)
-        return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1)
+        scores, missing, vectors = candidates(x, self.centers, labels - self.first_class, k, drawn, *settings)
+        logits = scaled(scores, missing, alpha, self.margin)
+        return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1), vectors
 
     def _joint_loss(self, own: Tensor, weights: Tensor) -> Tensor:
         """Chooses the hard set from the candidates of all processes, and returns the loss of the joint batch.
@@ -136,16 +153,12 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         value = (weights * (total.squeeze(1) - every[:, is_true].amax(dim=1))).mean()
         return with_slopes(value, own.masked_fill(own.isneginf(), 0), slopes)
 
-    def _joint_decorrelation(self, dtype: torch.dtype) -> Tensor:
-        """Returns the regulariser over the centres of all processes; its gradient is this process's share."""
-        rows = draw_rows(self.num_classes, self.decorrelation_sample, self.centers.device)
-        rows = from_first(rows, self.process_group)
-        here = (rows >= self.first_class) & (rows < self.first_class + len(self.centers))
-        drawn = F.embedding(rows[here] - self.first_class, self.centers, sparse=self.sparse_grad)
-        own = unit(drawn.to(dtype))
-        every = own.new_zeros(len(rows), self.embedding_size)
-        every[here] = own.detach()
-        share = sum_abs_dots(own, add_up(every, self.process_group), rows[here], rows) / pairs(rows)
+    def _joint_decorrelation(self, vectors: Tensor, drawn: Tensor) -> Tensor:
+        """Returns the regulariser over the ``drawn`` centres, of which ``vectors`` are here; gradient: their share."""
+        here = self._is_here(drawn)
+        every = vectors.new_zeros(len(drawn), self.embedding_size)
+        every[here] = vectors.detach()
+        share = sum_abs_dots(vectors, add_up(every, self.process_group), drawn[here], drawn) / pairs(drawn)
         return add_up(share, self.process_group) + (share - share.detach())
 
     def _new_centers(self) -> Tensor:

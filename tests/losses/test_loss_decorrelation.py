@@ -15,16 +15,14 @@ def by_pairs(centers):
 
 
 @pytest.mark.parametrize("block", [2**20, 20, 1])
-@pytest.mark.parametrize("sparse_grad", [False, True])
-def test_exact_value_and_gradient(block, sparse_grad, monkeypatch):
+def test_exact_value_and_gradient(block, monkeypatch):
     monkeypatch.setattr("hgsl.losses.decorrelation.BLOCK", block)
     centers = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(by_pairs(centers), centers)
-    found = decorrelation(centers, sparse_grad=sparse_grad)
+    found = decorrelation(centers)
     found.backward()
-    assert centers.grad.is_sparse == sparse_grad
     torch.testing.assert_close(found, by_pairs(centers))
-    torch.testing.assert_close(centers.grad.to_dense(), expected)
+    torch.testing.assert_close(centers.grad, expected)
 
 
 def test_gradient_is_that_of_finite_differences():
@@ -51,6 +49,20 @@ def test_draws_that_are_all_the_same_row_count_as_no_pair():
     centers = torch.ones(3, 3, requires_grad=True)
     values = {decorrelation(centers, sample=2).item() for _ in range(50)}
     assert sorted(values) == pytest.approx([0, 1])  # one row twice, or two rows at angle 0
+
+
+@pytest.mark.parametrize("sparse_grad", [False, True])
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 4}], ids=["dense", "gathered"])
+def test_it_joins_the_loss_with_its_gradient(sparse_grad, options):
+    loss_fn = HardGlobalSoftminLoss(9, 4, top_k=2, decorrelation=0.7, sparse_grad=sparse_grad, **options).double()
+    embeddings, labels = torch.randn(5, 4, dtype=torch.float64), torch.randint(9, (5,))
+    joined = loss_fn(embeddings, labels)
+    (found,) = torch.autograd.grad(joined, loss_fn.centers)
+    loss_fn.decorrelation = 0.0
+    parts = loss_fn(embeddings, labels) + 0.7 * by_pairs(loss_fn.centers)
+    (expected,) = torch.autograd.grad(parts, loss_fn.centers)
+    torch.testing.assert_close(joined, parts)
+    torch.testing.assert_close(found.to_dense(), expected.to_dense())
 
 
 def test_one_class_has_no_pairs():
