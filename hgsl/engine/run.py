@@ -1,5 +1,6 @@
 """A training run from its settings to its report."""
 
+import signal
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -70,6 +71,8 @@ def train(
         except (RuntimeError, EOFError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            # The loader's handler would raise again for each of its other workers, while they are being shut down.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise InputError(
                 "a worker process that reads images was killed, often by the system for lack of memory: "
                 "--resume goes on from the last save, a smaller data.workers needs less memory"

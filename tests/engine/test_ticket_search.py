@@ -212,6 +212,7 @@ def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     assert not torch.equal(other[0], batches[0][0])
 
 
+@pytest.mark.slow
 def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     config = SearchConfig(
         run=RunConfig(device="cpu", threads=1),
@@ -266,6 +267,7 @@ def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: 
         settings(cifar, **change)
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_published_flags(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(

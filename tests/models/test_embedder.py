@@ -21,7 +21,7 @@ def test_unit_norm_and_size(backbone: str, pooling: str) -> None:
     assert found.shape == (2, model.embedding_size)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
-    assert model.embedding_size == model.backbone.num_features * (2 if pooling == "maxavg" else 1)
+    assert model.embedding_size == model.backbone.num_features * (2 if pooling in ("maxavg", "scda") else 1)
 
 
 def test_projection_sets_the_size() -> None:
