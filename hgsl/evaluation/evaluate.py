@@ -8,9 +8,10 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import clustering, metrics
+from hgsl.evaluation.ordering import Gallery
 from hgsl.evaluation.rerank import Reorder
 from hgsl.evaluation.result import RetrievalResult
-from hgsl.evaluation.search import Gallery, nearest_blocks
+from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.task import RetrievalTask, make_task
 from hgsl.evaluation.vectors import Array, Ints
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.search import nearest_blocks, neighbour_scores
+from hgsl.evaluation.ordering import neighbour_scores
+from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Floats, Ints, Vectors, open_vectors
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from hgsl.evaluation.ordering import neighbour_scores
 from hgsl.evaluation.rerank import REORDER_DEPTH, Reorder
-from hgsl.evaluation.search import nearest_blocks, neighbour_scores
+from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Floats, Ints
 

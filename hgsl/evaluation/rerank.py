@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.search import nearest_blocks, pair_scores
+from hgsl.evaluation.ordering import pair_scores
+from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.task import RetrievalTask
 from hgsl.evaluation.vectors import Ints, open_vectors
 

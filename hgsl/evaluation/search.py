@@ -10,38 +10,17 @@ than twice the noise are in the right order already; a run of closer ones is sco
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.candidates import Proposer
 from hgsl.evaluation.keys import KeyPair, allowed, count_equal
+from hgsl.evaluation.ordering import Gallery, Search, settle
 from hgsl.evaluation.vectors import Floats, Ints, Vectors
 
 SLACK = 16  # candidates beyond the depth asked for, so that few queries need a second look
 WIDER = 4  # how many times more candidates a second look takes
 BLOCK = 4096  # queries at a time where memory allows: FAISS works in blocks of this size itself
-PAIRS = 256  # pairs scored at a time: their float64 vectors stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What is searched: vectors, their ids, and who proposes neighbours.
-
-    Attributes:
-        vectors: (N, D).
-        ids: (N,) integers; the lower id comes first among equal scores.
-        metric: ``cosine``, ``inner_product`` or ``l2``.
-        propose: The proposer over these vectors.
-        exact: Whether the proposer looks at every vector.
-    """
-
-    vectors: Vectors
-    ids: Ints
-    metric: str
-    propose: Proposer
-    exact: bool = True
 
 
 def nearest_blocks(
@@ -68,7 +47,7 @@ def nearest_blocks(
     Raises:
         InputError: Not even one query at a time fits in ``max_memory``.
     """
-    search = _Search(gallery, queries, excluded, labels, max_memory)
+    search = Search(gallery, queries, excluded, labels, max_memory)
     left_out = np.zeros(len(queries), dtype=np.int64)
     for query_keys, gallery_keys in excluded:
         left_out += count_equal(gallery_keys, query_keys)
@@ -86,42 +65,6 @@ def nearest_blocks(
         start += size
 
 
-def pair_scores(gallery: Vectors, positions: Ints, queries: Vectors, rows: Ints, metric: str) -> Floats:
-    """Returns the (P,) scores, by the rule, of gallery rows ``positions`` (P,) with query rows ``rows`` (P,).
-
-    A score is the inner product, or the negated squared distance for ``l2``; position -1 scores -inf.
-    """
-    scores = np.empty(len(positions), dtype=np.float32)
-    for start in range(0, len(positions), PAIRS):
-        part = slice(start, start + PAIRS)
-        left = gallery.rows(positions[part]).astype(np.float64)
-        right = queries.rows(rows[part]).astype(np.float64)
-        if metric == "l2":
-            left -= right
-            scores[part] = -np.einsum("pd,pd->p", left, left)
-        else:
-            scores[part] = np.einsum("pd,pd->p", left, right)
-    scores[positions < 0] = -np.inf
-    return scores
-
-
-def neighbour_scores(gallery: Gallery, queries: Vectors, rows: Ints, positions: Ints) -> Floats:
-    """Returns the (B, K) scores, by the rule, of the neighbours ``positions`` (B, K) of query rows ``rows`` (B,)."""
-    flat = np.repeat(rows, positions.shape[1])
-    return pair_scores(gallery.vectors, positions.ravel(), queries, flat, gallery.metric).reshape(positions.shape)
-
-
-@dataclass(frozen=True)
-class _Search:
-    """The arguments of ``nearest_blocks``."""
-
-    gallery: Gallery
-    queries: Vectors
-    excluded: Sequence[KeyPair]
-    labels: KeyPair | None
-    max_memory: int
-
-
 def _block_size(width: int, dimensions: int, max_memory: int) -> int:
     """How many queries fit: per candidate the proposer's and our own copies, per query its vector."""
     size = max_memory // (width * 80 + dimensions * 16)
@@ -130,14 +73,13 @@ def _block_size(width: int, dimensions: int, max_memory: int) -> int:
     return min(size, BLOCK)
 
 
-def _ranked(search: _Search, rows: Ints, depth: int, width: int, caution: float = 1.0) -> Ints:
+def _ranked(search: Search, rows: Ints, depth: int, width: int, caution: float = 1.0) -> Ints:
     """Returns the (B, depth) neighbours of some queries, looking at ``width`` candidates each, or more if need be."""
     gallery, count = search.gallery, len(search.gallery.vectors)
     vectors = search.queries.rows(rows)
     scores, positions = gallery.propose(vectors, width)
     lowest = scores[:, -1].copy()
     scores, positions = _without_excluded(search, rows, scores, positions)
-    ranked = np.full((len(rows), depth), -1, dtype=np.int64)
     noise, sure = np.full(len(rows), np.inf, dtype=np.float32), np.ones(len(rows), dtype=bool)
     if gallery.exact:
         noise = caution * _noise(gallery, vectors)
@@ -146,8 +88,12 @@ def _ranked(search: _Search, rows: Ints, depth: int, width: int, caution: float 
         sure = (scores.shape[1] >= depth) & (last > lowest + 2 * noise)
         scores, positions = (scores, positions) if sure.all() else (scores[sure], positions[sure])
     settled, unsure = np.flatnonzero(sure), np.flatnonzero(~sure)
-    error = _settle(search, rows[settled], scores, positions, noise[settled])
-    ranked[settled, : positions.shape[1]] = positions[:, :depth]
+    error = settle(search, rows[settled], scores, positions, noise[settled])
+    if len(settled) == len(rows) and positions.shape[1] >= depth:
+        ranked = positions[:, :depth]
+    else:
+        ranked = np.full((len(rows), depth), -1, dtype=np.int64)
+        ranked[settled, : positions.shape[1]] = positions[:, :depth]
 
     mistaken = settled[error > noise[settled]]
     if len(mistaken):  # this proposer is less exact than float32 should be
@@ -165,7 +111,7 @@ def _ranked(search: _Search, rows: Ints, depth: int, width: int, caution: float 
     return ranked
 
 
-def _all_ranked(search: _Search, rows: Ints, depth: int) -> Ints:
+def _all_ranked(search: Search, rows: Ints, depth: int) -> Ints:
     """Returns the (B, depth) neighbours of some queries by scoring every gallery row by the rule.
 
     This is for embeddings of which half or more lie within the noise, as those of a network that has collapsed: scored
@@ -198,42 +144,22 @@ def _noise(gallery: Gallery, vectors: Floats) -> Floats:
     return (2 * np.sqrt(vectors.shape[1]) * 2.0**-24 * scale).astype(np.float32)
 
 
-def _without_excluded(search: _Search, rows: Ints, scores: Floats, positions: Ints) -> tuple[Floats, Ints]:
-    """Drops the excluded candidates; the rows close up and are padded at the end to the longest of them."""
+def _without_excluded(search: Search, rows: Ints, scores: Floats, positions: Ints) -> tuple[Floats, Ints]:
+    """Drops the excluded candidates; the others close up, and shorter lines are padded."""
     kept = allowed(positions, rows, search.excluded)
     counts = np.count_nonzero(kept, axis=1)
-    if counts.min() == positions.shape[1]:
-        return scores, positions
-    place = np.arange(counts.max()) < counts[:, None]
-    closed_scores = np.full(place.shape, -np.inf, dtype=np.float32)
-    closed = np.full(place.shape, -1, dtype=np.int64)
-    closed_scores[place], closed[place] = scores[kept], positions[kept]
-    return closed_scores, closed
-
-
-def _settle(search: _Search, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Floats:
-    """Sorts, in place, each run of candidates closer than the noise; returns the (B,) largest error seen in a score."""
-    gallery, seen = search.gallery, np.zeros(len(rows), dtype=np.float32)
-    if scores.shape[1] < 2 or not len(rows):
-        return seen
-    with np.errstate(invalid="ignore"):  # padding: inf - inf
-        near = scores[:, :-1] - scores[:, 1:] <= 2 * noise[:, None]
-    first = np.ones(scores.shape, dtype=bool)
-    np.logical_not(near, out=first[:, 1:])
-    run = np.cumsum(first, dtype=np.int32).reshape(scores.shape) - 1  # number of the run a candidate is in
-    if search.labels is not None:
-        query_labels, gallery_labels = search.labels
-        hits = (gallery_labels[positions] == query_labels[rows, None]) & (positions >= 0)
-        near &= hits[:, :-1] != hits[:, 1:]
-    chosen = np.zeros(run[-1, -1] + 1, dtype=bool)
-    chosen[run[:, 1:][near]] = True
-    members = np.flatnonzero(chosen[run])
-    owner = members // scores.shape[1]
-    candidates = positions.ravel()[members]
-    exact = pair_scores(gallery.vectors, candidates, search.queries, rows[owner], gallery.metric)
-    error = np.abs(exact - scores.ravel()[members])
-    np.maximum.at(seen, owner, np.where(np.isfinite(error), error, 0))
-    order = np.lexsort((gallery.ids[candidates], -exact, run.ravel()[members]))
-    np.put(scores, members, exact[order])
-    np.put(positions, members, candidates[order])
-    return seen
+    width = positions.shape[1]
+    # Mostly a query is its own nearest and nothing else is excluded: then the first column goes, and nothing is moved.
+    # A line without any excluded loses its last candidate by that, unless these are all there are.
+    shift = int(counts.max() < width or (counts.min() < width < len(search.gallery.vectors)))
+    odd = np.flatnonzero((counts < width - shift) | (kept[:, 0] if shift else False))
+    if len(odd):
+        place = np.arange(width) < counts[odd, None]
+        taken = kept[odd]
+        odd_scores = np.full(place.shape, -np.inf, dtype=np.float32)
+        odd_positions = np.full(place.shape, -1, dtype=np.int64)
+        odd_scores[place], odd_positions[place] = scores[odd][taken], positions[odd][taken]
+    scores, positions = scores[:, shift:], positions[:, shift:]
+    if len(odd):
+        scores[odd], positions[odd] = odd_scores[:, : width - shift], odd_positions[:, : width - shift]
+    return scores, positions

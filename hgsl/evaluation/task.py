@@ -9,7 +9,7 @@ import torch
 from hgsl.common.errors import InputError
 from hgsl.evaluation import candidates
 from hgsl.evaluation.keys import KeyPair, both_equal, count_equal
-from hgsl.evaluation.search import Gallery
+from hgsl.evaluation.ordering import Gallery
 from hgsl.evaluation.vectors import Array, Ints, Vectors, integers, open_vectors
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import candidates, evaluate_embeddings, search
-from hgsl.evaluation.search import Gallery, nearest_blocks
+from hgsl.evaluation import candidates, evaluate_embeddings
+from hgsl.evaluation.ordering import Gallery, neighbour_scores
+from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.task import make_task
 from hgsl.evaluation.vectors import open_vectors
 
@@ -217,7 +218,7 @@ def test_an_approximate_index_finds_most_of_the_exact_neighbours():
     exact = brute_force(vectors, vectors, 10, ids, ids)
     share = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)])
     assert 0.9 < share < 1.0
-    scores = search.neighbour_scores(gallery, right, ids, found)
+    scores = neighbour_scores(gallery, right, ids, found)
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
