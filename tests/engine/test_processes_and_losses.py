@@ -50,7 +50,7 @@ def losses(run: str) -> list[float]:
     return [record["loss"] for record in read_metrics(Path(run) / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: str) -> None:
     words = [*SMALL, "--data.root", str(photo_folder(images=14)), "--model.freeze", "batch_norm"]
     words += ["--optim.name", optimizer, "--train.epochs", "1", "--optim.lr", "1e-3", "--model.embedding_size", "16"]

@@ -192,7 +192,7 @@ def check_everything(rank, world):
         check(rank, world)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_agree_with_one(world, tmp_path):
     launch(check_everything, world, tmp_path)
 
