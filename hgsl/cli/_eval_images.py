@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from hgsl.common import ranks
+from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
@@ -50,6 +51,7 @@ class Subject:
         class_names: Label -> name.
         image_names: Id -> path.
         load_image: Id -> picture.
+        device: Where to search.
     """
 
     name: str
@@ -62,12 +64,30 @@ class Subject:
     class_names: Sequence[str] | None = None
     image_names: Mapping[int, str] | None = None
     load_image: Callable[[int], Image.Image] | None = None
+    device: str = "cpu"
 
     def tasks(self, metric: str) -> dict[str, RetrievalTask]:
         """The retrieval task of each gallery, by the row it has in a table."""
         if not self.galleries:
-            return {self.name: task_of(self.images, metric)}
-        return {name: task_of(self.images, metric, gallery) for name, gallery in self.galleries.items()}
+            return {self.name: self.task(self.images, metric)}
+        return {name: self.task(self.images, metric, gallery) for name, gallery in self.galleries.items()}
+
+    def task(self, images: ImageSet, metric: str, gallery: ImageSet | None = None) -> RetrievalTask:
+        """The task of searching images among themselves, by their roles, or in a gallery."""
+        options: dict[str, Any] = {"metric": metric, "device": self.device}
+        if gallery is None:
+            return make_task(**vars(images), **options)
+        return make_task(
+            images.embeddings,
+            images.labels,
+            ids=images.ids if gallery.ids is not None else None,
+            groups=images.groups,
+            gallery_embeddings=gallery.embeddings,
+            gallery_labels=gallery.labels,
+            gallery_ids=gallery.ids,
+            gallery_groups=gallery.groups,
+            **options,
+        )
 
     def with_note(self, note: str | None) -> "Subject":
         """The same with a note that every reader must see, if there is one."""
@@ -89,24 +109,13 @@ class Subject:
         )
 
 
-def task_of(images: ImageSet, metric: str, gallery: ImageSet | None = None) -> RetrievalTask:
-    """The task of searching images among themselves, by their roles, or in a gallery."""
-    if gallery is None:
-        return make_task(**vars(images), metric=metric)
-    return make_task(
-        images.embeddings,
-        images.labels,
-        ids=images.ids if gallery.ids is not None else None,
-        groups=images.groups,
-        gallery_embeddings=gallery.embeddings,
-        gallery_labels=gallery.labels,
-        gallery_ids=gallery.ids,
-        gallery_groups=gallery.groups,
-        metric=metric,
-    )
+def search_device(name: str) -> str:
+    """Where to search: on a CUDA device where there is one to use, else on the CPU."""
+    device = pick_device(name)
+    return str(device) if device.type == "cuda" else "cpu"
 
 
-def from_files(flags: Namespace) -> Subject:
+def from_files(config: Config, flags: Namespace) -> Subject:
     """The embeddings, labels, ids and groups that the flags name."""
     if flags.labels is None:
         raise InputError("--embeddings needs --labels: one integer an image, as .npy, .npz or .safetensors")
@@ -130,6 +139,7 @@ def from_files(flags: Namespace) -> Subject:
         facts={"protocol": "embeddings", "embeddings": str(flags.embeddings), "notes": []},
         training=(lambda: load_array(flags.training_embeddings, "embeddings")) if flags.training_embeddings else None,
         validation=(lambda: _read(calibration, flags.calibration_labels)) if calibration else None,
+        device=search_device(config.run.device),
     )
 
 
@@ -179,6 +189,7 @@ def from_network(config: Config, flags: Namespace, stack: ExitStack) -> Subject:
         class_names=shown.class_names,
         image_names=dict(zip(part.ids.tolist(), part.paths, strict=True)),
         load_image=lambda image: shown.image(row[image], 224),
+        device=search_device(config.run.device),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from hgsl.cli._eval_images import ImageSet, Subject, task_of
+from hgsl.cli._eval_images import ImageSet, Subject
 from hgsl.cli._eval_outputs import Measured
 from hgsl.common.errors import InputError
 from hgsl.evaluation import RetrievalTask, evaluate_task
@@ -40,7 +40,8 @@ def score(
         steps = [*steps, "k-reciprocal re-ranking, k1 20, k2 6, weight 0.3"]
     calibrated = None
     if validation is not None:
-        calibrated = calibrate(top_scores(refine(task_of(validation, flags.metric)), max_memory=memory), flags.no_match)
+        held_out = refine(subject.task(validation, flags.metric))
+        calibrated = calibrate(top_scores(held_out, max_memory=memory), flags.no_match)
     measured = {}
     for name, task in subject.tasks(flags.metric).items():
         task = refine(task)

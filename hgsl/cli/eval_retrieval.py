@@ -81,7 +81,7 @@ def _evaluate(words: list[str]) -> None:
 
     with ExitStack() as stack:
         if flags.embeddings:
-            subject = _eval_images.from_files(flags)
+            subject = _eval_images.from_files(config, flags)
         else:
             subject = _eval_images.from_network(config, flags, stack)
         subject = _eval_steps.whitened(subject, flags)

@@ -5,7 +5,8 @@ positions (B, count) in the gallery; where it finds fewer it pads with score -in
 float32 rounding noise and its order among equals is arbitrary: ``search`` settles both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -44,9 +45,12 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
     whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()] if resident else []
 
     def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
-        block = torch.from_numpy(queries).to(device)
+        with float32_products():
+            return search(torch.from_numpy(queries).to(device), count)
+
+    def search(block: torch.Tensor, count: int) -> tuple[Floats, Ints]:
         # The (B, chunk) matrix of scores and its sort have the other half of the memory.
-        size = max(count, max_memory // (32 * len(queries)))
+        size = max(count, max_memory // (32 * len(block)))
         best: tuple[torch.Tensor, torch.Tensor] | None = None
         start = 0
         for part in whole or (torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
@@ -94,6 +98,17 @@ def approximate(gallery: Vectors, metric: str, index: str) -> Proposer:
         return np.where(found < 0, -np.inf, scores), found
 
     return propose
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Matrix products in float32 proper while it lasts, whatever faster and coarser format is allowed elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def check_metric(metric: str) -> None:

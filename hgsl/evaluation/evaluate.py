@@ -76,10 +76,9 @@ def evaluate_embeddings(
         gallery_ids=gallery_ids,
         gallery_groups=gallery_groups,
         metric=metric,
+        device=device,
     )
-    return evaluate_task(
-        task, ks, index=index, cluster=cluster, device=device, max_memory=max_memory, progress=progress
-    )
+    return evaluate_task(task, ks, index=index, cluster=cluster, max_memory=max_memory, progress=progress)
 
 
 def evaluate_task(
@@ -88,7 +87,6 @@ def evaluate_task(
     *,
     index: str = "Flat",
     cluster: bool = False,
-    device: torch.device | str = "cpu",
     reorder: Callable[[RetrievalTask], Reorder] | None = None,
     max_memory: int = 1 << 30,
     progress: bool = False,
@@ -106,7 +104,7 @@ def evaluate_task(
             f"none of the {len(whole.queries)} queries has another image of its label among "
             f"{len(task.gallery)} gallery images: give at least two images of one class"
         )
-    gallery = task.search_gallery(index, torch.device(device), max_memory)
+    gallery = task.search_gallery(max_memory, index)
     depths = np.maximum(task.relevant, max(ks))
     labels = task.query_labels, task.gallery_labels
     rearrange = None if reorder is None else reorder(task)
@@ -164,7 +162,7 @@ def _overlap(task: RetrievalTask, gallery: Gallery, k: int, max_memory: int) -> 
     count = len(task.queries)
     task = task.subset(np.random.default_rng(0).choice(count, min(count, OVERLAP_QUERIES), replace=False))
     found = []
-    for searched in (task.search_gallery("Flat", torch.device("cpu"), max_memory), gallery):
+    for searched in (task.search_gallery(max_memory), gallery):
         nearest = np.empty((len(task.queries), k), dtype=np.int64)
         depths = np.full(len(nearest), k)
         for rows, positions in nearest_blocks(

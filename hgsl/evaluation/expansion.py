@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -48,7 +47,7 @@ def _mixed(task: RetrievalTask, count: int, alpha: float, max_memory: int, name:
         raise InputError(f"expansion weighs neighbours by cosine similarity, but the metric is {task.metric!r}")
     if count < 1 or alpha < 0:
         raise InputError(f"expansion needs at least 1 neighbour and alpha of at least 0, found {count} and {alpha}")
-    gallery = task.search_gallery("Flat", torch.device("cpu"), max_memory)
+    gallery = task.search_gallery(max_memory)
     mixed = np.empty((len(task.queries), task.queries.width), dtype=np.float32)
     depths = np.full(len(mixed), min(count, len(task.gallery)))
     with tqdm(total=len(mixed), desc=name, unit="image", disable=None if progress else True) as bar:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -50,7 +49,7 @@ def nearest(
         reorder: As for ``evaluate_task``: what it moves up within the first ``REORDER_DEPTH`` is shown.
     """
     task = task.subset(task.answerable)
-    gallery = task.search_gallery("Flat", torch.device("cpu"), max_memory)
+    gallery = task.search_gallery(max_memory)
     rearrange = None if reorder is None else reorder(task)
     found = np.empty((len(task.queries), min(count, len(task.gallery))), dtype=np.int64)
     scores = np.empty(found.shape, dtype=np.float32)

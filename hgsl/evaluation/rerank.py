@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -76,12 +75,12 @@ def _together(task: RetrievalTask) -> tuple[RetrievalTask, Ints]:
         vectors = open_vectors(np.concatenate(rows))
     ids = np.arange(len(vectors))
     ones = np.ones(len(vectors), dtype=np.int64)
-    return RetrievalTask(vectors, ones, ids, vectors, ones, ids, ((ids, ids),), ones, task.metric), own
+    return RetrievalTask(vectors, ones, ids, vectors, ones, ids, ((ids, ids),), ones, task.metric, task.device), own
 
 
 def _nearest(task: RetrievalTask, count: int, max_memory: int) -> Ints:
     """The rows of N(p, count), p itself first, (M, count + 1); -1 where there are fewer images."""
-    gallery = task.search_gallery("Flat", torch.device("cpu"), max_memory)
+    gallery = task.search_gallery(max_memory)
     nearest = np.empty((len(task.queries), count + 1), dtype=np.int64)
     nearest[:, 0] = np.arange(len(nearest))
     depths = np.full(len(nearest), count)

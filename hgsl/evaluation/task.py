@@ -27,6 +27,7 @@ class RetrievalTask:
         excluded: Keys of queries and gallery; where they are equal in a pair, that image is no neighbour of that query.
         relevant: (Q,) how many gallery images have the query's label and are not excluded for it.
         metric: ``cosine``, ``inner_product`` or ``l2``.
+        device: Where exact search runs; the same neighbours come out on each.
     """
 
     queries: Vectors
@@ -38,6 +39,7 @@ class RetrievalTask:
     excluded: tuple[KeyPair, ...]
     relevant: Ints
     metric: str
+    device: torch.device
 
     @property
     def answerable(self) -> Ints:
@@ -55,14 +57,14 @@ class RetrievalTask:
             relevant=self.relevant[rows],
         )
 
-    def search_gallery(self, index: str, device: torch.device, max_memory: int) -> Gallery:
-        """Returns the gallery ready to search: exactly on ``device`` if the index is ``Flat``, else by that index."""
+    def search_gallery(self, max_memory: int, index: str = "Flat") -> Gallery:
+        """Returns the gallery ready to search: exactly on the task's device if the index is ``Flat``, else by it."""
         if index != "Flat":
             propose = candidates.approximate(self.gallery, self.metric, index)
-        elif device.type == "cpu":
+        elif self.device.type == "cpu":
             propose = candidates.on_cpu(self.gallery, self.metric, max_memory)
         else:
-            propose = candidates.on_device(self.gallery, self.metric, max_memory, device)
+            propose = candidates.on_device(self.gallery, self.metric, max_memory, self.device)
         return Gallery(self.gallery, self.gallery_ids, self.metric, propose, exact=index == "Flat")
 
 
@@ -79,6 +81,7 @@ def make_task(
     gallery_ids: Array | None = None,
     gallery_groups: Array | None = None,
     metric: str = "cosine",
+    device: torch.device | str = "cpu",
 ) -> RetrievalTask:
     """Checks the arguments of ``evaluate_embeddings``, where they are described, and puts them in one form.
 
@@ -127,6 +130,7 @@ def make_task(
         excluded=tuple(excluded),
         relevant=_count_relevant(label_pair, excluded),
         metric=metric,
+        device=torch.device(device),
     )
 
 

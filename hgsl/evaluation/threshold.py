@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
@@ -49,7 +48,7 @@ class TopScores:
 def top_scores(task: RetrievalTask, *, max_memory: int = 1 << 30) -> TopScores:
     """Searches every query of the task with its match in the gallery, deep enough to meet another class."""
     task = task.subset(task.answerable)
-    gallery = task.search_gallery("Flat", torch.device("cpu"), max_memory)
+    gallery = task.search_gallery(max_memory)
     count = len(task.queries)
     best, other = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
     is_hit = np.empty(count, dtype=bool)

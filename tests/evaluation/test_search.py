@@ -174,7 +174,7 @@ def test_images_of_the_querys_label_and_group_are_left_out():
     same = (labels[:, None] == labels) & (groups[:, None] == groups) & (groups[:, None] >= 0)
     keep = ~same & ~np.eye(120, dtype=bool)
     np.testing.assert_array_equal(task.relevant, ((labels[:, None] == labels) & keep).sum(axis=1))
-    gallery = task.search_gallery("Flat", torch.device("cpu"), 1 << 30)
+    gallery = task.search_gallery(1 << 30)
     found = np.concatenate(
         [block for _, block in nearest_blocks(gallery, task.queries, np.full(120, 80), excluded=task.excluded)]
     )
@@ -251,3 +251,22 @@ def test_memory_stays_within_the_budget():
 def kilobytes(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def test_a_gpu_search_is_not_rounded_to_fewer_bits_than_float32(monkeypatch):
+    """The order is settled only within the noise of true float32 sums; TensorFloat-32 would be a thousand times it."""
+    used = []
+    plain = candidates._scores
+    monkeypatch.setattr(
+        candidates, "_scores", lambda *a: (used.append(torch.get_float32_matmul_precision()), plain(*a))[1]
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        vectors, ids = unit(np.random.default_rng(8), 100, 8), np.arange(100)
+        found = find(vectors, vectors, 5, ids, ids, maker=on_torch)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(used) == {"highest"}
+    np.testing.assert_array_equal(found, brute_force(vectors, vectors, 5, ids, ids))
