@@ -156,6 +156,9 @@ class LossConfig:
     """K as a curriculum, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
     sharded: bool = False
     """With several processes, whether each holds its share of the centres instead of all of them."""
+    centers: Literal["random", "class_means"] = "random"
+    """Where the class centres start: random, as published, or at the mean embedding of each class's images, which
+    costs one pass over the training images."""
 
     def __post_init__(self) -> None:
         _refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")

@@ -16,6 +16,7 @@ from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine import run_folder
 from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, build_train_set
+from hgsl.engine.centers import start_at_means
 from hgsl.engine.checkpoint import load_state, save_state
 from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluate import evaluate
@@ -107,6 +108,9 @@ class Run:
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
             before = self._scores(self.test_set) if config.eval.before else {}
+            if config.loss.centers == "class_means":
+                images = self._eval_set("train")
+                start_at_means(state.objective.loss_fn, self.model, images, self.place, config.eval.batch_size)
         best = self._best_epoch()
         self._fit(before, best)
         if best:

@@ -1,0 +1,77 @@
+"""Class centres start at the means of their classes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hgsl.common.errors import InputError
+from hgsl.config import Config
+from hgsl.engine.build import Place, build_place
+from hgsl.engine.centers import start_at_means
+from hgsl.engine.objective import build_objective
+
+
+@dataclass
+class Points:
+    """Three classes; ``images`` are the embeddings themselves."""
+
+    num_classes: int = 3
+    labels: Any = field(default_factory=lambda: np.array([0, 2, 1, 0, 2, 2]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        vector = torch.nn.functional.normalize(torch.randn(4, generator=torch.Generator().manual_seed(index)), dim=0)
+        return vector, int(self.labels[index]), index
+
+
+class Same(nn.Module):
+    embedding_size = 4
+    is_convolutional = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+def means(points: Points) -> torch.Tensor:
+    vectors = torch.stack([points[i][0] for i in range(len(points))])
+    rows = [vectors[points.labels == label].mean(0) for label in range(points.num_classes)]
+    return torch.stack([row / row.norm() for row in rows])
+
+
+@pytest.fixture
+def place() -> Place:
+    config = Config()
+    config.run.device, config.data.workers = "cpu", 0
+    return build_place(config)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_centres_are_the_directions_of_the_means(place: Place, sharded: bool) -> None:
+    config, points = Config(), Points()
+    config.loss.sharded = sharded
+    loss_fn = build_objective(config.loss, 3, 4).loss_fn
+    start_at_means(loss_fn, Same(), points, place, batch=2)
+    torch.testing.assert_close(loss_fn.centers.detach(), means(points))
+
+
+@pytest.mark.parametrize(("name", "transposed"), [("ProxyAnchorLoss", False), ("ArcFaceLoss", True)])
+def test_vectors_of_other_losses_too(place: Place, name: str, transposed: bool) -> None:
+    config, points = Config(), Points()
+    config.loss.name = name
+    loss_fn = build_objective(config.loss, 3, 4).loss_fn
+    start_at_means(loss_fn, Same(), points, place, batch=6)
+    (vectors,) = loss_fn.parameters()
+    torch.testing.assert_close(vectors.detach().T if transposed else vectors.detach(), means(points))
+
+
+def test_a_loss_over_pairs_has_none(place: Place) -> None:
+    config = Config()
+    config.loss.name = "TripletMarginLoss"
+    with pytest.raises(InputError, match=r"TripletMarginLoss has none: leave it at 'random'"):
+        start_at_means(build_objective(config.loss, 3, 4).loss_fn, Same(), Points(), place, batch=6)
