@@ -14,6 +14,7 @@ from hgsl.config import Config
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FREE = ("options", "miner_options", "top_k_schedule")  # dictionaries
 
 
 def build_parser(description: str, settings: type[Config] = Config) -> jsonargparse.ArgumentParser:
@@ -114,7 +115,7 @@ def _accepted(key: str, known: set[str]) -> bool:
 
 def _is_free(key: str) -> bool:
     """Whether ``key`` is, or lies in, a setting whose own keys only its reader knows."""
-    return any(part == "options" for part in key.split("."))
+    return any(part in FREE for part in key.split("."))
 
 
 def _unknown_setting(what: str, key: str, known: set[str]) -> str:

@@ -1,0 +1,292 @@
+"""Losses against each other: one recipe, an equal tuning budget, several seeds, on classes that training never saw.
+
+    python benchmarks/quality.py --data cub100 --root PATH/TO/cub100
+    python benchmarks/quality.py --data flowers17 --root PATH/TO/flowers17 --only hgsl_topk ProxyAnchor
+
+Every loss has at most six trials, in three stages: its sharpness (three), the learning rates (two), and its margin or K
+(one), each around the best so far. The last third of the training classes is held out to choose by MAP@R; the searched
+classes are not even listed in those runs. The chosen setting then trains on all training classes, once a seed, and is
+measured on the searched ones. Each run leaves one JSON file in ``--out``, named after its whole configuration: another
+call repeats no finished run and goes on in the middle of an unfinished one. Every call writes ``table.md`` there anew.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from hgsl.cli._main import run
+from hgsl.cli._settings import CONFIGS, build_parser, parse, to_yaml
+from hgsl.common.errors import InputError
+from hgsl.common.files import write_json, write_text
+from hgsl.data import Manifest, load_manifest
+from hgsl.data.csv import write_table
+from hgsl.data.manifest import make_manifest
+from hgsl.data.protocols import apply_protocol, cut_validation
+from hgsl.engine.run import train
+from hgsl.engine.run_folder import CONFIG, LAST_BATCH, STATE
+from hgsl.engine.stop import Stopped
+
+Setting = dict[str, Any]  # dotted name -> value, laid over the recipe
+MOST_TRIALS = 6
+VALIDATION = 1 / 3  # of the training classes
+RATES: list[Setting] = [
+    {"optim.lr": 6e-4, "optim.projection_lr": 6e-3, "optim.centers_lr": 2e-2},
+    {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
+]
+
+
+UNTOLD = ("loss.name", "loss.miner", "type_of_triplets", "data.sampler", "data.per_class", "optim.projection_lr")
+
+
+def of_library(name: str, **options: Any) -> Setting:
+    """A loss of pytorch-metric-learning."""
+    return {"loss.name": name, "loss.top_k": None, "loss.options": options}
+
+
+def triplet(margin: float) -> Setting:
+    """Semi-hard triplets. Such a loss needs pairs in its batches: four images of each of a few classes.
+
+    Where there are not enough classes for that (flowers17), the batches are random, and full of pairs anyhow.
+    """
+    return {
+        **of_library("TripletMarginLoss", margin=margin),
+        "loss.miner": "TripletMarginMiner",
+        "loss.miner_options": {"margin": margin, "type_of_triplets": "semihard"},
+        "data.sampler": "m_per_class",
+        "data.per_class": 4,
+    }
+
+
+# Loss -> stages of trials; the trials of a stage are laid over the best of the stages before it.
+LOSSES: dict[str, list[list[Setting]]] = {
+    "hgsl_global": [
+        [{"loss.alpha": alpha, "loss.top_k": None} for alpha in (0.4, 0.25, 0.6)],
+        RATES,
+        [{"loss.margin": 0.1}],
+    ],
+    "hgsl_topk": [
+        [{"loss.alpha": alpha, "loss.top_k": 10} for alpha in (0.4, 0.25, 0.6)],
+        RATES,
+        [{"loss.top_k": 5}],
+    ],
+    "ProxyAnchor": [
+        [of_library("ProxyAnchorLoss", alpha=alpha, margin=0.1) for alpha in (32, 16, 64)],
+        RATES,
+        [{"loss.options": {"margin": 0.2}}],
+    ],
+    "NormalizedSoftmax": [
+        [of_library("NormalizedSoftmaxLoss", temperature=temperature) for temperature in (0.05, 0.1, 0.2)],
+        RATES,
+        [{"loss.options": {"temperature": 0.07}}],
+    ],
+    "ArcFace": [
+        [of_library("ArcFaceLoss", scale=scale, margin=17.2) for scale in (16, 32, 64)],
+        RATES,
+        [{"loss.options": {"margin": 28.6}}],
+    ],
+    "triplet": [
+        [triplet(margin) for margin in (0.1, 0.05, 0.2)],
+        RATES,
+        [{"loss.options": {"smooth_loss": True}}],
+    ],
+}
+
+
+class Bench:
+    """Runs settings over one recipe, each once; the results are files in ``out``."""
+
+    def __init__(
+        self, recipe: Mapping[str, Any], tables: Mapping[str, Path], images: Path, out: Path, classes: int
+    ) -> None:
+        self.recipe, self.tables, self.images, self.out, self.classes = recipe, tables, images, out, classes
+
+    def run(self, phase: str, loss: str, setting: Setting, seed: int = 0) -> dict[str, Any]:
+        """Trains and measures, or reads what an earlier call has found; a loss that diverges scores 0."""
+        table = self.tables[phase]
+        source = {"data.name": "csv", "data.root": str(table), "data.options": {"image_root": str(self.images)}}
+        wanted = nested({**setting, **source, "run.seed": seed}, self.recipe)
+        if self.classes * wanted["data"].get("per_class", 4) < wanted["train"]["batch_size"]:
+            wanted["data"]["sampler"] = "random"
+        digest = hashlib.sha256((yaml.safe_dump(wanted) + table.read_text(encoding="utf-8")).encode()).hexdigest()
+        path = self.out / f"{phase}-{loss}-seed{seed}-{digest[:12]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        work = self.out / "unfinished" / path.stem
+        config_file = self.out / "unfinished" / f"{path.stem}.yaml"
+        write_text(config_file, yaml.safe_dump(wanted))
+        config, _ = parse(build_parser(""), ["--config", str(config_file)])
+        print(f"\n{phase}: {loss}, seed {seed}, {describe(setting)}", flush=True)
+        begun = (work / STATE).is_file()
+        try:
+            report = train(config, to_yaml(config), work, resume=begun, overwrite=(work / CONFIG).is_file())
+            scores, seconds = report["after"], report["seconds"]
+        except InputError as error:
+            if not (work / LAST_BATCH).is_file():
+                raise
+            print(error)
+            scores, seconds = {"recall@1": 0.0, "map@r": 0.0, "num_queries": 0, "split_hash": ""}, 0.0
+        found = {"phase": phase, "loss": loss, "setting": setting, "seed": seed, "seconds": seconds}
+        found |= {name: scores[name] for name in ("recall@1", "map@r", "num_queries", "split_hash")}
+        write_json(path, found)
+        shutil.rmtree(work)
+        config_file.unlink()
+        return found
+
+
+def tune(bench: Bench, loss: str, budget: int) -> tuple[Setting, list[dict[str, Any]]]:
+    """Returns the setting with the best MAP@R on the validation classes, and the trials in their order."""
+    best: dict[str, Any] = {"setting": {}, "map@r": -1.0}
+    trials: list[dict[str, Any]] = []
+    for stage in LOSSES[loss]:
+        base = best["setting"]
+        for change in stage[: budget - len(trials)]:
+            trials.append(bench.run("tune", loss, laid_over(base, change)))
+            best = max(best, trials[-1], key=lambda found: found["map@r"])
+    return best["setting"], trials
+
+
+def laid_over(base: Setting, change: Setting) -> Setting:
+    """``change`` over ``base``; arguments of a loss are added, not replaced as a whole."""
+    merged = {**base, **change}
+    if "loss.options" in base and "loss.options" in change:
+        merged["loss.options"] = {**base["loss.options"], **change["loss.options"]}
+    return merged
+
+
+def nested(dotted: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the sections ``base`` with ``section.name`` set."""
+    found = {section: dict(values) for section, values in base.items()}
+    for name, value in dotted.items():
+        section, _, key = name.partition(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def read_split(name: str, root: Path | None) -> Manifest:
+    """The first half of the classes trains, the second is searched; the last third of the first is for validation."""
+    if name != "cub100":
+        return load_manifest(name, root, val_share=VALIDATION)
+    if root is None:
+        raise InputError("cub100, a subset of CUB-200-2011, is no data set of hgsl: give its folder with --root")
+    classes, images, labels = (read_pairs(root / f"{file}.txt") for file in ("classes", "images", "image_class_labels"))
+    numbers = [int(labels[image]) for image in images]
+    raw = make_manifest("cub100", root / "images", list(images.values()), numbers, list(classes.values()))
+    return cut_validation(apply_protocol(raw, "zero-shot"), VALIDATION)
+
+
+def read_pairs(path: Path) -> dict[str, str]:
+    """The lines ``number, value`` of a list."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {number: value for number, _, value in (line.partition(", ") for line in lines)}
+
+
+def write_tables(manifest: Manifest, out: Path) -> dict[str, Path]:
+    """Lists what each phase sees: ``final`` everything, ``tune`` the training classes, with some of them searched."""
+    split = manifest.split
+    parts = {
+        "final": replace(manifest, split=np.where(split == "test", "test", "train")),
+        "tune": replace(manifest, split=np.where(split == "val", "test", "train")).take(
+            np.flatnonzero(split != "test")
+        ),
+    }
+    for phase, part in parts.items():
+        write_table(part, out / f"{phase}.csv")
+    return {phase: out / f"{phase}.csv" for phase in parts}
+
+
+def describe(setting: Setting) -> str:
+    """A setting in one line, without what every run of its loss has."""
+
+    def words() -> Iterator[str]:
+        for name, value in setting.items():
+            if isinstance(value, dict):
+                yield from (f"{key} {item}" for key, item in value.items() if key not in UNTOLD)
+            elif name not in UNTOLD and value is not None:
+                yield f"{name.partition('.')[2]} {value}"
+
+    return ", ".join(dict.fromkeys(words())) or "as in the recipe"
+
+
+def table(finals: Mapping[str, list[dict[str, Any]]], trials: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Markdown: mean and standard deviation over seeds, best MAP@R first, and under it every trial."""
+    lines = ["| loss | chosen setting | trials | seeds | R@1 | MAP@R |", "|---|---|---:|---:|---:|---:|"]
+    order = sorted(finals, key=lambda loss: -statistics.mean(found["map@r"] for found in finals[loss]))
+    for loss in order:
+        runs = finals[loss]
+        recall, map_at_r = (spread([found[name] for found in runs]) for name in ("recall@1", "map@r"))
+        setting = describe(runs[0]["setting"])
+        lines.append(f"| {loss} | {setting} | {len(trials.get(loss, []))} | {len(runs)} | {recall} | {map_at_r} |")
+    lines += ["", "| trial on the validation classes | R@1 | MAP@R | seconds |", "|---|---:|---:|---:|"]
+    for loss in order:
+        for found in trials.get(loss, []):
+            scores = f"{100 * found['recall@1']:.2f} | {100 * found['map@r']:.2f} | {found['seconds']:.0f}"
+            lines.append(f"| {loss}: {describe(found['setting'])} | {scores} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of two or more, standard deviation (n - 1), in percent."""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cub100", help="cub100, or a data set of hgsl.data.DATASETS")
+    parser.add_argument("--root", type=Path, help="its folder")
+    parser.add_argument("--recipe", type=Path, default=CONFIGS / "folder.yaml", help="what all losses share")
+    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=MOST_TRIALS, help=f"at most {MOST_TRIALS} a loss")
+    parser.add_argument("--only", nargs="+", choices=LOSSES, metavar="LOSS", help=f"of {', '.join(LOSSES)}")
+    parser.add_argument("--out", type=Path, help="default: runs/quality/DATA-IMAGE_SIZE-EPOCHS")
+    args = parser.parse_args()
+    if not 1 <= args.trials <= MOST_TRIALS or args.seeds < 1:
+        parser.error(f"--trials must be 1 to {MOST_TRIALS}, --seeds at least 1")
+    out = args.out or Path("runs/quality") / f"{args.data}-{args.image_size}-{args.epochs}"
+    return run(lambda: compare(args, out))
+
+
+def compare(args: argparse.Namespace, out: Path) -> int:
+    """Tunes and trains the losses in turn; the table is there after the first of them."""
+    manifest = read_split(args.data, args.root)
+    shared = {"data.image_size": args.image_size, "data.cache": "resized", "data.crop_to_boxes": False}
+    recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
+    recipe = nested({**shared, "train.epochs": args.epochs, "eval.before": False}, recipe)
+    counts = {split: len(np.unique(manifest.labels[manifest.split == split])) for split in ("train", "val", "test")}
+    bench = Bench(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
+    head = (
+        f"{args.data}: {counts['train'] + counts['val']} classes train, {counts['test']} are searched; trials train on "
+        f"{counts['train']} and search {counts['val']}. {args.image_size} px, {args.epochs} epochs, recipe "
+        f"{args.recipe.name}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}. In percent, mean ± standard deviation over seeds.\n\n"
+    )
+    trials: dict[str, list[dict[str, Any]]] = {}
+    try:
+        finals = {"none (pretrained)": [bench.run("final", "none", {"train.epochs": 0})]}
+        for loss in args.only or LOSSES:
+            setting, trials[loss] = tune(bench, loss, args.trials)
+            finals[loss] = [bench.run("final", loss, setting, seed) for seed in range(args.seeds)]
+            write_text(out / "table.md", head + table(finals, trials))
+    except Stopped as stopped:
+        print(f"stopped; the same command goes on from here ({out})", file=sys.stderr)
+        return stopped.exit_code
+    print(f"\n{head}{table(finals, trials)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
