@@ -38,7 +38,12 @@ HOW: list[tuple[str, Any, str]] = [
     ("--metric", str, "cosine (default), inner_product or l2."),
     ("--index", str, "Flat (exact, default) or a FAISS factory string such as 'IVF4096,Flat nprobe=32'."),
     ("--max-memory", float, "GB that the search may use beyond the embeddings; 1 by default."),
-    ("--ignore-same-group", None, "Leave out gallery images of a query's class and group of the data set's table."),
+    (
+        "--ignore-same-group",
+        None,
+        "Leave out gallery images of a query's class and group (a csv table's category, "
+        "or --data.options.group_column, such as camera).",
+    ),
     ("--flip", None, "Average each image with its mirror image."),
     ("--crops", int, "5 averages the centre and the four corners; 1 by default."),
     ("--whiten", int, "PCA-whiten to so many dimensions, fitted on training images; 0 keeps all."),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.common.files import atomic_path
 from hgsl.data.manifest import Manifest, make_manifest
 
@@ -20,7 +20,11 @@ Row = Mapping[str, str]
 
 
 def load(
-    root: Path, encoding: str = "utf-8-sig", image_root: str | Path | None = None, test_list: str | Path | None = None
+    root: Path,
+    encoding: str = "utf-8-sig",
+    image_root: str | Path | None = None,
+    test_list: str | Path | None = None,
+    group_column: str | None = None,
 ) -> Manifest:
     """Reads a table with a header line; other columns than those above are left alone.
 
@@ -34,6 +38,8 @@ def load(
         image_root: What paths are relative to; the table's own folder if None.
         test_list: A second table of the same form, for lists that come in pairs: ``root`` then trains and this is
             searched. Relative to the folder of the first.
+        group_column: The column whose equal values make a group, such as ``camera``; None takes ``category``, if there
+            is one. An evaluation can leave out the images of a query's class and group.
 
     Raises:
         FileNotFoundError: There is no such table.
@@ -70,7 +76,7 @@ def load(
         is_query=query,
         is_gallery=gallery,
         boxes=_boxes(rows, table),
-        groups=_groups(rows),
+        groups=_groups(rows, group_column, table),
         notes=notes,
     )
 
@@ -206,10 +212,13 @@ def _boxes(rows: Sequence[Row], table: Path) -> list[list[float]] | None:
     return boxes
 
 
-def _groups(rows: Sequence[Row]) -> np.ndarray | None:
-    if "category" not in rows[0]:
+def _groups(rows: Sequence[Row], column: str | None, table: Path) -> np.ndarray | None:
+    if column is not None and column not in rows[0]:
+        raise unknown(f"group_column of {table}", column, list(rows[0]))
+    column = column or "category"
+    if column not in rows[0]:
         return None
-    return np.unique([row["category"] for row in rows], return_inverse=True)[1]
+    return np.unique([row[column] for row in rows], return_inverse=True)[1]
 
 
 def _relative(path: str, root: Path) -> str:

@@ -31,7 +31,7 @@ class Manifest:
         is_gallery: (N,) bool, whether the row is searched when its split is evaluated.
         ids: (N,) int64, the row's number in the full manifest; a subset keeps it.
         boxes: (N, 4) float64 x1 y1 x2 y2 in pixels, x2 and y2 exclusive, or None.
-        groups: (N,) int64, a coarser category than the class, or None.
+        groups: (N,) int64, such as a camera or a coarser category, or None.
         crop_to_boxes: Whether an image is cut to its box when it is read.
         skipped: (path, reason) of what was found and not taken.
         notes: Sentences that a report must carry, such as "cropped to boxes".

@@ -68,6 +68,16 @@ def test_open_metric_learning_format(tmp_path: Path) -> None:
     assert not manifest.crop_to_boxes
 
 
+def test_any_column_can_be_the_group(tmp_path: Path) -> None:
+    table = write(tmp_path, "path,label,camera\na,1,left\nb,1,right\nc,2,left\n")
+    assert load(table).groups is None
+    groups = load(table, group_column="camera").groups
+    assert groups is not None
+    assert groups.tolist() == [0, 1, 0]
+    with pytest.raises(InputError, match=r"unknown group_column of .*list.csv 'camra': did you mean 'camera'\?"):
+        load(table, group_column="camra")
+
+
 def test_validation_beside_test_is_validation(tmp_path: Path) -> None:
     manifest = load(write(tmp_path, "path,label,split\na,1,train\nb,2,val\nc,3,test\n"))
     assert manifest.split.tolist() == ["train", "val", "test"]
