@@ -1,0 +1,7 @@
+"""How settings that contradict each other are refused."""
+
+
+def refuse(condition: bool, message: str) -> None:
+    """Raises ValueError with ``message`` if ``condition`` holds; the command line shows it as one line."""
+    if condition:
+        raise ValueError(message)

@@ -1,0 +1,100 @@
+"""Which run, on which images, measured how."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hgsl.config.checks import refuse
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and on what it runs."""
+
+    dir: str | None = None
+    """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE."""
+    seed: int = 0
+    """Seed of the weights, the centres, the order of images and their augmentation."""
+    device: str = "auto"
+    """auto (the best one present), cuda, cuda:N, mps or cpu."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the network; auto is bfloat16 where the hardware has it, float16 on older GPUs, else float32."""
+    threads: int | None = None
+    """CPU threads of PyTorch in each process; empty leaves its own choice, the number of cores."""
+    compile: bool = False
+    """Whether torch.compile translates the network first: minutes at the start, faster steps afterwards."""
+    deterministic: bool = False
+    """On a GPU, whether only kernels that repeat their results to the bit may be used; a CPU run always repeats."""
+
+    def __post_init__(self) -> None:
+        refuse(self.threads is not None and self.threads < 1, f"run.threads must be at least 1, found {self.threads}")
+
+
+@dataclass
+class DataConfig:
+    """Which images, how they are split and how they reach the network."""
+
+    name: str = "synthetic"
+    """Dataset: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
+    root: str | None = None
+    """Folder of the dataset (for csv: the table); empty means datasets/NAME of the installation."""
+    protocol: str = "zero-shot"
+    """zero-shot (classes of the search are never trained on), closed-set or query-gallery."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the dataset's adapter, such as {seed: 1} for folder (which classes are searched)."""
+    test_share: float = 0.5
+    """Datasets without an official split (folder): the share of the classes that is searched, not trained on."""
+    image_size: int = 224
+    """Side in pixels of the square image that the network sees."""
+    crop_pct: float | None = None
+    """Evaluation: share of the resized photo's side that the central crop keeps; empty means the backbone's own."""
+    recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
+    """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
+    crop_scale: tuple[float, float] = (0.3, 1.0)
+    """random_resized_crop: smallest and largest share of the image's area in a crop."""
+    sampler: Literal["random", "m_per_class", "class_balanced"] = "random"
+    """random: every image once an epoch; m_per_class: batches of a few classes with per_class images each;
+    class_balanced: every class equally often."""
+    per_class: int = 4
+    """m_per_class: images of a class in a batch."""
+    cache: Literal["none", "resized"] = "none"
+    """resized keeps every image at the size the transform starts from, so that only the first epoch decodes files."""
+    crop_to_boxes: bool = False
+    """Whether images are cut to their boxes, where the data set has them; reports then say so."""
+    val_share: float = 0.0
+    """Share of the training classes that is kept out of training to choose the epoch (train.select: best)."""
+    val_fold: int | None = None
+    """Instead of val_share: which of four class-disjoint folds of the training classes, 0 to 3, is kept out."""
+    workers: int | None = None
+    """Processes that read and transform images; empty means one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
+        refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
+        refuse(
+            self.crop_pct is not None and not 0 < self.crop_pct <= 1,
+            f"data.crop_pct must be above 0 and at most 1, or empty, found {self.crop_pct}",
+        )
+        low, high = self.crop_scale
+        refuse(not 0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, found [{low}, {high}]")
+        refuse(
+            self.val_fold is not None and self.val_share > 0,
+            f"data.val_share {self.val_share} and data.val_fold {self.val_fold} both cut validation classes: give one",
+        )
+        refuse(not 0 <= self.val_share < 1, f"data.val_share must lie from 0 to below 1, found {self.val_share}")
+        refuse(self.workers is not None and self.workers < 0, f"data.workers cannot be negative, found {self.workers}")
+
+
+@dataclass
+class EvalConfig:
+    """Retrieval on the classes that training never saw."""
+
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """The K of Recall@K and Precision@K."""
+    batch_size: int = 64
+    """Images embedded at a time."""
+    before: bool = True
+    """Whether to measure before training as well."""
+
+    def __post_init__(self) -> None:
+        refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")
+        refuse(self.batch_size < 1, f"eval.batch_size must be positive, found {self.batch_size}")

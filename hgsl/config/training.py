@@ -1,0 +1,150 @@
+"""The loss, the optimiser and the loop."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hgsl.config.checks import refuse
+
+
+@dataclass
+class LossConfig:
+    """The Hard Global Softmin Loss, or one of pytorch-metric-learning's by its class name."""
+
+    name: str = "HardGlobalSoftminLoss"
+    """HardGlobalSoftminLoss, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of another loss than HardGlobalSoftminLoss; num_classes and embedding_size are filled in."""
+    miner: str | None = None
+    """A class of pytorch_metric_learning.miners, such as TripletMarginMiner, for losses over pairs and triplets."""
+    miner_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the miner."""
+    memory: int = 0
+    """Embeddings of earlier steps that a loss over pairs also compares with (cross-batch memory); 0 for none."""
+    top_k: int | None = None
+    """Size K of the hard set: only the K nearest class centres count; empty means all (global softmin)."""
+    hard_set: Literal["all", "negatives"] = "all"
+    """all: the K nearest of all centres, as published; negatives: the K nearest wrong ones and always the true one."""
+    alpha: float = 0.1
+    """Softness: the scale of the distances is 10 / alpha."""
+    learnable_scale: bool = True
+    """Whether alpha is learnt."""
+    decorrelation: float = 0.1
+    """Weight of the term that pushes class centres towards right angles."""
+    margin: float = 0.0
+    """Taken off the closeness to the true class."""
+    similarity: Literal["euclidean", "cosine"] = "euclidean"
+    """What closeness is: minus the distance, as published, or the cosine."""
+    top_k_schedule: dict[int, int | None] = field(default_factory=dict)
+    """K as a curriculum, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
+    sharded: bool = False
+    """With several processes, whether each holds its share of the centres instead of all of them."""
+    centers: Literal["random", "class_means"] = "random"
+    """Where the class centres start: random, as published, or at the mean embedding of each class's images, which
+    costs one pass over the training images."""
+
+    def __post_init__(self) -> None:
+        refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
+        refuse(self.alpha <= 0, f"loss.alpha must be positive, found {self.alpha}")
+        refuse(
+            bool(self.top_k_schedule) and self.top_k is not None,
+            "loss.top_k_schedule replaces loss.top_k: leave one of them empty",
+        )
+        ours = self.name == "HardGlobalSoftminLoss"
+        refuse(ours and bool(self.options), "loss.options belong to losses of pytorch-metric-learning: set loss.name")
+        refuse(ours and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
+        refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
+        refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
+        refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
+        refuse(
+            self.hard_set == "negatives" and self.top_k is None,
+            "loss.hard_set 'negatives' needs loss.top_k: with all centres both hard sets are the same",
+        )
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser, its groups of parameters and their learning rates over time."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw or sgd."""
+    lr: float = 3e-4
+    """Peak learning rate of the backbone."""
+    projection_lr: float = 3e-3
+    """Peak learning rate of pooling and projection."""
+    centers_lr: float = 1e-2
+    """Peak learning rate of the class centres."""
+    scale_lr: float = 1e-5
+    """Peak learning rate of the loss's alpha."""
+    layer_decay: float | None = None
+    """Factor from each layer of the backbone to the one before it, such as 0.75 for transformers; empty has none."""
+    weight_decay: float = 1e-4
+    """Weight decay of backbone and projection; centres and alpha have none."""
+    momentum: float | None = None
+    """Momentum of sgd; empty means 0.9."""
+    nesterov: bool = False
+    """Whether sgd looks ahead (Nesterov's momentum)."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises linearly from nearly zero."""
+    step_epochs: list[int] = field(default_factory=list)
+    """step: the epochs after which the rate is multiplied by step_factor."""
+    step_factor: float = 0.1
+    """step: what the rate is multiplied by."""
+    clip: float | None = 5.0
+    """Largest norm of all gradients together; larger ones are scaled down to it. Empty does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
+            value = getattr(self, name)
+            refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
+        refuse(
+            not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}"
+        )
+        refuse(
+            self.name == "adamw" and self.momentum is not None,
+            "optim.momentum belongs to sgd, but optim.name is adamw: leave it empty or choose sgd",
+        )
+        refuse(
+            self.name == "adamw" and self.nesterov,
+            "optim.nesterov belongs to sgd, but optim.name is adamw: leave it out or choose sgd",
+        )
+        refuse(
+            self.schedule == "step" and not self.step_epochs,
+            "optim.schedule 'step' needs optim.step_epochs, such as [10, 20]",
+        )
+        refuse(
+            self.schedule != "step" and bool(self.step_epochs),
+            f"optim.step_epochs are given, but optim.schedule is {self.schedule!r}: choose 'step' or leave them out",
+        )
+        refuse(self.clip is not None and self.clip <= 0, f"optim.clip must be positive or empty, found {self.clip}")
+
+
+@dataclass
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images a step, all processes and micro-batches together."""
+    accumulate: int = 1
+    """Micro-batches a step: a larger value needs less memory and gives the same gradient, batch norm aside."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, such as 0.999, that is evaluated and saved in their place."""
+    select: Literal["last", "best", "best_on_test"] = "last"
+    """Which epoch's model is kept: the last, the best on the validation classes (data.val_share or val_fold), or,
+    as much published code did, the best on test, which makes the test score too high; reports say so."""
+    save_every: int = 200
+    """Steps between two saves of the state that --resume goes on from; the end of an epoch always saves."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "save_every"):
+            value = getattr(self, name)
+            refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
+        refuse(self.ema is not None and not 0 < self.ema < 1, f"train.ema must lie between 0 and 1, found {self.ema}")
+        refuse(
+            self.batch_size % self.accumulate != 0,
+            f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}: "
+            "each micro-batch has batch_size / accumulate images",
+        )
