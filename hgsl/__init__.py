@@ -12,27 +12,36 @@ if TYPE_CHECKING:
     from hgsl.data import build_dataset
     from hgsl.evaluation import evaluate_embeddings
     from hgsl.losses import HardGlobalSoftminLoss
-    from hgsl.models import create_embedder
+    from hgsl.models import create_embedder, load_embedder, push_to_hub, save_pretrained
+    from hgsl.search import SearchIndex
     from hgsl.sparsity import SoftMaskedConv2d, SoftMaskedLinear, sparsify
 
 _HOME = {
     "HardGlobalSoftminLoss": "hgsl.losses",
+    "SearchIndex": "hgsl.search",
     "SoftMaskedConv2d": "hgsl.sparsity",
     "SoftMaskedLinear": "hgsl.sparsity",
     "build_dataset": "hgsl.data",
     "create_embedder": "hgsl.models",
     "evaluate_embeddings": "hgsl.evaluation",
+    "load_embedder": "hgsl.models",
+    "push_to_hub": "hgsl.models",
+    "save_pretrained": "hgsl.models",
     "sparsify": "hgsl.sparsity",
 }
 
 __all__ = [
     "HardGlobalSoftminLoss",
+    "SearchIndex",
     "SoftMaskedConv2d",
     "SoftMaskedLinear",
     "__version__",
     "build_dataset",
     "create_embedder",
     "evaluate_embeddings",
+    "load_embedder",
+    "push_to_hub",
+    "save_pretrained",
     "sparsify",
 ]
 

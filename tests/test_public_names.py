@@ -9,11 +9,15 @@ import hgsl
 
 NAMES = {
     "HardGlobalSoftminLoss",
+    "SearchIndex",
     "SoftMaskedConv2d",
     "SoftMaskedLinear",
     "build_dataset",
     "create_embedder",
     "evaluate_embeddings",
+    "load_embedder",
+    "push_to_hub",
+    "save_pretrained",
     "sparsify",
 }
 

@@ -72,6 +72,15 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
 def approximate(gallery: Vectors, metric: str, index: str) -> Proposer:
     """An index by its FAISS factory string; it holds a copy of the gallery in its own format.
 
+    Raises:
+        InputError: See :func:`build_faiss`.
+    """
+    return from_faiss(build_faiss(gallery, metric, index), metric)
+
+
+def build_faiss(gallery: Vectors, metric: str, index: str) -> Any:
+    """Trains and fills a FAISS index.
+
     Args:
         index: A factory string, then optionally a space and search parameters: ``IVF4096,Flat nprobe=32``.
 
@@ -85,12 +94,22 @@ def approximate(gallery: Vectors, metric: str, index: str) -> Proposer:
             built.train(gallery.rows(_training_rows(built, len(gallery))))
         for chunk in gallery.chunks():
             built.add(gallery.rows(chunk))
-        if parameters:
-            space: Any = faiss.ParameterSpace()
-            space.set_index_parameters(built, parameters)
+        set_parameters(built, parameters)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"index {index!r} cannot be built for {len(gallery)} vectors: {reason}") from error
+    return built
+
+
+def set_parameters(built: Any, parameters: str) -> None:
+    """Sets search parameters of a FAISS index, such as ``nprobe=32``; FAISS raises a RuntimeError for unknown ones."""
+    if parameters:
+        space: Any = faiss.ParameterSpace()
+        space.set_index_parameters(built, parameters)
+
+
+def from_faiss(built: Any, metric: str) -> Proposer:
+    """Who proposes what a filled FAISS index finds."""
 
     def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
         scores, found = built.search(queries, count)

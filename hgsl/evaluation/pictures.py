@@ -4,10 +4,14 @@ import base64
 import io
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
 from hgsl.evaluation.inspection import Neighbours
 from hgsl.evaluation.vectors import Ints
@@ -22,6 +26,15 @@ def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
     buffer = io.BytesIO()
     ImageOps.fit(image.convert("RGB"), (side, side)).save(buffer, "WEBP", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+class Tile(NamedTuple):
+    """One picture of a sheet, with the two lines below it."""
+
+    load: Callable[[], Image.Image]
+    first: str
+    second: str
+    color: str = INK
 
 
 def write_contact_sheet(
@@ -42,35 +55,55 @@ def write_contact_sheet(
         rows: Which queries, as rows of ``query_ids``.
         side: Pixels of one picture's side.
     """
+
+    def line(row: int) -> list[Tile]:
+        query = int(query_ids[row])
+        tiles = [Tile(partial(load_image, query), "query", class_names[query_labels[row]])]
+        for column in np.flatnonzero(neighbours.ids[row] >= 0):
+            image, hit = int(neighbours.ids[row, column]), bool(neighbours.hits[row, column])
+            score = f"{'right' if hit else 'wrong'}  {neighbours.scores[row, column]:.3f}"
+            name = class_names[neighbours.labels[row, column]]
+            tiles.append(Tile(partial(load_image, image), score, name, RIGHT if hit else WRONG))
+        return tiles
+
+    write_sheet(path, [line(row) for row in rows], neighbours.ids.shape[1], side=side)
+
+
+def write_sheet(
+    path: str | os.PathLike[str], lines: Sequence[Sequence[Tile]], columns: int, *, side: int = 160
+) -> None:
+    """Writes a picture with a line for each query: the query, a little apart, then up to ``columns`` neighbours.
+
+    Args:
+        path: A file whose suffix Pillow knows, such as ``.png``.
+        lines: Each a query and its neighbours.
+        side: Pixels of one picture's side.
+    """
     gap, caption = side // 12, side // 4
     font = ImageFont.load_default(size=side // 11)
-    columns = neighbours.ids.shape[1]
-    left = side + 3 * gap  # the query stands a little apart
-    size = (left + columns * (side + gap) + gap, gap + len(rows) * (side + caption + gap))
+    left = side + 3 * gap
+    size = (left + columns * (side + gap) + gap, gap + len(lines) * (side + caption + gap))
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    def place(image_id: int, x: int, y: int, color: str, first: str, second: str) -> None:
+    def place(tile: Tile, x: int, y: int) -> None:
         border = side // 24
-        draw.rectangle([x, y, x + side - 1, y + side - 1], fill=color)
+        draw.rectangle([x, y, x + side - 1, y + side - 1], fill=tile.color)
         inner = side - 2 * border
-        sheet.paste(ImageOps.fit(load_image(image_id).convert("RGB"), (inner, inner)), (x + border, y + border))
-        for line, text in enumerate((first, second)):
-            draw.text((x, y + side + line * caption // 2), _fit(draw, text, font, side), fill=color, font=font)
+        sheet.paste(ImageOps.fit(tile.load().convert("RGB"), (inner, inner)), (x + border, y + border))
+        for line, text in enumerate((tile.first, tile.second)):
+            draw.text((x, y + side + line * caption // 2), _fit(draw, text, font, side), fill=tile.color, font=font)
 
-    for line, row in enumerate(rows):
-        y = gap + line * (side + caption + gap)
-        place(int(query_ids[row]), gap, y, INK, "query", class_names[query_labels[row]])
-        for column in range(columns):
-            if neighbours.ids[row, column] < 0:
-                continue
-            hit = bool(neighbours.hits[row, column])
-            score = f"{'right' if hit else 'wrong'}  {neighbours.scores[row, column]:.3f}"
-            name = class_names[neighbours.labels[row, column]]
-            x = left + column * (side + gap)
-            place(int(neighbours.ids[row, column]), x, y, RIGHT if hit else WRONG, score, name)
-    with atomic_path(Path(path)) as temporary:
-        sheet.save(temporary)
+    for number, tiles in enumerate(lines):
+        y = gap + number * (side + caption + gap)
+        place(tiles[0], gap, y)
+        for column, tile in enumerate(tiles[1:]):
+            place(tile, left + column * (side + gap), y)
+    try:
+        with atomic_path(Path(path)) as temporary:
+            sheet.save(temporary)
+    except ValueError as error:  # Pillow does not know the suffix
+        raise InputError(f"cannot write a picture to {path}: {error}; a name such as sheet.png is understood") from None
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

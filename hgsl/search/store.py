@@ -1,0 +1,228 @@
+"""The folder of an index, and the one moment at which a new state of it counts.
+
+    index.json             what the index is: model, preprocessing, threshold, and the files that hold this state
+    embeddings.N.npy       (photos, D) float32 of unit norm, row i belongs to photo i
+    photos.N.json          paths, sizes, times, labels; the broken photos with their reasons
+    neighbours.N.faiss     the FAISS index of a factory string; a flat index is the embeddings themselves
+    model/                 model.safetensors and model.json, so that a query needs nothing but this folder
+    unfinished/            what a killed run has computed
+
+The files of state N + 1 are written beside those of state N, then ``index.json`` is replaced: whoever reads, at any
+moment and after any crash, sees one state or the other. Nothing is unpickled.
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path, write_json
+from hgsl.evaluation.vectors import Floats, Vectors, load_array, open_vectors
+from hgsl.search import neighbours
+from hgsl.search.photos import Photo
+
+RECORD, MODEL, UNFINISHED, LOCK = "index.json", "model", "unfinished", ".lock"
+MODEL_COMPLETE = "model.json"  # the file of the model's two that is written last
+FORMAT = 1
+KEYS = {"format": int, "state": int, "root": str, "faiss": str, "model": dict, "files": dict}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The photos of an index.
+
+    Attributes:
+        photos: One a row.
+        labels: One a row; None where there is none.
+        broken: Photo -> why it could not be read.
+    """
+
+    photos: list[Photo]
+    labels: list[str | None]
+    broken: dict[Photo, str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What an index holds: ``index.json``, the photos, and one vector a photo, (photos, D), mapped from the file."""
+
+    record: dict[str, Any]
+    table: Table
+    vectors: Vectors
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the system frees it when the process ends, however it ends.
+
+    Raises:
+        InputError: Another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is writing to {folder}: wait for it to end") from None
+        yield
+
+
+def read(folder: Path) -> State:
+    """Opens the index in ``folder``.
+
+    Raises:
+        FileNotFoundError: There is none.
+        InputError: A file is damaged or was not written by hgsl.
+    """
+    for attempt in range(3):
+        record = read_record(folder)
+        try:
+            return _read_state(folder, record)
+        except FileNotFoundError:
+            if attempt == 2:  # else a newer state has just replaced the one that was to be read
+                raise
+    raise AssertionError("unreachable")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The checked contents of ``index.json``; see :func:`read`."""
+    path = folder / RECORD
+    if not path.is_file():
+        unfinished = (folder / UNFINISHED).is_dir()
+        way_out = "its first run was cut off, start it again" if unfinished else "make one with hgsl-search index"
+        raise FileNotFoundError(f"no index in {folder}: {way_out}")
+    record = _json(path)
+    for key, kind in KEYS.items():
+        if not isinstance(record.get(key), kind):
+            raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl, or was changed since")
+    if record["format"] != FORMAT:
+        raise InputError(f"{path} is of format {record['format']}, this hgsl reads {FORMAT}: make the index anew")
+    return record
+
+
+def _read_state(folder: Path, record: dict[str, Any]) -> State:
+    files = record["files"]
+    path = folder / _plain_name(files.get("photos"))
+    table = _table(_json(path), path)
+    vectors = open_vectors(load_array(folder / _plain_name(files.get("embeddings")), "embeddings"))
+    if len(vectors) != len(table.photos):
+        raise InputError(f"{folder}: {len(vectors)} vectors for {len(table.photos)} photos: the index is damaged")
+    return State(record, table, vectors)
+
+
+def write(
+    folder: Path, table: Table, width: int, rows: Callable[[slice], Floats], record: dict[str, Any], chunk: int = 4096
+) -> None:
+    """Makes these photos and vectors the state of the folder.
+
+    Args:
+        table: The photos.
+        width: D.
+        rows: Slice of photos -> their vectors; it is called in order, for ``chunk`` photos at a time.
+        record: What ``index.json`` says, but for the format, the state's number and its files.
+    """
+    number = 1 + (read_record(folder)["state"] if (folder / RECORD).is_file() else 0)
+    files: dict[str, Any] = {"embeddings": f"embeddings.{number}.npy", "photos": f"photos.{number}.json"}
+    count = len(table.photos)
+    with atomic_path(folder / files["embeddings"]) as temporary:
+        array = open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, width))
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            array[part] = rows(part)
+        array.flush()
+        del array
+    names = sorted({label for label in table.labels if label is not None})
+    place: dict[str | None, int] = {None: -1, **{name: i for i, name in enumerate(names)}}
+    write_json(
+        folder / files["photos"],
+        {
+            "paths": [photo.path for photo in table.photos],
+            "sizes": [photo.size for photo in table.photos],
+            "times": [photo.mtime_ns for photo in table.photos],
+            "labels": [place[label] for label in table.labels],
+            "label_names": names,
+            "broken": [[*photo, reason] for photo, reason in table.broken.items()],
+        },
+    )
+    if record["faiss"] != neighbours.FLAT:
+        files["neighbours"] = f"neighbours.{number}.faiss"
+        vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
+        with atomic_path(folder / files["neighbours"]) as temporary:
+            neighbours.write(vectors, record["faiss"], temporary)
+        files["neighbours_sha256"] = _sha256(folder / files["neighbours"])
+    write_json(folder / RECORD, {"format": FORMAT, "state": number, **record, "files": files})
+    _remove_others(folder, set(files.values()))
+
+
+def proposer(folder: Path, state: State) -> neighbours.Proposer:
+    """Who proposes neighbours among the vectors of a state.
+
+    Raises:
+        InputError: The FAISS file is damaged.
+    """
+    if state.record["faiss"] == neighbours.FLAT:
+        return neighbours.flat(state.vectors)
+    path = folder / _plain_name(state.record["files"].get("neighbours"))
+    # FAISS trusts what it reads, so nothing reaches it that is not what was written.
+    if _sha256(path) != state.record["files"].get("neighbours_sha256"):
+        raise InputError(f"{path} is damaged: make it anew with hgsl-search index")
+    return neighbours.read(path, len(state.table.photos), state.vectors.width, state.record["faiss"])
+
+
+def _table(content: dict[str, Any], path: Path) -> Table:
+    try:
+        names = [str(name) for name in content["label_names"]]
+        labels = [names[label] if label >= 0 else None for label in content["labels"]]
+        columns = zip(content["paths"], content["sizes"], content["times"], strict=True)
+        photos = [Photo(str(name), int(size), int(time)) for name, size, time in columns]
+        broken = {Photo(str(name), int(size), int(time)): str(why) for name, size, time, why in content["broken"]}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): make the index anew") from None
+    if len(labels) != len(photos):
+        raise InputError(f"{path} is damaged: {len(labels)} labels for {len(photos)} photos")
+    _check_inside([photo.path for photo in photos], path)
+    return Table(photos, labels, broken)
+
+
+def _check_inside(paths: Sequence[str], source: Path) -> None:
+    for path in paths:
+        parts = PurePosixPath(path)
+        if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
+            raise InputError(f"{source} lists {path!r}, which is not inside the folder of photos: it was tampered with")
+
+
+def _plain_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or name != Path(name).name:
+        raise InputError(f"{RECORD} names the file {name!r}, expected one beside it: it was tampered with")
+    return name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): it was damaged after it was written") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a JSON object, found a {type(content).__name__}")
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    """Removes the files of earlier states; who has them open keeps reading them."""
+    for name in ("embeddings", "photos", "neighbours"):
+        for path in (*folder.glob(f"{name}.*"), *folder.glob(f".{name}.*")):  # hidden: cut off while it was written
+            if path.name not in kept:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""The search command from a trained model to answers, and into every known mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hgsl.cli import search
+from hgsl.models import create_embedder, save_embedder
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, photo_folder):
+    """A folder of one's own with a run and photos."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_embedder(create_embedder("test_resnet", weights="none"), tmp_path / "run", image_size=32)
+    photo_folder()
+    return tmp_path
+
+
+INDEX = ["index", "--checkpoint", "run", "--images", "photos", "--out", "idx", "--device", "cpu", "--workers", "0"]
+QUERY = ["query", "--index", "idx", "--device", "cpu"]
+
+
+def fails(capsys, *words):
+    assert search.main(list(words)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    return message
+
+
+def test_index_then_query(capsys):
+    Path("photos/broken.jpg").write_text("x")
+    assert search.main(INDEX) == 0
+    printed = capsys.readouterr().out
+    for part in ("25 new", "broken and skipped: 1\n  broken.jpg: cannot identify", "index idx: 24 photos", "Flat"):
+        assert part in printed
+    images = ["photos/kind_00/00.jpg", "photos/kind_04/03.jpg"]
+    assert search.main([*QUERY, *images, "-k", "3", "--sheet", "out/sheet.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == images[0]
+    assert lines[1].split() == ["1", "1.0000", "kind_00", "kind_00/00.jpg"]
+    assert lines[-1] == "written: out/sheet.png"
+    assert len(lines) == 2 * 4 + 1
+    with Image.open("out/sheet.png") as sheet:
+        assert sheet.width > sheet.height
+    assert search.main([*QUERY, *images, "-k", "3", "--json", "--label", "kind_04"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [query["image"] for query in answer["queries"]] == images
+    assert answer["queries"][1]["hits"][0]["path"] == "kind_04/03.jpg"
+    assert {hit["label"] for query in answer["queries"] for hit in query["hits"]} == {"kind_04"}
+    assert answer["queries"][0]["match"] is None
+
+
+def test_no_match_is_said(capsys):
+    assert search.main([*INDEX, "--no-match", "1"]) == 0
+    assert "no match: below 1.0000 (given)" in capsys.readouterr().out
+    Image.effect_noise((64, 64), 90).save("stranger.png")
+    assert search.main([*QUERY, "stranger.png"]) == 0
+    assert "no match: the nearest is 0." in capsys.readouterr().out
+
+
+def test_as_a_program_of_its_own():
+    tool = Path(search.__file__).parents[2] / "tools" / "search.py"
+    assert search.main(INDEX) == 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, str(tool), *QUERY, "photos/kind_02/01.jpg", "-k", "1"],
+        check=True, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "kind_02/01.jpg" in found.stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["index", "--images", "photos", "--out", "idx"], "--checkpoint RUN"),
+        (["index", "--images", "nowhere", "--out", "idx"], "no folder"),
+        ([*INDEX, "--checkpoint", "nowhere"], "nowhere"),
+        ([*INDEX, "--labels", "missing.csv"], "missing.csv"),
+        ([*INDEX, "--faiss", "Nonsense"], "FAISS|index 'Nonsense' cannot be built"),
+        ([*INDEX, "--batch-size", "0"], "batch_size must be at least 1"),
+        ([*INDEX, "--device", "gpu"], "unknown device 'gpu'"),
+        (["query", "--index", "nowhere", "photos/kind_00/00.jpg"], "no index in nowhere"),
+        (["query", "--index", "idx", "nowhere.jpg"], "no such image: nowhere.jpg"),
+        (["serve", "--index", "nowhere"], "no index in nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, message):
+    found = fails(capsys, *words)
+    assert any(part in found for part in message.split("|"))

@@ -1,0 +1,307 @@
+"""An index follows its folder: what is new, changed, gone, broken, cut off, or of another model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hgsl.common.errors import InputError
+from hgsl.models import load_embedder
+from hgsl.search import SearchIndex, build_index, store, unfinished
+from hgsl.search.encoder import Encoder
+
+
+def build(folder, photos, **options):
+    return build_index(folder, photos, device="cpu", progress=False, **options)
+
+
+def vectors_of(folder):
+    """Path -> vector, read as any other program would."""
+    record = json.loads((folder / "index.json").read_text())
+    table = json.loads((folder / record["files"]["photos"]).read_text())
+    vectors = np.load(folder / record["files"]["embeddings"], allow_pickle=False)
+    return dict(zip(table["paths"], vectors, strict=True))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many photos the model has seen."""
+    seen = []
+    vectors = Encoder.vectors
+    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: seen.append(len(tensors)) or vectors(self, tensors))
+    return seen
+
+
+def test_every_photo_has_the_vector_that_the_model_gives(tmp_path, run, photos):
+    report = build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
+    assert (report.photos, report.new, report.dropped) == (24, 24, 0)
+    encoder = Encoder(*load_embedder(run), device=__import__("torch").device("cpu"))
+    for path, vector in vectors_of(tmp_path / "index").items():
+        np.testing.assert_allclose(vector, encoder.vectors([encoder.read(photos / path)])[0], atol=1e-6)
+        assert abs(np.linalg.norm(vector) - 1) < 1e-5
+
+
+def test_only_what_changed_is_embedded_and_what_is_gone_is_dropped(tmp_path, run, photos, counted):
+    folder = tmp_path / "index"
+    build(folder, photos, checkpoint=run)
+    before, opened = vectors_of(folder), SearchIndex.open(folder)
+    (photos / "kind_00/00.jpg").unlink()
+    Image.new("RGB", (60, 50), "red").save(photos / "kind_01/01.jpg")
+    Image.new("RGB", (60, 50), "blue").save(photos / "kind_09.jpg")
+    counted.clear()
+    report = build(folder, photos)
+    assert (report.new, report.changed, report.unchanged, report.dropped) == (1, 1, 22, 1)
+    assert sum(counted) == 2
+    after = vectors_of(folder)
+    assert after.keys() == before.keys() - {"kind_00/00.jpg"} | {"kind_09.jpg"}
+    different = {path for path in before.keys() & after.keys() if not np.array_equal(before[path], after[path])}
+    assert different == {"kind_01/01.jpg"}
+    # Who had the earlier state open still reads it, and nothing of it is left in the folder.
+    assert opened.similar(0, k=3)[0].similarity <= 1
+    assert len(list(folder.glob("embeddings.*"))) == 1
+
+
+def test_nothing_to_do_writes_nothing(tmp_path, run, photos, counted):
+    build(tmp_path / "index", photos, checkpoint=run)
+    counted.clear()
+    record = (tmp_path / "index/index.json").read_text()
+    assert build(tmp_path / "index", photos, checkpoint=run).unchanged == 24
+    assert counted == []
+    assert (tmp_path / "index/index.json").read_text() == record
+
+
+def test_another_model_is_refused(tmp_path, run, photos, make_run):
+    build(tmp_path / "index", photos, checkpoint=run)
+    with pytest.raises(InputError, match="made with another model"):
+        build(tmp_path / "index", photos, checkpoint=make_run("other", seed=1))
+    with pytest.raises(InputError, match="give the trained model with --checkpoint"):
+        build(tmp_path / "new", photos)
+    # A model put in its place behind its back is noticed too.
+    for file in (tmp_path / "other").iterdir():
+        (tmp_path / "index/model" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="is another model"):
+        SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg")
+
+
+def test_broken_photos_are_counted_named_and_skipped(tmp_path, run, photos, counted):
+    (photos / "kind_00/cut.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes()[:300])
+    (photos / "kind_00/text.png").write_text("no picture")
+    (photos / "kind_00/empty.webp").touch()
+    (photos / "notes.txt").write_text("not a photo")
+    (photos / os.fsdecode(b"latin-\xe9.jpg")).write_bytes((photos / "kind_00/00.jpg").read_bytes())
+    report = build(tmp_path / "index", photos, checkpoint=run)
+    assert report.photos == 24
+    assert set(report.broken) == {f"kind_00/{name}" for name in ("cut.jpg", "text.png", "empty.webp")} | {
+        "latin-\\xe9.jpg"
+    }
+    assert all(len(reason) > 5 and "\n" not in reason for reason in report.broken.values())
+    assert report.ignored == {".txt": 1}
+    counted.clear()
+    assert len(build(tmp_path / "index", photos).broken) == 4  # still named, but not read again
+    assert counted == []
+    (photos / "kind_00/cut.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes())
+    report = build(tmp_path / "index", photos)
+    assert (report.photos, report.changed, len(report.broken)) == (25, 1, 3)
+
+
+def test_only_broken_photos_make_no_index(tmp_path, run):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.jpg").write_text("x")
+    with pytest.raises(InputError, match=r"none of the 1 photos .* a\.jpg: cannot identify"):
+        build(tmp_path / "index", tmp_path / "bad", checkpoint=run)
+
+
+def test_an_unmounted_folder_does_not_empty_the_index(tmp_path, run, photos):
+    build(tmp_path / "index", photos, checkpoint=run)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no photos"):
+        build(tmp_path / "index", tmp_path / "empty")
+    assert len(SearchIndex.open(tmp_path / "index")) == 24
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, run, photos):
+    with pytest.raises(InputError, match="holds other files"):
+        build(photos, photos, checkpoint=run)
+
+
+def test_links_that_run_in_circles_end(tmp_path, run, photos):
+    (photos / "kind_00/back").symlink_to(photos)
+    assert build(tmp_path / "index", photos, checkpoint=run).photos == 24
+
+
+def test_exif_orientation_is_honoured(tmp_path, run):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40] = (250, 20, 20)
+    pixels[:10] = (20, 20, 250)
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    (tmp_path / "p").mkdir()
+    upright.save(tmp_path / "p/upright.png")
+    upright.rotate(90, expand=True).save(tmp_path / "p/turned.png", exif=exif)
+    upright.rotate(90, expand=True).save(tmp_path / "p/lying.png")
+    build(tmp_path / "index", tmp_path / "p", checkpoint=run)
+    vectors = vectors_of(tmp_path / "index")
+    np.testing.assert_allclose(vectors["turned.png"], vectors["upright.png"], atol=1e-6)
+    assert not np.allclose(vectors["lying.png"], vectors["upright.png"], atol=1e-3)
+
+
+def test_labels_of_a_table_are_kept_and_replaceable(tmp_path, run, photos):
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        f"path,label\nkind_00/00.jpg,rose\n{photos}/kind_00/01.jpg,rose\nkind_01/00.jpg,oak\ngone.jpg,oak\n"
+    )
+    report = build(tmp_path / "index", photos, checkpoint=run, labels=table)
+    assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
+    assert "labels 1 photos that are not in" in report.notes[0]
+    build(tmp_path / "index", photos)
+    assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
+    build(tmp_path / "index", photos, labels="folders")
+    assert SearchIndex.open(tmp_path / "index").labels["kind_03"] == 4
+    table.write_text("path,label\na.jpg,rose\na.jpg,oak\n")
+    with pytest.raises(InputError, match=r"line 3: a\.jpg is 'oak' here and 'rose' before"):
+        build(tmp_path / "index", photos, labels=table)
+
+
+def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
+    def threshold(**options):
+        report = build(tmp_path / "index", photos, **options)
+        return SearchIndex.open(tmp_path / "index").threshold, report.notes
+
+    assert threshold(checkpoint=run) == (None, [])
+    note = {"threshold": 0.61, "metric": "cosine", "false_accept_rate": 0.05}
+    (run / "no_match.json").write_text(json.dumps(note))
+    assert threshold(checkpoint=run)[0] == 0.61
+    assert threshold()[0] == 0.61  # kept
+    assert threshold(no_match=0.3)[0] == 0.3
+    (run / "no_match.json").write_text(json.dumps({**note, "metric": "l2"}))
+    value, notes = threshold(checkpoint=run)
+    assert value == 0.3
+    assert "calibrated for other scores" in notes[0]
+    (run / "no_match.json").write_text("[]")
+    with pytest.raises(InputError, match=r"no_match\.json is damaged"):
+        threshold(checkpoint=run)
+    with pytest.raises(InputError, match="from -1 to 1"):
+        threshold(no_match=2)
+
+
+def test_a_killed_run_goes_on_and_its_finished_work_is_kept(tmp_path, run, photo_folder, counted, monkeypatch):
+    photos = photo_folder(classes=10, images=12, name="many")
+    folder = tmp_path / "index"
+    script = (
+        "import sys, time; from hgsl.search import build_index, unfinished; from hgsl.search.encoder import Encoder\n"
+        "unfinished.SECONDS = 0; vectors = Encoder.vectors\n"
+        "def slow(self, tensors): time.sleep(0.2); return vectors(self, tensors)\n"
+        "Encoder.vectors = slow\n"
+        "build_index(sys.argv[1], sys.argv[2], checkpoint=sys.argv[3], device='cpu', batch_size=4, progress=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script, folder, photos, run], env=environment)
+    try:
+        while len(list((folder / "unfinished").glob("*.json"))) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        with pytest.raises(InputError, match="another process is writing"):
+            build(folder, photos)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with pytest.raises(FileNotFoundError, match="cut off"):
+        SearchIndex.open(folder)
+    report = build(folder, photos)
+    assert report.photos == 120
+    assert 8 <= report.resumed < 120
+    assert sum(counted) == 120 - report.resumed
+    build(tmp_path / "straight", photos, checkpoint=run)
+    straight, resumed = vectors_of(tmp_path / "straight"), vectors_of(folder)
+    for path, vector in straight.items():
+        np.testing.assert_allclose(resumed[path], vector, atol=1e-6)
+    assert not (folder / "unfinished").exists()
+    assert unfinished.SECONDS > 0
+
+
+def test_an_update_that_dies_leaves_the_index_as_it_was(tmp_path, run, photos, monkeypatch):
+    folder = tmp_path / "index"
+    build(folder, photos, checkpoint=run)
+    Image.new("RGB", (60, 50), "red").save(photos / "kind_01/new.jpg")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_remove_others", full)
+    real, calls = store.write_json, []
+
+    def third(path, value):
+        calls.append(path)
+        if path.name == "index.json":
+            full()
+        real(path, value)
+
+    monkeypatch.setattr(store, "write_json", third)
+    with pytest.raises(OSError, match="No space"):
+        build(folder, photos)
+    monkeypatch.undo()
+    assert len(SearchIndex.open(folder)) == 24
+    report = build(folder, photos)
+    assert (report.photos, report.resumed) == (25, 1)
+    assert len(list(folder.glob("embeddings.*"))) == 1
+
+
+def test_faiss_factory_index(tmp_path, run, photos):
+    build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
+    build(tmp_path / "flat", photos, checkpoint=run)
+    approximate, flat = SearchIndex.open(tmp_path / "index"), SearchIndex.open(tmp_path / "flat")
+    for photo in range(24):  # both cells are looked at, so it is exact
+        assert approximate.similar(photo, 5) == flat.similar(photo, 5)
+    (photos / "kind_00/00.jpg").unlink()
+    assert build(tmp_path / "index", photos).record["faiss"] == "IVF2,Flat nprobe=2"
+    with pytest.raises(InputError, match="cannot be built for 23"):
+        build(tmp_path / "index", photos, faiss="IVF4096,Flat")
+    assert len(SearchIndex.open(tmp_path / "index")) == 23
+    [file] = (tmp_path / "index").glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="damaged"):
+        SearchIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("index.json", lambda _: "{", "not valid JSON"),
+        ("index.json", lambda _: "[" * 100_000, "not valid JSON"),
+        ("index.json", lambda _: "[]", "must hold a JSON object"),
+        ("index.json", lambda text: text.replace('"format": 1', '"format": 2'), "is of format 2"),
+        ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
+        ("index.json", lambda text: text.replace("embeddings.1.npy", "../../secret.npy"), "tampered"),
+        ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "../../etc/passwd"), "not inside the folder"),
+        ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "/etc/passwd"), "not inside the folder"),
+        ("photos.1.json", lambda text: text.replace('"times"', '"tims"'), "is damaged"),
+        ("photos.1.json", lambda text: text.replace('"labels": [\n    0,', '"labels": ['), "23 labels for 24"),
+    ],
+)
+def test_a_tampered_index_is_refused(tmp_path, index, file, change, message):
+    path = tmp_path / "index" / file
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match=message):
+        SearchIndex.open(tmp_path / "index")
+
+
+def test_pickled_or_cut_vectors_are_refused(tmp_path, index):
+    path = tmp_path / "index/embeddings.1.npy"
+    whole = path.read_bytes()
+    np.save(path, np.array([{"a": 1}] * 24, dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        SearchIndex.open(tmp_path / "index")
+    path.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        SearchIndex.open(tmp_path / "index")
+    np.save(path, np.ones((3, 16), np.float32))
+    with pytest.raises(InputError, match="3 vectors for 24 photos"):
+        SearchIndex.open(tmp_path / "index")
