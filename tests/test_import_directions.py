@@ -1,4 +1,4 @@
-"""Imports go one way: cli -> engine, search -> losses, models, sparsity, data, evaluation -> common."""
+"""Imports go one way: cli -> engine, search, export -> losses, models, sparsity, data, evaluation -> common."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,8 @@ ALLOWED = {
     **{part: {"common", "version"} for part in SIBLINGS},
     "engine": SIBLINGS | {"common", "config", "version"},
     "search": SIBLINGS | {"common", "version"},
-    "cli": SIBLINGS | {"common", "config", "engine", "search", "version"},
+    "export": SIBLINGS | {"common", "version"},
+    "cli": SIBLINGS | {"common", "config", "engine", "search", "export", "version"},
     "__init__": SIBLINGS | {"version", "search"},
     "__main__": {"cli"},
 }

@@ -2,38 +2,52 @@
 
 from typing import Any
 
+from torch import nn
+
 from hgsl.config import EvalConfig
-from hgsl.data import RetrievalDataset
+from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.build import Place
-from hgsl.evaluation import embed, evaluate_embeddings
-from hgsl.models import Embedder
+from hgsl.engine.head import PooledSet
+from hgsl.evaluation import RetrievalResult, RetrievalTask, embed, evaluate_task, make_task
 
 
-def evaluate(model: Embedder, dataset: RetrievalDataset, settings: EvalConfig, place: Place) -> dict[str, Any]:
+def evaluate(
+    model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: EvalConfig, place: Place
+) -> dict[str, Any]:
     """Embeds ``dataset``, searches every query among the gallery and returns the report's numbers.
 
     The dictionary has the scores in [0, 1] (``recall@1``, ``r_precision``, ``map@r``, ...), the counts, the protocol,
     the split's hash, and the notes that a reader must know (such as a crop to boxes).
     """
+    return report_of(measure(model, dataset, settings, place)[1], dataset.manifest)
+
+
+def measure(
+    model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: EvalConfig, place: Place
+) -> tuple[RetrievalTask, RetrievalResult]:
+    """Returns what was searched, and what was found."""
     found = embed(
         model,
         dataset,
         batch_size=settings.batch_size,
-        num_workers=place.workers,
+        num_workers=place.workers if isinstance(dataset, RetrievalDataset) else 0,
         device=place.device,
         precision=place.precision,
     )
-    manifest = dataset.manifest
-    query, gallery = manifest.is_query, manifest.is_gallery
-    result = evaluate_embeddings(
+    query, gallery = dataset.manifest.is_query, dataset.manifest.is_gallery
+    task = make_task(
         found.embeddings[query],
         found.labels[query],
-        settings.ks,
         ids=found.ids[query],
         gallery_embeddings=found.embeddings[gallery],
         gallery_labels=found.labels[gallery],
         gallery_ids=found.ids[gallery],
     )
+    return task, evaluate_task(task, settings.ks)
+
+
+def report_of(result: RetrievalResult, manifest: Manifest) -> dict[str, Any]:
+    """The numbers of a report: see :func:`evaluate`."""
     return {
         **result.to_dict(),
         "dataset": manifest.name,

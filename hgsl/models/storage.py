@@ -1,18 +1,25 @@
-"""A trained model on disk: ``model.safetensors`` and, beside it, ``model.json`` that says how to build it."""
+"""A trained model on disk: ``model.safetensors`` and, beside it, a JSON file that says how to build it.
+
+That file is ``model.json`` in the folder of a run, and ``config.json`` in a folder made for others
+(:mod:`hgsl.models.pretrained`). Both may come from strangers, so each value in them is checked before it is used.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
+from hgsl.models.description import Description, checked, from_hub_config
 from hgsl.models.embedder import Embedder, create_embedder
+from hgsl.models.hub import fetch, hub_id_of
 from hgsl.models.weights import read_tensors
 
 WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "model.json"
+RUN_NAME, HUB_NAME = "model.json", "config.json"
 
 
 def save_embedder(model: Embedder, folder: str | Path, *, image_size: int) -> None:
@@ -23,51 +30,89 @@ def save_embedder(model: Embedder, folder: str | Path, *, image_size: int) -> No
         folder: Made if it is missing.
         image_size: Side in pixels of the images it was trained for; readers resize to it.
     """
-    folder = Path(folder)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_weights(model, Path(folder) / WEIGHTS_NAME)
     description = {"architecture": model.architecture, "image_size": image_size, "preprocessing": model.data_config}
-    write_json(folder / CONFIG_NAME, description)
+    write_json(Path(folder) / RUN_NAME, description)
 
 
-def load_embedder(folder: str | Path) -> tuple[Embedder, int]:
-    """Rebuilds the model that :func:`save_embedder` wrote.
+def save_weights(model: Embedder, path: Path) -> None:
+    """Writes the tensors of a model as safetensors, atomically."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def load_embedder(source: str | Path) -> tuple[Embedder, int]:
+    """Rebuilds a trained model from the folder of a run, from what ``save_pretrained`` wrote, or from the Hub.
+
+    >>> model, image_size = load_embedder("runs/quickstart")                   # doctest: +SKIP
+    >>> model, image_size = load_embedder("hf-hub:OWNER/NAME@v1")              # doctest: +SKIP
+
+    Args:
+        source: A folder; or ``OWNER/NAME`` of a model on the Hugging Face Hub, ``@REVISION`` after it if wanted, where
+            there is no such folder. With ``hf-hub:`` before it no folder is looked for. Of a model on the Hub only
+            ``config.json`` and ``model.safetensors`` are fetched, and nothing in them is executed.
 
     Returns:
         The model, in evaluation mode on the CPU, and the image size it was trained for.
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
-        InputError: A file is damaged, or the tensors are of another shape than ``model.json`` says.
+        InputError: A file is damaged, holds values that make no model, the tensors are of another shape than the JSON
+            says, or the Hub cannot be reached.
     """
-    folder = Path(folder)
+    folder, hub_id = Path(source), hub_id_of(source)
+    if hub_id is not None:
+        folder = fetch(hub_id, (HUB_NAME, WEIGHTS_NAME))
     description = read_description(folder)
-    model = create_embedder(weights="none", **description["architecture"])
     tensors = read_tensors(folder / WEIGHTS_NAME)
-    wanted = model.state_dict()
-    for key in sorted(wanted.keys() | tensors.keys()):
-        found = tuple(tensors[key].shape) if key in tensors else "missing"
-        expected = tuple(wanted[key].shape) if key in wanted else "absent"
-        if found != expected:
-            raise InputError(
-                f"{folder / WEIGHTS_NAME} does not fit {CONFIG_NAME} beside it: {key!r} is {found}, expected {expected}"
-            )
+    _check_projection(folder, description, tensors)
+    model = create_embedder(weights="none", **description.architecture)
+    _check_shapes(folder, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    model.data_config.update(description["preprocessing"])
-    return model.eval(), description["image_size"]
+    model.data_config.update(description.preprocessing)
+    return model.eval(), description.image_size
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Reads and checks ``model.json``."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG_NAME} in {folder}: expected a run folder that training has written")
+def read_description(folder: Path) -> Description:
+    """Reads and checks ``model.json``, or ``config.json`` where there is none.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+        InputError: It is damaged, was not written by hgsl, or holds a value that makes no model.
+    """
+    for name, convert in ((RUN_NAME, checked), (HUB_NAME, from_hub_config)):
+        if (folder / name).is_file():
+            return convert(_read_object(folder / name), folder / name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model at {folder}: expected a run folder, or OWNER/NAME of a model on the Hub")
+    raise FileNotFoundError(f"no {RUN_NAME} in {folder}: expected a run folder that training has written")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): it was damaged after it was written") from None
-    missing = {"architecture", "image_size", "preprocessing"} - set(description)
-    if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by hgsl")
-    return description
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}: it was not written by hgsl")
+    return content
+
+
+def _check_projection(folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:
+    """The file's own size first: a size that only the JSON claims could ask for more memory than there is."""
+    size, bias = description.architecture["embedding_size"], tensors.get("projection.bias")
+    if size is not None:
+        _compare(folder, "projection.bias", None if bias is None else tuple(bias.shape), (size,))
+
+
+def _check_shapes(folder: Path, wanted: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    for key in sorted(wanted.keys() | tensors.keys()):
+        found = tuple(tensors[key].shape) if key in tensors else None
+        _compare(folder, key, found, tuple(wanted[key].shape) if key in wanted else None)
+
+
+def _compare(folder: Path, key: str, found: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> None:
+    if found != expected:
+        shapes = f"{'missing' if found is None else found}, expected {'none' if expected is None else expected}"
+        raise InputError(f"{folder / WEIGHTS_NAME} does not fit the JSON beside it: {key!r} is {shapes}")

@@ -1,0 +1,17 @@
+"""A trained embedder for other runtimes, checked against PyTorch before it is written."""
+
+from hgsl.export.formats import EXTENSIONS, export_model, quantize
+from hgsl.export.measure import TOLERANCE, latencies, parity
+from hgsl.export.session import OnnxEmbedder
+from hgsl.export.sheet import describe
+
+__all__ = [
+    "EXTENSIONS",
+    "TOLERANCE",
+    "OnnxEmbedder",
+    "describe",
+    "export_model",
+    "latencies",
+    "parity",
+    "quantize",
+]

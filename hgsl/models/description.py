@@ -1,0 +1,114 @@
+"""What a model's JSON file says, checked value by value: it may come from a stranger."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import InputError
+
+ARCHITECTURE = ("backbone", "pooling", "embedding_size", "output_stride")
+PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+MAX_IMAGE_SIZE = 4096  # pixels a side
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model without its weights.
+
+    Attributes:
+        architecture: Arguments of ``create_embedder``, all but ``weights``.
+        image_size: Side in pixels of the images it was trained for.
+        preprocessing: How it wants its images, in timm's terms.
+    """
+
+    architecture: dict[str, Any]
+    image_size: int
+    preprocessing: dict[str, Any]
+
+
+def checked(content: Mapping[str, Any], path: Path) -> Description:
+    """Returns the description in the content of a ``model.json``.
+
+    Raises:
+        InputError: An entry is missing, is of the wrong kind, or is out of bounds; the message names file and entry.
+    """
+    missing = {"architecture", "image_size", "preprocessing"} - set(content)
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by hgsl")
+    architecture = _object(content, "architecture", ARCHITECTURE, path)
+    preprocessing = _object(content, "preprocessing", PREPROCESSING, path)
+    for key in ("backbone", "pooling"):
+        _require(isinstance(architecture[key], str), path, key, architecture[key], "a name")
+    for key in ("embedding_size", "output_stride"):
+        value = architecture[key]
+        _require(value is None or (_is_whole(value) and value > 0), path, key, value, "a positive number or null")
+    size = content["image_size"]
+    _require(_is_whole(size) and 0 < size <= MAX_IMAGE_SIZE, path, "image_size", size, f"1 to {MAX_IMAGE_SIZE} pixels")
+    for key in ("mean", "std"):
+        value = preprocessing[key]
+        numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(number) for number in value)
+        _require(numbers and (key == "mean" or min(value) > 0), path, key, value, "three numbers, one a channel")
+    share = preprocessing["crop_pct"]
+    _require(_is_number(share) and 0 < share <= 1, path, "crop_pct", share, "a share above 0 and at most 1")
+    for key in ("interpolation", "crop_mode"):
+        _require(isinstance(preprocessing[key], str), path, key, preprocessing[key], "a name")
+    return Description(architecture, size, preprocessing)
+
+
+def to_hub_config(description: Description, num_features: int, version: str) -> dict[str, Any]:
+    """The ``config.json`` of a model, with timm's keys for what timm knows and an entry ``hgsl`` for the rest."""
+    size, architecture = description.image_size, dict(description.architecture)
+    return {
+        "architecture": architecture.pop("backbone"),
+        "num_classes": 0,
+        "num_features": num_features,
+        "pretrained_cfg": {**description.preprocessing, "input_size": [3, size, size], "num_classes": 0},
+        "hgsl": {**architecture, "version": version},
+    }
+
+
+def from_hub_config(content: Mapping[str, Any], path: Path) -> Description:
+    """Returns the description in the content of a ``config.json``; the reverse of :func:`to_hub_config`.
+
+    Raises:
+        InputError: As :func:`checked`.
+    """
+    head, preprocessing = content.get("hgsl"), content.get("pretrained_cfg")
+    if not isinstance(head, Mapping) or not isinstance(preprocessing, Mapping):
+        raise InputError(f"{path} has no entries 'hgsl' and 'pretrained_cfg': it describes no embedder written by hgsl")
+    size = preprocessing.get("input_size")
+    _require(isinstance(size, list) and len(size) == 3, path, "input_size", size, "[3, side, side]")
+    return checked(
+        {
+            "architecture": {"backbone": content.get("architecture"), **{k: head.get(k) for k in ARCHITECTURE[1:]}},
+            "image_size": size[-1],  # type: ignore[index]
+            "preprocessing": preprocessing,
+        },
+        path,
+    )
+
+
+def _object(content: Mapping[str, Any], name: str, keys: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """The entries ``keys`` of the object ``name``; others are left behind, so that none reaches a constructor."""
+    value = content[name]
+    _require(isinstance(value, Mapping), path, name, value, "an object")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise InputError(f"{path}: {name} lacks {', '.join(missing)}: it was not written by hgsl")
+    return {key: value[key] for key in keys}
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _require(condition: bool, path: Path, key: str, value: object, expected: str) -> None:
+    if not condition:
+        shown = repr(value)
+        raise InputError(f"{path}: {key} is {shown[:60]}{'...' if len(shown) > 60 else ''}, expected {expected}")

@@ -1,0 +1,143 @@
+"""The card of a model: what it is, how to use it, and what it scored under which protocol."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from hgsl.models.description import Description
+
+SCORES = {
+    "recall@1": "Recall@1",
+    "recall@2": "Recall@2",
+    "recall@4": "Recall@4",
+    "recall@8": "Recall@8",
+    "r_precision": "R-Precision",
+    "map@r": "MAP@R",
+}
+TASK = "image-feature-extraction"
+
+BODY = """---
+{metadata}---
+
+# {name}
+
+Maps a photo to a vector of {embedding_size} numbers and unit length, such that photos of the same fine-grained kind are
+near each other: {backbone}, {pooling} pooling, {projection}, trained with [hgsl](https://pypi.org/project/hgsl/).
+
+## Use
+
+```python
+import torch
+from PIL import Image
+
+from hgsl import load_embedder
+from hgsl.data import eval_transform
+
+model, image_size = load_embedder("{name}")
+transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+with torch.inference_mode():
+    vector = model(transform(Image.open("photo.jpg").convert("RGB"))[None])  # (1, {embedding_size})
+```
+
+## Images
+
+RGB, shortest side resized to {resize} pixels ({interpolation}), the central {image_size} x {image_size} pixels, values
+divided by 255, minus the mean {mean}, divided by {std}.
+
+## Scores
+
+{scores}
+"""
+
+MEASURED = """{queries:,} queries, {gallery:,} images of {dataset}, in percent:
+
+{table}
+
+Protocol: {protocol}. Split: `{split_hash}`; only scores on the same split can be compared. Epoch chosen: {selection}.
+Seed {seed}, {precision} on {device}, {versions}.{notes}"""
+
+
+def model_card(
+    name: str,
+    description: Description,
+    embedding_size: int,
+    report: Mapping[str, Any] | None = None,
+    license: str | None = None,
+) -> str:
+    """Returns the ``README.md`` of a model, with the Hub's metadata at its head.
+
+    Args:
+        name: Of the model, ``OWNER/NAME`` on the Hub.
+        description: How it is built and fed.
+        embedding_size: D.
+        report: Of its run, with ``after`` and, if measured, ``before``; None says that nothing was measured.
+        license: By its Hub name, or None.
+    """
+    architecture, preprocessing = description.architecture, description.preprocessing
+    projected = architecture["embedding_size"] is not None
+    return BODY.format(
+        metadata=yaml.safe_dump(_metadata(name, architecture, report, license), sort_keys=False, allow_unicode=True),
+        name=name,
+        backbone=architecture["backbone"],
+        pooling=architecture["pooling"],
+        projection="a linear projection" if projected else "no projection",
+        embedding_size=embedding_size,
+        image_size=description.image_size,
+        resize=int(description.image_size / preprocessing["crop_pct"]),
+        interpolation=preprocessing["interpolation"],
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
+        scores=_scores(report) if report else "Not measured.",
+    )
+
+
+def _metadata(
+    name: str, architecture: Mapping[str, Any], report: Mapping[str, Any] | None, license: str | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"library_name": "hgsl", "pipeline_tag": TASK}
+    if license:
+        found["license"] = license
+    found["tags"] = ["hgsl", "image-retrieval", "fine-grained", "metric-learning", architecture["backbone"]]
+    if report:
+        after = report["after"]
+        result = {
+            "task": {"type": TASK, "name": "Image retrieval"},
+            "dataset": {"type": after["dataset"], "name": f"{after['dataset']}, {after['protocol']}"},
+            "metrics": [
+                {"type": key, "name": heading, "value": round(100 * after[key], 2)}
+                for key, heading in SCORES.items()
+                if key in after
+            ],
+        }
+        found["model-index"] = [{"name": name, "results": [result]}]
+    return found
+
+
+def _scores(report: Mapping[str, Any]) -> str:
+    after = report["after"]
+    columns = [key for key in SCORES if key in after]
+    rows = {"before training": report.get("before"), "after training": after}
+    lines = [
+        "|  | " + " | ".join(SCORES[key] for key in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        *(
+            f"| {row} | " + " | ".join(f"{100 * scores[key]:.2f}" for key in columns) + " |"
+            for row, scores in rows.items()
+            if scores
+        ),
+    ]
+    return MEASURED.format(
+        queries=after["num_queries"],
+        gallery=after["num_gallery"],
+        dataset=after["dataset"],
+        table="\n".join(lines),
+        protocol=after["protocol"],
+        split_hash=after["split_hash"],
+        selection=report.get("selection", {}).get("epoch_chosen", "unknown"),
+        seed=report.get("seed", "unknown"),
+        precision=report.get("precision", "unknown"),
+        device=report.get("device", "unknown"),
+        versions=", ".join(f"{package} {version}" for package, version in report.get("versions", {}).items()),
+        notes="".join(f"\nNote: {note}." for note in after.get("notes", ())),
+    )

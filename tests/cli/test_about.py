@@ -1,0 +1,63 @@
+"""``hgsl``: what it says about the installation, and what importing it costs."""
+
+import configparser
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from hgsl.cli import about
+from hgsl.common import extras
+from hgsl.common.device import pick_device, pick_precision
+from hgsl.version import __version__
+
+SETUP = Path(__file__).parents[2] / "setup.cfg"
+
+
+def test_version_names_packages_device_precision_and_extras() -> None:
+    done = subprocess.run([sys.executable, "-m", "hgsl", "--version"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"hgsl {__version__}"
+    assert all(name in lines[1] for name in ("python 3.", "torch 2.", "timm ", "faiss-cpu "))
+    device = pick_device("auto")
+    precision = str(pick_precision("auto", device)).removeprefix("torch.")
+    assert f"device {device}" in lines[2]
+    assert f"precision {precision}" in lines[2]
+    assert [line.split()[1] for line in lines[3:]] == [f"[{extra}]:" for extra in extras.EXTRAS]
+
+
+def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    assert "extra [export]: missing onnxruntime: pip install 'hgsl[export]'" in about.about()
+
+
+def test_without_words_it_lists_the_commands_that_the_install_makes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert about.main([]) == 0
+    printed = capsys.readouterr().out
+    setup = configparser.ConfigParser()
+    setup.read(SETUP)
+    entries = re.findall(r"^([\w-]+) = ", setup["options.entry_points"]["console_scripts"], re.MULTILINE)
+    assert set(entries) == {*about.COMMANDS, "hgsl"}
+    assert all(name in printed for name in about.COMMANDS)
+
+
+def test_the_extras_are_those_of_the_metadata() -> None:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(SETUP)
+    declared = setup["options.extras_require"]
+    assert set(declared) == set(extras.EXTRAS)
+    for extra, modules in extras.EXTRAS.items():
+        packages = declared[extra].replace("-", "_").replace("mkdocs_material", "mkdocs material").lower()
+        for module in modules:
+            assert module in packages, (extra, module)
+
+
+def test_the_metadata_gives_every_requirement_a_floor() -> None:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(SETUP)
+    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    for line in "\n".join(lists).split("\n"):
+        assert not line.strip() or line.strip().startswith("%(") or ">=" in line, line

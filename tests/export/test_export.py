@@ -1,0 +1,167 @@
+"""Exported files: what they compute, what the JSON beside them says, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from hgsl.cli import export, train
+from hgsl.common import extras
+from hgsl.common.errors import InputError
+from hgsl.data import eval_transform
+from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity
+from hgsl.models import create_embedder, save_embedder
+
+pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
+SLOW = pytest.mark.slow
+NETWORKS = [
+    ("onnx", "test_vit", "gem", 24),
+    ("torch-export", "test_resnet", "scda", None),
+    pytest.param("onnx", "test_resnet", "maxavg", None, marks=SLOW),
+    pytest.param("onnx", "test_efficientnet", "scda", 16, marks=SLOW),
+    pytest.param("onnx", "swin_tiny_patch4_window7_224", "avg", None, marks=SLOW),
+    pytest.param("torch-export", "test_vit", "gem", 24, marks=SLOW),
+    pytest.param("torch-export", "test_convnext", "max", 8, marks=SLOW),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model as a run leaves it, without its data set."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    model = create_embedder("test_resnet", "maxavg", embedding_size=24, weights="none").eval()
+    model.data_config["crop_pct"] = 0.75
+    save_embedder(model, folder, image_size=48)
+    assert export.main([str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("format", "backbone", "pooling", "size"), NETWORKS)
+def test_the_file_computes_what_the_model_does(
+    tmp_path: Path, format: str, backbone: str, pooling: str, size: int | None
+) -> None:
+    torch.manual_seed(0)
+    side = 224 if backbone.startswith("swin") else 64
+    model = create_embedder(backbone, pooling, size, weights="none")
+    path = tmp_path / "model.file"
+    differences = export_model(model, path, image_size=side, format=format, batch_sizes=(1, 3))
+    assert set(differences) == {1, 3}
+    assert max(differences.values()) <= TOLERANCE
+    images = torch.randn(7, 3, side, side)  # a batch that the export never saw
+    again = OnnxEmbedder(path) if format == "onnx" else torch.export.load(path).module()
+    with torch.inference_mode():
+        torch.testing.assert_close(again(images), model(images), atol=TOLERANCE, rtol=0)
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
+    class Moody(nn.Module):
+        """Gives another answer each time, as an operator would that is exported wrongly."""
+
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            Moody.calls += 1
+            return images.flatten(1)[:, :4] + Moody.calls
+
+    with pytest.raises(InputError, match=r"differs from PyTorch by .*more than 1e-04: it was removed"):
+        export_model(Moody(), tmp_path / "model.onnx", image_size=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parity_and_latency_see_what_they_measure() -> None:
+    assert parity(lambda x: x, lambda x: x + 0.25, 8, (1, 2)) == pytest.approx({1: 0.25, 2: 0.25}, abs=1e-6)
+    assert np.isnan(parity(lambda x: x, lambda x: x * torch.nan, 8, (1,))[1])
+    found = latencies({"a": lambda x: x, "b": lambda x: x}, 8, (1, 2), repeats=3)
+    assert {name: sorted(row) for name, row in found.items()} == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
+    """An independent reader follows the JSON with Pillow and NumPy alone and gets the vectors of PyTorch."""
+    import onnxruntime
+
+    sheet = json.loads((run / "model.onnx.json").read_text())
+    steps = sheet["preprocessing"]
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    short, side = steps["resize_shortest_side"], steps["center_crop"]
+    assert (short, side) == (64, 48)
+    scaled = photo.resize((120 * short // 90, short), getattr(Image.Resampling, steps["interpolation"].upper()))
+    left, top = round((scaled.width - side) / 2), round((scaled.height - side) / 2)
+    pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), dtype=np.float32) / steps["divide_by"]
+    pixels = (pixels - np.float32(steps["then_subtract"])) / np.float32(steps["then_divide_by"])
+    session = onnxruntime.InferenceSession(str(run / "model.onnx"))
+    (vector,) = session.run([sheet["output"]["name"]], {sheet["input"]["name"]: pixels.transpose(2, 0, 1)[None]})
+
+    from hgsl import load_embedder
+
+    model, image_size = load_embedder(run)
+    transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+    with torch.inference_mode():
+        expected = model(transform(photo)[None]).numpy()
+    assert float((vector * expected).sum()) > 0.9999  # Pillow's resizing differs by one of 255 levels
+    assert sheet["output"]["shape"] == ["batch", 24]
+    assert sheet["parity"]["tolerance"] == 1e-4
+    assert set(sheet["parity"]["largest_difference"]) == {"1", "2", "5", "16"}
+
+
+def test_int8_reports_its_cost_on_the_data_of_the_run(
+    photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photo_folder()
+    words = ["--config", str(export.Path(train.__file__).parents[1] / "configs/folder.yaml"), "--data.root", str(root)]
+    words += ["--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32"]
+    words += ["--train.epochs", "1", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32"]
+    words += ["--model.freeze", "none", "--loss.top_k", "2", "--data.workers", "0", "--run.dir", str(tmp_path / "run")]
+    assert train.main(words) == 0
+    score = json.loads((tmp_path / "run/report.json").read_text())["after"]
+    root.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert export.main([str(tmp_path / "run"), "--int8", "--root", str(tmp_path / "moved")]) == 0
+    printed = capsys.readouterr().out
+    assert (tmp_path / "run/model.int8.onnx").stat().st_size < (tmp_path / "run/model.onnx").stat().st_size
+    assert f"split {score['split_hash']}" in printed
+    table = printed[printed.index("split") :].splitlines()
+    rows = {line.split("  ")[0]: line.split()[-1] for line in table if "ytorch" in line.lower() or "ONNX" in line}
+    assert set(rows) == {"PyTorch", "ONNX Runtime", "ONNX Runtime, int8"}
+    assert float(rows["PyTorch"]) == pytest.approx(100 * score["map@r"], abs=0.01)
+    assert "milliseconds a batch" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "--format", "torch-export", "--int8"], "--int8 belongs to --format onnx, not to torch-export"),
+        (["RUN", "--push", "me/x"], "--push belongs to --format hub"),
+        (["RUN", "--int8"], "has no config.yaml"),
+        (["RUN", "--root", "x"], "give both"),
+        (["nowhere"], "nowhere is no folder here: say with --out"),
+        (["nowhere", "--out", "x.onnx"], "no model at nowhere: expected a run folder"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert export.main([word.replace("RUN", str(run)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_extra_is_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert export.main([str(run)]) == 2
+    assert "needs onnx, onnxscript, onnxruntime: pip install 'hgsl[export]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x80\x04cos\nsystem\n(S'id'\ntR."])
+def test_a_damaged_onnx_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be run by ONNX Runtime"):
+        OnnxEmbedder(tmp_path / "model.onnx")
