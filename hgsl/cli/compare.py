@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
+from hgsl.engine.run_folder import QUERIES
 from hgsl.evaluation.bootstrap import paired_difference
 from hgsl.evaluation.plots import write_curves
 from hgsl.evaluation.report import columns_of, format_cells, format_table
@@ -88,6 +89,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a JSON report ({error})") from error
     if isinstance(content, dict) and "after" in content:
         content = content["after"]
+        queries = path.with_name(QUERIES)
+        if queries.is_file():
+            content["per_query"] = json.loads(queries.read_text(encoding="utf-8"))
     if isinstance(content, dict) and "galleries" in content:
         raise InputError(f"{path}: holds several galleries; compare reports of one each")
     if not isinstance(content, dict) or not {"map@r", "split_hash", "protocol", "num_queries"} <= content.keys():

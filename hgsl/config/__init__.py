@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hgsl.config.checks import refuse
 from hgsl.config.data import DataConfig, EvalConfig, RunConfig
 from hgsl.config.model import ModelConfig
-from hgsl.config.sparsify import SparsifyConfig
+from hgsl.config.sparsify import MaskConfig, SparsifyConfig
 from hgsl.config.training import LossConfig, OptimConfig, TrainConfig
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "LossConfig",
+    "MaskConfig",
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
@@ -36,12 +37,38 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    sparsify: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self) -> None:
         has_validation = self.data.val_share > 0 or self.data.val_fold is not None
         refuse(
             self.train.select == "best" and not has_validation,
             "train.select 'best' needs validation classes: set data.val_share (such as 0.2) or data.val_fold",
+        )
+        masked = self.sparsify.granularity != "none"
+        refuse(
+            masked and self.train.select != "last",
+            f"a sparse network is what the last epoch leaves, but train.select is {self.train.select!r}: use 'last'",
+        )
+        if self.train.mode == "head":
+            self._check_head(masked)
+
+    def _check_head(self, masked: bool) -> None:
+        """Refuses what trains, masks or saves memory in a backbone that runs only once."""
+        refuse(
+            self.model.embedding_size is None,
+            "train.mode 'head' trains the projection, but model.embedding_size is empty: set it, such as 512",
+        )
+        refuse(
+            masked, "train.mode 'head' leaves the backbone as it is: set sparsify.granularity none, or train.mode full"
+        )
+        refuse(
+            self.model.checkpointing,
+            "train.mode 'head' keeps no activations of the backbone: leave out model.checkpointing, or train.mode full",
+        )
+        refuse(
+            self.optim.layer_decay is not None,
+            "optim.layer_decay is for the layers of the backbone, which train.mode 'head' leaves alone: leave it empty",
         )
 
 
@@ -63,4 +90,6 @@ class SearchConfig(Config):
             f"sparsify.task {self.sparsify.task!r} does not go with data.name {self.data.name!r}: "
             "cifar10 is for classification, all others are for retrieval",
         )
-        refuse(self.train.select != "last", "a ticket is what the last epoch leaves: leave train.select at 'last'")
+        refuse(
+            self.train.mode == "head", "a search masks the backbone, which train.mode 'head' does not train: use full"
+        )

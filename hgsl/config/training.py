@@ -124,6 +124,9 @@ class OptimConfig:
 class TrainConfig:
     """The training loop."""
 
+    mode: Literal["full", "head"] = "full"
+    """full trains the network; head runs the backbone once over the images, without augmentation, and trains
+    projection and class centres on the pooled features that it keeps: seconds instead of minutes."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32
@@ -137,9 +140,12 @@ class TrainConfig:
     as much published code did, the best on test, which makes the test score too high; reports say so."""
     save_every: int = 200
     """Steps between two saves of the state that --resume goes on from; the end of an epoch always saves."""
+    keep: int = 1
+    """How many saved states stay: the newest is state.safetensors, earlier ones lie in states/, named after their
+    step; copied over state.safetensors, --resume goes on from there."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "save_every"):
+        for name in ("epochs", "batch_size", "accumulate", "save_every", "keep"):
             value = getattr(self, name)
             refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
         refuse(self.ema is not None and not 0 < self.ema < 1, f"train.ema must lie between 0 and 1, found {self.ema}")

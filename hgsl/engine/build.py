@@ -40,8 +40,9 @@ class Place:
         return str(self.dtype).removeprefix("torch.")
 
     def prepare(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-        """Moves a batch to the device, in the memory format of the model."""
+        """Moves a batch, of images or of their features, to the device, in the memory format of the model."""
         images = images.to(self.device, non_blocking=True)
+        channels_last = channels_last and images.ndim == 4
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
     def autocast(self) -> torch.autocast:

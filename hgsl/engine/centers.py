@@ -6,12 +6,17 @@ from torch import Tensor, nn
 from hgsl.common.errors import InputError
 from hgsl.data import RetrievalDataset
 from hgsl.engine.build import Place
+from hgsl.engine.head import Head, PooledSet
 from hgsl.evaluation import embed
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
+CHUNK = 4096  # centres that are compared with all at a time
 
-def start_at_means(loss_fn: nn.Module, model: Embedder, images: RetrievalDataset, place: Place, batch: int) -> None:
+
+def start_at_means(
+    loss_fn: nn.Module, model: Embedder | Head, images: RetrievalDataset | PooledSet, place: Place, batch: int
+) -> None:
     """Puts each class centre at the direction of the mean embedding of its images, ``mean(x) / |mean(x)|``.
 
     Args:
@@ -24,7 +29,12 @@ def start_at_means(loss_fn: nn.Module, model: Embedder, images: RetrievalDataset
     Raises:
         InputError: The loss holds no vector a class.
     """
-    centers = _class_vectors(loss_fn, images.num_classes, model.embedding_size)
+    centers = class_vectors(loss_fn, images.num_classes, model.embedding_size)
+    if centers is None:
+        raise InputError(
+            f"loss.centers 'class_means' needs a loss with one vector a class, and {type(loss_fn).__name__} has none: "
+            "leave it at 'random'"
+        )
     found = embed(
         model, images, batch_size=batch, num_workers=place.workers, device=place.device, precision=place.precision
     )
@@ -37,13 +47,25 @@ def start_at_means(loss_fn: nn.Module, model: Embedder, images: RetrievalDataset
         centers.copy_(means if centers.shape == means.shape else means.T)
 
 
-def _class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor:
+def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None:
+    """The parameter that holds one vector a class, (C, D) or (D, C), or this process's rows of it; None without one."""
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
         return loss_fn.centers
     fitting = [p for p in loss_fn.parameters() if p.shape in ((classes, width), (width, classes))]
-    if len(fitting) != 1:
-        raise InputError(
-            f"loss.centers 'class_means' needs a loss with one vector a class, and {type(loss_fn).__name__} has none: "
-            "leave it at 'random'"
-        )
-    return fitting[0]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+@torch.no_grad()
+def nearest_similarity(centers: Tensor) -> float:
+    """Returns the mean over classes of the cosine to the nearest other centre, near 1 where the centres collapse.
+
+    Args:
+        centers: (C, D), at least two, of any length.
+    """
+    unit = nn.functional.normalize(centers.float(), dim=1)
+    nearest = []
+    for start in range(0, len(unit), CHUNK):
+        cosines = unit[start : start + CHUNK] @ unit.T
+        cosines.diagonal(start).fill_(-1.0)
+        nearest.append(cosines.amax(dim=1))
+    return float(torch.cat(nearest).mean())

@@ -4,6 +4,8 @@ One file, written atomically, cannot tear: its tensors and its step always belon
 """
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,28 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
             save_file(tensors, temporary, metadata={_KEY: json.dumps(tree)})
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(f"cannot write {path}: {error}") from error
+
+
+def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
+    """Keeps the state at ``path``, saved at ``step``, and the ``count - 1`` before it in ``folder`` as well.
+
+    They are links to what :func:`save_state` wrote, named after their step; a state of a later step is left over from
+    before the run went back, and goes.
+    """
+    if count < 2:
+        return
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{step:09}{path.suffix}"
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        with atomic_path(kept) as temporary:
+            shutil.copyfile(path, temporary)
+    states = sorted(folder.glob(f"*{path.suffix}"))
+    place = states.index(kept) + 1
+    for other in [*states[: max(0, place - count)], *states[place:]]:
+        other.unlink()
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from hgsl.models import Embedder
 
 
 def freeze(model: Embedder, what: str) -> None:
-    """Stops the gradient of ``what``: ``none``, ``batch_norm`` (affine parameters), ``stem`` or ``backbone``.
+    """Stops the gradient of ``none``, ``batch_norm`` (affine parameters), ``stem``, ``backbone`` or ``features``.
 
-    The stem is what timm's own ``group_matcher`` puts first: the layers before the first stage.
+    Features are what backbone and pooling give. The stem is what timm's own ``group_matcher`` puts first: the layers
+    before the first stage.
     """
     for module in _frozen(model, what):
         module.requires_grad_(False)
@@ -26,6 +27,8 @@ def train_mode(model: Embedder, what: str) -> None:
 
 
 def _frozen(model: Embedder, what: str) -> list[nn.Module]:
+    if what == "features":
+        return [model.backbone, model.pooling]
     if what == "backbone":
         return [model.backbone]
     if what == "stem":

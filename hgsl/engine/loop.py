@@ -150,7 +150,8 @@ class Loop:
             record = {"loss": loss, "grad_norm": norm, **meter.record(), **self._watched()}
             state.schedule.step()
             state.step += 1
-            bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{meter.speed():.0f}", refresh=False)
+            waited = f"{100 * meter.wait_share():.0f}%"
+            bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{meter.speed():.0f}", data_wait=waited, refresh=False)
             at_end = state.step % steps == 0
             if at_end:
                 record |= self.after_epoch(epoch)

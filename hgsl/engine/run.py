@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,17 +16,19 @@ from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine import run_folder
 from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, build_train_set
-from hgsl.engine.centers import start_at_means
-from hgsl.engine.checkpoint import load_state, save_state
+from hgsl.engine.centers import class_vectors, nearest_similarity, start_at_means
+from hgsl.engine.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.distributed import process_group
-from hgsl.engine.evaluate import evaluate
+from hgsl.engine.evaluate import evaluate, measure, report_of
+from hgsl.engine.head import Head, PooledSet, pooled_set
 from hgsl.engine.loader import RunBatches, run_loader
-from hgsl.engine.logging import MetricLog
+from hgsl.engine.logging import MetricLog, read_metrics
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
+from hgsl.engine.masking import mask_backbone
+from hgsl.engine.outcome import print_summary, training_facts, write_queries
 from hgsl.engine.selection import BestEpoch
 from hgsl.engine.state import build_state
-from hgsl.evaluation import format_table
-from hgsl.models import save_embedder
+from hgsl.models import Embedder, save_embedder
 
 
 def train(
@@ -53,7 +55,7 @@ def train(
     """
     if resume and (finished := run_folder.finished_report(folder)):
         ranks.say(f"{folder} is finished:")
-        _print_scores(finished)
+        print_summary(folder, finished)
         return finished
     if not resume:
         run_folder.check_free(folder, overwrite=overwrite)
@@ -89,37 +91,44 @@ class Run:
         self.manifest: Manifest = build_manifest(config.data)
         ranks.say(summary(self.manifest))
         self.model = build_model(config, place)
+        self.masks = mask_backbone(self.model, config.sparsify, config.data.image_size)
         self.train_set = build_train_set(config, self.manifest, self.model)
-        self.test_set = self._eval_set("test")
+        self.test_images = self._images("test")
         ranks.say(f"{config.model.backbone}, {config.model.pooling}, {self.model.embedding_size}-d, on {place}")
         data, steps = config.data, config.train
         self.batches = RunBatches(
             self.train_set.labels, steps.batch_size, steps.epochs, config.run.seed, data.sampler, data.per_class
         )
         classes = self.train_set.num_classes
-        self.state: TrainState = build_state(config, self.model, classes, self.batches.steps_per_epoch, place)
+        steps_per_epoch = self.batches.steps_per_epoch
+        self.state: TrainState = build_state(config, self.model, classes, steps_per_epoch, place, self.masks)
 
     def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains from the beginning, or from ``saved``, and returns the report."""
         config, state = self.config, self.state
+        test_set = self._searched(self.test_images)
         if saved:
             state.load_state_dict(saved["train"])
             before = saved["before"]
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
-            before = self._scores(self.test_set) if config.eval.before else {}
+            before = self._scores(test_set) if config.eval.before else {}
             if config.loss.centers == "class_means":
-                images = self._eval_set("train")
-                start_at_means(state.objective.loss_fn, self.model, images, self.place, config.eval.batch_size)
-        best = self._best_epoch()
+                images = self._searched(self._images("train"))
+                model = self._view(self.model)
+                start_at_means(state.objective.loss_fn, model, images, self.place, config.eval.batch_size)
+        best = self._best_epoch(test_set)
         self._fit(before, best)
         if best:
             best.restore()
-        after = self._scores(self.test_set)
+        trained = self._trained()
+        task, result = measure(self._view(trained), test_set, config.eval, self.place)
+        records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {
             "before": before,
-            "after": after,
+            "after": self._with_notes(report_of(result, test_set.manifest)),
             "selection": {"epoch_chosen": config.train.select, **state.best},
+            "training": training_facts(records, self.batches.steps_per_epoch),
             "seed": config.run.seed,
             "device": str(self.place.device),
             "precision": self.place.precision,
@@ -128,10 +137,22 @@ class Run:
             "versions": run_folder.versions(),
         }
         if ranks.is_main():
-            save_embedder(state.final_model, self.folder, image_size=config.data.image_size)
+            save_embedder(trained, self.folder, image_size=config.data.image_size)
+            write_queries(self.folder, result)
+            if config.eval.page:
+                from hgsl.engine.page import write_page  # brings scikit-learn, which takes seconds to load
+
+                write_page(self.folder, report, records, task, result, self.test_images)
             write_json(self.folder / run_folder.REPORT, report)
-        _print_scores(report)
+        print_summary(self.folder, report)
         return report
+
+    def _trained(self) -> Embedder:
+        """What training leaves: the model, or the mean of its weights, with closed weights set to zero."""
+        if self.masks is None:
+            return self.state.final_model
+        self.masks.ticket = True
+        return cast(Embedder, self.masks.finalize())
 
     def _fit(self, before: dict[str, Any], best: BestEpoch | None) -> None:
         config, state, batches = self.config, self.state, self.batches
@@ -149,9 +170,15 @@ class Run:
         def save() -> None:
             content = {"train": state.state_dict(), "before": before}  # sharded centres are gathered: by all processes
             if ranks.is_main():
-                save_state(self.folder / run_folder.STATE, content)
+                path = self.folder / run_folder.STATE
+                save_state(path, content)
+                keep_states(path, self.folder / run_folder.STATES, state.step, config.train.keep)
 
-        loader = run_loader(self.train_set, batches, workers=self.place.workers, device=self.place.device)
+        workers = self.place.workers
+        images: RetrievalDataset | PooledSet = self.train_set
+        if config.train.mode == "head":
+            images, workers = self._searched(self._images("train")), 0  # reading a row takes less than handing it over
+        loader = run_loader(images, batches, workers=workers, device=self.place.device)
         with ExitStack() as stack:
             log = stack.enter_context(MetricLog(self.folder, keep_steps=state.step)) if ranks.is_main() else None
             Loop(
@@ -159,32 +186,48 @@ class Run:
                 options,
                 self.place,
                 log,
-                after_epoch=best or (lambda epoch: {}),
+                after_epoch=lambda epoch: {**self._watched(), **(best(epoch) if best else {})},
                 save=save,
                 name_images=lambda ids: [paths[i] for i in ids.tolist()],
                 folder=self.folder,
             ).run(iter(loader))
 
-    def _best_epoch(self) -> BestEpoch | None:
+    def _watched(self) -> dict[str, float]:
+        """What is worth knowing of the state after an epoch."""
+        found = {}
+        classes, width = self.train_set.num_classes, self.model.embedding_size
+        centers = class_vectors(self.state.objective.loss_fn, classes, width)
+        if centers is not None:
+            found["center_similarity"] = nearest_similarity(centers if centers.shape[1] == width else centers.T)
+        if self.masks:
+            found |= {"density": self.masks.density(), "temperature": self.masks.temperature}
+        return found
+
+    def _best_epoch(self, test_set: RetrievalDataset | PooledSet) -> BestEpoch | None:
         select = self.config.train.select
         if select == "last":
             return None
-        chooser = self.test_set if select == "best_on_test" else self._eval_set("val")
+        chooser = test_set if select == "best_on_test" else self._searched(self._images("val"))
         return BestEpoch(self.state, lambda: self._scores(chooser), self.folder)
 
-    def _eval_set(self, split: str) -> RetrievalDataset:
+    def _images(self, split: str) -> RetrievalDataset:
         return build_eval_set(self.config.data, self.manifest, self.model, self.config.data.image_size, split)
 
-    def _scores(self, dataset: RetrievalDataset) -> dict[str, Any]:
-        scores = evaluate(self.state.final_model, dataset, self.config.eval, self.place)
+    def _searched(self, images: RetrievalDataset) -> RetrievalDataset | PooledSet:
+        """The images as the model that is searched with takes them: their pooled features, where only a head trains."""
+        if self.config.train.mode == "full":
+            return images
+        return pooled_set(self.model, images, self.config, self.place)
+
+    def _view(self, model: Embedder) -> Embedder | Head:
+        return Head(model) if self.config.train.mode == "head" else model
+
+    def _scores(self, dataset: RetrievalDataset | PooledSet) -> dict[str, Any]:
+        found = evaluate(self._view(self.state.final_model), dataset, self.config.eval, self.place)
+        return self._with_notes(found)
+
+    def _with_notes(self, scores: dict[str, Any]) -> dict[str, Any]:
         if self.config.train.select == "best_on_test":
-            scores["notes"] = [*scores["notes"], "the epoch was chosen on these very images, so the score is too high"]
+            note = "the epoch was chosen on these very images, so the score is too high"
+            return {**scores, "notes": [*scores["notes"], note]}
         return scores
-
-
-def _print_scores(report: dict[str, Any]) -> None:
-    before, after = report["before"], report["after"]
-    rows = {"before training": before, "after training": after} if before else {"after training": after}
-    ranks.say(f"\n{after['num_queries']} queries, {after['num_gallery']} images, in percent\n{format_table(rows)}")
-    for note in after["notes"]:
-        ranks.say(f"note: {note}")

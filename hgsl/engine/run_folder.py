@@ -17,14 +17,15 @@ from hgsl.common.files import write_json, write_text
 from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
-METRICS, BOARD, LAST_BATCH, BEST, LOCK = (
-    "metrics.jsonl",
-    "tensorboard",
-    "nonfinite_batch.txt",
-    "best.safetensors",
-    ".lock",
+STATES, BEST = "states", "best.safetensors"
+METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.txt"
+PAGE, CURVES, QUERIES = "report.html", "curves.png", "per_query.json"
+LOCK = ".lock"
+FOLDERS = (BOARD, STATES)
+WRITTEN = (
+    *(CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
+    *("model.json", "model.safetensors"),
 )
-WRITTEN = (CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, "model.json", "model.safetensors")
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
@@ -82,7 +83,8 @@ def create(folder: Path, config_yaml: str) -> None:
     """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions."""
     for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / BOARD, ignore_errors=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     write_text(folder / CONFIG, config_yaml)
     write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
 

@@ -9,7 +9,6 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from hgsl.engine.build import Place, build_place
 from hgsl.engine.checkpoint import load_state, save_state
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.objective import Objective
+from hgsl.engine.masking import MaskedObjective, groups_with_masks
 from hgsl.engine.optim import create_optimizer, create_schedule
 from hgsl.engine.sparsify_report import write_layers, write_outcome, write_plot
 from hgsl.engine.sparsify_tasks import TASKS, Task
@@ -76,22 +75,6 @@ def search(
         return run.to_the_end(saved)
 
 
-class SearchObjective(Objective):
-    """The task's loss plus lambda times the sum of the masks; it is told of each epoch before its first step."""
-
-    def __init__(self, task: Objective, penalty: Callable[[], Tensor] | None, before: Callable[[int], None]) -> None:
-        super().__init__(task.loss_fn, task.miner, gather=task.gather, top_k_schedule=task.top_k_schedule)
-        self.penalty, self.before = penalty, before
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        loss = super().forward(embeddings, labels)
-        return loss + self.penalty() if self.penalty else loss
-
-    def start_epoch(self, epoch: int) -> None:
-        super().start_epoch(epoch)
-        self.before(epoch)
-
-
 class Search:
     """The parts of one search, and the stages it goes through."""
 
@@ -102,7 +85,7 @@ class Search:
         self.dense = copy.deepcopy(task.model)  # to measure its costs beside the ticket's
         self.network: nn.Module = task.model
         self.masks: Masks | None = None
-        if settings.rounds:
+        if settings.rounds and settings.granularity != "none":
             self.network, self.masks = sparsify(
                 task.model,
                 settings.mask_initial_value,
@@ -180,15 +163,12 @@ class Search:
         config, settings, train = self.config, self.config.sparsify, self.config.train
         searching = self.masks if self.masks and not self.masks.ticket else None
         scores = searching.mask_parameters() if searching else []
-        objective = SearchObjective(
+        objective = MaskedObjective(
             self.task.objective,
             (lambda: settings.lmbda * searching.penalty()) if searching else None,
             lambda epoch: self._before_epoch(number, epoch),
         )
-        groups = _without(self.task.groups(self.network), scores)
-        if scores:
-            rate = settings.mask_lr or config.optim.lr
-            groups.append({"name": "masks", "params": scores, "lr": rate, "weight_decay": 0.0})
+        groups = groups_with_masks(self.task.groups(self.network), scores, settings, config.optim)
         optimizer = create_optimizer(groups, config.optim)
         network: Any = torch.compile(self.network) if config.run.compile else self.network
         return TrainState(
@@ -263,10 +243,3 @@ class Search:
 
     def _on_device(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         return tensors and {name: tensor.to(self.place.device) for name, tensor in tensors.items()}
-
-
-def _without(groups: list[dict[str, Any]], scores: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Takes the scores out of the groups of the weights: they have a group, a rate and no weight decay of their own."""
-    left_out = {id(parameter) for parameter in scores}
-    kept = [{**group, "params": [p for p in group["params"] if id(p) not in left_out]} for group in groups]
-    return [group for group in kept if group["params"]]

@@ -124,7 +124,7 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
     def scores(network: nn.Module, dataset: RetrievalDataset) -> dict[str, Any]:
         from hgsl.engine.evaluate import evaluate  # brings the search library, which classification does without
 
-        return evaluate(network, dataset, config.eval, place)  # type: ignore[arg-type]
+        return evaluate(network, dataset, config.eval, place)
 
     return Task(
         model=model,

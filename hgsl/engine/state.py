@@ -9,18 +9,35 @@ from torch.nn.parallel import DistributedDataParallel
 from hgsl.common import ranks
 from hgsl.config import Config
 from hgsl.engine.build import Place
+from hgsl.engine.freeze import freeze
+from hgsl.engine.head import Head
 from hgsl.engine.loop import TrainState
+from hgsl.engine.masking import groups_with_masks, with_masks
 from hgsl.engine.objective import build_objective
 from hgsl.engine.optim import create_optimizer, create_schedule, parameter_groups
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
+from hgsl.sparsity import Masks
 
 
-def build_state(config: Config, model: Embedder, num_classes: int, steps_per_epoch: int, place: Place) -> TrainState:
+def build_state(
+    config: Config,
+    model: Embedder,
+    num_classes: int,
+    steps_per_epoch: int,
+    place: Place,
+    masks: Masks | None = None,
+) -> TrainState:
     """Builds objective, optimiser, schedule and scaler around ``model``, for one process or several."""
     objective = build_objective(config.loss, num_classes, model.embedding_size).to(place.device)
-    optimizer = create_optimizer(parameter_groups(model, objective, config.optim), config.optim)
-    network: nn.Module = model
+    if config.train.mode == "head":
+        freeze(model, "features")
+    groups = parameter_groups(model, objective, config.optim)
+    if masks:
+        groups = groups_with_masks(groups, masks.mask_parameters(), config.sparsify, config.optim)
+        objective = with_masks(objective, masks, config.sparsify, config.train.epochs)
+    optimizer = create_optimizer(groups, config.optim)
+    network: nn.Module = Head(model) if config.train.mode == "head" else model
     if config.run.compile:
         network = torch.compile(network)  # type: ignore[assignment]
     return TrainState(
