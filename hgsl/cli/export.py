@@ -1,7 +1,6 @@
 """``tools/export.py`` and ``hgsl-export``: a trained model for other runtimes, for others, or for the Hub."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
+from hgsl.common.files import read_json
 
 if TYPE_CHECKING:
     from hgsl.export import OnnxEmbedder
@@ -76,11 +76,8 @@ def _report(folder: Path) -> dict[str, Any] | None:
     path = folder / "report.json"
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if "after" in content else None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a JSON report ({error})") from None
+    content = read_json(path, "a run's report")
+    return content if isinstance(content.get("after"), dict) else None
 
 
 def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> None:

@@ -33,3 +33,12 @@ def unknown(what: str, word: object, known: Iterable[str]) -> InputError:
     close = nearest(str(word), names)
     hint = f"did you mean {close!r}? (known: {', '.join(names)})" if close else f"use one of: {', '.join(names)}"
     return InputError(f"unknown {what} {str(word)!r}: {hint}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message from elsewhere, or the error's kind where it has none.
+
+    >>> first_line(EOFError())
+    'EOFError'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.errors import InputError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -37,6 +39,26 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> dict[str, Any]:
+    """Reads a JSON object that may come from anywhere.
+
+    Args:
+        path: The file.
+        what: What it should be, for the message.
+
+    Raises:
+        OSError: It cannot be read.
+        InputError: It is no JSON, is nested too deeply, or is no object.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): expected {what}, it may be damaged") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a JSON {type(content).__name__}: expected {what}")
+    return content
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -14,6 +14,7 @@ from hgsl.data.manifest import Manifest, make_manifest
 PATH_COLUMNS = ("img_path", "path")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+MOST_DIGITS = 18  # of a label that is a number: it fits 64 bits
 TRUE, FALSE, EMPTY = ("true", "1", "1.0"), ("false", "0", "0.0"), ("", "none", "nan")
 
 Row = Mapping[str, str]
@@ -159,7 +160,7 @@ def write_table(manifest: Manifest, file: str | Path) -> None:
 def _labels(rows: Sequence[Row], table: Path) -> tuple[list[int], list[str]]:
     values = [row["label"].strip() for row in rows]
     for line, value in enumerate(values, 2):
-        if value == "" or (_is_number(value) and not value.isdecimal()):
+        if value == "" or (_is_number(value) and not (value.isdecimal() and len(value) <= MOST_DIGITS)):
             raise InputError(f"{table}, line {line}: the label {value!r} is neither a whole number nor a name")
     if all(value.isdecimal() for value in values):
         classes = sorted({int(value) for value in values})

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 
 Array = ArrayLike | torch.Tensor
 Floats = NDArray[np.float32]
@@ -141,6 +141,8 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     try:
         if file.suffix == ".npy":
             array = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):  # NumPy goes by the content, and opens an archive under this name too
+                raise InputError(f"{file}: holds an archive, not an array: call it .npz")
         elif file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 array = archive[_name(file, key, archive.files)]
@@ -151,7 +153,7 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     except InputError:
         raise
     except Exception as error:  # each format has errors of its own
-        raise InputError(f"{file}: cannot be read as {file.suffix} ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{file}: cannot be read as {file.suffix} ({first_line(error)})") from error
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
         raise InputError(f"{file}: its numbers are of a kind NumPy does not know: store bfloat16 as .safetensors")
     return array

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
 from hgsl.export.measure import TOLERANCE, parity
@@ -57,8 +57,7 @@ def export_model(
             with _quiet():
                 again = (_to_onnx if format == "onnx" else _to_program)(model, temporary, image_size)
         except (RuntimeError, NotImplementedError, ValueError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise InputError(f"cannot export this model to {format}: {reason}") from error
+            raise InputError(f"cannot export this model to {format}: {first_line(error)}") from error
         found = parity(model, again, image_size, batch_sizes)
         if not max(found.values()) <= TOLERANCE:
             raise InputError(

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 from hgsl.common.extras import require
 
 INPUT, OUTPUT = "images", "embeddings"
@@ -32,11 +32,12 @@ class OnnxEmbedder(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
+        # Its threads would go on spinning after each call, and take the cores from PyTorch's in the same process.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime has an exception class for each of its states
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"{path} cannot be run by ONNX Runtime: {reason}") from None
+            raise InputError(f"{path} cannot be run by ONNX Runtime: {first_line(error)}") from None
         if [entry.name for entry in session.get_inputs()] != [INPUT]:
             raise InputError(f"{path} does not take {INPUT!r}: it was not written by tools/export.py")
         self.session = session

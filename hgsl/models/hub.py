@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 
 PREFIX = "hf-hub:"  # as timm writes it
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -78,8 +78,3 @@ def upload(folder: Path, repository: str, *, private: bool, token: str | None, m
     except (OSError, ValueError) as error:
         raise InputError(f"cannot upload to {repository}: {first_line(error)}") from None
     return str(address)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, or the error's kind where there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,15 +4,13 @@ That file is ``model.json`` in the folder of a run, and ``config.json`` in a fol
 (:mod:`hgsl.models.pretrained`). Both may come from strangers, so each value in them is checked before it is used.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import atomic_path, write_json
+from hgsl.common.files import atomic_path, read_json, write_json
 from hgsl.models.description import Description, checked, from_hub_config
 from hgsl.models.embedder import Embedder, create_embedder
 from hgsl.models.hub import fetch, hub_id_of
@@ -83,20 +81,10 @@ def read_description(folder: Path) -> Description:
     """
     for name, convert in ((RUN_NAME, checked), (HUB_NAME, from_hub_config)):
         if (folder / name).is_file():
-            return convert(_read_object(folder / name), folder / name)
+            return convert(read_json(folder / name, "what hgsl wrote about a model"), folder / name)
     if not folder.is_dir():
         raise FileNotFoundError(f"no model at {folder}: expected a run folder, or OWNER/NAME of a model on the Hub")
     raise FileNotFoundError(f"no {RUN_NAME} in {folder}: expected a run folder that training has written")
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): it was damaged after it was written") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a JSON {type(content).__name__}: it was not written by hgsl")
-    return content
 
 
 def _check_projection(folder: Path, description: Description, tensors: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 
 PACKAGED_BACKBONE = "tf_efficientnet_lite0"
 
@@ -55,8 +55,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot read weights from {path}: {reason} (is the file whole, and of PyTorch?)") from None
+        raise InputError(
+            f"cannot read weights from {path}: {first_line(error)} (is the file whole, and of PyTorch?)"
+        ) from None
     for key in ("state_dict", "model"):  # how training scripts wrap them
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -211,9 +211,10 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     load += "torch.manual_seed(1); print(size, model(torch.randn(1, 3, 48, 48))[0, :3].tolist())"
     done = run_with(hub, tmp_path, load)
     assert done.returncode == 0, done.stderr
+    model = make_model()
     torch.manual_seed(1)
     with torch.inference_mode():
-        expected = make_model()(torch.randn(1, 3, 48, 48))[0, :3]
+        expected = model(torch.randn(1, 3, 48, 48))[0, :3]
     size, _, vector = done.stdout.strip().partition(" ")
     assert size == "48"
     torch.testing.assert_close(torch.tensor(json.loads(vector)), expected)
