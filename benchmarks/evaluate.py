@@ -85,7 +85,7 @@ RUNS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float] | None]] = {
     "hgsl": run_ours,
     "pytorch-metric-learning": run_peer,
     "hgsl, exact": run_million("Flat"),
-    "hgsl, IVF4096,Flat nprobe=64": run_million("IVF4096,Flat nprobe=64"),
+    "hgsl, IVF1024,Flat nprobe=32": run_million("IVF1024,Flat nprobe=32"),
 }
 
 
@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--million", action="store_true", help="also search 1,000,000 images")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 60_000], help="numbers of images")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[20_000, 60_000], help="numbers of images")
     for name, kind in (("--one", str), ("--count", int), ("--width", int)):
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -159,7 +159,7 @@ def main() -> None:
         compare(["FAISS flat, search alone", "hgsl", "pytorch-metric-learning"], count, 512, options.repeats)
     if options.million:
         for width in (128, 512):
-            compare(["hgsl, exact", "hgsl, IVF4096,Flat nprobe=64"], 1_000_000, width, 1)
+            compare(["hgsl, exact", "hgsl, IVF1024,Flat nprobe=32"], 1_000_000, width, 1)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"\nlargest process: {peak:.1f} GB")
 
