@@ -121,8 +121,7 @@ class SearchIndex:
 
     def similar(self, photo: int, k: int = 10, *, label: str | None = None) -> list[Hit]:
         """Finds the photos nearest to a photo of the index, itself left out."""
-        vector = self._gallery.vectors.rows(np.array([self._checked(photo)]))
-        return [hit for hit in self.nearest(vector, k + 1, label=label)[0] if hit.id != photo][:k]
+        return [hit for hit in self.nearest(self.vector(photo)[None], k + 1, label=label)[0] if hit.id != photo][:k]
 
     def embed(self, images: Sequence[Query]) -> Floats:
         """The vectors of photos, (Q, D) float32 of unit norm."""
@@ -169,6 +168,15 @@ class SearchIndex:
         """A photo of the index by its number, as if it had found itself."""
         place = self._checked(photo)
         return Hit(place, self._table.photos[place].path, self._table.labels[place], 1.0)
+
+    def spread(self, count: int, label: str | None = None) -> list[int]:
+        """So many photos, or all if there are fewer, spread evenly over the index or over those of a label."""
+        places = np.arange(len(self)) if label is None else self._places(label)
+        return places[np.unique(np.linspace(0, len(places) - 1, count).astype(int))].tolist()
+
+    def vector(self, photo: int) -> Floats:
+        """The vector (D,) of a photo of the index."""
+        return self._gallery.vectors.rows(np.array([self._checked(photo)]))[0]
 
     def path(self, photo: int) -> Path:
         """Where a photo lies, or lay when the index was made."""

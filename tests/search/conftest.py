@@ -1,13 +1,18 @@
 """A tiny model, and an index of a few photos."""
 
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hgsl.models import create_embedder, save_embedder
 from hgsl.search import SearchIndex, build_index
+from hgsl.search.web.server import make_server
 
 
 @pytest.fixture
@@ -38,3 +43,39 @@ def photos(photo_folder: Callable[..., Path]) -> Path:
 def index(tmp_path: Path, run: Path, photos: Path) -> SearchIndex:
     build_index(tmp_path / "index", photos, checkpoint=run, device="cpu", progress=False)
     return SearchIndex.open(tmp_path / "index", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def shared_index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
+    """An index of 24 photos of 6 kinds that no test may change."""
+    folder = tmp_path_factory.mktemp("shared")
+    generator = np.random.default_rng(0)
+    for kind in range(6):
+        (folder / f"photos/kind_{kind:02}").mkdir(parents=True)
+        colour = generator.integers(40, 216, 3)
+        for number in range(4):
+            pixels = (colour + generator.integers(-40, 40, (48, 56, 3))).clip(0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"photos/kind_{kind:02}/{number:02}.jpg")
+    torch.manual_seed(0)
+    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), folder / "run", image_size=32)
+    build_index(folder / "index", folder / "photos", checkpoint=folder / "run", device="cpu", progress=False)
+    return SearchIndex.open(folder / "index", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Returns a function that serves an index on a free port, in a thread, and returns its address."""
+    running = []
+
+    def start(index: SearchIndex, names: Iterable[str] = ()) -> str:
+        server = make_server(index, names)
+        listener = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(30)

@@ -1,0 +1,394 @@
+"""The server over real sockets: answers, batches, limits, and everything hostile that can be sent to it."""
+
+import asyncio
+import copy
+import io
+import json
+import shutil
+import socket
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from hgsl.search import SearchIndex, build_index
+from hgsl.search.encoder import Encoder
+from hgsl.search.web import app as web
+from hgsl.search.web import uploads
+from hgsl.search.web.batcher import Batcher
+from hgsl.search.web.questions import Question, answer
+from hgsl.search.web.refusal import Refusal
+from hgsl.search.web.server import MAX_HEAD
+
+
+@pytest.fixture(scope="module")
+def shared_client(serve, shared_index):
+    with httpx.Client(base_url=serve(shared_index), timeout=60) as session:
+        yield session
+
+
+@pytest.fixture
+def client(shared_client):
+    return shared_client
+
+
+@pytest.fixture
+def index(shared_index):
+    return shared_index
+
+
+@pytest.fixture
+def photos(shared_index):
+    return shared_index.root
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def refused(response, status):
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert "/" not in body["error"].replace("x1,y1", "")
+    return body["error"]
+
+
+def test_what_the_index_holds(client):
+    about = client.get("/api/index").json()
+    assert about["photos"] == 24
+    assert about["labels"]["kind_03"] == 4
+    assert about["threshold"] is None
+    assert about["backbone"] == "test_resnet"
+
+
+def test_a_photo_that_is_sent_finds_what_the_index_finds(client, index, photos):
+    path = photos / "kind_02/03.jpg"
+    found = client.post("/api/search", params={"k": 5}, content=path.read_bytes()).json()
+    [expected] = index.search(path, k=5)
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
+    assert found["hits"][0] == pytest.approx(expected[0]._asdict())
+    assert found["match"] is None
+    only = client.post("/api/search", params={"k": 50, "label": "kind_05"}, content=path.read_bytes()).json()
+    assert [hit["label"] for hit in only["hits"]] == ["kind_05"] * 4
+
+
+@pytest.mark.parametrize("kind", uploads.FORMATS)
+def test_every_format_that_is_offered(client, photos, kind):
+    with Image.open(photos / "kind_02/03.jpg") as image:
+        content = encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    hits = client.post("/api/search", content=content, headers={"content-type": "text/html"}).json()["hits"]
+    assert hits[0]["path"] == "kind_02/03.jpg"
+
+
+def test_a_box_is_searched_as_a_photo_cut_by_hand(client, index):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    sent = client.post("/api/search", params={"box": "0.25,0.5,0.75,1", "k": 3}, content=encoded(image)).json()
+    [expected] = index.search(image.crop((30, 40, 90, 80)), k=3)
+    assert [hit["similarity"] for hit in sent["hits"]] == pytest.approx([hit.similarity for hit in expected], abs=1e-5)
+    # The box is of the upright photo.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(image.rotate(90, expand=True), exif=exif)
+    again = client.post("/api/search", params={"box": "0.25,0.5,0.75,1", "k": 3}, content=turned).json()
+    assert again == sent
+
+
+def test_a_photo_of_the_index_finds_others(client, index):
+    found = client.get("/api/photos/7/similar", params={"k": 4}).json()["hits"]
+    assert [hit["id"] for hit in found] == [hit.id for hit in index.similar(7, 4)]
+    spread = client.get("/api/photos", params={"k": 3}).json()
+    assert [photo["id"] for photo in spread] == [0, 11, 23]
+    assert len(client.get("/api/photos", params={"label": "kind_01"}).json()) == 4
+
+
+def test_no_match_below_the_threshold(serve, tmp_path, run, photos):
+    build_index(tmp_path / "strict", photos, checkpoint=run, no_match=1, device="cpu", progress=False)
+    url = serve(SearchIndex.open(tmp_path / "strict", device="cpu"))
+    found = httpx.get(f"{url}/api/photos/7/similar").json()
+    assert found["match"] is False
+    assert found["threshold"] == 1
+    assert found["hits"]
+
+
+def test_photos_are_drawn_anew_and_revalidated(serve, shared_index, tmp_path):
+    photos = shutil.copytree(shared_index.root, tmp_path / "photos")
+    index = copy.copy(shared_index)
+    index.root = photos
+    client = httpx.Client(base_url=serve(index))
+    first = client.get("/api/photos/0/image", params={"side": 32})
+    assert first.headers["content-type"] == "image/jpeg"
+    with Image.open(io.BytesIO(first.content)) as image:
+        assert max(image.size) == 32
+    again = client.get("/api/photos/0/image?side=32", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    (photos / "kind_00/00.jpg").write_text("<script>alert(1)</script>")
+    assert "bring the index up to date" in refused(client.get("/api/photos/0/image"), 410)
+    (photos / "kind_00/00.jpg").unlink()
+    refused(client.get("/api/photos/0/image"), 410)
+
+
+def test_only_photos_of_the_index_are_served(client):
+    for path in ("24", "-1", "x", "1.5", "9999999999999999999999", "..%2f..%2fetc%2fpasswd", "%00", "0/../../x"):
+        assert client.get(f"/api/photos/{path}/image").status_code in (404, 422), path
+        assert client.get(f"/api/photos/{path}/similar").status_code in (404, 422), path
+    for path in ("/page/../app.py", "/..%2fapp.py", "//etc/passwd", "/docs", "/redoc", "/index.html"):
+        assert refused(client.get(path), 404) == "Not Found"
+    assert refused(client.put("/api/index"), 405)
+
+
+def test_headers_keep_the_page_to_itself(client):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    for response in (page, client.get("/api/index"), client.get("/api/photos/99/image")):
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "access-control-allow-origin" not in response.headers
+        assert "server" not in response.headers
+    for file in web.PAGE_FILES.values():
+        text = (web.PAGE / file).read_text()
+        assert "http://" not in text
+        assert "https://" not in text
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "[::1", "[evil]:80"]
+)
+def test_a_foreign_host_name_is_refused(client, host):
+    refused(client.get("/api/photos/0/image", headers={"host": host}), 400)
+
+
+def test_own_host_names_pass(serve, index):
+    url = serve(index, names=["photos.example"])
+    for host in ("localhost", "LOCALHOST:99", "127.0.0.1:1", "[::1]:80", "[::1]", "192.168.1.7", "Photos.example:443"):
+        assert httpx.get(f"{url}/api/index", headers={"host": host}).status_code == 200, host
+
+
+def png(width, height, data=b""):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def text_bomb():
+    """A PNG whose text chunks unpack to 200 MB."""
+    body = b"zTXt", b"a\0\0" + zlib.compress(bytes(200 << 20))
+    chunk = struct.pack(">I", len(body[1])) + body[0] + body[1] + struct.pack(">I", zlib.crc32(body[0] + body[1]))
+    whole = png(8, 8, zlib.compress(bytes(8 * 25)))
+    return whole[:33] + chunk + whole[33:]
+
+
+SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>'
+SMALL = encoded(Image.new("RGB", (9, 7), "red"))
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 422),
+        (b"\x00", 415),
+        (b"GIF89a", 415),
+        (b"%PDF-1.7\n", 415),
+        (b"MZ" + bytes(500), 415),
+        (b"<html><body>photo</body></html>", 415),
+        (SVG, 415),
+        (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94", 415),
+        (encoded(Image.new("RGB", (9, 9)), "TIFF"), 415),
+        (encoded(Image.new("RGB", (9, 9)), "ICO"), 415),
+        (encoded(Image.new("RGB", (9, 9)), "PPM"), 415),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 415),
+        (SMALL[:50], 422),
+        (encoded(Image.effect_noise((99, 99), 50), "JPEG")[:600], 422),
+        (png(60_000, 60_000, zlib.compress(bytes(10_000))), 413),  # says 3,600 million pixels
+        (png(10_000, 10_000, zlib.compress(bytes(300_000_000), 9)), 413),  # has 100 million, in 300 KB
+        (png(2**31 - 1, 2**31 - 1), 413),
+        (png(0, 5), 415),
+        (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0), 413),
+        (text_bomb(), 422),
+        (bytes(uploads.MAX_BYTES + 1), 413),
+        (bytes(4 * uploads.MAX_BYTES + 1), 413),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else f"{value[:8]!r}-{len(value)}",
+)
+def test_what_is_no_proper_photo_is_refused(client, content, status):
+    refused(client.post("/api/search", content=content), status)
+
+
+def test_a_long_body_without_a_length_is_cut_off(client):
+    def chunks():
+        for _ in range(25):
+            yield bytes(1 << 20)
+
+    refused(client.post("/api/search", content=chunks()), 413)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"k": 0},
+        {"k": 201},
+        {"k": "many"},
+        {"k": "9" * 4000},
+        {"box": "0,0,1"},
+        {"box": "0,0,nan,1"},
+        {"box": "0.5,0,0.5,1"},
+        {"box": "0,0,2,1"},
+        {"box": "a,b,c,d"},
+        {"box": "0,0,0.01,0.01"},
+        {"label": "x" * 1001},
+    ],
+    ids=lambda params: str(params)[:30],
+)
+def test_wrong_settings_are_named(client, params):
+    assert refused(client.post("/api/search", params=params, content=SMALL), 422)
+
+
+def test_an_unknown_label_is_refused(client):
+    for url in ("/api/photos?label=none", "/api/photos/0/similar?label=kind"):
+        refused(client.get(url), 404)
+
+
+def test_overlong_requests_are_refused(client):
+    assert "address is longer" in refused(client.get("/api/index", params={"x": "y" * 5000}), 414)
+    assert "headers are longer" in refused(client.get("/api/index", headers={"x": "y" * 20_000}), 431)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET / HTTP/1.1\r\nx: " + b"y" * (MAX_HEAD + 100),
+        b"GET\r\n\r\n",
+        b"\r\n\r\n" * 9 + b"{}\r\n",
+    ],
+    ids=["tls", "endless header", "no target", "no http"],
+)
+def test_what_is_no_http_gets_json_too(client, request_bytes):
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        connection.sendall(request_bytes)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert "error" in json.loads(body)
+
+
+def test_a_slow_body_is_not_waited_for(client, monkeypatch):
+    monkeypatch.setattr(web, "BODY_SECONDS", 0.05)
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+
+
+def test_many_at_once_share_forward_passes_and_get_their_own_answers(client, index, photos, monkeypatch):
+    sizes, gate, vectors = [], threading.Event(), Encoder.vectors
+
+    def counted(self, tensors):
+        gate.wait(30)  # until all are waiting, so that the batches are as large as they may be
+        sizes.append(len(tensors))
+        return vectors(self, tensors)
+
+    paths = sorted(photos.glob("*/*.jpg"))
+    expected = [index.search(path, k=3)[0] for path in paths]
+    monkeypatch.setattr(Encoder, "vectors", counted)
+    with ThreadPoolExecutor(len(paths)) as pool:
+        asked = [pool.submit(client.post, "/api/search", params={"k": 3}, content=path.read_bytes()) for path in paths]
+        threading.Timer(0.5, gate.set).start()
+        answers = [future.result().json()["hits"] for future in asked]
+    for found, right in zip(answers, expected, strict=True):
+        assert [hit["id"] for hit in found] == [hit.id for hit in right]
+    assert sum(sizes) == len(paths)
+    assert max(sizes) > 4
+    assert len(sizes) < len(paths) / 2
+
+
+def test_a_batch_answers_every_question_as_if_it_were_alone(index, photos):
+    tensors = [index.encoder.read(path) for path in sorted(photos.glob("*/02.jpg"))]
+    questions = [
+        *(Question(tensors[0], 1), Question(tensors[1], 5, "kind_01"), Question(tensors[2], 3)),
+        *(Question(3, 4), Question(3, 4, "kind_00"), Question(9, 24)),
+    ]
+    together = answer(index, questions)
+    for question, found in zip(questions, together, strict=True):
+        [alone] = answer(index, [question])
+        assert [hit.id for hit in found] == [hit.id for hit in alone]
+        assert len(found) <= question.k
+    assert len(together[4]) == 3  # the label's four photos, itself left out
+
+
+def test_the_batcher_refuses_a_flood_and_survives_an_error():
+    def work(items):
+        if "bad" in items:
+            raise RuntimeError("out of memory")
+        return [item.upper() for item in items]
+
+    async def scenario():
+        async with Batcher(work, max_batch=2, max_waiting=3) as batcher:
+            results = await asyncio.gather(*(batcher.submit(word) for word in "abcde"), return_exceptions=True)
+            assert [result for result in results if isinstance(result, str)] == ["A", "B", "C"]
+            assert [result.status for result in results if isinstance(result, Refusal)] == [429, 429]
+            with pytest.raises(RuntimeError):
+                await batcher.submit("bad")
+            assert await batcher.submit("good") == "GOOD"
+            gone = asyncio.ensure_future(batcher.submit("gone"))
+            await asyncio.sleep(0)
+            gone.cancel()
+            assert await batcher.submit("there") == "THERE"
+
+    asyncio.run(scenario())
+
+
+def test_load_on_loopback_without_an_error(client, photos):
+    contents = [path.read_bytes() for path in sorted(photos.glob("*/*.jpg"))]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda i: client.post("/api/search", content=contents[i % 24]), range(200)))
+    assert {answer.status_code for answer in answers} == {200}
+    for place, found in enumerate(answers):
+        assert found.json()["hits"][0]["id"] == place % 24
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_server_error(index):
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install '.[dev]'")
+    from hypothesis import HealthCheck, Phase, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    schema = schemathesis.openapi.from_asgi("/openapi.json", web.create_app(index))
+    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    seen = []
+
+    for operation in schema.get_all_operations():
+        strategy = operation.ok().as_strategy()
+
+        from hypothesis import given
+
+        @given(case=strategy)
+        @settings(max_examples=100, deadline=None, database=None, derandomize=True,
+                  phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
+        def call(case):
+            response = case.call_and_validate(checks=checks)
+            seen.append(response.status_code)
+
+        call()
+    assert len(seen) > 300
+    assert {200, 404} <= set(seen)
