@@ -2,10 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hgsl.cli._main import run
-from hgsl.cli._settings import build_parser, parse_as, to_yaml
+from hgsl.cli._training import read, run_engine, training_parser
 from hgsl.common.errors import InputError
 from hgsl.config import SearchConfig
 
@@ -36,26 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _search(words: list[str]) -> int:
     names = ", ".join(f"{short} = {full}" for short, full in PUBLISHED.items())
-    parser = build_parser(f"{DESCRIPTION} Short names: {names}.", SearchConfig)
-    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run in the run folder.")
+    parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SearchConfig)
     if not any(word in ("-h", "--help") or word.startswith("--config") for word in words):
         raise InputError("give a config: --config configs/cifar10_cs.yaml or configs/flowers17_cs.yaml")
-    config, flags = parse_as(SearchConfig, parser, words)
-    if flags.resume and flags.overwrite:
-        raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
-    folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    config, flags, folder = read(SearchConfig, parser, words)
 
     from hgsl.engine.sparsify import search
-    from hgsl.engine.stop import Stopped
 
-    try:
-        search(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    print(f"\nrun folder: {folder}")
-    return 0
+    return run_engine(search, config, folder, flags)
 
 
 def _translated(word: str) -> str:

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from hgsl.cli._main import run
-from hgsl.cli._settings import CONFIGS, build_parser, parse, to_yaml
+from hgsl.cli._settings import CONFIGS, to_yaml
+from hgsl.cli._training import read, run_engine, training_parser
 from hgsl.common.errors import InputError
+from hgsl.config import Config
 
 DESCRIPTION = (
     "Train an embedding model and measure retrieval before and after. Without --config, configs/quickstart.yaml runs "
@@ -21,23 +22,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
-    parser = build_parser(DESCRIPTION)
-    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run in the run folder.")
+    parser = training_parser(DESCRIPTION, Config)
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="Runs with so many seeds from run.seed on, and their mean and deviation."
+    )
     if not any(word == "--config" or word.startswith("--config=") for word in words):
         words = ["--config", str(CONFIGS / "quickstart.yaml"), *words]
-    config, flags = parse(parser, words)
-    if flags.resume and flags.overwrite:
-        raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
-    folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    config, flags, folder = read(Config, parser, words)
+    if flags.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, found {flags.seeds}")
 
+    if flags.seeds > 1:
+        from hgsl.engine.seeds import train_seeds
+
+        return run_engine(train_seeds, config, folder, flags, count=flags.seeds, to_yaml=to_yaml)
     from hgsl.engine.run import train
-    from hgsl.engine.stop import Stopped
 
-    try:
-        train(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    print(f"\nrun folder: {folder}\nthe same numbers again: python tools/eval_retrieval.py --checkpoint {folder}")
-    return 0
+    code = run_engine(train, config, folder, flags)
+    if code == 0:
+        print(f"the same numbers again: python tools/eval_retrieval.py --checkpoint {folder}")
+    return code

@@ -50,6 +50,10 @@ class Config:
             masked and self.train.select != "last",
             f"a sparse network is what the last epoch leaves, but train.select is {self.train.select!r}: use 'last'",
         )
+        refuse(
+            masked and self.train.ema is not None and not isinstance(self.sparsify, SparsifyConfig),
+            "masks on the move have no mean worth keeping: leave train.ema empty, or set sparsify.granularity none",
+        )
         if self.train.mode == "head":
             self._check_head(masked)
 

@@ -22,6 +22,8 @@ class MaskConfig:
     """beta at the end of a round; it starts at 1."""
     lmbda: float = 1e-8
     """Weight of the sum of the masks in the loss of the search."""
+    penalty: Literal["weights", "operations"] = "weights"
+    """What that sum counts: weights, as published, or operations, the multiplications an image costs, for speed."""
     mask_lr: float | None = None
     """Peak learning rate of the scores; empty means optim.lr. They have no weight decay."""
 

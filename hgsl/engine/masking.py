@@ -42,6 +42,7 @@ def mask_backbone(model: Embedder, settings: MaskConfig, image_size: int) -> Mas
         settings.granularity,
         inplace=True,
         example=example,
+        penalty=settings.penalty,
     )[1]
 
 

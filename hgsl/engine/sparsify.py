@@ -94,6 +94,7 @@ class Search:
                 settings.granularity,
                 inplace=True,
                 example=task.example[:2],
+                penalty=settings.penalty,
             )
         rounds = [f"round {number + 1}" for number in range(settings.rounds)]
         self.stages = [*rounds, "ticket"] if rounds else ["dense"]

@@ -16,7 +16,7 @@ CLASSES, IMAGES = 8, 4
 TINY = [
     *("--model.weights", "none", "--data.image_size", "32", "--data.workers", "0", "--data.cache", "none"),
     *("--train.epochs", "2", "--train.batch_size", "16", "--run.device", "cpu", "--run.precision", "float32"),
-    *("--run.threads", "1", "--eval.before", "false", "--data.options", "{}"),
+    *("--run.threads", "1", "--eval.before", "false", "--eval.page", "false", "--data.options", "{}"),
 ]
 
 

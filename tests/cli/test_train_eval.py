@@ -18,18 +18,8 @@ from hgsl.engine.logging import read_metrics
 
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *(
-        "--train.epochs",
-        "2",
-        "--train.batch_size",
-        "4",
-        "--run.device",
-        "cpu",
-        "--run.precision",
-        "float32",
-        "--run.threads",
-        "1",
-    ),
+    *("--train.epochs", "2", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32"),
+    *("--run.threads", "1", "--eval.page", "false"),
 ]
 ON_FOLDER = ["--config", "configs/folder.yaml", *SMALL, "--model.freeze", "none", "--loss.top_k", "2"]
 SCORES = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "precision@1")

@@ -22,7 +22,7 @@ SMALL = [
     *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
     *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
-    *("--eval.before", "false"),
+    *("--eval.before", "false", "--eval.page", "false"),
 ]
 
 

@@ -1,0 +1,48 @@
+"""What the tools that train share: their flags, the run folder, and how a signal ends them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from hgsl.cli._settings import AnyConfig, build_parser, parse_as, to_yaml
+from hgsl.common.errors import InputError
+
+Engine = Callable[..., Any]  # (config, its YAML, folder, *, overwrite, resume)
+
+
+def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
+    """A parser of every setting and of ``--overwrite`` and ``--resume``."""
+    parser = build_parser(description, settings)
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the run in the run folder.")
+    return parser
+
+
+def read(
+    settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, words: Sequence[str]
+) -> tuple[AnyConfig, jsonargparse.Namespace, Path]:
+    """Returns the settings, the tool's flags and the run folder.
+
+    Raises:
+        InputError: Settings or flags are unknown or contradict each other.
+    """
+    config, flags = parse_as(settings, parser, words)
+    if flags.resume and flags.overwrite:
+        raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
+    return config, flags, Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+
+
+def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Namespace, **more: Any) -> int:
+    """Calls ``engine`` and returns the exit code: 0, or 128 + signal after a signal, with the state saved."""
+    from hgsl.engine.stop import Stopped
+
+    try:
+        engine(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume, **more)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    print(f"\nrun folder: {folder}")
+    return 0
