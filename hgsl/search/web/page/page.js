@@ -203,6 +203,10 @@ addEventListener("drop", (event) => {
   $("over").hidden = true;
   give(event.dataTransfer.files[0]);
 });
+$("photo").addEventListener("load", () => {
+  const { naturalWidth, naturalHeight } = $("photo");
+  $("crop").style.setProperty("--ratio", naturalWidth / naturalHeight);
+});
 $("photo").addEventListener("error", () => {
   if (query?.blob) $("name").textContent = `${query.name} (the browser cannot show it)`;
 });

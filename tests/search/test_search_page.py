@@ -1,0 +1,267 @@
+"""The page in a real browser, from a photo that is dropped, pasted or picked to what it finds."""
+
+import base64
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from hgsl.search import SearchIndex, build_index
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def url(serve, shared_index):
+    return serve(shared_index)
+
+
+@pytest.fixture
+def open_page(browser):
+    """Returns a function that opens a tab; whatever goes wrong in one, or leaves it for the network, fails the test."""
+    trouble, contexts = [], []
+
+    def start(address, **options):
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(60_000)
+        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.on("dialog", lambda dialog: trouble.append(dialog.message))
+        allowed = (address, "data:", f"blob:{address}")
+        tab.on("request", lambda request: None if request.url.startswith(allowed) else trouble.append(request.url))
+        tab.goto(address)
+        tab.wait_for_selector("#grid button")
+        return tab
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def page(open_page, url):
+    return open_page(url)
+
+
+def until(page, expression):
+    """Waits until a JavaScript expression holds; the page's policy forbids the way in which Playwright itself waits."""
+    end = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"never came: {expression}"
+        page.wait_for_timeout(20)
+
+
+def searched(page):
+    """Waits until an answer is shown; returns the file names and similarities."""
+    until(
+        page,
+        "document.getElementById('status').textContent.includes('nearest') && !document.querySelector('.grid.old')",
+    )
+    names = page.locator("#grid .path").all_inner_texts()
+    titles = [element.get_attribute("title") for element in page.locator("#grid .path").all()]
+    assert [title.split("/")[-1] for title in titles] == names
+    return titles, [float(text) for text in page.locator("#grid .score").all_inner_texts()]
+
+
+def expected(index, query, k, **options):
+    [hits] = index.search(query, k, **options)
+    return [hit.path for hit in hits]
+
+
+def test_a_picked_photo_finds_what_the_index_finds(page, shared_index):
+    path = shared_index.root / "kind_02/01.jpg"
+    page.set_input_files("#file", path)
+    names, scores = searched(page)
+    assert names == expected(shared_index, path, 24)
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == pytest.approx(1, abs=1e-3)
+    assert page.locator("#grid .label").first.inner_text() == "kind_02"
+    assert page.locator("#name").inner_text() == "01.jpg"
+    assert "of 24" in page.locator("#status").inner_text()
+    until(page, "[...document.querySelectorAll('#grid img')].slice(0, 5).every((image) => image.naturalWidth)")
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_dropped_and_a_pasted_photo(page, shared_index, way):
+    path = shared_index.root / "kind_04/02.jpg"
+    page.evaluate(
+        """([way, content]) => {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "holiday.jpg", { type: "image/jpeg" }));
+            if (way === "paste") return dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
+            const options = { dataTransfer: data, bubbles: true, cancelable: true };
+            for (const kind of ["dragenter", "dragover"]) document.body.dispatchEvent(new DragEvent(kind, options));
+            if (document.getElementById("over").hidden) throw new Error("nothing says that the photo can be dropped");
+            document.body.dispatchEvent(new DragEvent("drop", options));
+        }""",
+        [way, base64.b64encode(path.read_bytes()).decode()],
+    )
+    assert searched(page)[0][0] == "kind_04/02.jpg"
+    assert page.locator("#name").inner_text() == "holiday.jpg"
+    assert page.locator("#over").is_hidden()
+
+
+def drag(page, start, end):
+    frame = page.locator("#crop").bounding_box()
+    place = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
+    page.mouse.move(*place[0])
+    page.mouse.down()
+    page.mouse.move(*place[1], steps=3)
+    with page.expect_response(lambda response: "/api/search" in response.url) as answer:
+        page.mouse.up()
+    return [float(share) for share in re.search(r"box=([^&]+)", answer.value.url)[1].replace("%2C", ",").split(",")]
+
+
+def test_a_box_is_drawn_moved_resized_and_taken_off(page, shared_index):
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    whole = searched(page)
+    box = drag(page, (0.2, 0.25), (0.6, 0.75))
+    np.testing.assert_allclose(box, [0.2, 0.25, 0.6, 0.75], atol=0.02)
+    assert searched(page) != whole
+    np.testing.assert_allclose(drag(page, (0.4, 0.5), (0.5, 0.4)), [0.3, 0.15, 0.7, 0.65], atol=0.02)
+    np.testing.assert_allclose(drag(page, (0.7, 0.65), (0.9, 0.9)), [0.3, 0.15, 0.9, 0.9], atol=0.02)
+    np.testing.assert_allclose(drag(page, (0.5, 0.5), (0.99, 0.99)), [0.4, 0.25, 1, 1], atol=0.02)  # stops at the edge
+    page.click("#whole")
+    until(page, "document.getElementById('whole').disabled")
+    assert searched(page) == whole
+
+
+def test_the_box_moves_by_keyboard(page, shared_index):
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    searched(page)
+    page.focus("#box")
+    for _ in range(5):
+        page.keyboard.press("Shift+ArrowLeft")
+    with page.expect_response(lambda response: "box=" in response.url) as answer:
+        page.keyboard.press("ArrowRight")
+    assert "box=0.02000%2C0.00000%2C0.92000%2C1.00000" in answer.value.url
+    with page.expect_response(lambda response: response.url.endswith("search?k=24")):
+        page.keyboard.press("Escape")
+
+
+def test_a_click_searches_by_that_photo_and_back_returns(page, shared_index):
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    first = searched(page)
+    page.locator("#grid button").nth(3).click()
+    until(page, "document.getElementById('name').textContent.includes('/')")
+    photo = next(hit for hit in range(24) if shared_index.photo(hit).path == first[0][3])
+    assert searched(page)[0] == [hit.path for hit in shared_index.similar(photo, 24)]
+    # A part of it can be searched too, as of a photo from outside.
+    drag(page, (0.2, 0.2), (0.8, 0.8))
+    searched(page)
+    page.go_back()
+    until(page, "document.getElementById('name').textContent === '01.jpg'")
+    assert searched(page) == first
+    page.go_back()
+    until(page, "document.getElementById('chosen').hidden")
+    assert page.locator("#drop").is_visible()
+
+
+def test_everything_works_by_keyboard(page):
+    page.locator("#grid button").nth(2).focus()
+    page.keyboard.press("Enter")
+    assert len(searched(page)[0]) == 23
+    page.focus("#pick") if page.locator("#pick").is_visible() else page.focus("#another")
+    with page.expect_file_chooser():
+        page.keyboard.press("Enter")
+
+
+def test_label_and_number_of_photos(page, shared_index):
+    path = shared_index.root / "kind_02/01.jpg"
+    page.set_input_files("#file", path)
+    searched(page)
+    page.select_option("#k", "12")
+    until(page, "document.querySelectorAll('#grid li').length === 12")
+    assert searched(page)[0] == expected(shared_index, path, 12)
+    page.fill("#label", "kind_05")
+    until(page, "document.querySelectorAll('#grid li').length === 4")
+    assert searched(page)[0] == expected(shared_index, path, 12, label="kind_05")
+    assert page.locator("#labels option").count() == 6
+
+
+def test_no_match_is_said_plainly(open_page, serve, shared_index, tmp_path):
+    build_index(
+        tmp_path / "strict", shared_index.root, checkpoint=shared_index.folder.parent / "run", no_match=1, device="cpu",
+        progress=False,
+    )  # fmt: skip
+    page = open_page(serve(SearchIndex.open(tmp_path / "strict", device="cpu")))
+    page.locator("#grid button").first.click()
+    page.wait_for_selector("#refused:not([hidden])")
+    text = page.locator("#refused").inner_text()
+    assert "No match" in text
+    assert "needs 1.000" in text
+    assert page.locator("#grid li").count() == 0
+    page.click("#anyway")
+    assert page.locator("#grid li").count() == 23
+
+
+def test_what_cannot_be_searched_says_why(browser, url, tmp_path):
+    (tmp_path / "vector.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        page.set_input_files("#file", tmp_path / "vector.svg")
+        page.wait_for_selector("#error:not([hidden])")
+        assert "not a photo" in page.locator("#error").inner_text()
+        (tmp_path / "large.jpg").write_bytes(bytes((20 << 20) + 1))
+        page.set_input_files("#file", tmp_path / "large.jpg")
+        until(page, "document.getElementById('error').textContent.includes('larger than 20 MB')")
+
+
+def test_names_stay_text(open_page, serve, shared_index, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    folder = tmp_path / "photos" / evil
+    folder.mkdir(parents=True)
+    for number in range(3):
+        shutil.copy(shared_index.root / f"kind_00/0{number}.jpg", folder / f"{number}&lt;b&gt;.jpg")
+    run = shared_index.folder.parent / "run"
+    build_index(tmp_path / "index", tmp_path / "photos", checkpoint=run, device="cpu", progress=False)
+    page = open_page(serve(SearchIndex.open(tmp_path / "index", device="cpu")))
+    assert page.locator("#grid .label").first.inner_text() == evil
+    page.locator("#grid button").first.click()
+    searched(page)
+    assert page.locator("#name").inner_text() == f"{evil}: {evil}/0&lt;b&gt;.jpg"
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_nothing_reaches_over_the_edge_of_a_small_screen(page, shared_index, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    searched(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    for element in page.locator("button:visible, select:visible, input:visible").all():
+        assert element.bounding_box()["height"] >= 44 or element.get_attribute("type") == "file"
+
+
+def test_dark_and_light_have_readable_colours(page):
+    def contrast(scheme):
+        page.emulate_media(color_scheme=scheme)
+        colours = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+        )
+        light = []
+        for colour in colours:
+            channels = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
+            linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+            light.append(linear @ [0.2126, 0.7152, 0.0722])
+        return (max(light) + 0.05) / (min(light) + 0.05), light[1]
+
+    (dark, dark_paper), (bright, bright_paper) = contrast("dark"), contrast("light")
+    assert dark_paper < 0.05 < 0.9 < bright_paper
+    assert min(dark, bright) > 7  # WCAG AAA
