@@ -58,7 +58,11 @@ class Masks:
             warnings.warn(f"the ticket closes these layers fully: {', '.join(closed)}", stacklevel=2)
 
     def penalty(self) -> Tensor:
-        """Returns the sum of the masks over all masked weights; the search loss adds lambda times this."""
+        """Returns the sum of the masks over all masked weights; the search loss adds lambda times this.
+
+        With ``sparsify(..., penalty="operations")`` each mask counts by the multiplications it saves, in units in which
+        all masks together count as much as the masked weights.
+        """
         return torch.stack([mask.penalty() for mask in self._masks]).sum()
 
     def density(self) -> float:
@@ -126,7 +130,7 @@ class Masks:
         """
         plain = copy.deepcopy(self.module)
         # All values come first: a weight that two layers share must not be masked twice. Adding zero makes -0.0 a 0.0.
-        masked = [(layer, tensor, getattr(layer, tensor) + 0.0) for _, layer, tensor, _ in _masked_tensors(plain)]
+        masked = [(layer, tensor, getattr(layer, tensor) + 0.0) for _, layer, tensor, _ in masked_tensors(plain)]
         for layer in {id(layer): layer for layer, _, _ in masked}.values():
             detach(layer)
         for layer, tensor, value in masked:
@@ -144,7 +148,7 @@ class Masks:
 
     def _weights(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yields (layer name, unmasked weight, its scores or those of its rows)."""
-        for name, layer, tensor, mask in _masked_tensors(self.module):
+        for name, layer, tensor, mask in masked_tensors(self.module):
             weight = layer.get_parameter(f"parametrizations.{tensor}.original")
             if weight.ndim > 1:  # the bias and the norm only follow their filter
                 label = name if tensor == "weight" else f"{name}.{tensor}".lstrip(".")
@@ -195,7 +199,7 @@ class MaskedNet(nn.Module):
         self.masks.prune(temp)
 
 
-def _masked_tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, SoftMask | ChannelMask]]:
+def masked_tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, SoftMask | ChannelMask]]:
     """Yields (layer name, layer, tensor name, mask) of each masked tensor."""
     for name, layer in module.named_modules():
         chains: Any = layer.parametrizations if parametrize.is_parametrized(layer) else {}

@@ -38,6 +38,7 @@ class SoftMask(nn.Module):
     temperature: Tensor
     initial_value: Tensor
     cost: Tensor | None
+    price: Tensor | None  # what each score adds to the penalty, if not its cost: (C,), or one number for all
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class SoftMask(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0, device=device, dtype=dtype))
         self.register_buffer("initial_value", torch.tensor(float(initial_value), device=device, dtype=dtype))
         self.register_buffer("cost", cost, persistent=False)
+        self.register_buffer("price", None, persistent=False)
         self.ticket = False
 
     def mask(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
@@ -65,8 +67,9 @@ class SoftMask(nn.Module):
         return weight * self.mask()
 
     def penalty(self) -> Tensor:
-        """Returns the sum of the mask over the masked weights, a scalar."""
-        gate = self._gate() if self.cost is None else self._gate() * self.cost
+        """Returns the sum of the mask over the masked weights, or of its price, a scalar."""
+        price = self.cost if self.price is None else self.price
+        gate = self._gate() if price is None else self._gate() * price
         return gate.sum() / torch.sigmoid(self.initial_value)  # divided once and not entry by entry
 
     def _gate(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:

@@ -14,9 +14,11 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.sparsity.channel_masks import channel_groups, mask_channels
 from hgsl.sparsity.channel_trace import example_input, trace
 from hgsl.sparsity.masks import Masks
+from hgsl.sparsity.operations import price_operations, uses_of_weights
 from hgsl.sparsity.soft_mask import SoftMask, attach
 
 Granularity = Literal["weight", "channel"]
+Penalty = Literal["weights", "operations"]
 
 
 def sparsify(
@@ -28,6 +30,7 @@ def sparsify(
     *,
     inplace: bool = False,
     example: Tensor | None = None,
+    penalty: Penalty = "weights",
 ) -> tuple[nn.Module, Masks]:
     """Returns the network with masked weights, and the controller of its masks.
 
@@ -47,7 +50,10 @@ def sparsify(
         exclude: Patterns of what to leave out of these.
         granularity: A score for each weight, or for each output channel.
         inplace: Whether to change ``model`` itself rather than a copy.
-        example: An input for tracing the channels, ``(B, ...)``; None makes images of the model's own size.
+        example: An input for tracing the channels and for counting operations, ``(B, ...)``; None makes images of the
+            model's own size.
+        penalty: What the penalty counts: the weights that are kept, as published, or the multiplications that they
+            cost in one input (``"operations"``), where time is what matters.
 
     Raises:
         InputError: A pattern matches no layer, nothing is left to mask, the model is masked already, or its channels
@@ -61,6 +67,8 @@ def sparsify(
     """
     if granularity not in ("weight", "channel"):
         raise unknown("granularity", granularity, ("weight", "channel"))
+    if penalty not in ("weights", "operations"):
+        raise unknown("penalty", penalty, ("weights", "operations"))
     selected = _select(model, _patterns(include), _patterns(exclude))
     network = model if inplace else copy.deepcopy(model)
     if granularity == "channel":
@@ -72,6 +80,8 @@ def sparsify(
         mask_channels(network, groups, mask_initial_value)
     else:
         _mask_weights(network, selected, mask_initial_value)
+    if penalty == "operations":
+        price_operations(network, uses_of_weights(network, example_input(network, example)))
     return network, Masks(network)
 
 

@@ -1,0 +1,79 @@
+"""A penalty that counts multiplications: against counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from hgsl.common.errors import InputError
+from hgsl.sparsity import sparsify
+from hgsl.sparsity.operations import uses_of_weights
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """8 x 8 -> 4 x 4 pixels, then one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 6, 3, 2, padding=1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def test_uses_are_the_pixels_of_the_output() -> None:
+    net = Net().train()
+    assert uses_of_weights(net, X) == {"first.weight": 64, "second.weight": 16, "head.weight": 1}
+    assert net.training
+    assert not net.first._forward_hooks
+
+
+def test_a_layer_that_is_called_twice_counts_twice() -> None:
+    layer = nn.Linear(3, 3)
+    assert uses_of_weights(nn.Sequential(layer, layer), torch.ones(7, 3)) == {"0.weight": 2}
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_prices_are_shares_of_the_operations(granularity: str) -> None:
+    weights = {"first": 4 * 27, "second": 6 * 36, "head": 30}
+    operations = {"first": 4 * 27 * 64, "second": 6 * 36 * 16, "head": 30}
+    masked, masks = sparsify(Net(), granularity=granularity, example=X, penalty="operations")
+    names = list(masks.density_by_layer())
+    total = sum(weights[name] for name in names)
+    assert masks.penalty().item() == pytest.approx(total, rel=1e-6)  # every mask is one at the start
+
+    for i, scores in enumerate(masks.mask_parameters()):
+        scores.data.fill_(-1.0 if i == names.index("first") else 1.0)
+    with pytest.warns(UserWarning, match="first"):
+        masks.ticket = True
+    spent = sum(operations[name] for name in names)
+    left = total * (spent - operations["first"]) / spent
+    assert masks.penalty().item() == pytest.approx(left * 2, rel=1e-6)  # an open ticket mask is 1 / sigmoid(0) = 2
+    assert masks.density() == pytest.approx((total - weights["first"]) / total)  # density still counts weights
+
+
+def test_gradients_follow_the_price() -> None:
+    _, masks = sparsify(Net(), granularity="weight", penalty="operations", example=X)
+    masks.penalty().backward()
+    first, second, _ = (scores.grad.flatten()[0] for scores in masks.mask_parameters())
+    assert (first / second).item() == pytest.approx(4.0)
+
+
+def test_a_weight_that_no_layer_of_its_own_reads() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attention(x, x, x)[0]
+
+    with pytest.raises(InputError, match=r"how often attention.in_proj_weight is used"):
+        sparsify(Attention(), penalty="operations", example=torch.ones(2, 3, 4))
+
+
+def test_an_unknown_penalty_is_named() -> None:
+    with pytest.raises(InputError, match="unknown penalty 'operation': did you mean 'operations'"):
+        sparsify(Net(), penalty="operation", example=X)  # type: ignore[arg-type]
