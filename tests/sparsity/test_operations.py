@@ -39,7 +39,7 @@ def test_a_layer_that_is_called_twice_counts_twice() -> None:
 def test_prices_are_shares_of_the_operations(granularity: str) -> None:
     weights = {"first": 4 * 27, "second": 6 * 36, "head": 30}
     operations = {"first": 4 * 27 * 64, "second": 6 * 36 * 16, "head": 30}
-    masked, masks = sparsify(Net(), granularity=granularity, example=X, penalty="operations")
+    _, masks = sparsify(Net(), granularity=granularity, example=X, penalty="operations")
     names = list(masks.density_by_layer())
     total = sum(weights[name] for name in names)
     assert masks.penalty().item() == pytest.approx(total, rel=1e-6)  # every mask is one at the start
