@@ -128,7 +128,8 @@ def write_files(
         recall = {name: one.result.recall for name, one in measured.items()}
         write_curves(flags.curves, recall, _training_curves(flags.checkpoint))
     if flags.checkpoint and part.no_match is not None:
-        write_json(Path(flags.checkpoint) / NO_MATCH, part.no_match)
+        # A search that skips these steps has other scores, and must not use the threshold.
+        write_json(Path(flags.checkpoint) / NO_MATCH, {**part.no_match, "post_processing": list(subject.steps)})
         print(f"\nwritten: {Path(flags.checkpoint) / NO_MATCH}")
     for flag in ("json", "csv", "html", "sheet", "curves", "save_embeddings"):
         if getattr(flags, flag):

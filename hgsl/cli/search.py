@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgsl.cli._main import run
-from hgsl.common.errors import InputError
+from hgsl.common.extras import require
 
 if TYPE_CHECKING:
     from hgsl.search import Hit, IndexReport, SearchIndex
@@ -147,8 +147,7 @@ def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None
 
 
 def _serve(options: argparse.Namespace) -> None:
-    try:
-        from hgsl.search.web.server import serve
-    except ModuleNotFoundError as error:
-        raise InputError(f"serving needs {error.name}: pip install 'hgsl[serve]'") from None
+    require("serve", "the page")
+    from hgsl.search.web.server import serve
+
     serve(options.index, options.host, options.port, allowed_hosts=options.allow_host, device=options.device)

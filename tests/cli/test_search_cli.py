@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -67,15 +70,31 @@ def test_no_match_is_said(capsys):
     assert "no match: the nearest is 0." in capsys.readouterr().out
 
 
-def test_as_a_program_of_its_own():
-    tool = Path(search.__file__).parents[2] / "tools" / "search.py"
+def test_the_page_as_a_program_of_its_own():
     assert search.main(INDEX) == 0
+    tool = Path(search.__file__).parents[2] / "tools" / "search.py"
+    command = [sys.executable, str(tool), "serve", "--index", "idx", "--port", "0", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, str(tool), *QUERY, "photos/kind_02/01.jpg", "-k", "1"],
-        check=True, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "kind_02/01.jpg" in found.stdout.splitlines()[1]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            line = server.stdout.readline()
+            assert line.startswith("24 photos: http://127.0.0.1:")
+            with urllib.request.urlopen(line.split()[2] + "/api/photos/3/similar?k=2") as response:
+                assert len(json.load(response)["hits"]) == 2
+        finally:
+            server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=60)
+    assert (server.returncode, out, err) == (0, "", "")
+
+
+def test_an_address_in_use_is_named(capsys):
+    assert search.main(INDEX) == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        message = fails(capsys, "serve", "--index", "idx", "--port", str(taken.getsockname()[1]), "--device", "cpu")
+    assert "in use" in message
+    assert "--port" in message
 
 
 @pytest.mark.parametrize(

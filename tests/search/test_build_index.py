@@ -184,6 +184,8 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
     value, notes = threshold(checkpoint=run)
     assert value == 0.3
     assert "calibrated for other scores" in notes[0]
+    (run / "no_match.json").write_text(json.dumps({**note, "post_processing": ["PCA-whitening to 8 dimensions"]}))
+    assert threshold(checkpoint=run)[0] == 0.3
     (run / "no_match.json").write_text("[]")
     with pytest.raises(InputError, match=r"no_match\.json is damaged"):
         threshold(checkpoint=run)
