@@ -1,0 +1,210 @@
+"""Images a second, time spent waiting for them, and peak memory: our training loop against the plainest correct one.
+
+    python benchmarks/train.py                  # ResNet-50 and EfficientNet-Lite0 at 224 pixels
+    python benchmarks/train.py --compile        # also our loop with run.compile: minutes more
+    python benchmarks/train.py --root PHOTOS    # one folder a kind, instead of photos drawn for the purpose
+
+Both loops train the same model with the same loss, batch and images, decoded anew in each epoch. The plain one is what
+a careful person writes first: float32, the default memory format, torchvision's transforms of Pillow images. Each turn
+is a process of its own, so that memory can be told apart; turns alternate and the fastest of each loop counts. On a GPU
+images are kept resized, and a third row replaces the loader by one constant batch: the step rate that can be reached.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+from hgsl.common.device import pick_device, pick_precision
+from hgsl.config import Config, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
+from hgsl.data import RetrievalDataset
+from hgsl.engine.build import build_manifest, build_model, build_place, build_train_set
+from hgsl.engine.freeze import train_mode
+from hgsl.engine.loader import RunBatches, run_loader
+from hgsl.engine.loop import Batch, LoopOptions, train_step
+from hgsl.engine.meter import Meter
+from hgsl.engine.objective import build_objective
+from hgsl.engine.optim import create_optimizer, parameter_groups
+from hgsl.engine.state import build_state
+from hgsl.models import create_embedder
+
+BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
+KINDS, PHOTOS, PHOTO_SIZE = 8, 24, (500, 375)
+WARM_UP = 2  # steps
+
+
+def settings(args: argparse.Namespace) -> Config:
+    """What both loops are given."""
+    data = DataConfig(name="folder", root=args.root, image_size=args.image_size, workers=args.workers)
+    if pick_device(args.device).type == "cuda":
+        data.cache = "resized"
+    return Config(
+        run=RunConfig(device=args.device, compile=args.loop == "ours, compiled"),
+        data=data,
+        model=ModelConfig(backbone=args.backbone, weights="none"),
+        loss=LossConfig(alpha=0.4, top_k=None),
+        train=TrainConfig(epochs=10_000, batch_size=args.batch_size or BATCHES.get(args.backbone, 32)),
+    )
+
+
+def ours(config: Config, constant: bool) -> Iterator[Meter]:
+    """Takes steps of the engine; yields a meter that is told of each."""
+    place = build_place(config)
+    manifest = build_manifest(config.data)
+    model = build_model(config, place)
+    images = build_train_set(config, manifest, model)
+    batches = RunBatches(images.labels, config.train.batch_size, config.train.epochs, seed=0)
+    state = build_state(config, model, images.num_classes, batches.steps_per_epoch, place)
+    options = LoopOptions(batches.steps_per_epoch, config.train.epochs, 1, config.optim.clip, "none", 10**9)
+    stream: Iterator[Batch] = iter(run_loader(images, batches, workers=place.workers, device=place.device))
+    if constant:
+        same = next(stream)
+        stream = iter(lambda: same, None)
+    train_mode(model, "none")
+    meter = Meter()
+    for step in count(1):
+        with meter.waiting():
+            batch = next(stream)
+        loss, _ = train_step(state, batch, options, place)
+        meter.add(loss, len(batch[1]))
+        yield meter
+        if step == WARM_UP:
+            meter = Meter()
+
+
+def plain(config: Config) -> Iterator[Meter]:
+    """The loop of a tutorial."""
+    device = pick_device(config.run.device)
+    model = create_embedder(config.model.backbone, config.model.pooling, weights="none").to(device).train()
+    normalize = transforms.Normalize(model.data_config["mean"], model.data_config["std"])
+    crop = transforms.RandomResizedCrop(
+        config.data.image_size, config.data.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC
+    )
+    transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize])
+    images = RetrievalDataset(build_manifest(config.data).subset("train"), transform)
+    loss_fn = build_objective(config.loss, images.num_classes, model.embedding_size).to(device)
+    optimizer = create_optimizer(parameter_groups(model, loss_fn, config.optim), config.optim)
+    workers = config.data.workers or 0
+    loader = DataLoader(images, config.train.batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    meter, stream = Meter(), iter(loader)
+    for step in count(1):
+        with meter.waiting():
+            batch = next(stream, None)
+            if batch is None:
+                stream = iter(loader)
+                batch = next(stream)
+        loss = loss_fn(model(batch[0].to(device)), batch[1].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        meter.add(float(loss.detach()), len(batch[1]))
+        yield meter
+        if step == WARM_UP:
+            meter = Meter()
+
+
+def turn(args: argparse.Namespace) -> dict[str, float]:
+    """One loop in this process: ``steps`` steps after the warm-up."""
+    config = settings(args)
+    steps = plain(config) if args.loop == "plain" else ours(config, constant=args.loop == "ours, constant batch")
+    started = time.perf_counter()
+    meter = next(steps)
+    first = time.perf_counter() - started
+    for _ in range(WARM_UP - 1 + args.steps):
+        meter = next(steps)
+    cuda = pick_device(args.device).type == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**10 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"speed": meter.speed(), "wait": meter.wait_share(), "peak": peak / 2**10, "first": first}
+
+
+def measured(args: argparse.Namespace, backbone: str, loop: str, root: str) -> dict[str, float]:
+    """Runs :func:`turn` in a process of its own."""
+    words = [*sys.argv[1:], "--backbone", backbone, "--loop", loop, "--root", root]
+    result = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(f"{backbone}, {loop} failed:\n{result.stderr}")
+    found = json.loads(result.stdout.splitlines()[-1])
+    print(f"{backbone}, {loop}: {found['speed']:.2f} images/s", file=sys.stderr)
+    return found
+
+
+def draw_photos(root: Path) -> None:
+    """JPEG files of a photo's size: coarse noise, smoothly enlarged, with fine noise on it."""
+    generator = np.random.default_rng(0)
+    for kind in range(KINDS):
+        (root / f"kind_{kind}").mkdir()
+        for number in range(PHOTOS):
+            coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3)).astype(np.uint8))
+            pixels = np.asarray(coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+            fine = (pixels + generator.integers(-12, 13, pixels.shape)).clip(0, 255)
+            Image.fromarray(fine.astype(np.uint8)).save(root / f"kind_{kind}" / f"{number}.jpg", quality=90)
+
+
+def compare(args: argparse.Namespace, root: str) -> None:
+    device = pick_device(args.device)
+    precision = str(pick_precision("auto", device)).removeprefix("torch.")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers; ours in {precision}")
+    if device.type == "cpu" and precision == "float32":
+        print("This CPU has no bfloat16 units, so our loop computes in float32 as the plain one does.")
+    loops = ["ours", "plain"]
+    loops += ["ours, constant batch"] if device.type == "cuda" else []
+    for backbone in args.backbones:
+        turns: dict[str, list[dict[str, float]]] = {loop: [] for loop in loops}
+        for _ in range(args.turns):
+            for loop in loops:
+                turns[loop].append(measured(args, backbone, loop, root))
+        if args.compile:
+            turns["ours, compiled"] = [measured(args, backbone, "ours, compiled", root)]
+        best = {loop: max(found, key=lambda one: one["speed"]) for loop, found in turns.items()}
+        batch = args.batch_size or BATCHES.get(backbone, 32)
+        print(f"\n| {backbone}, batch {batch} | images/s | of plain | waiting | peak MiB | first step, s |")
+        print("|---|---:|---:|---:|---:|---:|")
+        for loop, found in best.items():
+            ratio = found["speed"] / best["plain"]["speed"]
+            print(
+                f"| {loop} | {found['speed']:.2f} | {ratio:.2f} | {100 * found['wait']:.0f} % | {found['peak']:,.0f} "
+                f"| {found['first']:.0f} |"
+            )
+        if device.type == "cuda":
+            share = best["ours"]["speed"] / best["ours, constant batch"]["speed"]
+            print(f"\nours at {100 * share:.0f} % of the step rate with a constant batch")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=list(BATCHES))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, help="default: 16 for ResNet-50, else 32")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--root", help="photos, one folder a kind")
+    parser.add_argument("--backbone", help=argparse.SUPPRESS)
+    parser.add_argument("--loop", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.loop:
+        print(json.dumps(turn(args)))
+        return
+    with tempfile.TemporaryDirectory() as drawn:
+        if args.root is None:
+            draw_photos(Path(drawn))
+        compare(args, args.root or drawn)
+
+
+if __name__ == "__main__":
+    main()
