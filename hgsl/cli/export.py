@@ -105,7 +105,7 @@ def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> N
         networks["ONNX Runtime, int8"] = OnnxEmbedder(small)
     times = latencies(networks, image_size)
     cells = {name: [f"{time:.1f}" for time in row.values()] for name, row in times.items()}
-    print(f"\nmilliseconds a batch, median, {torch.get_num_threads()} threads")
+    print(f"\nmilliseconds a batch, fastest of several, threads: {torch.get_num_threads()}")
     print(format_cells(cells, [f"batch {size}" for size in next(iter(times.values()))]))
     if flags.int8:
         _print_cost(model, image_size, networks, flags)

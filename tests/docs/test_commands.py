@@ -1,0 +1,145 @@
+"""Every command block of README and docs runs: in order, page by page, in a folder like a clone, on small images.
+
+A block of ``bash`` is run line by line as ``python tools/NAME.py`` would, with miniature settings added to what trains;
+a block of ``python`` is executed; a block of ``yaml`` is read as settings. What cannot run is listed with the reason.
+"""
+
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+import hgsl
+from hgsl import build_dataset
+from hgsl.cli import about
+from hgsl.cli._settings import build_parser, parse
+
+CLONE = Path(hgsl.__file__).parents[1]
+PAGES = [CLONE / "README.md", CLONE / "CONTRIBUTING.md", *sorted((CLONE / "docs").glob("*.md"))]
+LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md"}  # above a few seconds
+
+# A line that cannot run here (a prefix of it) -> why.
+LEFT_OUT = {
+    'pip install -e ".[': "changes the installation; tests/test_install.py installs the wheel",
+    "pytest": "this is it",
+    "python tools/search.py serve": "runs until it is stopped; tests/search drives it in a browser",
+    "python tools/prepare_dataset.py cub --download": "downloads",
+    "python tools/train.py --config configs/cub_": "needs photos; tests/cli/test_recipes.py trains each recipe",
+    "python tools/sparsify.py --config configs/cifar10_cs.yaml": "needs CIFAR-10; tests/engine/test_ticket_search.py",
+    "torchrun --nnodes 2": "needs two machines; tests/engine/test_processes_and_losses.py runs torchrun on one",
+}
+# Words of a page that a reader replaces, or that the tests cannot do -> what is run in their place.
+STAND_INS = {"pip install -e . && ": "", "PATH/TO/PHOTOS": "my/photos"}
+# What makes it small, added to every line of a tool; drawn images in place of flowers, and fewer.
+SMALL = "--model.backbone test_resnet --model.weights none --data.image_size 32 --data.workers 0 --data.cache none "
+SMALL += "--train.epochs 1 --train.batch_size 8 --run.device cpu --run.precision float32 --run.threads 1 "
+MINIATURE = {
+    "train": SMALL + "--model.freeze none --loss.top_k 2",
+    "sparsify": SMALL + "--train.epochs 2 --sparsify.curve_every 1",
+}
+DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6 --loss.top_k 2"
+# Pages that go on from what another has made.
+EARLIER = {
+    "search.md": ["python tools/train.py --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
+    "export.md": ["python tools/train.py"],
+}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and the line it starts on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield Block(found[1], found[2], text[: found.start()].count("\n") + 1)
+
+
+def lines(block: Block) -> Iterator[str]:
+    """The commands of a block, with continued lines joined and comments left out."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.strip() and not line.startswith("#"):
+            yield line.strip()
+
+
+def left_out(line: str) -> bool:
+    return any(line.startswith(prefix) for prefix in LEFT_OUT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_fence_is_of_a_known_kind(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = list(blocks(page))
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found), "a fence is not closed"
+    assert {block.language for block in found} <= {"bash", "python", "text", "yaml", "json"}
+
+
+def test_nothing_is_left_out_that_is_not_there() -> None:
+    commands = [line for page in PAGES for block in blocks(page) if block.language == "bash" for line in lines(block)]
+    for prefix in LEFT_OUT:
+        assert any(line.startswith(prefix) for line in commands), prefix
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like a clone, with the reader's own photos in ``my/photos`` and some more beside them."""
+    for name in ("tools", "configs", "datasets"):
+        (tmp_path / name).symlink_to(CLONE / name)
+    drawn = build_dataset("synthetic", split="all", num_classes=12, images_per_class=12, image_size=48)
+    for row in range(len(drawn)):
+        image, label, number = drawn[row]
+        path = tmp_path / "my/photos" / drawn.class_names[label] / f"{number:04}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    for name in ("my/query.jpg", "photo.jpg", "another.jpg"):
+        Image.open(path).rotate(3).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [], id=page.name) for page in PAGES]
+)
+def test_every_block_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in EARLIER.get(page.name, ()):
+        run(line, monkeypatch)
+    for block in blocks(page):
+        where = f"{page.name}, line {block.line}"
+        if block.language == "python":
+            exec(compile(block.text, where, "exec"), {"__name__": where})
+        elif block.language == "yaml":
+            (clone / "block.yaml").write_text(block.text)
+            parse(build_parser(""), ["--config", "block.yaml"])
+        elif block.language == "bash":
+            for line in lines(block):
+                if not left_out(line):
+                    assert run(line, monkeypatch) == 0, f"{where}: {line}"
+
+
+def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs one command in this process, as ``python tools/NAME.py`` does; returns its exit code."""
+    for written, done in STAND_INS.items():
+        line = line.replace(written, done)
+    words = shlex.split(line)
+    if words[0] == "hgsl":
+        return about.main(words[1:])
+    assert words[:1] == ["python"], f"no test knows how to run: {line}"
+    name = Path(words[1]).stem
+    if "--resume" not in words:
+        words += MINIATURE.get(name, "").split()
+        if name in MINIATURE and ("flowers17" in line or "--config" not in line):
+            words += DRAWN.split()
+    monkeypatch.setattr(sys, "argv", words[1:])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(words[1], run_name="__main__")
+    return int(ended.value.code or 0)
