@@ -92,6 +92,10 @@ def build_index(
         before = store.read(folder) if (folder / store.RECORD).is_file() else None
         old = before.record if before else {}
         encoder = _encoder(folder, checkpoint, device)
+        if before and encoder.fingerprint != old["model"].get("fingerprint"):
+            raise InputError(
+                f"{folder / store.MODEL} is another model than the one that embedded the photos: put it back"
+            )
         notes: list[str] = []
         record: dict[str, Any] = {
             "root": str(root),

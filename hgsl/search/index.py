@@ -57,7 +57,7 @@ class SearchIndex:
         self.record = state.record
         self.labels = Counter(label for label in state.table.labels if label is not None)
         no_match = state.record.get("no_match")
-        self.threshold: float | None = None if no_match is None else float(no_match["threshold"])
+        self.threshold: float | None = None if no_match is None else no_match["threshold"]
         self._table = state.table
         self._device = device
         propose = store.proposer(folder, state)

@@ -105,6 +105,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl, or was changed since")
     if record["format"] != FORMAT:
         raise InputError(f"{path} is of format {record['format']}, this hgsl reads {FORMAT}: make the index anew")
+    no_match = record.get("no_match")
+    if no_match is not None and not (isinstance(no_match, dict) and isinstance(no_match.get("threshold"), float)):
+        raise InputError(f"{path} has no usable threshold in 'no_match': give one with hgsl-search index --no-match")
     return record
 
 

@@ -87,6 +87,8 @@ def test_another_model_is_refused(tmp_path, run, photos, make_run):
         (tmp_path / "index/model" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match="is another model"):
         SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg")
+    with pytest.raises(InputError, match="put it back"):
+        build(tmp_path / "index", photos)
 
 
 def test_broken_photos_are_counted_named_and_skipped(tmp_path, run, photos, counted):
@@ -279,6 +281,7 @@ def test_faiss_factory_index(tmp_path, run, photos):
         ("index.json", lambda _: "[]", "must hold a JSON object"),
         ("index.json", lambda text: text.replace('"format": 1', '"format": 2'), "is of format 2"),
         ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
+        ("index.json", lambda text: text.replace('"no_match": null', '"no_match": {}'), "no usable threshold"),
         ("index.json", lambda text: text.replace("embeddings.1.npy", "../../secret.npy"), "tampered"),
         ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "../../etc/passwd"), "not inside the folder"),
         ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "/etc/passwd"), "not inside the folder"),

@@ -296,6 +296,18 @@ def test_a_slow_body_is_not_waited_for(client, monkeypatch):
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 
+def test_uploads_are_counted(serve, index, monkeypatch):
+    monkeypatch.setattr(web, "MAX_UPLOADS", 1)
+    url = httpx.URL(serve(index))
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
+        while (answer := httpx.post(f"{url}/api/search", content=SMALL)).status_code == 200:
+            pass  # until the server has seen the one that does not end
+        assert "too many" in refused(answer, 429)
+    while httpx.post(f"{url}/api/search", content=SMALL).status_code == 429:
+        pass  # until it has seen that it is gone
+
+
 def test_many_at_once_share_forward_passes_and_get_their_own_answers(client, index, photos, monkeypatch):
     sizes, gate, vectors = [], threading.Event(), Encoder.vectors
 

@@ -31,6 +31,7 @@ PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/crop.js": "crop.js"}
 MAX_K = 200
 BODY_SECONDS = 30.0  # in which a photo must have arrived
+MAX_UPLOADS = 32  # at a time: each may hold MAX_BYTES
 DECODERS = 2  # photos decoded at a time: each may take 150 MB while it is
 BOX = "x1,y1,x2,y2: the part to search, in shares (0 to 1) of the upright photo's width and height"
 
@@ -95,6 +96,7 @@ def create_app(index: SearchIndex, names: Iterable[str] = ()) -> FastAPI:
     """
     batcher: Batcher[Question, list[Hit]] = Batcher(partial(answer, index))
     pool = ThreadPoolExecutor(DECODERS, "decode")
+    uploading = asyncio.Semaphore(MAX_UPLOADS)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -156,9 +158,12 @@ def create_app(index: SearchIndex, names: Iterable[str] = ()) -> FastAPI:
     ) -> Answer:
         """Finds the photos nearest to the one that is sent: the body is the file itself, whatever its content type."""
         part = uploads.parse_box(box)
-        content = await _body(request)
-        loop = asyncio.get_running_loop()
-        tensor = await loop.run_in_executor(pool, _prepare, index, content, part)
+        if uploading.locked():
+            raise Refusal(429, "too many photos are being sent: try again in a moment")
+        async with uploading:
+            content = await _body(request)
+            loop = asyncio.get_running_loop()
+            tensor = await loop.run_in_executor(pool, _prepare, index, content, part)
         return await ask(Question(tensor, k, label))
 
     @app.get("/api/photos/{photo}/similar", responses=_errors(404, 429))

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ def serve(
     """
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files: whoever sends one gets an answer
     listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"{len(index):,} photos: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)

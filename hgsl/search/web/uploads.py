@@ -5,7 +5,6 @@ in the head of a file and are checked before a single pixel is decoded, so that 
 """
 
 import io
-import warnings
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
@@ -57,12 +56,10 @@ def decode(content: bytes, box: Box | None, min_side: int) -> Image.Image:
         Refusal: 415 it is none of ``FORMATS``; 413 it has too many pixels; 422 it is damaged, or the box has no pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about odd files
-            return _decode(content, box, min_side)
+        return _decode(content, box, min_side)
     except Image.UnidentifiedImageError:
         raise Refusal(415, f"this is not a photo: {', '.join(FORMATS)} are understood") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels() from None
     except (*DAMAGED, MemoryError, OverflowError, KeyError, TypeError, AttributeError, RuntimeError):
         raise Refusal(422, "the photo is damaged: it cannot be decoded") from None
