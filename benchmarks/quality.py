@@ -47,12 +47,16 @@ RATES: list[Setting] = [
 ]
 
 
-UNTOLD = ("loss.name", "loss.miner", "type_of_triplets", "data.sampler", "data.per_class", "optim.projection_lr")
+GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all"}  # all classes count
+UNTOLD = (  # in a description
+    *("loss.name", "loss.miner", "loss.hard_set", "loss.centers", "type_of_triplets"),
+    *("data.sampler", "data.per_class", "optim.projection_lr"),
+)
 
 
 def of_library(name: str, **options: Any) -> Setting:
     """A loss of pytorch-metric-learning."""
-    return {"loss.name": name, "loss.top_k": None, "loss.options": options}
+    return {"loss.name": name, **GLOBAL, "loss.options": options}
 
 
 def triplet(margin: float) -> Setting:
@@ -64,6 +68,7 @@ def triplet(margin: float) -> Setting:
         **of_library("TripletMarginLoss", margin=margin),
         "loss.miner": "TripletMarginMiner",
         "loss.miner_options": {"margin": margin, "type_of_triplets": "semihard"},
+        "loss.centers": "random",  # it has none
         "data.sampler": "m_per_class",
         "data.per_class": 4,
     }
@@ -72,7 +77,7 @@ def triplet(margin: float) -> Setting:
 # Loss -> stages of trials; the trials of a stage are laid over the best of the stages before it.
 LOSSES: dict[str, list[list[Setting]]] = {
     "hgsl_global": [
-        [{"loss.alpha": alpha, "loss.top_k": None} for alpha in (0.4, 0.25, 0.6)],
+        [{"loss.alpha": alpha, **GLOBAL} for alpha in (0.4, 0.25, 0.6)],
         RATES,
         [{"loss.margin": 0.1}],
     ],
@@ -265,7 +270,7 @@ def compare(args: argparse.Namespace, out: Path) -> int:
     manifest = read_split(args.data, args.root)
     shared = {"data.image_size": args.image_size, "data.cache": "resized", "data.crop_to_boxes": False}
     recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
-    recipe = nested({**shared, "train.epochs": args.epochs, "eval.before": False}, recipe)
+    recipe = nested({**shared, "train.epochs": args.epochs, "eval.before": False, "eval.page": False}, recipe)
     counts = {split: len(np.unique(manifest.labels[manifest.split == split])) for split in ("train", "val", "test")}
     bench = Bench(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
     head = (
