@@ -70,6 +70,7 @@ def test_no_match_is_said(capsys):
     assert "no match: the nearest is 0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_as_a_program_of_its_own():
     assert search.main(INDEX) == 0
     tool = Path(search.__file__).parents[2] / "tools" / "search.py"

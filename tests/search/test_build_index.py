@@ -195,7 +195,29 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
         threshold(no_match=2)
 
 
-def test_a_killed_run_goes_on_and_its_finished_work_is_kept(tmp_path, run, photo_folder, counted, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path, run, photos, counted, monkeypatch):
+    vectors = Encoder.vectors
+
+    def interrupted(self, tensors):
+        if sum(counted) == 15:
+            raise KeyboardInterrupt
+        return vectors(self, tensors)
+
+    monkeypatch.setattr(Encoder, "vectors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
+    monkeypatch.setattr(Encoder, "vectors", vectors)
+    report = build(tmp_path / "index", photos, batch_size=5)
+    assert (report.photos, report.new, report.resumed) == (24, 24, 15)
+    assert sum(counted) == 24
+    build(tmp_path / "straight", photos, checkpoint=run, batch_size=5)
+    straight, resumed = vectors_of(tmp_path / "straight"), vectors_of(tmp_path / "index")
+    for path, vector in straight.items():
+        np.testing.assert_allclose(resumed[path], vector, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_its_finished_work_is_kept(tmp_path, run, photo_folder, counted):
     photos = photo_folder(classes=10, images=12, name="many")
     folder = tmp_path / "index"
     script = (
