@@ -95,7 +95,7 @@ class EvalConfig:
     before: bool = True
     """Whether to measure before training as well."""
     page: bool = True
-    """Whether the end of training also writes report.html, to look at, and curves.png."""
+    """Whether the end of training also writes report.html, to look at, and curves.png (up to 20,000 queries)."""
 
     def __post_init__(self) -> None:
         refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")

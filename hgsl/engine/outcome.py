@@ -53,7 +53,7 @@ def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
         f"{training['images_per_second']:.0f} images/s, {100 * training['data_wait_share']:.0f} % waiting for them",
     ]
     words = {"alpha": "alpha", "center_similarity": "cosine of nearest centres", "density": "density"}
-    parts += [f"{word} {training[name]:.4g}" for name, word in words.items() if name in training]
+    parts += [f"{word} {training[name]:.3f}" for name, word in words.items() if name in training]
     if chosen := report["selection"].get("epoch"):
         parts.append(f"epoch {chosen} kept")
     return "; ".join(parts)

@@ -30,6 +30,8 @@ from hgsl.engine.selection import BestEpoch
 from hgsl.engine.state import build_state
 from hgsl.models import Embedder, save_embedder
 
+PAGE_QUERIES = 20_000  # more make a page of tens of megabytes, and a second search that takes minutes
+
 
 def train(
     config: Config, config_yaml: str, folder: Path, *, overwrite: bool = False, resume: bool = False
@@ -139,7 +141,11 @@ class Run:
         if ranks.is_main():
             save_embedder(trained, self.folder, image_size=config.data.image_size)
             write_queries(self.folder, result)
-            if config.eval.page:
+            if config.eval.page and result.num_queries > PAGE_QUERIES:
+                ranks.say(
+                    f"no {run_folder.PAGE} for {result.num_queries:,} queries: eval_retrieval.py --html writes it"
+                )
+            elif config.eval.page:
                 from hgsl.engine.page import write_page  # brings scikit-learn, which takes seconds to load
 
                 write_page(self.folder, report, records, task, result, self.test_images)
