@@ -113,7 +113,7 @@ def test_int8_reports_its_cost_on_the_data_of_the_run(
     photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photo_folder()
-    words = ["--config", str(export.Path(train.__file__).parents[1] / "configs/folder.yaml"), "--data.root", str(root)]
+    words = ["--config", str(Path(train.__file__).parents[1] / "configs/folder.yaml"), "--data.root", str(root)]
     words += ["--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32"]
     words += ["--train.epochs", "1", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32"]
     words += ["--model.freeze", "none", "--loss.top_k", "2", "--data.workers", "0", "--run.dir", str(tmp_path / "run")]
