@@ -14,11 +14,11 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import httpx
 import numpy as np
@@ -56,10 +56,12 @@ def ask_all(
     url: str, photos: Sequence[tuple[int, bytes]], clients: int, requests: int
 ) -> tuple[list[float], int, float]:
     """Seconds of each request, the number of errors, and the seconds of all together."""
-    sessions: dict[int, httpx.Client] = {}
+    free: SimpleQueue[httpx.Client] = SimpleQueue()
+    for _ in range(clients):
+        free.put(httpx.Client(base_url=url, timeout=300))
 
     def ask(number: int) -> tuple[float, bool]:
-        session = sessions.setdefault(threading.get_ident(), httpx.Client(base_url=url, timeout=300))
+        session = free.get()
         photo, content = photos[number % len(photos)]
         start = time.perf_counter()
         try:
@@ -67,14 +69,16 @@ def ask_all(
             right = response.status_code == 200 and response.json()["hits"][0]["id"] == photo
         except httpx.HTTPError:
             right = False
-        return time.perf_counter() - start, right
+        took = time.perf_counter() - start
+        free.put(session)
+        return took, right
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(ask, range(requests)))
     seconds = time.perf_counter() - start
-    for session in sessions.values():
-        session.close()
+    for _ in range(clients):
+        free.get().close()
     return [took for took, _ in answers], sum(not right for _, right in answers), seconds
 
 
