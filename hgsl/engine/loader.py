@@ -27,7 +27,8 @@ class SeededSamples(Dataset[Any]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
         epoch, position = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(self.seed, epoch, position))
+            # torch.manual_seed would also queue a call with its whole stack for each absent accelerator.
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, position))
             return self.dataset[position]
 
 
