@@ -38,3 +38,13 @@ def test_import_alone_loads_nothing_heavy() -> None:
     code = "import sys, hgsl; print(sorted({'torch', 'faiss', 'timm', 'torchvision', 'sklearn'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_loss_and_the_masks_need_neither_backbones_nor_search() -> None:
+    code = """
+import sys, hgsl
+hgsl.HardGlobalSoftminLoss, hgsl.sparsify
+print(sorted({'faiss', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
