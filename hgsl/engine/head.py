@@ -19,6 +19,8 @@ from hgsl.evaluation import embed
 from hgsl.models import Embedder
 from hgsl.models.backbone import spatial_features
 
+AXES_ROWS = 10_000
+
 
 class Pooled(nn.Module):
     """An embedder up to its pooled features: (B, 3, H, W) -> (B, C')."""
@@ -86,6 +88,29 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, place:
         store=folder,
     )
     return PooledSet(images, found.embeddings)
+
+
+@torch.no_grad()
+def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
+    """Puts the projection on the main axes of unit ``features``, so that training starts from what the backbone knows.
+
+    The axes are those of the uncentred features, whose inner products the projection then keeps as well as any of its
+    size can: a projection at random would have to learn them again from the training classes, and forget all others.
+
+    Args:
+        model: With a projection to D dimensions.
+        features: (N, C') pooled features of training images; of many, ``AXES_ROWS`` evenly spaced ones count.
+    """
+    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), AXES_ROWS)).astype(np.int64))
+    unit = nn.functional.normalize(torch.from_numpy(np.asarray(features[rows], np.float32)), dim=1)
+    layer = model.projection
+    assert isinstance(layer, nn.Linear)
+    size = min(*unit.shape, layer.out_features)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        axes = torch.svd_lowrank(unit, q=size, niter=4)[2].T  # (size, C')
+    layer.weight.zero_()[:size] = axes.to(layer.weight)
+    layer.bias.zero_()
 
 
 def _key(network: nn.Module, manifest: Manifest, how: Mapping[str, Any]) -> str:

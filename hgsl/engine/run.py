@@ -20,7 +20,7 @@ from hgsl.engine.centers import class_vectors, nearest_similarity, start_at_mean
 from hgsl.engine.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluate import evaluate, measure, report_of
-from hgsl.engine.head import Head, PooledSet, pooled_set
+from hgsl.engine.head import Head, PooledSet, pooled_set, start_at_principal_axes
 from hgsl.engine.loader import RunBatches, run_loader
 from hgsl.engine.logging import MetricLog, read_metrics
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
@@ -114,6 +114,11 @@ class Run:
             before = saved["before"]
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
+            if config.train.mode == "head":
+                kept = pooled_set(self.model, self._images("train"), config, self.place)
+                start_at_principal_axes(self.model, kept.features)
+                if state.ema:
+                    state.ema.set(self.model)
             before = self._scores(test_set) if config.eval.before else {}
             if config.loss.centers == "class_means":
                 images = self._searched(self._images("train"))
