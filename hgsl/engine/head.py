@@ -105,11 +105,11 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
     unit = nn.functional.normalize(torch.from_numpy(np.asarray(features[rows], np.float32)), dim=1)
     layer = model.projection
     assert isinstance(layer, nn.Linear)
-    size = min(*unit.shape, layer.out_features)
+    found = min(*unit.shape, layer.out_features + 32)  # more than needed, since the last of a random method are poor
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        axes = torch.svd_lowrank(unit, q=size, niter=4)[2].T  # (size, C')
-    layer.weight.zero_()[:size] = axes.to(layer.weight)
+        axes = torch.svd_lowrank(unit, q=found, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
+    layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
     layer.bias.zero_()
 
 
