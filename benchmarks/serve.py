@@ -29,7 +29,7 @@ from hgsl.models import create_embedder, save_embedder
 from hgsl.search import SearchIndex, build_index
 
 TOOL = Path(__file__).parents[1] / "tools" / "search.py"
-WARM_UP = 200
+WARM_UP = 400
 KINDS, PHOTOS, SIDE = 30, 20, 480  # of the drawn photos
 
 
