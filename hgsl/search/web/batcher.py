@@ -57,8 +57,10 @@ class Batcher(Generic[Item, Result]):
         with ThreadPoolExecutor(1, "search") as thread:
             while True:
                 batch = [await self._queue.get()]
-                while len(batch) < self._max_batch and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
+                # A power of two: the network's libraries keep kernels and buffers for every batch size they have met.
+                waiting = min(1 + self._queue.qsize(), self._max_batch)
+                while 2 * len(batch) <= waiting:
+                    batch += [self._queue.get_nowait() for _ in range(len(batch))]
                 batch = [(item, future) for item, future in batch if not future.done()]  # whose client is still there
                 if not batch:
                     continue
