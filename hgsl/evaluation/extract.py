@@ -18,6 +18,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
+from hgsl.common.workers import ignore_signals
 from hgsl.evaluation.store import EmbeddingStore
 
 
@@ -80,7 +81,13 @@ def embed(
     with preserved_random_state(), evaluation_mode(model), torch.inference_mode():
         share = [batches[number] for number in numbers]
         # A generator of its own: the loader would otherwise draw its workers' seed from the global one.
-        loader = DataLoader(dataset, batch_sampler=share, num_workers=num_workers, generator=torch.Generator())
+        loader = DataLoader(
+            dataset,
+            batch_sampler=share,
+            num_workers=num_workers,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator(),
+        )
         bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)
         for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
             vectors = forward(model, images.to(place, non_blocking=True), precision)

@@ -244,6 +244,33 @@ def test_an_unwritable_run_folder(photo_folder: Callable[..., Path], capsys: pyt
     assert capsys.readouterr().err.startswith("error: Not a directory: ")
 
 
+def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder: Callable[..., Path]) -> None:
+    """As Ctrl-C in a terminal, which the processes that read images get as well, while their process waits for them."""
+    words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--run.dir", "out", "--data.workers", "2"]
+    process = subprocess.Popen(
+        command(*words, "--train.epochs", "2000"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    while not process.stdout.readline().startswith("epoch 1/"):
+        assert process.poll() is None
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    for child in children:  # first they alone: the run goes on
+        os.kill(int(child), signal.SIGINT)
+        os.kill(int(child), signal.SIGTERM)
+    assert process.stdout.readline().startswith("epoch 2/")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "--resume goes on from it" in errors
+    assert Path("out/state.safetensors").is_file()
+
+
 def test_a_killed_worker_is_one_line(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--data.workers", "1"]
     process = subprocess.Popen(
