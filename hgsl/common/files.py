@@ -66,6 +66,33 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def walk_files(top: Path, *above: Path) -> Iterator[Path]:
+    """Yields every file below ``top``, sorted; hidden files and folders are left out.
+
+    Links are followed, but not to a folder that has been walked, nor to one of ``above``: a link back up would have no
+    end.
+    """
+    seen = {_place(folder) for folder in above}
+    for folder, folders, files in os.walk(top, followlinks=True):
+        place = _place(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def as_text(path: str | os.PathLike[str]) -> str:
+    """A path as it can be written and printed: bytes of it that are no UTF-8 as ``\\xff``."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _place(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
+
+
 def _flush(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

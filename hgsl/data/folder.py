@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hgsl.common.errors import InputError
+from hgsl.common.files import as_text, walk_files
 from hgsl.data.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS, Manifest, make_manifest
 
@@ -56,35 +57,33 @@ def load(root: Path, seed: int = 0) -> Manifest:
 def _class_images(root: Path, top: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Yields (path relative to root, class) in sorted order; what is not taken goes to ``skipped`` with the reason."""
     for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
-        relative = Path(entry.path).relative_to(root).as_posix()
+        relative = as_text(Path(entry.path).relative_to(root))
         if entry.name.startswith("."):
             continue
         if not entry.is_dir():
             skipped.append((relative, "not in a class folder"))
             continue
         found = 0
-        for folder, folders, files in os.walk(entry.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for file in sorted(files):
-                path = Path(folder, file)
-                reason = _unusable(path)
-                if reason is None:
-                    found += 1
-                    yield path.relative_to(root).as_posix(), entry.name
-                elif reason:
-                    skipped.append((path.relative_to(root).as_posix(), reason))
+        for path in walk_files(Path(entry.path), root, top):
+            reason = _unusable(path)
+            if reason is None:
+                found += 1
+                yield path.relative_to(root).as_posix(), entry.name
+            else:
+                skipped.append((as_text(path.relative_to(root)), reason))
         if not found:
             skipped.append((relative + "/", "a class folder without images"))
 
 
 def _unusable(path: Path) -> str | None:
-    """Why a file is not taken: a reason, "" for one not worth mentioning (hidden), or None if it is taken."""
-    if path.name.startswith("."):
-        return ""
+    """Why a file is not taken, or None if it is."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"not an image file ({path.suffix.lower() or 'no suffix'})"
+        return f"not an image file ({as_text(path.suffix.lower()) or 'no suffix'})"
     try:
+        str(path).encode()
         return None if path.stat().st_size else "an empty file"
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
     except OSError:
         return "a broken link"
 

@@ -1,12 +1,13 @@
 """The photos of a folder: what is there now, and which kind each is of."""
 
-import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from hgsl.common.errors import InputError
+from hgsl.common.files import as_text, walk_files
 from hgsl.data.csv import PATH_COLUMNS, find_table, read_rows
 from hgsl.data.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS
@@ -44,41 +45,28 @@ def list_photos(root: Path) -> Listing:
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the photos")
     found = Listing([], Counter(), [])
-    for path in _files(root):
+    for path in walk_files(root):
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            found.ignored[path.suffix.lower() or "no suffix"] += 1
+            found.ignored[as_text(path.suffix.lower()) or "no suffix"] += 1
             continue
         try:
             name.encode()
             facts = path.stat()
         except UnicodeEncodeError:
-            readable = os.fsencode(name).decode(errors="backslashreplace")
-            found.unusable.append((readable, "its name is not UTF-8: rename it"))
+            found.unusable.append((as_text(name), "its name is not UTF-8: rename it"))
         except OSError as error:
             found.unusable.append((name, error.strerror or "cannot be read"))
         else:
+            if not stat.S_ISREG(facts.st_mode):  # such as a pipe, which would be waited for
+                found.unusable.append((name, "is no regular file"))
+                continue
             found.photos.append(Photo(name, facts.st_size, facts.st_mtime_ns))
     if not found.photos:
         others = ", ".join(f"{count} {suffix}" for suffix, count in found.ignored.most_common(5))
         raise InputError(f"{root} holds no photos{f' (only {others})' if others else ''}: is it the right folder?")
     found.photos.sort()
     return found
-
-
-def _files(root: Path) -> Iterator[Path]:
-    seen = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        facts = os.stat(folder)
-        place = facts.st_dev, facts.st_ino
-        if place in seen:  # a link back up would be walked for ever
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            if not file.startswith("."):
-                yield Path(folder, file)
 
 
 def folder_labels(paths: Iterable[str]) -> dict[str, str]:

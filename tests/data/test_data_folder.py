@@ -1,5 +1,6 @@
 """Class folders as people have them: odd files, nested folders, lone images, given splits."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,30 @@ def test_dataset_remaps_labels_and_keeps_ids(photo_folder: Photos) -> None:
             assert data.class_names[label] == path.split("/")[0]
             assert np.array_equal(np.asarray(image), np.asarray(data.image(index)))
         assert data.ids.tolist() == np.flatnonzero(manifest.split == split).tolist()
+
+
+def test_a_link_back_up_is_not_followed(tmp_path: Path) -> None:
+    root = touch(tmp_path / "photos", *two_each("abcd"))
+    for name, target in (("root", root), ("itself", root / "a")):
+        (root / "a" / name).symlink_to(target)
+    assert (
+        load_manifest("folder", root).paths == load_manifest("folder", touch(tmp_path / "q", *two_each("abcd"))).paths
+    )
+
+
+def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("abcd"))
+    for name in (b"a/\xff.jpg", b"\xfe/1.jpg", b"b/x.\xff"):
+        touch(root, os.fsdecode(name))
+    manifest = load_manifest("folder", root)
+    assert len(manifest) == 8
+    assert set(manifest.skipped) == {
+        ("a/\\xff.jpg", "its name is not UTF-8"),
+        ("\\xfe/1.jpg", "its name is not UTF-8"),
+        ("\\xfe/", "a class folder without images"),
+        ("b/x.\\xff", "not an image file (.\\xff)"),
+    }
+    assert "\\xff.jpg" in summary(manifest)
 
 
 def test_what_is_not_taken_is_reported(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ def test_links_that_run_in_circles_end(tmp_path, run, photos):
     assert build(tmp_path / "index", photos, checkpoint=run).photos == 24
 
 
+def test_a_pipe_is_not_waited_for(tmp_path, run, photos):
+    os.mkfifo(photos / "kind_00/pipe.jpg")
+    assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is no regular file"}
+
+
 def test_exif_orientation_is_honoured(tmp_path, run):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :40] = (250, 20, 20)
