@@ -1,5 +1,6 @@
 """``tools/train.py`` and ``hgsl-train``: from a config file to a trained model and its report."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -40,5 +41,5 @@ def _train(words: list[str]) -> int:
 
     code = run_engine(train, config, folder, flags)
     if code == 0:
-        print(f"the same numbers again: python tools/eval_retrieval.py --checkpoint {folder}")
+        print(f"the same numbers again: python tools/eval_retrieval.py --checkpoint {shlex.quote(str(folder))}")
     return code

@@ -24,8 +24,10 @@ def load(root: Path, seed: int = 0) -> Manifest:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        InputError: No class folder with an image.
+        InputError: No class folder with an image, or a negative seed.
     """
+    if seed < 0:
+        raise InputError(f"folder: the option seed cannot be negative, found {seed}")
     if not root.is_dir():
         raise FileNotFoundError(f"folder: the data root {root} does not exist or is no folder")
     rows: list[tuple[str, str, str]] = []  # path, class, split

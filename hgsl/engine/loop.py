@@ -129,6 +129,10 @@ class Loop:
                 train_mode(self.state.model, self.options.frozen)
                 self.state.objective.start_epoch(epoch)
                 self._epoch(epoch, batches, stop)
+            # It may have come after the last step; and no process goes on before the first one has saved.
+            _, signal_number = agree(0.0, stop.number or 0, self.place.device)
+            if signal_number:
+                raise Stopped(signal_number)
 
     def _epoch(self, epoch: int, batches: Iterator[Batch], stop: StopRequest) -> None:
         state, steps = self.state, self.options.steps_per_epoch
@@ -147,7 +151,9 @@ class Loop:
                 raise self._not_finite(loss, batch)
             loss, signal_number = agree(loss, stop.number or 0, self.place.device)
             meter.add(loss, len(batch[1]))
-            record = {"loss": loss, "grad_norm": norm, **meter.record(), **self._watched()}
+            record = {"loss": loss, **meter.record(), **self._watched()}
+            if math.isfinite(norm):  # a float16 scaler tries scales that are too large, and skips the step
+                record["grad_norm"] = norm
             state.schedule.step()
             state.step += 1
             waited = f"{100 * meter.wait_share():.0f}%"

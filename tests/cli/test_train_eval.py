@@ -1,6 +1,7 @@
 """The tools as a user runs them, in miniature: from the command line to the report, and into every known mistake."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hgsl.cli import eval_retrieval, train
+from hgsl.engine import loop
 from hgsl.engine.logging import read_metrics
+from hgsl.engine.run import Run
 
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
@@ -129,6 +132,8 @@ MISTAKES = {
     "an unknown backbone": (["--model.backbone", "test_resnt"], "did you mean 'test_resnet'"),
     "a missing weights file": (["--model.weights", "w.pth"], "no weights file w.pth"),
     "a size the backbone refuses": (["--model.backbone", "test_vit", "--data.image_size", "50"], "data.image_size"),
+    "a negative seed": (["--run.seed", "-1"], "run.seed cannot be negative"),
+    "a negative seed of the split": (["--data.options.seed", "-1"], "seed cannot be negative"),
     "an unknown option": (["--data.options.sed", "1"], "did you mean 'seed'"),
 }
 
@@ -242,6 +247,30 @@ def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[...
     reports = [json.loads(Path(f"{name}/report.json").read_text()) for name in ("whole", "cut")]
     assert reports[0]["before"] == reports[1]["before"]
     assert reports[0]["after"] == reports[1]["after"]
+
+
+def test_ctrl_c_after_the_last_step_is_heard(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_watched", lambda run: os.kill(os.getpid(), signal.SIGINT) or {})
+        assert train.main(words) == 128 + signal.SIGINT
+    assert "--resume goes on from it" in capsys.readouterr().err
+    assert not Path("out/report.json").exists()
+    assert train.main([*words, "--resume"]) == 0
+    assert Path("out/report.json").exists()
+
+
+def test_a_step_that_a_float16_scaler_skips_has_no_norm_to_log(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = iter([math.inf])
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda *given: (real(*given)[0], next(norms, 1.0)))
+    assert train.main([*ON_FOLDER, "--data.root", str(photo_folder()), "--run.dir", "out"]) == 0
+    records = read_metrics(Path("out/metrics.jsonl"))
+    assert ["grad_norm" in record for record in records] == [False] + [True] * (len(records) - 1)
 
 
 def test_ctrl_c_before_training_is_one_line(photo_folder: Callable[..., Path]) -> None:
