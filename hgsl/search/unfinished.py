@@ -4,14 +4,14 @@ Every few seconds a part is written, ``NUMBER.npy`` (photos, D) and then ``NUMBE
 which model, and which photos were broken. A part without its JSON does not count.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 
-from hgsl.common.files import atomic_path, write_json
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path, read_json, write_json
 from hgsl.evaluation.vectors import Floats
 from hgsl.search.photos import Photo
 
@@ -76,11 +76,21 @@ class Unfinished:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, path: Path) -> None:
+        """Takes a part in; one of another model, or a damaged one, is as if it were not there."""
         self._number = max(self._number, int(path.stem))
-        part = json.loads(path.read_text(encoding="utf-8"))
-        if part["model"] != self.fingerprint:
+        try:
+            part = read_json(path)
+            if part["model"] != self.fingerprint:
+                return
+            photos = [Photo(*photo) for photo in part["photos"]]
+            broken = {Photo(*photo): str(reason) for *photo, reason in part["broken"]}
+            rows: Floats = np.empty((0, 0), np.float32)
+            if photos:
+                rows = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            vectors: dict[Photo, Source] = {photo: (rows, row) for row, photo in enumerate(photos)}
+            if len(vectors) != len(rows):
+                return
+        except (InputError, OSError, EOFError, KeyError, TypeError, ValueError):
             return
-        if part["photos"]:
-            matrix = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-            self.vectors |= {Photo(*photo): (matrix, row) for row, photo in enumerate(part["photos"])}
-        self.broken |= {Photo(*photo): reason for *photo, reason in part["broken"]}
+        self.vectors |= vectors
+        self.broken |= broken

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hgsl.common.errors import InputError
@@ -140,6 +141,18 @@ def test_links_that_run_in_circles_end(tmp_path, run, photos):
 def test_a_pipe_is_not_waited_for(tmp_path, run, photos):
     os.mkfifo(photos / "kind_00/pipe.jpg")
     assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is no regular file"}
+
+
+@pytest.mark.parametrize(
+    "part", ["", "{", "[]", "{}", '{"model": "MODEL", "photos": [["kind_00/00.jpg", 1, 1]], "broken": []}']
+)
+def test_a_damaged_part_of_an_unfinished_run_is_computed_again(tmp_path, run, photos, part):
+    fingerprint = Encoder(*load_embedder(run), torch.device("cpu")).fingerprint
+    folder = tmp_path / "index"
+    (folder / "unfinished").mkdir(parents=True)
+    (folder / "unfinished/000001.json").write_text(part.replace("MODEL", fingerprint))
+    assert build(folder, photos, checkpoint=run).photos == 24
+    assert not (folder / "unfinished").exists()
 
 
 def test_exif_orientation_is_honoured(tmp_path, run):
