@@ -65,7 +65,9 @@ def load_state(path: Path) -> dict[str, Any]:
         InputError: The file is damaged or was written by something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no state to resume from at {path}: the run stopped before its first save")
+        raise FileNotFoundError(
+            f"no state to resume from at {path}: the run stopped before its first save, --overwrite starts it again"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tree = json.loads((file.metadata() or {})[_KEY])

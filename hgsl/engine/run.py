@@ -59,7 +59,9 @@ def train(
         ranks.say(f"{folder} is finished:")
         print_summary(folder, finished)
         return finished
-    if not resume:
+    if resume:
+        run_folder.check_same(folder, config_yaml)
+    else:
         run_folder.check_free(folder, overwrite=overwrite)
     place = build_place(config)
     with ExitStack() as stack:
@@ -110,6 +112,7 @@ class Run:
         config, state = self.config, self.state
         test_set = self._searched(self.test_images)
         if saved:
+            self._check_same_images(saved["split"])
             state.load_state_dict(saved["train"])
             before = saved["before"]
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
@@ -158,6 +161,13 @@ class Run:
         print_summary(self.folder, report)
         return report
 
+    def _check_same_images(self, begun: str) -> None:
+        if begun != self.manifest.split_hash:
+            raise InputError(
+                f"the images in {self.manifest.root} are not those that the run began with (split "
+                f"{self.manifest.split_hash}, then {begun}): put them back, or start again with --overwrite"
+            )
+
     def _trained(self) -> Embedder:
         """What training leaves: the model, or the mean of its weights, with closed weights set to zero."""
         if self.masks is None:
@@ -179,7 +189,11 @@ class Run:
         )
 
         def save() -> None:
-            content = {"train": state.state_dict(), "before": before}  # sharded centres are gathered: by all processes
+            content = {
+                "train": state.state_dict(),  # sharded centres are gathered: by all processes
+                "before": before,
+                "split": self.manifest.split_hash,
+            }
             if ranks.is_main():
                 path = self.folder / run_folder.STATE
                 save_state(path, content)

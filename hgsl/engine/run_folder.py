@@ -1,7 +1,6 @@
 """The folder of a run: who may write into it, and what lies in it."""
 
 import fcntl
-import json
 import platform
 import shutil
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import write_json, write_text
+from hgsl.common.files import read_json, write_json, write_text
 from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
@@ -22,6 +22,11 @@ METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.tx
 PAGE, CURVES, QUERIES = "report.html", "curves.png", "per_query.json"
 LOCK = ".lock"
 FOLDERS = (BOARD, STATES)
+# Where a run computes, from where it reads, what it reports and keeps: not what becomes of it.
+MAY_CHANGE = (
+    *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
+    *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
+)
 WRITTEN = (
     *(CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
     *("model.json", "model.safetensors"),
@@ -76,7 +81,29 @@ def finished_report(folder: Path) -> dict[str, Any] | None:
         raise FileNotFoundError(f"no run to resume in {folder}: start one without --resume")
     if not (folder / REPORT).is_file():
         return None
-    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return read_json(folder / REPORT, "the report of a finished run")
+
+
+def check_same(folder: Path, config_yaml: str) -> None:
+    """Refuses to go on with a run under settings that decide its weights and are not those that it began with.
+
+    Raises:
+        InputError: They are not; the message names the first.
+    """
+    begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+    for key, value in _flat(yaml.safe_load(config_yaml) or {}).items():
+        if key in begun and begun[key] != value and not key.startswith(MAY_CHANGE):
+            raise InputError(
+                f"{key} is {value!r}, and the run in {folder} began with {begun[key]!r}: give the same settings to go "
+                "on with it, or --overwrite to start again"
+            )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def create(folder: Path, config_yaml: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,13 +250,35 @@ def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[...
     assert reports[0]["after"] == reports[1]["after"]
 
 
-def test_ctrl_c_after_the_last_step_is_heard(
-    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "out"]
+def stopped_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Leaves in ``out`` a run that was stopped at the end of its only epoch; returns its words."""
+    words = [*ON_FOLDER, "--data.root", str(root), "--train.epochs", "1", "--run.dir", "out"]
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_watched", lambda run: os.kill(os.getpid(), signal.SIGINT) or {})
         assert train.main(words) == 128 + signal.SIGINT
+    return words
+
+
+def test_a_run_goes_on_with_its_own_settings_and_images_alone(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = photo_folder()
+    words = stopped_run(root, monkeypatch)
+    capsys.readouterr()
+    other = failing([*words, "--resume", "--optim.lr", "0.5"], capsys)
+    assert "optim.lr is 0.5, and the run in out began with 0.0003" in other
+    one = sorted(root.glob("*/*"))[0]
+    shutil.copy(one, one.with_stem("more"))
+    assert "are not those that the run began with" in failing([*words, "--resume"], capsys)
+    one.with_stem("more").unlink()
+    root = root.rename(root.with_name("elsewhere"))
+    assert train.main([*words, "--resume", "--data.root", str(root), "--train.save_every", "7"]) == 0
+
+
+def test_ctrl_c_after_the_last_step_is_heard(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = stopped_run(photo_folder(), monkeypatch)
     assert "--resume goes on from it" in capsys.readouterr().err
     assert not Path("out/report.json").exists()
     assert train.main([*words, "--resume"]) == 0
