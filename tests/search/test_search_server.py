@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex, build_index
 from hgsl.search.encoder import Encoder
 from hgsl.search.web import app as web
@@ -24,7 +25,7 @@ from hgsl.search.web import uploads
 from hgsl.search.web.batcher import Batcher
 from hgsl.search.web.questions import Question, answer
 from hgsl.search.web.refusal import Refusal
-from hgsl.search.web.server import MAX_HEAD
+from hgsl.search.web.server import MAX_HEAD, _listen
 
 
 @pytest.fixture(scope="module")
@@ -412,3 +413,10 @@ def test_schemathesis_finds_no_server_error(serve, index):
                 assert operation.path == "/api/index"
     assert sum(seen.values()) > 300
     assert {200, 404, 415, 422} <= set(seen)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_there_is_not_is_refused(port):
+    """The system would listen on its lower 16 bits."""
+    with pytest.raises(InputError, match="from 0 to 65535"):
+        _listen("127.0.0.1", port)

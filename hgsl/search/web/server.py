@@ -77,10 +77,12 @@ def make_server(index: SearchIndex, names: Iterable[str] = ()) -> uvicorn.Server
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:  # the system would take the lower 16 bits of it
+        raise InputError(f"--port is a number from 0 to 65535, found {port}")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"cannot listen on {host} port {port}: {error}; --host and --port name another") from None
     # Accepted connections inherit it; without it the end of an answer waits 40 ms for the client's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
