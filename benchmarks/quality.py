@@ -55,8 +55,8 @@ UNTOLD = (  # in a description
 
 
 def of_library(name: str, **options: Any) -> Setting:
-    """A loss of pytorch-metric-learning. Its class vectors start at random: class means made ProxyAnchor worse."""
-    return {"loss.name": name, **GLOBAL, "loss.options": options, "loss.centers": "random"}
+    """A loss of pytorch-metric-learning."""
+    return {"loss.name": name, **GLOBAL, "loss.options": options}
 
 
 def triplet(margin: float) -> Setting:

@@ -39,8 +39,8 @@ class LossConfig:
     sharded: bool = False
     """With several processes, whether each holds its share of the centres instead of all of them."""
     centers: Literal["random", "class_means"] = "random"
-    """Where the class centres start: random, as published, or at the mean embedding of each class's images, which
-    costs one pass over the training images."""
+    """Where the class centres of HardGlobalSoftminLoss start: random, as published, or at the mean embedding of each
+    class's images, which costs one pass over the training images."""
 
     def __post_init__(self) -> None:
         refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")

@@ -3,38 +3,32 @@
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError
 from hgsl.data import RetrievalDataset
 from hgsl.engine.build import Place
 from hgsl.engine.head import Head, PooledSet
 from hgsl.evaluation import embed
-from hgsl.losses import ShardedHardGlobalSoftminLoss
+from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
 CHUNK = 4096  # centres that are compared with all at a time
 
 
 def start_at_means(
-    loss_fn: nn.Module, model: Embedder | Head, images: RetrievalDataset | PooledSet, place: Place, batch: int
+    loss_fn: HardGlobalSoftminLoss,
+    model: Embedder | Head,
+    images: RetrievalDataset | PooledSet,
+    place: Place,
+    batch: int,
 ) -> None:
     """Puts each class centre at the direction of the mean embedding of its images, ``mean(x) / |mean(x)|``.
 
     Args:
-        loss_fn: Ours, or one of pytorch-metric-learning's that holds one vector a class.
+        loss_fn: Its centres are set, or this process's share of them.
         model: Embeds the images as it is now.
         images: The training images without augmentation.
         place: Where to compute.
         batch: Images a forward pass.
-
-    Raises:
-        InputError: The loss holds no vector a class.
     """
-    centers = class_vectors(loss_fn, images.num_classes, model.embedding_size)
-    if centers is None:
-        raise InputError(
-            f"loss.centers 'class_means' needs a loss with one vector a class, and {type(loss_fn).__name__} has none: "
-            "leave it at 'random'"
-        )
     found = embed(
         model, images, batch_size=batch, num_workers=place.workers, device=place.device, precision=place.precision
     )
@@ -42,9 +36,9 @@ def start_at_means(
     sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))
     means = nn.functional.normalize(sums, dim=1)
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
-        means = means[loss_fn.first_class :][: len(centers)]
+        means = means[loss_fn.first_class :][: len(loss_fn.centers)]
     with torch.no_grad():
-        centers.copy_(means if centers.shape == means.shape else means.T)
+        loss_fn.centers.copy_(means)
 
 
 def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None:

@@ -28,6 +28,7 @@ from hgsl.engine.masking import mask_backbone
 from hgsl.engine.outcome import print_summary, training_facts, write_queries
 from hgsl.engine.selection import BestEpoch
 from hgsl.engine.state import build_state
+from hgsl.losses import HardGlobalSoftminLoss
 from hgsl.models import Embedder, save_embedder
 
 PAGE_QUERIES = 20_000  # more make a page of tens of megabytes, and a second search that takes minutes
@@ -123,10 +124,10 @@ class Run:
                 if state.ema:
                     state.ema.set(self.model)
             before = self._scores(test_set) if config.eval.before else {}
-            if config.loss.centers == "class_means":
+            loss_fn = state.objective.loss_fn
+            if config.loss.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
                 images = self._searched(self._images("train"))
-                model = self._view(self.model)
-                start_at_means(state.objective.loss_fn, model, images, self.place, config.eval.batch_size)
+                start_at_means(loss_fn, self._view(self.model), images, self.place, config.eval.batch_size)
         best = self._best_epoch(test_set)
         self._fit(before, best)
         if best:

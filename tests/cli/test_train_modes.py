@@ -161,7 +161,16 @@ def test_a_finished_run_can_be_looked_at_and_compared(
     assert "6 steps in" in again
 
 
-MASKS = ["--sparsify.granularity", "channel", "--sparsify.mask_initial_value", "0.02", "--sparsify.mask_lr", "0.05"]
+MASKS = [
+    "--sparsify.granularity",
+    "channel",
+    "--sparsify.mask_initial_value",
+    "0.02",
+    "--sparsify.mask_lr",
+    "0.05",
+    "--loss.centers",
+    "random",
+]
 
 
 @pytest.mark.parametrize("mode", [["--train.ema", "0.9"], HEAD, MASKS], ids=["mean", "head", "masks"])

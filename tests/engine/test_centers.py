@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.engine.build import Place, build_place
-from hgsl.engine.centers import start_at_means
+from hgsl.engine.centers import class_vectors, start_at_means
 from hgsl.engine.objective import build_objective
 
 
@@ -60,18 +59,11 @@ def test_centres_are_the_directions_of_the_means(place: Place, sharded: bool) ->
     torch.testing.assert_close(loss_fn.centers.detach(), means(points))
 
 
-@pytest.mark.parametrize(("name", "transposed"), [("ProxyAnchorLoss", False), ("ArcFaceLoss", True)])
-def test_vectors_of_other_losses_too(place: Place, name: str, transposed: bool) -> None:
-    config, points = Config(), Points()
-    config.loss.name = name
-    loss_fn = build_objective(config.loss, 3, 4).loss_fn
-    start_at_means(loss_fn, Same(), points, place, batch=6)
-    (vectors,) = loss_fn.parameters()
-    torch.testing.assert_close(vectors.detach().T if transposed else vectors.detach(), means(points))
-
-
-def test_a_loss_over_pairs_has_none(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"), [("ProxyAnchorLoss", (5, 4)), ("ArcFaceLoss", (4, 5)), ("TripletMarginLoss", None)]
+)
+def test_class_vectors_of_any_loss(name: str, shape: tuple[int, int] | None) -> None:
     config = Config()
-    config.loss.name = "TripletMarginLoss"
-    with pytest.raises(InputError, match=r"TripletMarginLoss has none: leave it at 'random'"):
-        start_at_means(build_objective(config.loss, 3, 4).loss_fn, Same(), Points(), place, batch=6)
+    config.loss.name = name
+    vectors = class_vectors(build_objective(config.loss, 5, 4).loss_fn, 5, 4)
+    assert (None if vectors is None else tuple(vectors.shape)) == shape
