@@ -259,7 +259,8 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=MOST_TRIALS, help=f"a loss, 0 to {MOST_TRIALS}; 0 takes its usual setting")
+    trials = f"a loss, 0 to {MOST_TRIALS}; 0 takes its usual setting"
+    parser.add_argument("--trials", type=int, default=MOST_TRIALS, help=trials)
     parser.add_argument("--only", nargs="+", choices=LOSSES, metavar="LOSS", help=f"of {', '.join(LOSSES)}")
     parser.add_argument("--out", type=Path, help="default: runs/quality/DATA-IMAGE_SIZE-EPOCHS")
     args = parser.parse_args()
