@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hgsl.common.files import write_json, write_text
-from hgsl.models.description import PREPROCESSING, Description, to_hub_config
+from hgsl.common.errors import InputError
+from hgsl.common.files import read_json, write_json, write_text
+from hgsl.models.description import PREPROCESSING, Description, from_hub_config, to_hub_config
 from hgsl.models.embedder import Embedder
 from hgsl.models.hub import upload
 from hgsl.models.model_card import model_card
@@ -30,20 +31,43 @@ def save_pretrained(
 
     Args:
         model: What ``create_embedder`` or ``load_embedder`` returned.
-        folder: Made if it is missing.
+        folder: Made if it is missing; one that an earlier call wrote is written anew.
         image_size: Side in pixels of the images it was trained for.
         report: The report of its run (``report.json``): the card states its scores, protocol and split hash.
         name: What the card calls the model: ``OWNER/NAME`` if it is meant for the Hub; else the folder's name.
         license: The licence of the weights by its Hub name, such as ``apache-2.0``; None leaves it unsaid, for the
             training photos and the backbone's own weights decide it.
+
+    Raises:
+        InputError: The folder holds files and was not written by an earlier call, so some might be lost.
     """
     folder = Path(folder)
+    _check_free(folder)
     preprocessing = {key: model.data_config[key] for key in PREPROCESSING}
     description = Description(dict(model.architecture), image_size, preprocessing)
     save_weights(model, folder / WEIGHTS_NAME)
     write_json(folder / HUB_NAME, to_hub_config(description, model.embedding_size, __version__))
     card = model_card(name or folder.resolve().name, description, model.embedding_size, report, license)
     write_text(folder / "README.md", card)
+
+
+def _check_free(folder: Path) -> None:
+    """Hidden files are let be: a folder cloned from the Hub has some."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder for the model")
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others and not _is_ours(folder / HUB_NAME):
+        raise InputError(f"{folder} holds other files ({others[0]}): name an empty or a new folder for the model")
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        from_hub_config(read_json(config), config)
+    except (OSError, InputError):
+        return False
+    return True
 
 
 def push_to_hub(

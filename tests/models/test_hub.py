@@ -149,6 +149,25 @@ def test_a_saved_folder_gives_the_same_model_back(tmp_path: Path) -> None:
     assert loaded.architecture == model.architecture
 
 
+def test_only_a_folder_of_its_own_is_written_anew(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    (ours / ".git").mkdir(parents=True)
+    for size in (48, 64):
+        save_pretrained(make_model(), ours, image_size=size)
+    assert load_embedder(ours)[1] == 64
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    (other / "config.json").write_text('{"architecture": "bert"}')
+    with pytest.raises(InputError, match=r"other holds other files \(README.md\): name an empty or a new folder"):
+        save_pretrained(make_model(), other, image_size=48)
+    assert {path.name: path.read_text() for path in other.iterdir()} == {
+        "README.md": "mine",
+        "config.json": '{"architecture": "bert"}',
+    }
+    with pytest.raises(InputError, match="is a file"):
+        save_pretrained(make_model(), other / "README.md", image_size=48)
+
+
 def test_the_config_is_one_that_timm_reads(tmp_path: Path) -> None:
     from timm.models._hub import load_model_config_from_path
 
