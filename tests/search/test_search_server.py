@@ -297,6 +297,21 @@ def test_a_slow_body_is_not_waited_for(client, monkeypatch):
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 
+def test_a_sender_that_goes_away_leaves_no_traceback(index):
+    messages = iter([{"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(messages)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "http_version": "1.1"}
+    asyncio.run(web.create_app(index)({**scope, "headers": [(b"host", b"localhost")]}, receive, send))
+    assert sent[0]["status"] == 400  # which nobody hears
+
+
 def test_uploads_are_counted(serve, index, monkeypatch):
     monkeypatch.setattr(web, "MAX_UPLOADS", 1)
     url = httpx.URL(serve(index))

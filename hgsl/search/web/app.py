@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from hgsl.common.errors import InputError
@@ -236,6 +237,8 @@ async def _body(request: Request) -> bytes:
                     content += chunk
     except TimeoutError:
         raise Refusal(408, f"the photo did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:
+        raise Refusal(400, "the photo did not arrive whole") from None
     if size > uploads.MAX_BYTES:
         raise too_long
     if not content:
