@@ -70,22 +70,30 @@ def walk_files(top: Path, *above: Path) -> Iterator[Path]:
     """Yields every file below ``top``, sorted; hidden files and folders are left out.
 
     Links are followed, but not to a folder that has been walked, nor to one of ``above``: a link back up would have no
-    end.
+    end. ``lost+found``, which a file system keeps to itself, is left out too.
+
+    Raises:
+        InputError: A folder cannot be read: what it holds must not seem to be gone.
     """
     seen = {_place(folder) for folder in above}
-    for folder, folders, files in os.walk(top, followlinks=True):
+    for folder, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
         place = _place(folder)
         if place in seen:
             folders.clear()
             continue
         seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def as_text(path: str | os.PathLike[str]) -> str:
     """A path as it can be written and printed: bytes of it that are no UTF-8 as ``\\xff``."""
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _refuse(error: OSError) -> None:
+    folder = as_text(error.filename)
+    raise InputError(f"the folder {folder} cannot be read ({error.strerror}): make it readable, or move it elsewhere")
 
 
 def _place(folder: str | os.PathLike[str]) -> tuple[int, int]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hgsl.common.files import atomic_path, write_json, write_text
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path, walk_files, write_json, write_text
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -31,3 +32,20 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"loss": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text()) == {"é": [1, 2.5]}
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "shut", "lost+found", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").touch()
+    assert [path.parent.name for path in walk_files(tmp_path)] == ["open", "shut"]
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if not folder.endswith("open") and folder != str(tmp_path):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # permissions do not bind root
+    with pytest.raises(InputError, match=r"shut cannot be read \(Permission denied\)"):
+        list(walk_files(tmp_path))
