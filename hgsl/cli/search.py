@@ -139,6 +139,9 @@ def _as_json(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> dict[st
 
 def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None:
     print(path)
+    if not hits:  # a probe of a FAISS index may meet an empty cell
+        print("  nothing found")
+        return
     if index.accepts(hits) is False:
         print(f"  no match: the nearest is {hits[0].similarity:.4f}, below {index.threshold:.4f}")
     width = max(len(hit.label or "-") for hit in hits)

@@ -86,6 +86,8 @@ def build_index(
     folder, root = Path(folder), Path(images).expanduser().absolute()
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
+    if workers < 0:
+        raise InputError(f"workers must be at least 0, found {workers}")
     listing = list_photos(root)
     _check_folder(folder)
     with store.locked(folder):

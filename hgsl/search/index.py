@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
 from hgsl.data.images import to_rgb
+from hgsl.evaluation.candidates import Proposer
 from hgsl.evaluation.ordering import Gallery, neighbour_scores
 from hgsl.evaluation.search import nearest_blocks
 from hgsl.evaluation.vectors import Floats, Ints, open_vectors
@@ -51,7 +52,7 @@ class SearchIndex:
         threshold: The similarity below which nothing counts as found, or None.
     """
 
-    def __init__(self, folder: Path, state: store.State, device: torch.device) -> None:
+    def __init__(self, folder: Path, state: store.State, propose: Proposer, device: torch.device) -> None:
         self.folder = folder
         self.root = Path(state.record["root"])
         self.record = state.record
@@ -60,7 +61,6 @@ class SearchIndex:
         self.threshold: float | None = None if no_match is None else no_match["threshold"]
         self._table = state.table
         self._device = device
-        propose = store.proposer(folder, state)
         exact = state.record["faiss"] == neighbours.FLAT
         self._gallery = Gallery(state.vectors, np.arange(len(state.vectors)), "cosine", propose, exact)
 
@@ -70,10 +70,10 @@ class SearchIndex:
 
         Raises:
             FileNotFoundError: There is none.
-            InputError: A file of it is damaged.
+            InputError: A file of it is missing or damaged.
         """
         folder = Path(folder).expanduser()
-        return cls(folder, store.read(folder), pick_device(device))
+        return cls(folder, *store.read_to_search(folder), pick_device(device))
 
     def __len__(self) -> int:
         return len(self._table.photos)

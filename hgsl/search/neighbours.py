@@ -31,12 +31,15 @@ def read(path: Path, count: int, width: int, factory: str) -> Proposer:
     """Opens a FAISS file that is known to be whole.
 
     Raises:
+        FileNotFoundError: It is no longer there.
         InputError: It does not hold ``count`` vectors of ``width`` numbers.
     """
     try:
         index: Any = faiss.read_index(str(path))
         set_parameters(index, factory.partition(" ")[2])  # not every kind keeps them in its file
     except RuntimeError as error:
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}") from None
         raise InputError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from None
     if (index.ntotal, index.d) != (count, width):
         raise InputError(

@@ -29,10 +29,9 @@ def write_query_sheet(
     """
     lines = []
     for query, hits in zip(queries, found, strict=True):
-        refused = index.accepts(hits) is False
-        tiles = [
-            Tile(partial(_picture, query), "no match" if refused else "query", query.name, WRONG if refused else INK)
-        ]
+        refused = not hits or index.accepts(hits) is False
+        said = "nothing found" if not hits else "no match" if refused else "query"
+        tiles = [Tile(partial(_picture, query), said, query.name, WRONG if refused else INK)]
         for hit in hits:
             title = f"{hit.similarity:.3f}  {hit.label or ''}"
             color = GREY if refused else INK

@@ -17,8 +17,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -33,6 +34,8 @@ RECORD, MODEL, UNFINISHED, LOCK = "index.json", "model", "unfinished", ".lock"
 MODEL_COMPLETE = "model.json"  # the file of the model's two that is written last
 FORMAT = 1
 KEYS = {"format": int, "state": int, "root": str, "faiss": str, "model": dict, "files": dict}
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,32 @@ def read(folder: Path) -> State:
 
     Raises:
         FileNotFoundError: There is none.
-        InputError: A file is damaged or was not written by hgsl.
+        InputError: A file is missing, is damaged, or was not written by hgsl.
     """
-    for attempt in range(3):
-        record = read_record(folder)
+    return _latest(folder, partial(_read_state, folder))
+
+
+def read_to_search(folder: Path) -> tuple[State, neighbours.Proposer]:
+    """The same as :func:`read`, and who proposes neighbours among the vectors of that state."""
+
+    def both(record: dict[str, Any]) -> tuple[State, neighbours.Proposer]:
+        state = _read_state(folder, record)
+        return state, _proposer(folder, state)
+
+    return _latest(folder, both)
+
+
+def _latest(folder: Path, read_files: Callable[[dict[str, Any]], Read]) -> Read:
+    """Reads the files of a state; if they are gone since another has just replaced it, those of the other."""
+    before: dict[str, Any] = {}
+    while (record := read_record(folder)) != before:
         try:
-            return _read_state(folder, record)
+            return read_files(record)
         except FileNotFoundError:
-            if attempt == 2:  # else a newer state has just replaced the one that was to be read
-                raise
-    raise AssertionError("unreachable")
+            before = record
+    names = [_plain_name(name) for key, name in record["files"].items() if key != "neighbours_sha256"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    raise InputError(f"{folder} lacks {', '.join(missing)}: remove it and make the index anew with hgsl-search index")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -165,12 +184,7 @@ def write(
     _remove_others(folder, set(files.values()))
 
 
-def proposer(folder: Path, state: State) -> neighbours.Proposer:
-    """Who proposes neighbours among the vectors of a state.
-
-    Raises:
-        InputError: The FAISS file is damaged.
-    """
+def _proposer(folder: Path, state: State) -> neighbours.Proposer:
     if state.record["faiss"] == neighbours.FLAT:
         return neighbours.flat(state.vectors)
     path = folder / _plain_name(state.record["files"].get("neighbours"))

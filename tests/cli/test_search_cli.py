@@ -15,6 +15,7 @@ from PIL import Image
 
 from hgsl.cli import search
 from hgsl.models import create_embedder, save_embedder
+from hgsl.search import SearchIndex
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,17 @@ def test_no_match_is_said(capsys):
     assert "no match: the nearest is 0." in capsys.readouterr().out
 
 
+def test_nothing_found_is_said(capsys, monkeypatch):
+    assert search.main([*INDEX, "--no-match", "0.5"]) == 0
+    monkeypatch.setattr(SearchIndex, "search", lambda self, images, k, label: [[] for _ in images])
+    assert search.main([*QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "photos/kind_00/00.jpg",
+        "  nothing found",
+        "written: sheet.png",
+    ]
+
+
 @pytest.mark.slow
 def test_the_page_as_a_program_of_its_own():
     assert search.main(INDEX) == 0
@@ -107,6 +119,7 @@ def test_an_address_in_use_is_named(capsys):
         ([*INDEX, "--labels", "missing.csv"], "missing.csv"),
         ([*INDEX, "--faiss", "Nonsense"], "FAISS|index 'Nonsense' cannot be built"),
         ([*INDEX, "--batch-size", "0"], "batch_size must be at least 1"),
+        ([*INDEX, "--workers", "-1"], "workers must be at least 0"),
         ([*INDEX, "--device", "gpu"], "unknown device 'gpu'"),
         (["query", "--index", "nowhere", "photos/kind_00/00.jpg"], "no index in nowhere"),
         (["query", "--index", "idx", "nowhere.jpg"], "no such image: nowhere.jpg"),

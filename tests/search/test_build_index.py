@@ -313,6 +313,29 @@ def test_faiss_factory_index(tmp_path, run, photos):
         SearchIndex.open(tmp_path / "index")
 
 
+@pytest.mark.parametrize("read", ["load_array", "_sha256"])
+def test_an_index_that_is_updated_while_it_is_opened(tmp_path, run, photos, monkeypatch, read):
+    build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
+    (photos / "kind_00/00.jpg").unlink()
+    real = getattr(store, read)
+
+    def slow(*arguments):
+        monkeypatch.undo()
+        build(tmp_path / "index", photos)
+        return real(*arguments)
+
+    monkeypatch.setattr(store, read, slow)
+    assert len(SearchIndex.open(tmp_path / "index")) == 23
+
+
+@pytest.mark.parametrize("file", ["photos.1.json", "embeddings.1.npy"])
+def test_a_missing_file_names_the_way_out(tmp_path, index, photos, file):
+    (tmp_path / "index" / file).unlink()
+    for call in (SearchIndex.open, lambda folder: build(folder, photos)):
+        with pytest.raises(InputError, match=f"lacks {file}: remove it and make the index anew"):
+            call(tmp_path / "index")
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
