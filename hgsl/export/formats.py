@@ -41,11 +41,15 @@ def export_model(
         Batch size -> the largest absolute difference between the file's embeddings and the model's.
 
     Raises:
-        InputError: An unknown format, a missing extra, a model that cannot be exported, or a difference above 1e-4;
-            no file is then left.
+        InputError: An unknown format, a folder in place of the file, a missing extra, a model that cannot be exported,
+            or a difference above 1e-4; no file is then left.
     """
     if format not in EXTENSIONS:
         raise unknown("export format", format, EXTENSIONS)
+    if Path(path).is_dir():
+        raise InputError(
+            f"{path} is a folder: name the file to write, such as {Path(path) / 'model'}{EXTENSIONS[format]}"
+        )
     if format == "onnx":
         require("export", "exporting to ONNX")
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
