@@ -119,6 +119,9 @@ def _is_free(key: str) -> bool:
 
 
 def _unknown_setting(what: str, key: str, known: set[str]) -> str:
+    leaves = sorted(name for name in known if "." in name and name.rpartition(".")[2] == key.lstrip("-"))
+    if leaves:
+        return f"unknown {what} {key!r}: did you mean {' or '.join(map(repr, leaves))}?"
     same_group = {name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
     close = nearest(key, same_group) or nearest(key, known)
     return f"unknown {what} {key!r}: " + (f"did you mean {close!r}?" if close else "--help lists all of them")

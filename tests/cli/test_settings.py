@@ -39,6 +39,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
     [
         (["--train.epoch", "3"], "unknown flag '--train.epoch': did you mean '--train.epochs'?"),
         (["--modle.backbone=x"], "did you mean '--model.backbone'"),
+        (["--device", "cpu"], "unknown flag '--device': did you mean '--run.device'?"),
+        (["--name=x"], "did you mean '--data.name' or '--loss.name' or '--optim.name'?"),
         (["--train.epochs", "many"], "train.epochs.*int.*many"),
         (["--optim.name", "adam"], "optim.name.*adamw.*sgd.*adam"),
         (["--model.weights", "packaged", "--model.backbone", "resnet18"], "change one of the two"),
