@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from hgsl.common.errors import InputError
 from hgsl.config import EvalConfig
 from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.build import Place
@@ -25,7 +26,11 @@ def evaluate(
 def measure(
     model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: EvalConfig, place: Place
 ) -> tuple[RetrievalTask, RetrievalResult]:
-    """Returns what was searched, and what was found."""
+    """Returns what was searched, and what was found.
+
+    Raises:
+        InputError: The network gives nothing but zeros, as one does that its masks have closed.
+    """
     found = embed(
         model,
         dataset,
@@ -34,6 +39,11 @@ def measure(
         device=place.device,
         precision=place.precision,
     )
+    if not found.embeddings.any():
+        raise InputError(
+            "every embedding is zero, the network lets nothing through: if its masks have closed it, lower "
+            "sparsify.lmbda or sparsify.mask_lr"
+        )
     query, gallery = dataset.manifest.is_query, dataset.manifest.is_gallery
     task = make_task(
         found.embeddings[query],

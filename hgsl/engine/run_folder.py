@@ -90,13 +90,17 @@ def check_same(folder: Path, config_yaml: str) -> None:
     Raises:
         InputError: They are not; the message names the first.
     """
+    if found := difference(folder, config_yaml):
+        raise InputError(f"{found}: give the same settings to go on with it, or --overwrite to start again")
+
+
+def difference(folder: Path, config_yaml: str) -> str | None:
+    """The first setting that decides a run's weights and is not what the run in ``folder`` began with, in words."""
     begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     for key, value in _flat(yaml.safe_load(config_yaml) or {}).items():
         if key in begun and begun[key] != value and not key.startswith(MAY_CHANGE):
-            raise InputError(
-                f"{key} is {value!r}, and the run in {folder} began with {begun[key]!r}: give the same settings to go "
-                "on with it, or --overwrite to start again"
-            )
+            return f"{key} is {value!r}, and the run in {folder} began with {begun[key]!r}"
+    return None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -53,6 +53,8 @@ def train_seeds(
         )
     if not resume:
         run_folder.check_free(folder, overwrite=overwrite)
+    elif (folder / run_folder.CONFIG).is_file():  # a mean is of runs under the same settings
+        run_folder.check_same(folder, config_yaml)
     with run_folder.locked(folder):
         if not resume:
             run_folder.create(folder, config_yaml)

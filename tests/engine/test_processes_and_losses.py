@@ -290,3 +290,35 @@ def test_a_killed_worker_is_one_line(photo_folder: Callable[..., Path]) -> None:
     assert process.returncode == 2, errors
     assert "Traceback" not in errors
     assert "worker" in errors
+
+
+def test_masks_that_close_the_network_are_named(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    closing = ["--sparsify.granularity", "weight", "--sparsify.lmbda", "10", "--sparsify.mask_lr", "5"]
+    with pytest.warns(UserWarning, match="closes these layers fully"):
+        assert train.main([*SMALL, "--data.root", str(photo_folder()), "--run.dir", "closed", *closing]) == 2
+    assert "lower sparsify.lmbda or sparsify.mask_lr" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_it_began_with_other_settings(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "done"]
+    assert train.main(words) == 0
+    capsys.readouterr()
+    assert train.main([*words, "--resume"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    assert train.main([*words, "--resume", "--optim.lr", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("note: optim.lr is 0.5, and the run in done began with ")
+    assert "done is finished" in printed
+
+
+def test_several_seeds_go_on_under_the_same_settings_alone(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "all"]
+    assert train.main([*words, "--seeds", "2"]) == 0
+    assert train.main([*words, "--seeds", "2", "--resume", "--optim.lr", "0.5"]) == 2
+    assert "give the same settings" in capsys.readouterr().err
