@@ -1,7 +1,10 @@
 """What every tool does around its work: a user's mistake ends in one line and an exit code, never in a traceback."""
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from hgsl.common.errors import InputError
 
@@ -13,13 +16,30 @@ EXIT_INTERRUPTED = 130
 def run(work: Callable[[], int | None]) -> int:
     """Calls ``work`` and returns the exit code: 0, 2 after bad input, 130 after Ctrl-C. Bugs keep their traceback."""
     try:
-        return work() or EXIT_OK
+        with plain_warnings():
+            return work() or EXIT_OK
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Prints the package's own warnings as one line, without the place in the source that gave them."""
+    with_source = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], filename: str, *place: object) -> str:
+        ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
+        return f"warning: {message}\n" if ours else with_source(message, category, filename, *place)  # type: ignore[arg-type]
+
+    warnings.formatwarning = plain  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = with_source
 
 
 def one_line(error: Exception) -> str:
