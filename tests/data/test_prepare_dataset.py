@@ -213,6 +213,7 @@ def test_without_a_network_one_line_says_where_to_get_and_put_it(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_as_a_process(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder(classes=4, images=2)
     Image.new("RGB", (9, 9)).save(root / "stray.png")

@@ -26,6 +26,7 @@ def test_a_picture_depends_on_its_four_numbers_alone():
         assert np.abs(pixels(*changed) - pixels(1, 1, 48, 3)).mean() > 3
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
     code = "from hgsl.data import synthetic; print(synthetic.draw(5, 7, 40, 2).tobytes().hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -86,6 +86,7 @@ def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable
         assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.batch_size", "3", "--run.dir", "two"]
     result = launch(*words, processes=2)
@@ -221,6 +222,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
     assert process.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(photo_folder: Callable[..., Path]) -> None:
     """A limit on the size of a file stands in for the disk; it is hit by the first save."""
 

@@ -211,6 +211,7 @@ def test_the_code_on_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert variables["vector"].shape == (1, 24)
 
 
+@pytest.mark.slow
 def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     save_embedder(make_model(), tmp_path / "run", image_size=48)
     (tmp_path / "run" / "report.json").write_text(json.dumps(REPORT))
