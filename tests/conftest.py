@@ -1,6 +1,7 @@
-"""What tests of several parts need: a folder of small photos, real photos, and one thread, as the networks are tiny."""
+"""What tests of several parts need: small photos, real photos, a browser; and one thread, as the networks are tiny."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,3 +42,53 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def watched():
+    """Returns a function that lists what will go wrong in a tab, or leaves the addresses that are allowed."""
+
+    def watch(tab, *allowed: str) -> list[str]:
+        trouble: list[str] = []
+        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.on("dialog", lambda dialog: trouble.append(dialog.message))
+        within = ("data:", *allowed)
+        tab.on("request", lambda request: None if request.url.startswith(within) else trouble.append(request.url))
+        return trouble
+
+    return watch
+
+
+@pytest.fixture
+def check_colours():
+    """Returns a check that a page in dark and in light has text that stands out from its paper (WCAG AAA)."""
+
+    def contrast(page, scheme: str) -> tuple[float, float]:
+        page.emulate_media(color_scheme=scheme)
+        body = "getComputedStyle(document.body)"
+        light = []
+        for colour in page.evaluate(f"[{body}.color, {body}.backgroundColor]"):
+            channels = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
+            linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+            light.append(linear @ [0.2126, 0.7152, 0.0722])
+        return (max(light) + 0.05) / (min(light) + 0.05), light[1]
+
+    def check(page) -> None:
+        (dark, dark_paper), (bright, bright_paper) = contrast(page, "dark"), contrast(page, "light")
+        assert dark_paper < 0.05 < 0.9 < bright_paper
+        assert min(dark, bright) > 7
+
+    return check

@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -33,6 +34,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], refusal: str) -> Iterator[None]:
+    """Holds the lock file ``path`` for this process; the system frees it when the process ends, however it ends.
+
+    Args:
+        path: Made if it is missing, and its folder too.
+        refusal: What to say if another process holds it.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    lock = Path(path)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

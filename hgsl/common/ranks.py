@@ -1,5 +1,7 @@
 """Rank and size of the process group; one process without a group is rank 0 of 1."""
 
+import os
+
 import torch.distributed as dist
 
 
@@ -16,6 +18,11 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes the run has."""
     return dist.get_world_size() if initialised() else 1
+
+
+def launched() -> int:
+    """How many processes torchrun has started, whether they have joined a group yet or not; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:

@@ -19,7 +19,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     Raises:
         InputError: The device cannot be shared out to several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if ranks.launched() == 1:
         yield device
         return
     if device.type == "mps":

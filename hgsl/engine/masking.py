@@ -1,6 +1,6 @@
 """Masks on a network that trains: what they cost in the loss, their parameter group, the rise of the temperature."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,21 @@ class MaskedObjective(Objective):
 
 def mask_backbone(model: Embedder, settings: MaskConfig, image_size: int) -> Masks | None:
     """Masks the backbone's layers in place, those that ``settings`` name or all, unless they say none."""
+    example = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    return mask(model, settings, example, settings.include or ["backbone"])
+
+
+def mask(model: nn.Module, settings: MaskConfig, example: Tensor, include: Sequence[str]) -> Masks | None:
+    """Masks in place the layers that ``include`` names, all if it is empty, unless ``settings`` say none.
+
+    Args:
+        model: The network.
+        settings: How finely, where the scores start, what the penalty counts.
+        example: An input for tracing.
+        include: Patterns of the layers.
+    """
     if settings.granularity == "none":
         return None
-    example = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
-    include = settings.include or ["backbone"]
     return sparsify(
         model,
         settings.mask_initial_value,

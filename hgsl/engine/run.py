@@ -4,6 +4,7 @@ import signal
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,11 +70,11 @@ def train(
         place = replace(place, device=stack.enter_context(process_group(place.device)))
         torch.manual_seed(config.run.seed)
         run = Run(config, folder, place)
-        saved = load_state(folder / run_folder.STATE) if resume else None
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))
             if not resume:
                 run_folder.create(folder, config_yaml)
+        saved = load_state(folder / run_folder.STATE) if resume else None
         try:
             return run.to_the_end(saved)
         except (RuntimeError, EOFError, ConnectionError) as error:
@@ -118,16 +119,14 @@ class Run:
             before = saved["before"]
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
-            if config.train.mode == "head":
-                kept = pooled_set(self.model, self._images("train"), config, self.place)
-                start_at_principal_axes(self.model, kept.features)
+            if isinstance(self._train_view, PooledSet):
+                start_at_principal_axes(self.model, self._train_view.features)
                 if state.ema:
                     state.ema.set(self.model)
             before = self._scores(test_set) if config.eval.before else {}
             loss_fn = state.objective.loss_fn
             if config.loss.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
-                images = self._searched(self._images("train"))
-                start_at_means(loss_fn, self._view(self.model), images, self.place, config.eval.batch_size)
+                start_at_means(loss_fn, self._view(self.model), self._train_view, self.place, config.eval.batch_size)
         best = self._best_epoch(test_set)
         self._fit(before, best)
         if best:
@@ -203,7 +202,7 @@ class Run:
         workers = self.place.workers
         images: RetrievalDataset | PooledSet = self.train_set
         if config.train.mode == "head":
-            images, workers = self._searched(self._images("train")), 0  # reading a row takes less than handing it over
+            images, workers = self._train_view, 0  # reading a row takes less than handing it over
         loader = run_loader(images, batches, workers=workers, device=self.place.device)
         with ExitStack() as stack:
             log = stack.enter_context(MetricLog(self.folder, keep_steps=state.step)) if ranks.is_main() else None
@@ -244,6 +243,11 @@ class Run:
         if self.config.train.mode == "full":
             return images
         return pooled_set(self.model, images, self.config, self.place)
+
+    @cached_property
+    def _train_view(self) -> RetrievalDataset | PooledSet:
+        """The training images without augmentation, as ``_searched`` gives them: looked up once, for all who ask."""
+        return self._searched(self._images("train"))
 
     def _view(self, model: Embedder) -> Embedder | Head:
         return Head(model) if self.config.train.mode == "head" else model

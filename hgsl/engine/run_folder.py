@@ -1,10 +1,8 @@
 """The folder of a run: who may write into it, and what lies in it."""
 
-import fcntl
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 
+from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.version import __version__
@@ -26,6 +25,7 @@ FOLDERS = (BOARD, STATES)
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
     *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
+    *("sparsify.dense_run", "sparsify.curve_every"),
 )
 WRITTEN = (
     *(CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
@@ -53,22 +53,15 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the system frees it when the process ends, however it ends.
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Holds the folder for this process.
 
     Raises:
         InputError: Another process is running there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is writing to {folder}: wait for it, or name another with --run.dir"
-            ) from None
-        yield
+    return files.locked(
+        folder / LOCK, f"another run is writing to {folder}: wait for it, or name another with --run.dir"
+    )
 
 
 def finished_report(folder: Path) -> dict[str, Any] | None:

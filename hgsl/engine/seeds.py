@@ -1,12 +1,12 @@
 """The same run with several seeds: what of a score is the method, and what is luck."""
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
 from hgsl.config import Config
@@ -47,7 +47,7 @@ def train_seeds(
         InputError: Settings, data or folder are not usable, or there are several processes.
         Stopped: A signal ended the run after its state was saved.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.launched() > 1:
         raise InputError(
             "--seeds trains one after the other in one process: under torchrun start each run.seed by itself"
         )

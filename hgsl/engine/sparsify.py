@@ -6,7 +6,6 @@ resumes in the middle of it. Between rounds the scores take the temperature in: 
 """
 
 import copy
-import os
 import shutil
 import time
 from pathlib import Path
@@ -26,12 +25,12 @@ from hgsl.engine.build import Place, build_place
 from hgsl.engine.checkpoint import load_state, save_state
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.masking import MaskedObjective, groups_with_masks
+from hgsl.engine.masking import MaskedObjective, groups_with_masks, mask
 from hgsl.engine.optim import create_optimizer, create_schedule
 from hgsl.engine.sparsify_report import write_layers, write_outcome, write_plot
 from hgsl.engine.sparsify_tasks import TASKS, Task
 from hgsl.models import Embedder
-from hgsl.sparsity import Masks, sparsify, temperature_at
+from hgsl.sparsity import Masks, temperature_at
 
 STAGES = "stages"  # folder of their logs
 
@@ -58,17 +57,19 @@ def search(
     if resume and (finished := run_folder.finished_report(folder)):
         ranks.say(f"{folder} is finished: {finished['scores']}")
         return finished
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.launched() > 1:
         raise InputError(
             "a search runs in one process: start several searches side by side, each with its own --run.dir"
         )
-    if not resume:
+    if resume:
+        run_folder.check_same(folder, config_yaml)
+    else:
         run_folder.check_free(folder, overwrite=overwrite)
     place = build_place(config)
     torch.manual_seed(config.run.seed)
     run = Search(config, folder, TASKS[config.sparsify.task](config, place), place)
-    saved = load_state(folder / run_folder.STATE) if resume else None
     with run_folder.locked(folder):
+        saved = load_state(folder / run_folder.STATE) if resume else None
         if not resume:
             run_folder.create(folder, config_yaml)
             shutil.rmtree(folder / STAGES, ignore_errors=True)
@@ -84,18 +85,7 @@ class Search:
         settings = config.sparsify
         self.dense = copy.deepcopy(task.model)  # to measure its costs beside the ticket's
         self.network: nn.Module = task.model
-        self.masks: Masks | None = None
-        if settings.rounds and settings.granularity != "none":
-            self.network, self.masks = sparsify(
-                task.model,
-                settings.mask_initial_value,
-                settings.include,
-                settings.exclude,
-                settings.granularity,
-                inplace=True,
-                example=task.example[:2],
-                penalty=settings.penalty,
-            )
+        self.masks = mask(task.model, settings, task.example[:2], settings.include) if settings.rounds else None
         rounds = [f"round {number + 1}" for number in range(settings.rounds)]
         self.stages = [*rounds, "ticket"] if rounds else ["dense"]
         self.trained = self.network  # by the last stage: the network, or the running mean of its weights

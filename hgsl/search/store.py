@@ -11,11 +11,10 @@ The files of state N + 1 are written beside those of state N, then ``index.json`
 moment and after any crash, sees one state or the other. Nothing is unpickled.
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
 from hgsl.evaluation.vectors import Floats, Vectors, load_array, open_vectors
@@ -62,20 +62,13 @@ class State:
     vectors: Vectors
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the system frees it when the process ends, however it ends.
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Holds the folder for this process.
 
     Raises:
         InputError: Another process is writing there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is writing to {folder}: wait for it to end") from None
-        yield
+    return files.locked(folder / LOCK, f"another process is writing to {folder}: wait for it to end")
 
 
 def read(folder: Path) -> State:

@@ -146,9 +146,11 @@ def test_a_resumed_search_ends_the_same_to_the_bit(
 
     monkeypatch.setattr(engine, "save_state", save_and_stop)
     with pytest.raises(StopHere):
-        search(config, "", folder)
+        search(config, "optim: {lr: 0.1}\neval: {batch_size: 8}", folder)
     monkeypatch.setattr(engine, "save_state", write)
-    report = search(config, "", folder, resume=True)
+    with pytest.raises(InputError, match=r"lr is 0.2, and the run in .* began with 0.1"):
+        search(config, "optim: {lr: 0.2}", folder, resume=True)
+    report = search(config, "optim: {lr: 0.1}\neval: {batch_size: 9}", folder, resume=True)
     assert (folder / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
     expected = json.loads((whole_run / "report.json").read_text())
     assert report["history"] == expected["history"]

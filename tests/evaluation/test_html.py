@@ -1,7 +1,6 @@
 """The report page in a real browser, and what it is made of."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -35,18 +34,6 @@ def colour(image_id):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     report, result, task, options = make_page(load_image=colour)
@@ -55,18 +42,11 @@ def page_file(tmp_path_factory):
 
 
 @pytest.fixture
-def page(browser, page_file):
+def page(browser, watched, page_file):
     """A fresh tab on the report; whatever goes wrong in it, or leaves it for the network, fails the test."""
     with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
         tab = context.new_page()
-        trouble = []
-        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("dialog", lambda dialog: trouble.append(dialog.message))
-        tab.on(
-            "request",
-            lambda request: None if request.url.startswith(("file:", "data:")) else trouble.append(request.url),
-        )
+        trouble = watched(tab, "file:")
         tab.goto(page_file.as_uri())
         yield tab
         assert trouble == []
@@ -180,22 +160,8 @@ def test_nothing_reaches_over_the_edge_of_a_small_screen(page, width):
     page.keyboard.press("Escape")
 
 
-def test_dark_and_light_have_readable_colours(page):
-    def contrast(scheme):
-        page.emulate_media(color_scheme=scheme)
-        colours = page.evaluate(
-            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-        )
-        light = []
-        for colour_text in colours:
-            channels = np.array([float(part) for part in colour_text[4:-1].split(",")]) / 255
-            linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-            light.append(linear @ [0.2126, 0.7152, 0.0722])
-        return (max(light) + 0.05) / (min(light) + 0.05), light[1]
-
-    (dark, dark_paper), (bright, bright_paper) = contrast("dark"), contrast("light")
-    assert dark_paper < 0.05 < 0.9 < bright_paper
-    assert min(dark, bright) > 7  # WCAG AAA
+def test_dark_and_light_have_readable_colours(page, check_colours):
+    check_colours(page)
 
 
 def test_a_page_without_pictures_shows_names(browser, tmp_path):

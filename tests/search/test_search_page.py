@@ -12,37 +12,21 @@ from hgsl.search import SearchIndex, build_index
 
 
 @pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if executable is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def url(serve, shared_index):
     return serve(shared_index)
 
 
 @pytest.fixture
-def open_page(browser):
+def open_page(browser, watched):
     """Returns a function that opens a tab; whatever goes wrong in one, or leaves it for the network, fails the test."""
-    trouble, contexts = [], []
+    tabs, contexts = [], []
 
     def start(address, **options):
         context = browser.new_context(viewport={"width": 1200, "height": 900}, **options)
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(60_000)
-        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("dialog", lambda dialog: trouble.append(dialog.message))
-        allowed = (address, "data:", f"blob:{address}")
-        tab.on("request", lambda request: None if request.url.startswith(allowed) else trouble.append(request.url))
+        tabs.append(watched(tab, address, f"blob:{address}"))
         tab.goto(address)
         tab.wait_for_selector("#grid button")
         return tab
@@ -50,7 +34,7 @@ def open_page(browser):
     yield start
     for context in contexts:
         context.close()
-    assert trouble == []
+    assert [trouble for tab in tabs for trouble in tab] == []
 
 
 @pytest.fixture
@@ -249,19 +233,5 @@ def test_nothing_reaches_over_the_edge_of_a_small_screen(page, shared_index, wid
         assert element.bounding_box()["height"] >= 44 or element.get_attribute("type") == "file"
 
 
-def test_dark_and_light_have_readable_colours(page):
-    def contrast(scheme):
-        page.emulate_media(color_scheme=scheme)
-        colours = page.evaluate(
-            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
-        )
-        light = []
-        for colour in colours:
-            channels = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
-            linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-            light.append(linear @ [0.2126, 0.7152, 0.0722])
-        return (max(light) + 0.05) / (min(light) + 0.05), light[1]
-
-    (dark, dark_paper), (bright, bright_paper) = contrast("dark"), contrast("light")
-    assert dark_paper < 0.05 < 0.9 < bright_paper
-    assert min(dark, bright) > 7  # WCAG AAA
+def test_dark_and_light_have_readable_colours(page, check_colours):
+    check_colours(page)
