@@ -8,6 +8,7 @@ from timm.layers import convert_sync_batchnorm
 
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.common.errors import InputError
+from hgsl.common.memory import keep_freed_memory
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
 from hgsl.data import (
@@ -50,11 +51,13 @@ class Place:
 
 
 def build_place(config: Config) -> Place:
-    """Picks device, precision and workers, and sets PyTorch's threads."""
+    """Picks device, precision and workers, and sets PyTorch's threads and, on a CPU, the use of memory."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
     device = pick_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     workers = default_workers() if config.data.workers is None else config.data.workers
     return Place(device, pick_precision(config.run.precision, device), workers)
 
