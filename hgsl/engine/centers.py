@@ -20,7 +20,10 @@ def start_at_means(
     place: Place,
     batch: int,
 ) -> None:
-    """Puts each class centre at the direction of the mean embedding of its images, ``mean(x) / |mean(x)|``.
+    """Puts each class centre at the direction of the mean embedding of its images, ``sqrt(D) mean(x) / |mean(x)|``.
+
+    The loss reads only directions. The length is that of centres at random, so that one learning rate turns both alike:
+    a step of Adam moves every coordinate by about the rate, and unit vectors would forget at once where they started.
 
     Args:
         loss_fn: Its centres are set, or this process's share of them.
@@ -34,7 +37,7 @@ def start_at_means(
     )
     sums = torch.zeros(images.num_classes, model.embedding_size)
     sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))
-    means = nn.functional.normalize(sums, dim=1)
+    means = model.embedding_size**0.5 * nn.functional.normalize(sums, dim=1)
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
         means = means[loss_fn.first_class :][: len(loss_fn.centers)]
     with torch.no_grad():

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -100,18 +99,3 @@ def _decode(node: Any, file: Any) -> Any:
     if kind == "list":
         return [_decode(item, file) for item in content]
     return content
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every global generator that training may draw from."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts back what :func:`random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

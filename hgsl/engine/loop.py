@@ -19,12 +19,12 @@ from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_text
 from hgsl.engine.build import Place
-from hgsl.engine.checkpoint import random_state, restore_random_state
 from hgsl.engine.distributed import agree
 from hgsl.engine.freeze import train_mode
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.meter import Meter
 from hgsl.engine.objective import Objective, scale_parameter
+from hgsl.engine.randomness import random_state, restore_random_state
 from hgsl.engine.run_folder import LAST_BATCH
 from hgsl.engine.stop import Stopped, StopRequest
 from hgsl.models import Embedder

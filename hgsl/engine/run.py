@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
@@ -27,6 +25,7 @@ from hgsl.engine.logging import MetricLog, read_metrics
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
 from hgsl.engine.masking import mask_backbone
 from hgsl.engine.outcome import print_summary, training_facts, write_queries
+from hgsl.engine.randomness import seed_all
 from hgsl.engine.selection import BestEpoch
 from hgsl.engine.state import build_state
 from hgsl.losses import HardGlobalSoftminLoss
@@ -68,7 +67,7 @@ def train(
     place = build_place(config)
     with ExitStack() as stack:
         place = replace(place, device=stack.enter_context(process_group(place.device)))
-        torch.manual_seed(config.run.seed)
+        seed_all(config.run.seed)
         run = Run(config, folder, place)
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))

@@ -27,6 +27,7 @@ from hgsl.engine.logging import MetricLog
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
 from hgsl.engine.masking import MaskedObjective, groups_with_masks, mask
 from hgsl.engine.optim import create_optimizer, create_schedule
+from hgsl.engine.randomness import seed_all
 from hgsl.engine.sparsify_report import write_layers, write_outcome, write_plot
 from hgsl.engine.sparsify_tasks import TASKS, Task
 from hgsl.models import Embedder
@@ -66,7 +67,7 @@ def search(
     else:
         run_folder.check_free(folder, overwrite=overwrite)
     place = build_place(config)
-    torch.manual_seed(config.run.seed)
+    seed_all(config.run.seed)
     run = Search(config, folder, TASKS[config.sparsify.task](config, place), place)
     with run_folder.locked(folder):
         saved = load_state(folder / run_folder.STATE) if resume else None
