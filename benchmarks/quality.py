@@ -46,12 +46,12 @@ RATES: list[Setting] = [
     {"optim.lr": 6e-4, "optim.projection_lr": 6e-3, "optim.centers_lr": 2e-2},
     {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
 ]
-
-
-SOFTNESS = ((0.4, 0.1), (0.6, 0.1), (0.4, 0.0))  # alpha and margin of HGSL
-GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all"}  # all classes count
+SOFTNESS = ((0.4, 0.0), (0.4, 0.1), (0.6, 0.1))  # alpha and margin of HGSL
+BOTH: Setting = {"loss.both_sides": 1.0}
+ONE: Setting = {"loss.both_sides": 0.0}
+GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", **ONE}  # all classes count
 UNTOLD = (  # in a description
-    *("loss.name", "loss.miner", "loss.hard_set", "loss.centers", "type_of_triplets"),
+    *("loss.name", "loss.miner", "loss.hard_set", "loss.both_sides", "loss.centers", "type_of_triplets"),
     *("data.sampler", "data.per_class", "optim.projection_lr"),
 )
 
@@ -82,8 +82,13 @@ LOSSES: dict[str, list[list[Setting]]] = {
         RATES,
         [{"loss.decorrelation": 0.0}],
     ],
+    "hgsl_both": [
+        [{"loss.alpha": alpha, "loss.margin": margin, "loss.top_k": 5, **BOTH} for alpha, margin in SOFTNESS],
+        RATES,
+        [{"loss.top_k": 10}],
+    ],
     "hgsl_topk": [
-        [{"loss.alpha": alpha, "loss.margin": margin, "loss.top_k": 5} for alpha, margin in SOFTNESS],
+        [{"loss.alpha": alpha, "loss.margin": margin, "loss.top_k": 5, **ONE} for alpha, margin in SOFTNESS],
         RATES,
         [{"loss.top_k": 10}],
     ],

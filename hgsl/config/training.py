@@ -32,6 +32,9 @@ class LossConfig:
     """Weight of the term that pushes class centres towards right angles."""
     margin: float = 0.0
     """Taken off the closeness to the true class."""
+    both_sides: float = 0.0
+    """Weight of the same comparison from the other side, each class centre of the batch with the K images nearest to
+    it; 0 as published. With several processes it gathers their embeddings."""
     similarity: Literal["euclidean", "cosine"] = "euclidean"
     """What closeness is: minus the distance, as published, or the cosine."""
     top_k_schedule: dict[int, int | None] = field(default_factory=dict)
@@ -55,6 +58,8 @@ class LossConfig:
         refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
+        refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
+        refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centres: set loss.sharded to false")
         refuse(
             self.hard_set == "negatives" and self.top_k is None,
             "loss.hard_set 'negatives' needs loss.top_k: with all centres both hard sets are the same",

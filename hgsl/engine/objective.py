@@ -24,7 +24,7 @@ class Objective(nn.Module):
     Args:
         loss_fn: Called with embeddings, labels and, if there is a miner, its tuple.
         miner: Of pytorch-metric-learning, or None.
-        gather: Whether the loss needs the embeddings of all processes at once, as losses over pairs do.
+        gather: Whether the loss needs the embeddings of all processes at once: losses over pairs, ours from both sides.
         top_k_schedule: First epoch -> K, for our loss; empty leaves its K.
     """
 
@@ -99,7 +99,8 @@ def _ours(settings: LossConfig, num_classes: int, embedding_size: int) -> Object
         ranks.say(f"loss.top_k {settings.top_k} is not below the {num_classes} training classes: all of them count")
         options.update(top_k=None, hard_set="all")
     kind = ShardedHardGlobalSoftminLoss if settings.sharded else HardGlobalSoftminLoss
-    return Objective(kind(num_classes, embedding_size, **options), top_k_schedule=settings.top_k_schedule)
+    loss_fn = kind(num_classes, embedding_size, **options)
+    return Objective(loss_fn, gather=settings.both_sides > 0, top_k_schedule=settings.top_k_schedule)
 
 
 def _library(part: str) -> ModuleType:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hgsl.losses.both_sides import center_side_loss
 from hgsl.losses.checks import check_settings, check_shapes, check_values, hard_set_size
 from hgsl.losses.decorrelation import draw_rows, mean_abs_dots
 from hgsl.losses.hard_set import candidates
@@ -25,6 +26,7 @@ def hard_global_softmin_loss(
     chunk_size: int | None = None,
     sparse_grad: bool = False,
     unit_centers: bool = False,
+    both_sides: float = 0.0,
 ) -> Tensor:
     """Pulls each embedding to the centre of its class, away from the K centres nearest to it.
 
@@ -53,6 +55,8 @@ def hard_global_softmin_loss(
         chunk_size: centres searched at a time; None chooses, and scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
         unit_centers: promises that ``centers`` have norm 1, so that the search need not compute their norms.
+        both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class centre of the
+            batch with the K nearest images as well; 0 as published. It takes no ``weights``.
 
     Returns:
         The loss, a scalar: float32, or float64 if an input is.
@@ -81,6 +85,11 @@ def hard_global_softmin_loss(
             hard = largest(logits, k)
         losses = hard.logsumexp(dim=1) - logits[:, 0]  # (B,)
         loss = losses.mean() if weights is None else (losses * weights).mean()
+        if both_sides:
+            other_side = center_side_loss(
+                x, centers, labels, 10 / alpha, top_k, margin=margin, similarity=similarity, sparse_grad=sparse_grad
+            )
+            loss = loss + both_sides * other_side
         return loss + decorrelation * mean_abs_dots(vectors, drawn) if decorrelation else loss
 
 

@@ -38,6 +38,9 @@ class HardGlobalSoftminLoss(nn.Module):
             C. They then need an optimiser of their own: see :func:`hgsl.losses.sparse_optimizer`.
         decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 256
             classes, and draws 128 rows of more.
+        both_sides: weight of the same comparison from the other side, each class centre of the batch with the K images
+            nearest to it; 0 as published, 1 where training classes are few and others are searched. Several processes
+            must then gather their embeddings first, or each compares within its own batch.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.
@@ -62,11 +65,14 @@ class HardGlobalSoftminLoss(nn.Module):
         chunk_size: int | None = None,
         sparse_grad: bool = False,
         decorrelation_sample: int | None = None,
+        both_sides: float = 0.0,
     ) -> None:
         super().__init__()
         if num_classes < 1 or embedding_size < 1:
             raise InputError(f"num_classes {num_classes} and embedding_size {embedding_size} must both be positive")
         check_settings(margin, similarity, chunk_size)
+        if not 0 <= both_sides < float("inf"):
+            raise InputError(f"both_sides is {both_sides}: use 0 (none) or a positive weight such as 1")
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.hard_set = hard_set
@@ -76,6 +82,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self.similarity = similarity
         self.chunk_size = chunk_size
         self.sparse_grad = sparse_grad
+        self.both_sides = both_sides
         if decorrelation_sample is None and num_classes > EXACT_UP_TO:
             decorrelation_sample = SAMPLE
         self.decorrelation_sample = decorrelation_sample
@@ -127,6 +134,7 @@ class HardGlobalSoftminLoss(nn.Module):
             chunk_size=self.chunk_size,
             sparse_grad=self.sparse_grad,
             unit_centers=self.sparse_grad,
+            both_sides=self.both_sides,
         )
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
@@ -164,7 +172,16 @@ class HardGlobalSoftminLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Names the settings when the module is printed."""
-        names = ("num_classes", "embedding_size", "top_k", "hard_set", "decorrelation", "margin", "similarity")
+        names = (
+            "num_classes",
+            "embedding_size",
+            "top_k",
+            "hard_set",
+            "decorrelation",
+            "margin",
+            "similarity",
+            "both_sides",
+        )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "chunk_size", "sparse_grad"))
 
     def _new_centers(self) -> Tensor:

@@ -36,7 +36,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         embedding_size: D.
         *settings: as for :class:`HardGlobalSoftminLoss`.
         process_group: the processes that share the centres; None is the default group, or this process alone.
-        **options: as for :class:`HardGlobalSoftminLoss`.
+        **options: as for :class:`HardGlobalSoftminLoss`, but for ``both_sides``.
 
     Attributes:
         centers: this process's centres, possibly none on the last ranks.
@@ -51,6 +51,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         self.classes_per_rank = -(-num_classes // world)
         self.first_class = min(rank * self.classes_per_rank, num_classes)
         super().__init__(num_classes, embedding_size, *settings, **options)
+        if self.both_sides:
+            raise InputError("both_sides needs all centres in one process: it does not go with sharded ones")
 
     def forward(
         self,

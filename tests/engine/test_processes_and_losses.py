@@ -71,6 +71,7 @@ def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: 
     "loss",
     [
         ["--loss.sharded", "true"],
+        ["--loss.both_sides", "1"],
         ["--loss.name", "ProxyAnchorLoss", "--loss.top_k", "null"],
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner", "--loss.top_k", "null"],
     ],
