@@ -137,7 +137,8 @@ class TrainConfig:
     batch_size: int = 32
     """Images a step, all processes and micro-batches together."""
     accumulate: int = 1
-    """Micro-batches a step: a larger value needs less memory and gives the same gradient, batch norm aside."""
+    """Micro-batches a step: a larger value needs less memory and gives the same gradient, but for batch norm, losses
+    over pairs and loss.both_sides, which see one micro-batch at a time."""
     ema: float | None = None
     """Decay of a running mean of the weights, such as 0.999, that is evaluated and saved in their place."""
     select: Literal["last", "best", "best_on_test"] = "last"

@@ -102,7 +102,7 @@ def test_training_learns_something(photo_folder: Callable[..., Path]) -> None:
 
 
 def test_same_seed_same_weights_and_accumulation_is_one_batch(photo_folder: Callable[..., Path]) -> None:
-    common = [*ON_FOLDER, "--data.root", str(photo_folder()), "--model.freeze", "batch_norm"]
+    common = [*ON_FOLDER, "--data.root", str(photo_folder()), "--model.freeze", "batch_norm", "--loss.both_sides", "0"]
     for name, more in {
         "a": [],
         "b": ["--data.workers", "2"],
@@ -222,7 +222,10 @@ def test_evaluation_mistakes(tmp_path: Path, photo_folder: Callable[..., Path], 
 def python(*words: str, **options: object) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from hgsl.cli.train import main; raise SystemExit(main())", *words]
-    return subprocess.Popen(command, env=environment, text=True, **options)
+    # A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
+    return subprocess.Popen(
+        command, env=environment, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options
+    )
 
 
 def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[..., Path]) -> None:
