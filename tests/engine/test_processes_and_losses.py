@@ -53,6 +53,7 @@ def losses(run: str) -> list[float]:
 @pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: str) -> None:
     words = [*SMALL, "--data.root", str(photo_folder(images=14)), "--model.freeze", "batch_norm"]
+    words += ["--loss.both_sides", "0"]  # which gathers: a further rounding, that AdamW makes into 4e-5
     words += ["--optim.name", optimizer, "--train.epochs", "1", "--optim.lr", "1e-3", "--model.embedding_size", "16"]
     assert train.main([*words, "--run.dir", "one"]) == 0
     result = launch(*words, "--run.dir", "two", processes=2)
@@ -70,7 +71,7 @@ def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: 
 @pytest.mark.parametrize(
     "loss",
     [
-        ["--loss.sharded", "true"],
+        ["--loss.sharded", "true", "--loss.both_sides", "0"],
         ["--loss.both_sides", "1"],
         ["--loss.name", "ProxyAnchorLoss", "--loss.top_k", "null"],
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner", "--loss.top_k", "null"],
