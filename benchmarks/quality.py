@@ -46,14 +46,17 @@ RATES: list[Setting] = [
     {"optim.lr": 6e-4, "optim.projection_lr": 6e-3, "optim.centers_lr": 2e-2},
     {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
 ]
-SOFTNESS = ((0.4, 0.0), (0.4, 0.1), (0.6, 0.1))  # alpha and margin of HGSL
-BOTH: Setting = {"loss.both_sides": 1.0}
-ONE: Setting = {"loss.both_sides": 0.0}
-GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", **ONE}  # all classes count
+GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", "loss.both_sides": 0.0}  # all classes count
 UNTOLD = (  # in a description
     *("loss.name", "loss.miner", "loss.hard_set", "loss.both_sides", "loss.centers", "type_of_triplets"),
     *("data.sampler", "data.per_class", "optim.projection_lr"),
 )
+
+
+def hgsl(setting: Setting) -> list[Setting]:
+    """HGSL at three pairs of alpha and margin."""
+    pairs = ((0.4, 0.0), (0.4, 0.1), (0.6, 0.1))
+    return [{"loss.alpha": alpha, "loss.margin": margin, **setting} for alpha, margin in pairs]
 
 
 def of_library(name: str, **options: Any) -> Setting:
@@ -78,17 +81,17 @@ def triplet(margin: float) -> Setting:
 # Loss -> stages of trials; the trials of a stage are laid over the best of the stages before it.
 LOSSES: dict[str, list[list[Setting]]] = {
     "hgsl_global": [
-        [{"loss.alpha": alpha, "loss.margin": margin, **GLOBAL} for alpha, margin in SOFTNESS],
+        hgsl(GLOBAL),
         RATES,
         [{"loss.decorrelation": 0.0}],
     ],
     "hgsl_both": [
-        [{"loss.alpha": alpha, "loss.margin": margin, "loss.top_k": 5, **BOTH} for alpha, margin in SOFTNESS],
+        hgsl({"loss.top_k": 5, "loss.both_sides": 1.0}),
         RATES,
         [{"loss.top_k": 10}],
     ],
     "hgsl_topk": [
-        [{"loss.alpha": alpha, "loss.margin": margin, "loss.top_k": 5, **ONE} for alpha, margin in SOFTNESS],
+        hgsl({"loss.top_k": 5, "loss.both_sides": 0.0}),
         RATES,
         [{"loss.top_k": 10}],
     ],

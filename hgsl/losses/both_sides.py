@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hgsl.losses.hard_set import largest
 from hgsl.losses.similarity import matrix_similarity, unit
 
 
@@ -43,9 +44,8 @@ def center_side_loss(
     own = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D): a class once for each image
     same = labels[:, None] == labels  # (B, B): row i is the centre of image i's class
     z = scale * (matrix_similarity(own, x, similarity) - margin * same.to(x.dtype))
-    k = len(labels) if top_k is None else min(top_k, len(labels))
     positive = z.masked_fill(~same, -torch.inf).logsumexp(dim=1, keepdim=True)
-    negative = z.masked_fill(same, -torch.inf).topk(k, dim=1).values
+    negative = largest(z.masked_fill(same, -torch.inf), top_k or len(labels))
     losses = torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive[:, 0]
     share = 1 / same.sum(dim=1, dtype=x.dtype)  # so that each class counts once
     return (losses * share).sum() / share.sum()

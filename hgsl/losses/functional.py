@@ -6,7 +6,7 @@ from torch import Tensor
 from hgsl.losses.both_sides import center_side_loss
 from hgsl.losses.checks import check_settings, check_shapes, check_values, hard_set_size
 from hgsl.losses.decorrelation import draw_rows, mean_abs_dots
-from hgsl.losses.hard_set import candidates
+from hgsl.losses.hard_set import candidates, largest
 from hgsl.losses.similarity import matrix_similarity, unit
 
 
@@ -107,11 +107,6 @@ def scaled(scores: Tensor, missing: Tensor, alpha: float | Tensor, margin: float
     if margin:
         scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
     return (10 / alpha * scores).masked_fill(missing, -torch.inf)
-
-
-def largest(values: Tensor, k: int) -> Tensor:
-    """Returns the ``k`` largest of each row of ``(B, n)``, or all of them if there are fewer."""
-    return values if values.shape[1] <= k else values.topk(k, dim=1).values
 
 
 def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:

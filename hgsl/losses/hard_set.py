@@ -65,6 +65,11 @@ def candidates(
     return scores, torch.cat([true_row != target, rows == target], dim=1), vectors
 
 
+def largest(values: Tensor, k: int) -> Tensor:
+    """Returns the ``k`` largest of each row of ``(B, n)``, or all of them if there are fewer."""
+    return values if values.shape[1] <= k else values.topk(k, dim=1).values
+
+
 @torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop
 def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_centers: bool) -> Tensor:
     """Returns the rows ``(B, k)`` of the centres ``(C, D)`` with the largest cosine to ``x`` ``(B, D)``, best first.

@@ -11,8 +11,8 @@ from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_shapes, check_values, hard_set_size
 from hgsl.losses.collectives import Exchange, Group, add_up, agree_on_counts, from_first, gather, gather_rows, place
 from hgsl.losses.decorrelation import draw_rows, pairs, sum_abs_dots, with_slopes
-from hgsl.losses.functional import class_logits, largest, scaled, working_dtype
-from hgsl.losses.hard_set import candidates
+from hgsl.losses.functional import class_logits, scaled, working_dtype
+from hgsl.losses.hard_set import candidates, largest
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
 from hgsl.losses.similarity import unit
 
