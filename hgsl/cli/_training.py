@@ -37,16 +37,10 @@ def read(
 
 def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Namespace, **more: Any) -> int:
     """Calls ``engine`` and returns the exit code: 0, or 128 + signal after a signal, with the state saved."""
-    from hgsl.common import ranks
-    from hgsl.engine import run_folder
     from hgsl.engine.stop import Stopped
 
-    text = to_yaml(config)
-    finished = flags.resume and all((folder / name).is_file() for name in (run_folder.CONFIG, run_folder.REPORT))
-    if finished and (found := run_folder.difference(folder, text)):
-        ranks.say(f"note: {found}: what follows is of that run")
     try:
-        engine(config, text, folder, overwrite=flags.overwrite, resume=flags.resume, **more)
+        engine(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume, **more)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

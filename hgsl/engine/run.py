@@ -56,7 +56,7 @@ def train(
         InputError: Settings, data or folder are not usable; the message says which and what to do.
         Stopped: A signal ended the run after its state was saved.
     """
-    if resume and (finished := run_folder.finished_report(folder)):
+    if resume and (finished := run_folder.finished_report(folder, config_yaml)):
         ranks.say(f"{folder} is finished:")
         print_summary(folder, finished)
         return finished

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from hgsl.common import files
+from hgsl.common import files, ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.version import __version__
@@ -64,8 +64,8 @@ def locked(folder: Path) -> AbstractContextManager[None]:
     )
 
 
-def finished_report(folder: Path) -> dict[str, Any] | None:
-    """The report of the run in ``folder``, or None if it is not finished.
+def finished_report(folder: Path, config_yaml: str) -> dict[str, Any] | None:
+    """The report of the run in ``folder``, or None if it is not finished; says so if it is of other settings.
 
     Raises:
         FileNotFoundError: There is no run to resume.
@@ -74,6 +74,8 @@ def finished_report(folder: Path) -> dict[str, Any] | None:
         raise FileNotFoundError(f"no run to resume in {folder}: start one without --resume")
     if not (folder / REPORT).is_file():
         return None
+    if found := _difference(folder, config_yaml):
+        ranks.say(f"note: {found}: what follows is of that run")
     return read_json(folder / REPORT, "the report of a finished run")
 
 
@@ -83,11 +85,11 @@ def check_same(folder: Path, config_yaml: str) -> None:
     Raises:
         InputError: They are not; the message names the first.
     """
-    if found := difference(folder, config_yaml):
+    if found := _difference(folder, config_yaml):
         raise InputError(f"{found}: give the same settings to go on with it, or --overwrite to start again")
 
 
-def difference(folder: Path, config_yaml: str) -> str | None:
+def _difference(folder: Path, config_yaml: str) -> str | None:
     """The first setting that decides a run's weights and is not what the run in ``folder`` began with, in words."""
     begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     for key, value in _flat(yaml.safe_load(config_yaml) or {}).items():

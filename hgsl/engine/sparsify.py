@@ -55,7 +55,7 @@ def search(
         InputError: Settings, data or folder are not usable.
         Stopped: A signal ended the run after its state was saved.
     """
-    if resume and (finished := run_folder.finished_report(folder)):
+    if resume and (finished := run_folder.finished_report(folder, config_yaml)):
         ranks.say(f"{folder} is finished: {finished['scores']}")
         return finished
     if ranks.launched() > 1:
