@@ -36,8 +36,8 @@ from hgsl.data.csv import write_table
 from hgsl.data.manifest import make_manifest
 from hgsl.data.protocols import apply_protocol, cut_validation
 from hgsl.engine.run import train
-from hgsl.engine.run_folder import CONFIG, LAST_BATCH, STATE
-from hgsl.engine.stop import Stopped
+from hgsl.engine.run_folder import CONFIG, STATE
+from hgsl.engine.stop import Diverged, Stopped
 
 Setting = dict[str, Any]  # dotted name -> value, laid over the recipe
 MOST_TRIALS = 6
@@ -146,9 +146,7 @@ class Bench:
         try:
             report = train(config, to_yaml(config), work, resume=begun, overwrite=(work / CONFIG).is_file())
             scores, seconds = report["after"], report["seconds"]
-        except InputError as error:
-            if not (work / LAST_BATCH).is_file():
-                raise
+        except Diverged as error:
             print(error)
             scores, seconds = {"recall@1": 0.0, "map@r": 0.0, "num_queries": 0, "split_hash": ""}, 0.0
         found = {"phase": phase, "loss": loss, "setting": setting, "seed": seed, "seconds": seconds}

@@ -11,6 +11,8 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 
+PARTIAL = ".partial"  # in the name of a file that is being written
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -25,7 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: several writers (PNG, safetensors) choose their format by it.
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{PARTIAL}{target.suffix}")
     try:
         yield temporary
         _flush(temporary, os.O_RDWR)
@@ -34,6 +36,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what was half written in ``folder`` when its process was killed; nobody may be writing there now."""
+    for path in folder.glob(f".*{PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -92,11 +92,37 @@ def build_model(config: Config, place: Place) -> Embedder:
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
     freeze(model, settings.freeze)
+    freeze_unused(model, config.data.image_size)
     if settings.checkpointing:
+        _refuse_moving_statistics(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     if settings.sync_bn and world_size() > 1 and place.device.type == "cuda":
         model.backbone = convert_sync_batchnorm(model.backbone)
     return to_place(model, place)
+
+
+def freeze_unused(model: Embedder, image_size: int) -> None:
+    """Stops the gradient of parameters that no embedding depends on, such as those before a classifier that is gone.
+
+    Without a gradient they would not train anyhow, but several processes would wait for it.
+    """
+    training = model.training
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if parameters:
+        embedding = model.eval()(torch.zeros(1, 3, image_size, image_size))
+        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+    model.train(training)
+
+
+def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
+    moving = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
+    if moving and frozen not in ("batch_norm", "backbone"):
+        raise InputError(
+            "model.checkpointing computes activations twice, and batch norms would count every image twice in their "
+            "statistics: freeze them with model.freeze batch_norm, or leave out model.checkpointing"
+        )
 
 
 def check_image_size(model: Embedder, image_size: int) -> None:

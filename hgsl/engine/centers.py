@@ -10,7 +10,7 @@ from hgsl.evaluation import embed
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
-CHUNK = 4096  # centres that are compared with all at a time
+CHUNK = 4096  # centres that are compared at a time, and at most with all
 
 
 def start_at_means(
@@ -56,13 +56,16 @@ def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None
 def nearest_similarity(centers: Tensor) -> float:
     """Returns the mean over classes of the cosine to the nearest other centre, near 1 where the centres collapse.
 
+    Of more than ``CHUNK`` classes as many are looked at, evenly spread, each against all.
+
     Args:
-        centers: (C, D), at least two, of any length.
+        centers: (C, D), at least two, of any length; a process's share of them where they are divided.
     """
-    unit = nn.functional.normalize(centers.float(), dim=1)
-    nearest = []
-    for start in range(0, len(unit), CHUNK):
-        cosines = unit[start : start + CHUNK] @ unit.T
-        cosines.diagonal(start).fill_(-1.0)
-        nearest.append(cosines.amax(dim=1))
-    return float(torch.cat(nearest).mean())
+    looked_at = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
+    unit = nn.functional.normalize(centers[looked_at].float(), dim=1)
+    nearest = torch.full((len(unit),), -1.0, device=centers.device)
+    for start in range(0, len(centers), CHUNK):
+        cosines = unit @ nn.functional.normalize(centers[start : start + CHUNK].float(), dim=1).T
+        own = torch.arange(start, start + cosines.shape[1], device=centers.device) == looked_at[:, None]
+        nearest = torch.maximum(nearest, cosines.masked_fill(own, -1.0).amax(dim=1))
+    return float(nearest.mean())

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
@@ -42,6 +43,25 @@ def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
     found[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
     dist.all_reduce(found)
     return float(found[:, 0].mean()), int(found[:, 1].max())
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's small ``value``, in rank order."""
+    if not ranks.initialised():
+        return [value]
+    found = [None] * ranks.world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def share_buffers(*modules: nn.Module) -> None:
+    """Gives every process the buffers of the first: the statistics of batch norms, which each has from its own images.
+
+    What is evaluated by all is then what the first one saves.
+    """
+    if ranks.initialised():
+        for buffer in (buffer for module in dict.fromkeys(modules) for buffer in module.buffers()):
+            dist.broadcast(buffer, 0)
 
 
 class GatherRows(torch.autograd.Function):

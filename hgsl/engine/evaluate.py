@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from hgsl.common.errors import InputError
@@ -9,6 +10,7 @@ from hgsl.config import EvalConfig
 from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.build import Place
 from hgsl.engine.head import PooledSet
+from hgsl.engine.stop import Diverged
 from hgsl.evaluation import RetrievalResult, RetrievalTask, embed, evaluate_task, make_task
 
 
@@ -30,6 +32,7 @@ def measure(
 
     Raises:
         InputError: The network gives nothing but zeros, as one does that its masks have closed.
+        Diverged: It gives numbers that are not finite.
     """
     found = embed(
         model,
@@ -39,6 +42,11 @@ def measure(
         device=place.device,
         precision=place.precision,
     )
+    if not np.isfinite(found.embeddings).all():
+        raise Diverged(
+            "the network's embeddings are not finite, its training has diverged: start again with --overwrite, a lower "
+            "optim.lr or optim.centers_lr, or run.precision float32"
+        )
     if not found.embeddings.any():
         raise InputError(
             "every embedding is zero, the network lets nothing through: if its masks have closed it, lower "

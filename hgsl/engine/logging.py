@@ -26,7 +26,7 @@ class MetricLog:
         if keep_steps is not None and path.is_file():
             _cut(path, keep_steps)
         self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / BOARD), purge_step=keep_steps)
+        self._board = SummaryWriter(str(folder / BOARD), purge_step=None if keep_steps is None else keep_steps + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Writes one record; every value is a finite number."""

@@ -1,5 +1,6 @@
 """The training loop: steps over a stream of batches, with everything that decides the next step in one state."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -16,17 +17,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from hgsl.common import ranks
-from hgsl.common.errors import InputError
 from hgsl.common.files import write_text
 from hgsl.engine.build import Place
-from hgsl.engine.distributed import agree
+from hgsl.engine.distributed import agree, gather_objects, share_buffers
 from hgsl.engine.freeze import train_mode
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.meter import Meter
 from hgsl.engine.objective import Objective, scale_parameter
 from hgsl.engine.randomness import random_state, restore_random_state
 from hgsl.engine.run_folder import LAST_BATCH
-from hgsl.engine.stop import Stopped, StopRequest
+from hgsl.engine.shards import clip_gradients, load_optimizer_state, optimizer_state, sharded_loss
+from hgsl.engine.stop import Diverged, Stopped, StopRequest
+from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (B,)
@@ -57,7 +59,7 @@ class TrainState:
             "best": self.best,
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.shard),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
@@ -68,12 +70,17 @@ class TrainState:
         self.step, self.best = state["step"], state["best"]
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"], self.shard)
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
         restore_random_state(state["random"])
+
+    @property
+    def shard(self) -> ShardedHardGlobalSoftminLoss | None:
+        """The loss that has a share of the centres, if they are divided."""
+        return sharded_loss(self.objective)
 
     @property
     def final_model(self) -> Embedder:
@@ -121,7 +128,7 @@ class Loop:
         """Trains from ``state.step`` on, with a stream of batches that starts there.
 
         Raises:
-            InputError: The loss is NaN or infinite.
+            Diverged: The loss is NaN or infinite.
             Stopped: A signal ended the run; its state is saved.
         """
         with StopRequest() as stop:
@@ -147,9 +154,9 @@ class Loop:
             with meter.waiting():
                 batch = next(batches)
             loss, norm = train_step(state, batch, self.options, self.place)
+            loss, signal_number = agree(loss, stop.number or 0, self.place.device)
             if not math.isfinite(loss):
                 raise self._not_finite(loss, batch)
-            loss, signal_number = agree(loss, stop.number or 0, self.place.device)
             meter.add(loss, len(batch[1]))
             record = {"loss": loss, **meter.record(), **self._watched()}
             if math.isfinite(norm):  # a float16 scaler tries scales that are too large, and skips the step
@@ -160,6 +167,7 @@ class Loop:
             bar.set_postfix(loss=f"{loss:.3f}", images_s=f"{meter.speed():.0f}", data_wait=waited, refresh=False)
             at_end = state.step % steps == 0
             if at_end:
+                share_buffers(state.model, state.final_model)
                 record |= self.after_epoch(epoch)
             self._write(record)
             if signal_number or at_end or state.step % self.options.save_every == 0:
@@ -185,10 +193,12 @@ class Loop:
             self.log.flush()
         self.save()
 
-    def _not_finite(self, loss: float, batch: Batch) -> InputError:
+    def _not_finite(self, loss: float, batch: Batch) -> Diverged:
         path = self.folder / LAST_BATCH
-        write_text(path, "".join(f"{name}\n" for name in self.name_images(batch[2])))
-        return InputError(
+        names = gather_objects(self.name_images(batch[2]))  # a batch is shared out to the processes
+        if ranks.is_main():
+            write_text(path, "".join(f"{name}\n" for name in itertools.chain(*names)))
+        return Diverged(
             f"the loss is {loss} at step {self.state.step + 1}: the batch's images are listed in {path}; "
             "try a lower optim.lr or optim.centers_lr, a larger loss.alpha, or run.precision float32"
         )
@@ -209,14 +219,14 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, place: Pla
         with _gradients_averaged(state, number == len(pieces)):
             with place.autocast():
                 embeddings = state.network(place.prepare(part, state.model.is_convolutional))
-            if not embeddings.isfinite().all():
-                return math.nan, math.nan
+            finite = bool(embeddings.isfinite().all())
+            if not math.isfinite(agree(0.0 if finite else math.nan, 0, place.device)[0]):
+                return math.nan, math.nan  # on every process, as the next call would wait for all
             loss = state.loss_call(embeddings, part_labels.to(place.device)) * (len(part_labels) / len(labels))
             state.scaler.scale(loss).backward()
         total += float(loss.detach())
     state.scaler.unscale_(state.optimizer)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if options.clip is None else options.clip))
+    norm = clip_gradients(state.optimizer, options.clip, state.shard)
     if math.isfinite(total) and not math.isfinite(norm) and not state.scaler.is_enabled():
         return math.nan, norm
     if math.isfinite(total):

@@ -72,7 +72,7 @@ def train(
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))
             if not resume:
-                run_folder.create(folder, config_yaml)
+                run_folder.create(folder, config_yaml, overwrite=overwrite)
         saved = load_state(folder / run_folder.STATE) if resume else None
         try:
             return run.to_the_end(saved)
@@ -116,6 +116,7 @@ class Run:
             self._check_same_images(saved["split"])
             state.load_state_dict(saved["train"])
             before = saved["before"]
+            self.started -= saved["seconds"]
             ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
             if isinstance(self._train_view, PooledSet):
@@ -191,6 +192,7 @@ class Run:
             content = {
                 "train": state.state_dict(),  # sharded centres are gathered: by all processes
                 "before": before,
+                "seconds": time.perf_counter() - self.started,
                 "split": self.manifest.split_hash,
             }
             if ranks.is_main():

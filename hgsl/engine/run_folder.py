@@ -2,7 +2,8 @@
 
 import platform
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from hgsl.common.files import read_json, write_json, write_text
 from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
-STATES, BEST = "states", "best.safetensors"
+STATES, STAGES, BEST = "states", "stages", "best.safetensors"
 METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.txt"
 PAGE, CURVES, QUERIES = "report.html", "curves.png", "per_query.json"
+TICKET, COMPACT, COSTS, LAYERS = "ticket.safetensors", "compact.safetensors", "costs.md", "layers.md"
+SEEDS = "seeds.json"
 LOCK = ".lock"
-FOLDERS = (BOARD, STATES)
+FOLDERS = (BOARD, STATES, STAGES)
 # Where a run computes, from where it reads, what it reports and keeps: not what becomes of it.
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
@@ -30,6 +33,7 @@ MAY_CHANGE = (
 WRITTEN = (
     *(CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
     *("model.json", "model.safetensors"),
+    *(TICKET, COMPACT, COSTS, LAYERS, SEEDS),
 )
 
 
@@ -53,15 +57,19 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def locked(folder: Path) -> AbstractContextManager[None]:
-    """Holds the folder for this process.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process, and clears it of files that an earlier one was killed while writing.
 
     Raises:
         InputError: Another process is running there.
     """
-    return files.locked(
+    with files.locked(
         folder / LOCK, f"another run is writing to {folder}: wait for it, or name another with --run.dir"
-    )
+    ):
+        for place in (folder, folder / STATES):
+            files.remove_partial(place)
+        yield
 
 
 def finished_report(folder: Path, config_yaml: str) -> dict[str, Any] | None:
@@ -92,9 +100,11 @@ def check_same(folder: Path, config_yaml: str) -> None:
 def _difference(folder: Path, config_yaml: str) -> str | None:
     """The first setting that decides a run's weights and is not what the run in ``folder`` began with, in words."""
     begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
-    for key, value in _flat(yaml.safe_load(config_yaml) or {}).items():
-        if key in begun and begun[key] != value and not key.startswith(MAY_CHANGE):
-            return f"{key} is {value!r}, and the run in {folder} began with {begun[key]!r}"
+    given = _flat(yaml.safe_load(config_yaml) or {})
+    for key in {**given, **begun}:
+        found, first = (repr(settings[key]) if key in settings else "not given" for settings in (given, begun))
+        if found != first and not key.startswith(MAY_CHANGE):
+            return f"{key} is {found}, and the run in {folder} began with {first}"
     return None
 
 
@@ -105,12 +115,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def create(folder: Path, config_yaml: str) -> None:
-    """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions."""
+def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
+    """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions.
+
+    Raises:
+        InputError: Another run has taken the folder since it was asked for.
+    """
+    check_free(folder, overwrite=overwrite)
     for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
         (folder / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in [*(folder / name for name in FOLDERS), *folder.glob("seed_*")]:
+        if path.name in FOLDERS or (path / CONFIG).is_file():
+            shutil.rmtree(path, ignore_errors=True)
     write_text(folder / CONFIG, config_yaml)
     write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
 

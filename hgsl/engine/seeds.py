@@ -14,8 +14,6 @@ from hgsl.engine import run_folder
 from hgsl.engine.run import train
 from hgsl.evaluation.report import columns_of, format_cells
 
-SUMMARY = "seeds.json"
-
 
 def train_seeds(
     config: Config,
@@ -57,7 +55,7 @@ def train_seeds(
         run_folder.check_same(folder, config_yaml)
     with run_folder.locked(folder):
         if not resume:
-            run_folder.create(folder, config_yaml)
+            run_folder.create(folder, config_yaml, overwrite=overwrite)
         reports = {}
         for seed in range(config.run.seed, config.run.seed + count):
             own, place = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
@@ -65,7 +63,7 @@ def train_seeds(
             begun = resume and any((place / name).is_file() for name in (run_folder.STATE, run_folder.REPORT))
             reports[seed] = train(own, to_yaml(own), place, overwrite=overwrite or resume, resume=begun)
         found = spread([report["after"] for report in reports.values()])
-        write_json(folder / SUMMARY, {"seeds": list(reports), **found})
+        write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **found})
     print(f"\n{count} seeds, in percent: mean and standard deviation\n{seeds_table(reports, found)}")
     return {"seeds": list(reports), **found}
 

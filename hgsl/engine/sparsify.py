@@ -6,10 +6,9 @@ resumes in the middle of it. Between rounds the scores take the temperature in: 
 """
 
 import copy
-import shutil
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
@@ -22,18 +21,16 @@ from hgsl.common.files import write_json
 from hgsl.config import SearchConfig
 from hgsl.engine import run_folder
 from hgsl.engine.build import Place, build_place
-from hgsl.engine.checkpoint import load_state, save_state
+from hgsl.engine.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.logging import MetricLog
 from hgsl.engine.loop import Loop, LoopOptions, TrainState
 from hgsl.engine.masking import MaskedObjective, groups_with_masks, mask
 from hgsl.engine.optim import create_optimizer, create_schedule
 from hgsl.engine.randomness import seed_all
-from hgsl.engine.sparsify_report import write_layers, write_outcome, write_plot
-from hgsl.engine.sparsify_tasks import TASKS, Task
+from hgsl.engine.sparsify_report import Measured, read_scores, save_and_measure, write_layers, write_plot
+from hgsl.engine.sparsify_tasks import TASKS, Classifier, Task
 from hgsl.models import Embedder
 from hgsl.sparsity import Masks, temperature_at
-
-STAGES = "stages"  # folder of their logs
 
 
 def search(
@@ -72,8 +69,7 @@ def search(
     with run_folder.locked(folder):
         saved = load_state(folder / run_folder.STATE) if resume else None
         if not resume:
-            run_folder.create(folder, config_yaml)
-            shutil.rmtree(folder / STAGES, ignore_errors=True)
+            run_folder.create(folder, config_yaml, overwrite=overwrite)
         return run.to_the_end(saved)
 
 
@@ -84,8 +80,10 @@ class Search:
         self.config, self.folder, self.task, self.place = config, folder, task, place
         self.started = time.perf_counter()
         settings = config.sparsify
-        self.dense = copy.deepcopy(task.model)  # to measure its costs beside the ticket's
-        self.network: nn.Module = task.model
+        dense_run = settings.dense_run if settings.rounds else None
+        dense_scores = read_scores(Path(dense_run), task.quality) if dense_run else {}
+        self.dense: Measured = (copy.deepcopy(task.model), dense_scores)  # what the ticket is compared with
+        self.network: Embedder | Classifier = task.model
         self.masks = mask(task.model, settings, task.example[:2], settings.include) if settings.rounds else None
         rounds = [f"round {number + 1}" for number in range(settings.rounds)]
         self.stages = [*rounds, "ticket"] if rounds else ["dense"]
@@ -101,6 +99,8 @@ class Search:
             self.objective_at_checkpoint = saved["rewind"]["objective"]
             if self.masks:
                 self.masks.saved = self._on_device(saved["rewind"]["network"])
+        else:
+            self.task.start(self.network)
         for number in range(first, len(self.stages)):
             self._stage(number, saved["train"] if saved and number == first else None)
         return self._finish()
@@ -164,7 +164,8 @@ class Search:
         optimizer = create_optimizer(groups, config.optim)
         network: Any = torch.compile(self.network) if config.run.compile else self.network
         return TrainState(
-            model=cast(Embedder, self.network),
+            # The loop asks a Classifier for no more than it has, as nothing in it can be frozen.
+            model=self.network,  # type: ignore[arg-type]
             objective=objective,
             network=network,
             loss_call=objective,
@@ -189,9 +190,11 @@ class Search:
         def save() -> None:
             rewind = {"network": self.masks.saved if self.masks else None, "objective": self.objective_at_checkpoint}
             content = {"stage": number, "train": state.state_dict(), "rewind": rewind, "history": self.history}
-            save_state(self.folder / run_folder.STATE, content)
+            path, passed = self.folder / run_folder.STATE, number * train.epochs * self.task.steps_per_epoch
+            save_state(path, content)
+            keep_states(path, self.folder / run_folder.STATES, passed + state.step, train.keep)
 
-        log_folder = self.folder / STAGES / self.stages[number].replace(" ", "-")
+        log_folder = self.folder / run_folder.STAGES / self.stages[number].replace(" ", "-")
         log_folder.mkdir(parents=True, exist_ok=True)
         with MetricLog(log_folder, keep_steps=state.step) as log:
             Loop(
@@ -211,7 +214,7 @@ class Search:
         plain = masks.finalize() if masks else self.trained
         scores = task.final(plain)
         layers = masks.layers() if masks else []
-        costs = write_outcome(self.folder, self.config, task, self.dense, plain, scores, self.place)
+        costs, notes = save_and_measure(self.folder, self.config, task, self.place, (plain, scores), self.dense)
         write_layers(self.folder, layers)
         write_plot(self.folder, self.history, task.curve_name)
         report: dict[str, Any] = {
@@ -221,6 +224,7 @@ class Search:
             "closed_layers": masks.closed_layers() if masks else [],
             "layers": layers,
             "costs": costs,
+            "notes": notes,
             "history": self.history,
             "curve": task.curve_name,
             "seed": self.config.run.seed,

@@ -15,7 +15,7 @@ from hgsl.engine.loop import TrainState
 from hgsl.engine.masking import groups_with_masks, with_masks
 from hgsl.engine.objective import build_objective
 from hgsl.engine.optim import create_optimizer, create_schedule, parameter_groups
-from hgsl.losses import ShardedHardGlobalSoftminLoss
+from hgsl.engine.shards import sharded_loss
 from hgsl.models import Embedder
 from hgsl.sparsity import Masks
 
@@ -44,7 +44,7 @@ def build_state(
         model=model,
         objective=objective,
         network=_averaged(network, place),
-        loss_call=objective if _is_sharded(objective) else _averaged(objective, place),
+        loss_call=objective if sharded_loss(objective) else _averaged(objective, place),
         optimizer=optimizer,
         schedule=create_schedule(optimizer, config.optim, config.train.epochs, steps_per_epoch),
         scaler=GradScaler(place.device.type, enabled=place.dtype == torch.float16),
@@ -57,9 +57,5 @@ def _averaged(module: nn.Module, place: Place) -> nn.Module:
     if ranks.world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     devices = [place.device] if place.device.type == "cuda" else None
-    # Buffers are the statistics of batch norms: each process keeps its own, and the first one's are saved.
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
-
-
-def _is_sharded(objective: nn.Module) -> bool:
-    return any(isinstance(module, ShardedHardGlobalSoftminLoss) for module in objective.modules())
+    # Every step starts with the first process's statistics of batch norms, which are those that are saved.
+    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=True)

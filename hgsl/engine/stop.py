@@ -4,6 +4,12 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from hgsl.common.errors import InputError
+
+
+class Diverged(InputError):
+    """Training has ended in numbers that are not finite."""
+
 
 class Stopped(Exception):
     """The run was asked to stop and has saved its state; ``exit_code`` is 128 plus the signal's number."""

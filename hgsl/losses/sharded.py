@@ -28,7 +28,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
     DistributedDataParallel. Those of the embeddings are multiplied by the number of processes, so that
     DistributedDataParallel around the network, which takes the mean, is exact. Batches may differ in size.
 
-    A call, its backward, :meth:`state_dict` and :meth:`get_logits` communicate: every process must make them.
+    A call, its backward, :meth:`state_dict`, :meth:`get_logits` and :meth:`all_rows` communicate: every process must
+    make them.
     The state dict holds all centres, and loads into any number of processes and into ``HardGlobalSoftminLoss``.
 
     Args:
@@ -99,9 +100,17 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
 
     def all_centers(self) -> Tensor:
         """Returns the centres ``(C, D)`` of all processes, without gradient."""
+        return self.all_rows(self.centers)
+
+    def all_rows(self, rows: Tensor) -> Tensor:
+        """Returns what every process has for its centres, such as an optimiser's moments: ``(C, ...)``."""
         stops = [min((r + 1) * self.classes_per_rank, self.num_classes) for r in range(place(self.process_group)[1])]
         counts = [max(0, stop - r * self.classes_per_rank) for r, stop in enumerate(stops)]
-        return gather_rows(self.centers, counts, self.process_group)
+        return gather_rows(rows, counts, self.process_group)
+
+    def own_rows(self, table: Tensor) -> Tensor:
+        """Returns the rows of this process's classes of what has one for each of the C."""
+        return table[self.first_class : self.first_class + len(self.centers)]
 
     def _draw_rows(self) -> Tensor:
         """Returns the rows that the regulariser compares, the same on every process."""
@@ -176,6 +185,5 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         table = state_dict.get(f"{prefix}centers")
         if table is not None and table.shape == (self.num_classes, self.embedding_size):
-            own = table[self.first_class : self.first_class + len(self.centers)]
-            state_dict = {**state_dict, f"{prefix}centers": own}
+            state_dict = {**state_dict, f"{prefix}centers": self.own_rows(table)}
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,96 @@
+"""Centres divided among processes: runs of several processes follow the run of one, and go on where they stopped."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hgsl.cli import train
+from hgsl.engine.checkpoint import load_state
+from hgsl.engine.logging import read_metrics
+from hgsl.engine.shards import clip_gradients, load_optimizer_state, optimizer_state
+from hgsl.losses import ShardedHardGlobalSoftminLoss
+
+ROOT = Path(train.__file__).parents[2]
+SHARDED = [
+    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--train.epochs", "2", "--train.batch_size", "8", "--run.threads", "1", "--loss.top_k", "2"),
+    *("--eval.before", "false", "--eval.page", "false", "--loss.both_sides", "0", "--optim.warmup", "0"),
+    *("--loss.sharded", "true", "--optim.clip", "0.5", "--model.embedding_size", "16", "--data.test_share", "0.3"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def two_processes(*words: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, str(ROOT / "tools" / "train.py"), *words]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr
+
+
+def losses(run: str) -> list[float]:
+    return [record["loss"] for record in read_metrics(Path(run) / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_shards_follow_one_process_and_go_on_from_its_middle(photo_folder: Callable, optimizer: str) -> None:
+    # Seven classes: the second process has fewer centres than the first.
+    words = [*SHARDED, "--data.root", str(photo_folder(classes=10, images=8)), "--optim.name", optimizer]
+    words += ["--optim.lr", "1e-3" if optimizer == "adamw" else "1e-2", "--train.keep", "3", "--train.save_every", "3"]
+    assert train.main([*words, "--run.dir", "one"]) == 0
+    two_processes(*words, "--run.dir", "two")
+    assert losses("two") == pytest.approx(losses("one"), abs=2e-5)
+
+    [middle] = [path for path in Path("two/states").iterdir() if load_state(path)["train"]["step"] == 9]
+    for run, processes in (("again", 2), ("alone", 1)):
+        Path(run).mkdir()
+        Path(run, "config.yaml").write_bytes(Path("two/config.yaml").read_bytes())
+        Path(run, "metrics.jsonl").write_bytes(Path("two/metrics.jsonl").read_bytes())
+        Path(run, "state.safetensors").write_bytes(middle.read_bytes())
+        resumed = [*words, "--run.dir", run, "--resume"]
+        two_processes(*resumed) if processes == 2 else train.main(resumed)
+    assert losses("again") == losses("two")
+    assert losses("alone") == pytest.approx(losses("two"), abs=2e-5)
+    whole, again = load_file("two/model.safetensors"), load_file("again/model.safetensors")
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_one_process_clips_as_pytorch_does() -> None:
+    torch.manual_seed(0)
+    network, loss = nn.Linear(4, 3), ShardedHardGlobalSoftminLoss(5, 3, top_k=2)
+    optimizer = torch.optim.AdamW([*network.parameters(), *loss.parameters()])
+    gradients = []
+    for clip in (lambda: clip_gradients(optimizer, 0.01, loss), None):
+        optimizer.zero_grad()
+        loss(network(torch.eye(4)), torch.arange(4)).backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip() if clip else float(nn.utils.clip_grad_norm_(parameters, 0.01))
+        gradients.append((norm, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])))
+    (norm, ours), (expected_norm, expected) = gradients
+    assert norm == pytest.approx(expected_norm, rel=1e-6)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_an_optimizers_state_returns_with_its_moments() -> None:
+    torch.manual_seed(0)
+    loss = ShardedHardGlobalSoftminLoss(5, 3, top_k=2)
+    optimizers = [torch.optim.AdamW(loss.parameters(), lr=0.1) for _ in range(2)]
+    loss(torch.randn(4, 3), torch.arange(4)).backward()
+    optimizers[0].step()
+    state = optimizer_state(optimizers[0], loss)
+    load_optimizer_state(optimizers[1], state, loss)
+    assert optimizers[1].state_dict()["state"].keys() == state["state"].keys()
+    torch.testing.assert_close(optimizers[1].state[loss.centers], optimizers[0].state[loss.centers])
