@@ -1,6 +1,5 @@
 """What a search leaves behind: the ticket's files, its costs, a table of its layers, and its curves."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,57 +8,65 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from hgsl.common import ranks
-from hgsl.common.errors import InputError
-from hgsl.common.files import atomic_path, write_text
+from hgsl.common.errors import InputError, first_line
+from hgsl.common.files import atomic_path, read_json, write_text
 from hgsl.config import SearchConfig
 from hgsl.engine.build import Place
-from hgsl.engine.run_folder import REPORT
+from hgsl.engine.run_folder import COMPACT, COSTS, CURVES, LAYERS, REPORT, TICKET
 from hgsl.engine.sparsify_tasks import Task
 from hgsl.models import Embedder, save_embedder
 from hgsl.sparsity import benchmark, compact, save
 from hgsl.sparsity.benchmark import table
 
-TICKET, COMPACT, COSTS, LAYERS, CURVES = (
-    "ticket.safetensors",
-    "compact.safetensors",
-    "costs.md",
-    "layers.md",
-    "curves.png",
-)
+Measured = tuple[nn.Module, Mapping[str, Any]]  # a network and its scores on the test images
 
 
-def write_outcome(
-    folder: Path,
-    config: SearchConfig,
-    task: Task,
-    dense: nn.Module,
-    plain: nn.Module,
-    scores: Mapping[str, Any],
-    place: Place,
-) -> dict[str, Any]:
-    """Saves the network and measures it beside the dense one; returns the measurements by name.
+def read_scores(folder: Path, quality: Sequence[str]) -> dict[str, Any]:
+    """Returns the scores of the dense network's run in ``folder``, which hold at least those named in ``quality``.
+
+    Raises:
+        InputError: There is no such run, it is not finished, or it is of another task.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise InputError(f"sparsify.dense_run {folder} holds no {REPORT}: let that run finish first")
+    scores = read_json(path, "the report of a search").get("scores")
+    if not isinstance(scores, dict) or not all(isinstance(scores.get(name), (int, float)) for name in quality):
+        raise InputError(
+            f"sparsify.dense_run: {path} holds no scores {', '.join(quality)}: "
+            "give a run of the same task by tools/sparsify.py --rounds 0"
+        )
+    return scores
+
+
+def save_and_measure(
+    folder: Path, config: SearchConfig, task: Task, place: Place, trained: Measured, dense: Measured
+) -> tuple[dict[str, Any], list[str]]:
+    """Saves the network, and what is left of it without its closed channels, and measures them beside the dense one.
 
     Args:
         folder: The run folder.
         config: The settings.
-        task: Its test images score what is not scored yet.
-        dense: The network before the search, for what it costs.
-        plain: The ticket with its masks multiplied in, or the dense network, trained.
-        scores: Of ``plain``.
+        task: Its test images score the compacted network.
         place: Where the time is measured.
+        trained: The ticket with its masks multiplied in, or the dense network.
+        dense: The network before the search, for what it costs, and the scores of another run of it, or none.
+
+    Returns:
+        The measurements by name; and notes, of what could not be done.
     """
-    settings = config.sparsify
+    settings, (plain, _) = config.sparsify, trained
     save(plain, folder / TICKET)
     if isinstance(plain, Embedder):
         save_embedder(plain, folder, image_size=config.data.image_size)
-    contestants: dict[str, tuple[nn.Module, Mapping[str, Any]]] = {"dense": (plain, scores)}
-    if settings.rounds:
-        dense_scores = _scores_of(Path(settings.dense_run)) if settings.dense_run else {}
-        contestants = {"dense": (dense, dense_scores), "ticket": (plain, scores)}
+    contestants = {"dense": dense, "ticket": trained} if settings.rounds else {"dense": trained}
+    notes = []
     if settings.rounds and settings.granularity == "channel":
-        small = compact(plain, task.example[:2])
-        save(small, folder / COMPACT)
-        contestants["ticket, compacted"] = (small, task.final(small))
+        try:
+            contestants["ticket, compacted"] = _save_compacted(plain, folder, task)
+        except Exception as error:  # whatever it is: hours of search are worth a report without this row
+            notes.append(f"no compacted ticket: {first_line(error)}")
+            ranks.say(f"note: {notes[-1]}")
     example = place.prepare(task.example, channels_last=True)
     networks = {name: network for name, (network, _) in contestants.items()}
     quality = {
@@ -69,7 +76,14 @@ def write_outcome(
     costs = benchmark(networks, example, quality=quality)
     write_text(folder / COSTS, f"{table(costs)}\n")
     ranks.say(f"\n{place}, batches of {len(example)}\n{table(costs)}")
-    return costs
+    return costs, notes
+
+
+def _save_compacted(plain: nn.Module, folder: Path, task: Task) -> Measured:
+    small = compact(plain, task.example[:2])
+    scores = task.final(small)
+    save(small, folder / COMPACT)
+    return small, scores
 
 
 def write_layers(folder: Path, layers: Sequence[Mapping[str, Any]]) -> None:
@@ -112,10 +126,3 @@ def write_plot(folder: Path, history: Sequence[Mapping[str, Any]], score_name: s
     left.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="lower center")
     with atomic_path(folder / CURVES) as temporary:
         figure.savefig(temporary)
-
-
-def _scores_of(folder: Path) -> dict[str, Any]:
-    path = folder / REPORT
-    if not path.is_file():
-        raise InputError(f"sparsify.dense_run {folder} holds no {REPORT}: let that run finish first")
-    return json.loads(path.read_text(encoding="utf-8"))["scores"]

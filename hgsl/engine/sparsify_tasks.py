@@ -1,9 +1,9 @@
 """What the search for tickets needs to know of a task: a network, its loss, its batches and its scores."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -19,7 +19,21 @@ from hgsl.engine.loader import RunBatches, mixed_seed, run_loader
 from hgsl.engine.loop import Batch
 from hgsl.engine.objective import Objective, build_objective
 from hgsl.engine.optim import parameter_groups
+from hgsl.losses import HardGlobalSoftminLoss
+from hgsl.models import Embedder
 from hgsl.models.resnet_cifar import resnet20
+
+# What a classifier goes by, besides all of run and sparsify; the other settings are for images that are searched.
+CLASSIFIER_SETTINGS = {
+    "data": ("name", "root", "options", "val_share", "workers"),
+    "model": ("backbone", "weights"),
+    "loss": (),
+    "optim": (
+        *("name", "lr", "weight_decay", "momentum", "nesterov"),
+        *("schedule", "warmup", "step_epochs", "step_factor", "clip"),
+    ),
+    "train": ("epochs", "batch_size", "accumulate", "ema", "save_every", "keep"),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class Task:
         model: On its device; untrained, or with the weights it starts from.
         example: A batch of inputs for tracing and for measuring time.
         objective: What (outputs, labels) are scored by in training.
+        start: Sets the objective up for the network, before the first step of all.
         steps_per_epoch: Batches in an epoch.
         batches: (number of the stage, first step) -> the batches of the stage from there on.
         groups: network -> parameter groups with their learning rates.
@@ -40,9 +55,10 @@ class Task:
         name_images: Ids of a batch -> names, for an error message.
     """
 
-    model: nn.Module
+    model: "Embedder | Classifier"
     example: Tensor
     objective: Objective
+    start: Callable[[nn.Module], None]
     steps_per_epoch: int
     batches: Callable[[int, int], Iterator[Batch]]
     groups: Callable[[nn.Module], list[dict[str, Any]]]
@@ -71,7 +87,12 @@ class Classifier(nn.Module):
 
 
 def classification(config: SearchConfig, place: Place) -> Task:
-    """CIFAR-10: the cross entropy of a small ResNet, or of any timm model, on images in memory."""
+    """CIFAR-10: the cross entropy of a small ResNet, or of any timm model, on images in memory.
+
+    Raises:
+        InputError: Also if a setting is given that a classifier does not go by.
+    """
+    _check_settings(config)
     root = Path(config.data.root) if config.data.root else default_root(config.data.name)
     whole, test = load_cifar10(root)
     train, held_out = hold_out(whole, config.data.val_share)
@@ -88,6 +109,7 @@ def classification(config: SearchConfig, place: Place) -> Task:
         model=model,
         example=test.images[: config.eval.batch_size],
         objective=Objective(nn.CrossEntropyLoss()),
+        start=lambda network: None,
         steps_per_epoch=len(train) // batch_size,
         batches=lambda stage, start: array_batches(train, batch_size, mixed_seed(seed, stage), start),
         groups=lambda network: [
@@ -121,6 +143,13 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
         stream.start_step = start
         return iter(run_loader(train_set, stream, workers=place.workers, device=place.device))
 
+    def start(network: nn.Module) -> None:
+        if config.loss.centers == "class_means" and isinstance(objective.loss_fn, HardGlobalSoftminLoss):
+            from hgsl.engine.centers import start_at_means
+
+            images = build_eval_set(config.data, manifest, model, size, "train")
+            start_at_means(objective.loss_fn, cast(Embedder, network), images, place, config.eval.batch_size)
+
     def scores(network: nn.Module, dataset: RetrievalDataset) -> dict[str, Any]:
         from hgsl.engine.evaluate import evaluate  # brings the search library, which classification does without
 
@@ -130,6 +159,7 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
         model=model,
         example=torch.rand(config.eval.batch_size, 3, size, size, device=place.device),
         objective=objective,
+        start=start,
         steps_per_epoch=plan(0).steps_per_epoch,
         batches=batches,
         groups=lambda network: parameter_groups(network, objective, config.optim),  # type: ignore[arg-type]
@@ -174,6 +204,20 @@ def accuracy(network: nn.Module, part: ImageArray, place: Place, batch_size: int
         right += int((logits.argmax(1) == labels).sum())
     network.train(training)
     return right / len(part)
+
+
+def _check_settings(config: SearchConfig) -> None:
+    usual = Config()
+    for section, used in CLASSIFIER_SETTINGS.items():
+        for name, value in asdict(getattr(config, section)).items():
+            if name not in used and value != getattr(getattr(usual, section), name):
+                raise InputError(
+                    f"{section}.{name} {value!r} does nothing for sparsify.task classification: leave it out"
+                )
+    if config.model.weights != "none":
+        raise InputError(
+            f"model.weights {config.model.weights!r}: a classifier of CIFAR-10 starts untrained, set model.weights none"
+        )
 
 
 def _classifier_network(name: str, classes: int) -> nn.Module:
