@@ -42,7 +42,7 @@ class SCDAPool(nn.Module):
     """Max and average pooling over the places whose activation is above the mean: (B, C, h, w) -> (B, 2C).
 
     The activation of a place is the sum over its channels; places below the mean of their image, mostly background,
-    do not count. At least one place is above or at the mean, so the result is always defined.
+    do not count. Where none is above it, as all are alike, every place counts, so the result is always defined.
 
     Source: Wei, Luo, Wu, Zhou: Selective Convolutional Descriptor Aggregation for Fine-Grained Image Retrieval, TIP
     2017, without its largest-component step.
@@ -53,6 +53,7 @@ class SCDAPool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         activation = features.sum(dim=1, keepdim=True)  # (B, 1, h, w)
         chosen = activation >= activation.mean(dim=(2, 3), keepdim=True)
+        chosen |= ~chosen.any(dim=(2, 3), keepdim=True)  # the mean of equal places may round to above them
         largest = features.masked_fill(~chosen, -torch.inf).amax(dim=(2, 3))
         mean = (features * chosen).sum(dim=(2, 3)) / chosen.sum(dim=(2, 3))
         return torch.cat([largest, mean], dim=1)

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from hgsl.models.pooling import SCDAPool
+
+
+def scda(features: torch.Tensor) -> torch.Tensor:
+    """Place by place, in float64: (B, C, h, w) -> (B, 2C)."""
+    rows = []
+    for image in features.double():
+        places = [image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])]
+        mean = sum(float(place.sum()) for place in places) / len(places)
+        chosen = [place for place in places if float(place.sum()) >= mean] or places
+        columns = list(zip(*(place.tolist() for place in chosen), strict=True))
+        rows.append([max(column) for column in columns] + [sum(column) / len(column) for column in columns])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 6, 1, 1), (2, 3, 9, 1), (1, 1, 2, 2)])
+def test_scda_is_max_and_mean_over_the_places_above_the_mean(shape: tuple[int, ...]) -> None:
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(SCDAPool()(features), scda(features).float())
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, -0.7, 3.3, 0.0])
+@pytest.mark.parametrize("shape", [(2, 1, 3, 3), (2, 8, 3, 3), (2, 3, 5, 5), (2, 8, 7, 7), (2, 3, 10, 10)])
+def test_scda_of_a_constant_map_is_the_constant(value: float, shape: tuple[int, ...]) -> None:
+    features = torch.full(shape, value, requires_grad=True)
+    found = SCDAPool()(features)
+    torch.testing.assert_close(found, torch.full((shape[0], 2 * shape[1]), value))
+    found.sum().backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
