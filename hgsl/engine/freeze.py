@@ -1,6 +1,7 @@
 """Parts of a model that do not train."""
 
 import re
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,20 +14,24 @@ def freeze(model: Embedder, what: str) -> None:
     """Stops the gradient of ``none``, ``batch_norm`` (affine parameters), ``stem``, ``backbone`` or ``features``.
 
     Features are what backbone and pooling give. The stem is what timm's own ``group_matcher`` puts first: the layers
-    before the first stage.
+    before the first stage, with position embeddings and tokens.
+
+    Raises:
+        InputError: timm does not tell which layers are the stem.
     """
-    for module in _frozen(model, what):
-        module.requires_grad_(False)
+    for part in _frozen(model, what):
+        part.requires_grad_(False)
 
 
 def train_mode(model: Embedder, what: str) -> None:
     """Puts the model in training mode, except what is frozen: its batch norms keep their statistics."""
     model.train()
-    for module in _frozen(model, what):
-        module.eval()
+    for part in _frozen(model, what):
+        if isinstance(part, nn.Module):
+            part.eval()
 
 
-def _frozen(model: Embedder, what: str) -> list[nn.Module]:
+def _frozen(model: Embedder, what: str) -> Sequence[nn.Module | nn.Parameter]:
     if what == "features":
         return [model.backbone, model.pooling]
     if what == "backbone":
@@ -39,11 +44,24 @@ def _frozen(model: Embedder, what: str) -> list[nn.Module]:
     return []
 
 
-def _stem(backbone: nn.Module) -> list[nn.Module]:
-    if not hasattr(backbone, "group_matcher"):
+def _stem(backbone: nn.Module) -> list[nn.Module | nn.Parameter]:
+    """The modules of the stem's parameters, and those parameters that are the backbone's own, such as a class token."""
+    pattern = _stem_pattern(backbone)
+    names = [name for name, _ in backbone.named_parameters() if pattern and re.match(pattern, name)]
+    if not names:
         raise InputError(
-            f"{type(backbone).__name__} does not tell which of its layers are the stem: use another freeze"
+            f"timm does not tell which layers of {type(backbone).__name__} are its stem: "
+            "set model.freeze to batch_norm, backbone or none"
         )
-    pattern = backbone.group_matcher(coarse=True)["stem"]  # type: ignore[operator]
-    names = [name for name, _ in backbone.named_parameters() if re.match(pattern, name)]
-    return [backbone.get_submodule(name.rpartition(".")[0]) for name in names if "." in name]
+    return [
+        backbone.get_submodule(name.rpartition(".")[0]) if "." in name else getattr(backbone, name) for name in names
+    ]
+
+
+def _stem_pattern(backbone: nn.Module) -> str | None:
+    """The regular expression of the stem's names, which not every backbone gives."""
+    try:
+        pattern = backbone.group_matcher(coarse=True)["stem"]  # type: ignore[operator]
+    except (AssertionError, AttributeError, KeyError, TypeError):
+        return None
+    return pattern if isinstance(pattern, str) else None

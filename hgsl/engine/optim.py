@@ -8,6 +8,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
+from hgsl.common.errors import InputError
 from hgsl.config import OptimConfig
 from hgsl.models import Embedder
 
@@ -31,7 +32,10 @@ def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig)
 
 
 def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
-    """One group, or with ``layer_decay`` one a layer, whose rate falls by that factor from the last to the first."""
+    """One group, or with ``layer_decay`` one a layer, whose rate falls by that factor from the last to the first.
+
+    These, which timm makes, spare biases and norms the weight decay.
+    """
     if settings.layer_decay is None:
         return [{"name": "backbone", "params": _trainable(backbone.parameters()), "lr": settings.lr}]
     layers = param_groups_layer_decay(backbone, settings.weight_decay, layer_decay=settings.layer_decay)
@@ -47,7 +51,16 @@ def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[st
 
 
 def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> optim.Optimizer:
-    """Returns the optimiser that ``settings.name`` stands for."""
+    """Returns the optimiser that ``settings.name`` stands for.
+
+    Raises:
+        InputError: There is nothing to train.
+    """
+    if not groups:
+        raise InputError(
+            "nothing is left to train: the backbone is frozen, there is no projection and the loss has no parameters; "
+            "set model.embedding_size, another model.freeze than 'backbone', or a loss with class centres"
+        )
     if settings.name == "adamw":
         return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     momentum = 0.9 if settings.momentum is None else settings.momentum

@@ -1,9 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 
 from hgsl import HardGlobalSoftminLoss, create_embedder
+from hgsl.common.errors import InputError
 from hgsl.config import OptimConfig
 from hgsl.engine.freeze import freeze, train_mode
 from hgsl.engine.optim import create_optimizer, create_schedule, learning_rate_factor, parameter_groups
@@ -84,6 +87,52 @@ def test_frozen_stem_is_the_layers_before_the_first_stage() -> None:
     assert model.backbone.layer1.training
 
 
+STEMS = {
+    "test_vit": {"cls_token", "pos_embed", "patch_embed"},
+    "vit_tiny_patch16_224": {"cls_token", "pos_embed", "patch_embed"},
+    "test_convnext": {"stem"},
+    "test_efficientnet": {"conv_stem", "bn1"},
+    "visformer_tiny": {"pos_embed1", "stem", "patch_embed1"},
+    "crossvit_tiny_240": {"pos_embed_0", "pos_embed_1", "cls_token_0", "cls_token_1", "patch_embed"},
+    "hiera_tiny_224": {"pos_embed", "patch_embed"},
+    "mobilevit_xxs": {"stem"},
+}
+
+
+def on_meta(name: str) -> SimpleNamespace:
+    with torch.device("meta"):
+        return SimpleNamespace(backbone=timm.create_model(name, pretrained=False, num_classes=0))
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_a_frozen_stem_is_all_of_it_and_nothing_else(name: str) -> None:
+    model = on_meta(name)
+    freeze(model, "stem")
+    for key, value in model.backbone.named_parameters():
+        assert value.requires_grad == (key.partition(".")[0] not in STEMS[name]), key
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_tiny", "rdnet_tiny", "poolformer_s12"])
+def test_a_stem_that_timm_does_not_tell(name: str) -> None:
+    with pytest.raises(InputError, match=r"are its stem: set model.freeze to batch_norm, backbone or none"):
+        freeze(on_meta(name), "stem")
+
+
+def test_a_function_that_groups_layers_tells_no_stem() -> None:
+    model = create_embedder("test_resnet", weights="none")
+    model.backbone.group_matcher = lambda coarse: lambda name: 0  # as those of inception_v3 and inception_resnet_v2
+    with pytest.raises(InputError, match="are its stem"):
+        freeze(model, "stem")
+
+
+def test_nothing_to_train_is_refused() -> None:
+    model = create_embedder("test_resnet", weights="none")
+    freeze(model, "backbone")
+    groups = parameter_groups(model, torch.nn.TripletMarginLoss(), OptimConfig())
+    with pytest.raises(InputError, match=r"nothing is left to train.*model.embedding_size"):
+        create_optimizer(groups, OptimConfig())
+
+
 def test_layer_decay_falls_from_the_last_layer_to_the_first() -> None:
     model = create_embedder("test_vit", weights="none")
     groups = parameter_groups(model, HardGlobalSoftminLoss(5, 128), OptimConfig(layer_decay=0.5))
@@ -92,3 +141,6 @@ def test_layer_decay_falls_from_the_last_layer_to_the_first() -> None:
     assert rates[id(first)] < rates[id(last)] <= 3e-4
     trained = [p for p in model.parameters() if p.requires_grad]
     assert all(id(p) in rates for p in trained)
+    decayed = {id(p): group["weight_decay"] for group in groups if "weight_decay" in group for p in group["params"]}
+    assert decayed[id(first)] == 1e-4
+    assert decayed[id(model.backbone.norm.weight)] == decayed[id(model.backbone.blocks[-1].mlp.fc1.bias)] == 0
