@@ -45,6 +45,15 @@ class Config:
             self.train.select == "best" and not has_validation,
             "train.select 'best' needs validation classes: set data.val_share (such as 0.2) or data.val_fold",
         )
+        refuse(
+            self.train.epochs == 0 and self.train.select != "last",
+            f"train.select {self.train.select!r} has no epoch to choose from, as train.epochs is 0: use 'last'",
+        )
+        batch = self.train.batch_size // self.train.accumulate
+        refuse(
+            0 < self.loss.memory < batch,
+            f"loss.memory {self.loss.memory} is less than the {batch} images of a (micro-)batch: set {batch} or more",
+        )
         masked = self.sparsify.granularity != "none"
         refuse(
             masked and self.train.select != "last",

@@ -26,7 +26,7 @@ class RunConfig:
     """On a GPU, whether only kernels that repeat their results to the bit may be used; a CPU run always repeats."""
 
     def __post_init__(self) -> None:
-        refuse(self.seed < 0, f"run.seed cannot be negative, found {self.seed}")
+        refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
         refuse(self.threads is not None and self.threads < 1, f"run.threads must be at least 1, found {self.threads}")
 
 

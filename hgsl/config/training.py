@@ -13,7 +13,8 @@ class LossConfig:
     name: str = "HardGlobalSoftminLoss"
     """HardGlobalSoftminLoss, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of another loss than HardGlobalSoftminLoss; num_classes and embedding_size are filled in."""
+    """Arguments of another loss than HardGlobalSoftminLoss, in place of top_k and all that follows it here;
+    num_classes and embedding_size are filled in."""
     miner: str | None = None
     """A class of pytorch_metric_learning.miners, such as TripletMarginMiner, for losses over pairs and triplets."""
     miner_options: dict[str, Any] = field(default_factory=dict)
@@ -55,14 +56,19 @@ class LossConfig:
         ours = self.name == "HardGlobalSoftminLoss"
         refuse(ours and bool(self.options), "loss.options belong to losses of pytorch-metric-learning: set loss.name")
         refuse(ours and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
+        for name in ("sharded", "top_k_schedule"):
+            refuse(
+                not ours and bool(getattr(self, name)),
+                f"loss.{name} belongs to HardGlobalSoftminLoss, but loss.name is {self.name!r}: leave it out",
+            )
         refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
         refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centres: set loss.sharded to false")
         refuse(
-            self.hard_set == "negatives" and self.top_k is None,
-            "loss.hard_set 'negatives' needs loss.top_k: with all centres both hard sets are the same",
+            self.hard_set == "negatives" and self.top_k is None and not self.top_k_schedule,
+            "loss.hard_set 'negatives' needs loss.top_k or loss.top_k_schedule: with all centres, both sets are one",
         )
 
 
@@ -83,7 +89,8 @@ class OptimConfig:
     layer_decay: float | None = None
     """Factor from each layer of the backbone to the one before it, such as 0.75 for transformers; empty has none."""
     weight_decay: float = 1e-4
-    """Weight decay of backbone and projection; centres and alpha have none."""
+    """Weight decay of backbone and projection; centres and alpha have none, nor, with layer_decay, have the norms and
+    biases of the backbone."""
     momentum: float | None = None
     """Momentum of sgd; empty means 0.9."""
     nesterov: bool = False
@@ -103,6 +110,14 @@ class OptimConfig:
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
             value = getattr(self, name)
             refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
+        refuse(
+            self.layer_decay is not None and not 0 < self.layer_decay <= 1,
+            f"optim.layer_decay must be above 0 and at most 1, such as 0.75, or empty, found {self.layer_decay}",
+        )
+        refuse(
+            not 0 < self.step_factor <= 1,
+            f"optim.step_factor must be above 0 and at most 1, such as 0.1, found {self.step_factor}",
+        )
         refuse(
             not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}"
         )
