@@ -16,7 +16,8 @@ class MaskedObjective(Objective):
     """The loss of ``inner`` plus a penalty, lambda times the sum of the masks; it is told of each epoch beforehand."""
 
     def __init__(self, inner: Objective, penalty: Callable[[], Tensor] | None, before: Callable[[int], None]) -> None:
-        super().__init__(inner.loss_fn, inner.miner, gather=inner.gather, top_k_schedule=inner.top_k_schedule)
+        nn.Module.__init__(self)
+        self.__dict__.update(vars(inner))  # whatever an objective has, shared with it
         self.penalty, self.before = penalty, before
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""Losses and miners of pytorch-metric-learning: mistakes are one line, our settings are left aside, runs resume."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hgsl.cli import train
+from hgsl.common.errors import InputError
+from hgsl.config import LossConfig
+from hgsl.engine.logging import read_metrics
+from hgsl.engine.objective import Objective, build_objective
+
+pytest.importorskip("pytorch_metric_learning")
+
+SMALL = [
+    *("--config", str(Path(train.__file__).parents[2] / "configs" / "folder.yaml"), "--run.device", "cpu"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--train.epochs", "2", "--train.batch_size", "8", "--run.threads", "1", "--data.sampler", "m_per_class"),
+    *("--run.precision", "float32", "--eval.before", "false", "--eval.page", "false"),
+]
+TRIPLETS = {"name": "TripletMarginLoss"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "SelfSupervisedLoss"}, "SelfSupervisedLoss needs loss: "),
+        ({"name": "CrossBatchMemory"}, "CrossBatchMemory needs loss: .*loss.memory"),
+        ({"name": "MultipleLosses"}, "MultipleLosses needs losses: "),
+        ({"name": "GenericPairLoss"}, "needs mat_based_loss: set loss.options.mat_based_loss"),
+        ({"name": "GenericPairLoss", "options": {"mat_based_loss": True}}, "does not train"),
+        ({"name": "ManifoldLoss"}, "ManifoldLoss needs l: set loss.options.l"),
+        ({"name": "ManifoldLoss", "options": {"l": 6}}, "does not train"),
+        ({"name": "P2SGradLoss"}, "needs descriptors_dim: set loss.options.descriptors_dim"),
+        ({"name": "RankedListLoss"}, "needs margin, Tn: set loss.options.margin and loss.options.Tn"),
+        ({"name": "BaseMetricLossFunction"}, "does not train.*choose another loss"),
+        ({"name": "WeightRegularizerMixin"}, "does not train"),
+        ({"name": "VICRegLoss"}, "does not train on embeddings and labels"),
+        ({"name": "DynamicSoftMarginLoss"}, "does not train on embeddings and labels .*backward"),
+        ({**TRIPLETS, "miner": "BaseMiner"}, "loss.miner BaseMiner does not train.*another miner or loss"),
+        ({**TRIPLETS, "miner": "TripletMarginMiner", "miner_options": {"margin": "foo"}}, "options .*foo.*mend"),
+        ({**TRIPLETS, "options": {"margin": "foo"}}, "options {'margin': 'foo'} does not train.*mend the options"),
+        ({"name": "ProxyAnchorLoss", "options": {"margin": "foo"}}, "options {'margin': 'foo'}"),
+        ({"name": "ProxyAnchorLoss", "options": {"num_classes": "foo"}}, "cannot be built with loss.options .*foo"),
+        ({**TRIPLETS, "options": {"distance": "cosine"}}, "TripletMarginLoss"),
+    ],
+)
+def test_what_does_not_train_is_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_objective(LossConfig(**settings), num_classes=4, embedding_size=6)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "ProxyAnchorLoss"},
+        {"name": "RankedListLoss", "options": {"margin": 0.5, "Tn": 1.0}},
+        {"name": "P2SGradLoss", "options": {"descriptors_dim": 6}},
+        {"name": "HistogramLoss"},
+        {**TRIPLETS, "miner": "DistanceWeightedMiner", "memory": 4},
+    ],
+)
+def test_trying_a_loss_leaves_no_trace(settings: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    objective = build_objective(LossConfig(**settings), num_classes=4, embedding_size=6)
+    after = torch.rand(4)
+    torch.manual_seed(5)
+    parameters = [torch.randn_like(value) for value in objective.parameters()]
+    if not parameters:
+        assert torch.equal(torch.rand(4), after)
+    assert all(value.grad is None for value in objective.parameters())
+    assert objective.get_extra_state().get("queue_idx", 0) == 0
+
+
+def test_settings_of_ours_are_said_to_be_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = LossConfig(name="ProxyAnchorLoss", alpha=0.4, top_k=5, both_sides=1.0, centers="class_means", margin=0.1)
+    build_objective(recipe, 4, 6)
+    note = capsys.readouterr().out
+    assert note.count("\n") == 1
+    for name in ("alpha", "margin", "top_k", "both_sides", "centers"):
+        assert f"loss.{name}" in note
+    assert "loss.decorrelation" not in note
+    assert note.endswith("ProxyAnchorLoss takes loss.options, such as margin, alpha\n")
+    build_objective(LossConfig(name="ProxyAnchorLoss", options={"margin": 0.2}), 4, 6)
+    assert not capsys.readouterr().out
+
+
+def test_a_loss_that_leaves_nothing_to_train(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out")]
+    assert train.main([*words, "--model.freeze", "backbone", "--loss.name", "TripletMarginLoss"]) == 2
+    assert "error: nothing is left to train" in capsys.readouterr().err
+
+
+def test_a_run_with_miner_and_memory_that_is_stopped_ends_in_the_same_weights(
+    photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--train.epochs", "3", "--model.embedding_size", "16"]
+    words += ["--loss.options.margin", "1.0"]  # no loss is zero
+    words += ["--loss.name", "TripletMarginLoss", "--loss.memory", "16", "--loss.miner", "DistanceWeightedMiner"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train.main([*words, "--run.dir", str(whole)]) == 0
+
+    called, forward = [], Objective.forward
+
+    def until_the_fifth_step(self: Objective, embeddings: Tensor, labels: Tensor) -> Tensor:
+        called.append(len(embeddings))
+        if len(called) == 2 + 5:  # two calls try the loss out
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, embeddings, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "forward", until_the_fifth_step)
+        assert train.main([*words, "--run.dir", str(cut)]) == 128 + signal.SIGTERM
+    assert len(read_metrics(cut / "metrics.jsonl")) == 5
+    assert not (cut / "model.safetensors").exists()
+    assert train.main([*words, "--run.dir", str(cut), "--resume"]) == 0
+
+    expected, found = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl")] for run in (whole, cut)]
+    assert len(losses[0]) == 9
+    assert losses[0] == losses[1]
+    assert min(losses[0]) > 0
