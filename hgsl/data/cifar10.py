@@ -114,12 +114,6 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Ten
     return picked.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Bytes ``(B, 3, H, W)`` -> float32 of mean zero and standard deviation one over the training images."""
-    mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
-
-
 def _read_records(folder: Path, names: Sequence[str]) -> ImageArray:
     parts = []
     for name in names:

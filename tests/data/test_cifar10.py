@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hgsl.common.errors import InputError
-from hgsl.data.cifar10 import MEAN, STD, augment, hold_out, load_cifar10, normalise
+from hgsl.data.cifar10 import MEAN, augment, hold_out, load_cifar10
 
 GENERATOR = np.random.default_rng(0)
 TRAIN = GENERATOR.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
@@ -160,12 +160,6 @@ def test_augmentation_is_a_shift_and_a_mirror_of_each_image() -> None:
     share = np.mean([mirrored for _, _, mirrored in seen])
     assert 0.4 < share < 0.6
     assert torch.equal(augmented, augment(images, torch.Generator().manual_seed(0)))
-
-
-def test_normalise_is_per_channel() -> None:
-    values = normalise(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))
-    for channel in range(3):
-        assert values[0, channel, 0, 0].item() == pytest.approx((0.2 - MEAN[channel]) / STD[channel], rel=1e-5)
 
 
 def test_the_shared_images(test_data: Path) -> None:

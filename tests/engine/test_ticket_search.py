@@ -1,6 +1,8 @@
 """The search from its config to its files: stages, temperatures, rewinding, resuming to the bit."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from hgsl.cli._settings import CONFIGS
+from hgsl.cli._training import read, training_parser
 from hgsl.cli.sparsify import main
 from hgsl.common.errors import InputError
 from hgsl.config import (
     DataConfig,
     EvalConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -20,10 +25,13 @@ from hgsl.config import (
     SparsifyConfig,
     TrainConfig,
 )
+from hgsl.data.cifar10 import MEAN, STD
 from hgsl.engine import sparsify as engine
+from hgsl.engine import sparsify_report
+from hgsl.engine.build import build_eval_set, build_manifest
 from hgsl.engine.checkpoint import load_state
 from hgsl.engine.sparsify import Search, search
-from hgsl.engine.sparsify_tasks import TASKS, classification
+from hgsl.engine.sparsify_tasks import TASKS, Classifier, classification
 from hgsl.models import load_embedder
 from hgsl.sparsity import load
 
@@ -55,6 +63,35 @@ def settings(root: Path, **sparsify_options: Any) -> SearchConfig:
         eval=EvalConfig(batch_size=8),
         sparsify=SparsifyConfig(
             **{"task": "classification", "rounds": 2, "rewind_epoch": 1, "exclude": ["*.fc"], **sparsify_options}
+        ),
+    )
+
+
+def retrieval_settings(**sparsify_options: Any) -> SearchConfig:
+    """Two rounds of two epochs of two steps, of channels."""
+    return SearchConfig(
+        run=RunConfig(device="cpu", threads=1),
+        data=DataConfig(
+            name="synthetic",
+            image_size=32,
+            workers=0,
+            options={"num_classes": 6, "images_per_class": 6, "image_size": 32},
+        ),
+        model=ModelConfig(backbone="test_resnet", weights="none"),
+        optim=OptimConfig(lr=1e-3, warmup=0.0),
+        train=TrainConfig(epochs=2, batch_size=9, ema=0.5, save_every=3),
+        eval=EvalConfig(batch_size=8),
+        sparsify=SparsifyConfig(
+            **{
+                "rounds": 1,
+                "granularity": "channel",
+                "mask_initial_value": 0.1,
+                "mask_lr": 0.2,
+                "lmbda": 1e-5,
+                "rewind_epoch": 0,
+                "curve_every": 2,
+                **sparsify_options,
+            }
         ),
     )
 
@@ -130,13 +167,8 @@ class StopHere(Exception):
     """Ends a run as a kill would, right after a save."""
 
 
-@pytest.mark.parametrize("saves", [2, 8, 13])
-def test_a_resumed_search_ends_the_same_to_the_bit(
-    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Path, saves: int
-) -> None:
-    """Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage: in the first epoch, at its end, in later stages."""
-    config, folder, done = settings(cifar), tmp_path / "run", []
-    write = engine.save_state
+def stop_at_save(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
+    done, write = [], engine.save_state
 
     def save_and_stop(path: Path, content: dict[str, Any]) -> None:
         write(path, content)
@@ -145,9 +177,17 @@ def test_a_resumed_search_ends_the_same_to_the_bit(
             raise StopHere
 
     monkeypatch.setattr(engine, "save_state", save_and_stop)
-    with pytest.raises(StopHere):
+
+
+@pytest.mark.parametrize("saves", [2, 8, 13])
+def test_a_resumed_search_ends_the_same_to_the_bit(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Path, saves: int
+) -> None:
+    """Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage: in the first epoch, at its end, in later stages."""
+    config, folder = settings(cifar), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(StopHere):
+        stop_at_save(patch, saves)
         search(config, "optim: {lr: 0.1}\neval: {batch_size: 8}", folder)
-    monkeypatch.setattr(engine, "save_state", write)
     with pytest.raises(InputError, match=r"lr is 0.2, and the run in .* began with 0.1"):
         search(config, "optim: {lr: 0.2}", folder, resume=True)
     report = search(config, "optim: {lr: 0.1}\neval: {batch_size: 9}", folder, resume=True)
@@ -195,8 +235,117 @@ def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, whole_ru
     assert list(report["costs"]) == ["dense"]
     beside = search(settings(cifar, rounds=1, dense_run=str(tmp_path / "dense")), "", tmp_path / "ticket")
     assert beside["costs"]["dense"]["accuracy"] == report["scores"]["accuracy"]
-    with pytest.raises(InputError, match="holds no report"):
-        search(settings(cifar, rounds=1, dense_run=str(tmp_path / "nowhere")), "", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        (None, "holds no report.json: let that run finish first"),
+        ("{", "is not valid JSON"),
+        ('{"after": {"recall@1": 0.9}}', "holds no scores accuracy: give a run of the same task"),
+        ('{"scores": {"recall@1": 0.9}}', "holds no scores accuracy"),
+    ],
+)
+def test_a_wrong_dense_run_is_refused_before_the_search(
+    cifar: Path, tmp_path: Path, report: str | None, message: str
+) -> None:
+    dense = tmp_path / "dense"
+    if report:
+        dense.mkdir()
+        (dense / "report.json").write_text(report)
+    with pytest.raises(InputError, match=message):
+        search(settings(cifar, dense_run=str(dense)), "", tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("model", {"weights": "/nonexistent/file"}, "model.weights '/nonexistent/file'.*set model.weights none"),
+        ("model", {"weights": "timm"}, "set model.weights none"),
+        ("model", {"freeze": "backbone"}, "model.freeze 'backbone' does nothing for sparsify.task classification"),
+        ("model", {"embedding_size": 64}, "model.embedding_size 64"),
+        ("loss", {"centers": "class_means"}, "loss.centers 'class_means'"),
+        ("data", {"image_size": 64}, "data.image_size 64"),
+        ("optim", {"layer_decay": 0.75}, "optim.layer_decay 0.75"),
+    ],
+)
+def test_a_classifier_refuses_settings_that_it_would_not_heed(
+    cifar: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    config = settings(cifar)
+    config = replace(config, **{section: replace(getattr(config, section), **change)})
+    with pytest.raises(InputError, match=message):
+        classification(config, engine.build_place(config))
+
+
+def test_the_published_config_is_taken(cifar: Path) -> None:
+    words = ["--config", str(CONFIGS / "cifar10_cs.yaml"), "--data.root", str(cifar), "--train.batch_size", "10"]
+    config, _, _ = read(SearchConfig, training_parser("", SearchConfig), words)
+    assert classification(config, engine.build_place(config)).steps_per_epoch == 4
+
+
+def test_a_classifier_normalises_bytes_channel_by_channel() -> None:
+    values = Classifier(torch.nn.Identity(), MEAN, STD)(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))
+    for channel in range(3):
+        assert values[0, channel].numpy() == pytest.approx((0.2 - MEAN[channel]) / STD[channel], rel=1e-5)
+
+
+def test_a_search_that_cannot_be_compacted_is_reported(
+    cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(model: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
+        raise InputError("Classifier cannot be traced\nat length")
+
+    monkeypatch.setattr(sparsify_report, "compact", refuse)
+    config = settings(cifar, rounds=1, rewind_epoch=0, granularity="channel")
+    report = search(replace(config, train=replace(config.train, epochs=1)), "", tmp_path)
+    assert report["notes"] == ["no compacted ticket: Classifier cannot be traced"]
+    assert report["notes"][0] in capsys.readouterr().out
+    assert list(report["costs"]) == ["dense", "ticket"]
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert (tmp_path / "ticket.safetensors").is_file()
+    assert not (tmp_path / "compact.safetensors").exists()
+
+
+def test_class_centres_start_at_the_means_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(retrieval_settings(), loss=LossConfig(centers="class_means"))
+    run = build(config, tmp_path)
+    monkeypatch.setattr(run, "_stage", lambda number, saved: None)
+    monkeypatch.setattr(run, "_finish", dict)
+    run.to_the_end(None)
+    manifest = build_manifest(config.data)
+    images = build_eval_set(config.data, manifest, run.network, 32, "train")
+    with torch.inference_mode():
+        embeddings = run.network.eval()(torch.stack([image for image, _, _ in images]))
+    labels = torch.tensor([label for _, label, _ in images])
+    means = torch.stack([embeddings[labels == label].mean(0) for label in range(3)])
+    centers = run.task.objective.loss_fn.centers.detach()
+    torch.testing.assert_close(torch.nn.functional.cosine_similarity(centers, means), torch.ones(3))
+
+
+def test_kept_states_lead_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
+    config = settings(cifar)
+    config = replace(config, train=replace(config.train, keep=9))
+    search(config, "", tmp_path)
+    # Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage of 12.
+    kept = sorted(path.stem for path in (tmp_path / "states").iterdir())
+    assert [int(stem) for stem in kept] == [18, 20, 21, 24, 27, 28, 30, 32, 33, 36][-9:]
+    shutil.copy(tmp_path / "states" / "000000021.safetensors", tmp_path / "state.safetensors")
+    (tmp_path / "report.json").unlink()
+    search(config, "", tmp_path, resume=True)
+    assert (tmp_path / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
+    plain = settings(cifar, rounds=1)
+    compiled = replace(plain, run=replace(plain.run, compile=True))
+    expected, found = search(plain, "", tmp_path / "plain"), search(compiled, "", tmp_path / "compiled")
+    for key in ("density", "temperature"):
+        assert [row.get(key) for row in found["history"]] == pytest.approx(
+            [row.get(key) for row in expected["history"]]
+        )
 
 
 def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
@@ -214,31 +363,22 @@ def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     assert not torch.equal(other[0], batches[0][0])
 
 
-@pytest.mark.slow
-def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
-    config = SearchConfig(
-        run=RunConfig(device="cpu", threads=1),
-        data=DataConfig(
-            name="synthetic",
-            image_size=32,
-            workers=0,
-            options={"num_classes": 6, "images_per_class": 6, "image_size": 32},
-        ),
-        model=ModelConfig(backbone="test_resnet", weights="none"),
-        optim=OptimConfig(lr=1e-3, warmup=0.0),
-        train=TrainConfig(epochs=2, batch_size=9, ema=0.5),
-        eval=EvalConfig(batch_size=8),
-        sparsify=SparsifyConfig(
-            rounds=1,
-            granularity="channel",
-            mask_initial_value=0.1,
-            mask_lr=0.2,
-            lmbda=1e-5,
-            rewind_epoch=0,
-            curve_every=2,
-        ),
-    )
+def test_channel_tickets_for_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = retrieval_settings()
     report = search(config, "", tmp_path / "run")
+    pieces = tmp_path / "pieces"
+    for stop in (2, 3):  # saves fall after steps 3 and 4 of a stage and at its end: in the round, then in the ticket
+        with monkeypatch.context() as patch:
+            stop_at_save(patch, stop)
+            with pytest.raises(StopHere):
+                search(config, "", pieces, resume=pieces.exists())
+    assert load_state(pieces / "state.safetensors")["stage"] == 1
+    resumed = search(config, "", pieces, resume=True)
+    assert resumed["history"] == report["history"]
+    assert resumed["scores"] == report["scores"]
+    for name in ("ticket.safetensors", "compact.safetensors", "model.safetensors"):
+        assert (pieces / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+
     assert {"recall@1", "map@r"} <= set(report["scores"])
     dense, ticket, small = (report["costs"][name] for name in ("dense", "ticket", "ticket, compacted"))
     assert ticket["parameters"] == dense["parameters"] > small["parameters"]
