@@ -106,6 +106,7 @@ def _try_out(objective: Objective, settings: LossConfig, num_classes: int, embed
     before = random_state()
     try:
         tried = copy.deepcopy(objective)
+        tried.gather = False  # each process tries it on its own, before anything is on its device
         for _ in range(2):  # a loss may keep something of the first
             tried(embeddings, torch.arange(count) // 2 % num_classes).backward()
     except Exception as error:  # whatever the library does with what it was not made for

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hgsl.cli import train
+from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
 from hgsl.engine.logging import read_metrics
@@ -77,6 +78,11 @@ def test_trying_a_loss_leaves_no_trace(settings: dict[str, Any]) -> None:
         assert torch.equal(torch.rand(4), after)
     assert all(value.grad is None for value in objective.parameters())
     assert objective.get_extra_state().get("queue_idx", 0) == 0
+
+
+def test_each_process_tries_a_loss_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)  # without a group, to gather is an error
+    assert build_objective(LossConfig(name="ContrastiveLoss", memory=8), 4, 6).gather
 
 
 def test_settings_of_ours_are_said_to_be_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
