@@ -10,7 +10,7 @@ from torch import nn
 
 from hgsl.config import Config
 from hgsl.engine.build import Place, build_place
-from hgsl.engine.centers import class_vectors, start_at_means
+from hgsl.engine.centers import class_vectors, nearest_similarity, start_at_means
 from hgsl.engine.objective import build_objective
 
 
@@ -67,3 +67,15 @@ def test_class_vectors_of_any_loss(name: str, shape: tuple[int, int] | None) -> 
     config.loss.name = name
     vectors = class_vectors(build_objective(config.loss, 5, 4).loss_fn, 5, 4)
     assert (None if vectors is None else tuple(vectors.shape)) == shape
+
+
+@pytest.mark.parametrize("classes", [2, 7, 12])
+def test_similarity_of_the_nearest_of_many_or_few(monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
+    centers = torch.randn(classes, 3, generator=torch.Generator().manual_seed(1))
+    unit = centers / centers.norm(dim=1, keepdim=True)
+    nearest = [max(float(unit[i] @ unit[j]) for j in range(classes) if j != i) for i in range(classes)]
+    assert nearest_similarity(centers) == pytest.approx(sum(nearest) / classes, abs=1e-6)
+    monkeypatch.setattr("hgsl.engine.centers.CHUNK", 4)  # every second of 7, every third of 12
+    step = -(-classes // 4)
+    looked_at = nearest[::step]
+    assert nearest_similarity(centers) == pytest.approx(sum(looked_at) / len(looked_at), abs=1e-6)

@@ -1,0 +1,118 @@
+"""The folder of a run when it is taken again: what goes, what stays, and what must be the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hgsl.cli import train
+from hgsl.engine import run_folder
+
+ROOT = Path(train.__file__).parents[2]
+SMALL = [
+    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
+    *("--eval.before", "false", "--eval.page", "false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("begun", "given"),
+    [
+        ("loss: {options: {}}", "loss: {options: {margin: 5.0}}"),
+        ("loss: {top_k_schedule: {0: null, 1: 2}}", "loss: {top_k_schedule: {}}"),
+        ("loss: {alpha: 0.1}", "loss: {alpha: 0.2}"),
+        ("sparsify: null", "sparsify: {lmbda: 0.1}"),
+    ],
+)
+def test_settings_must_be_the_same_to_go_on(begun: str, given: str) -> None:
+    Path(run_folder.CONFIG).write_text(begun)
+    run_folder.check_same(Path(), begun)
+    with pytest.raises(ValueError, match=r"and the run in \. began with"):
+        run_folder.check_same(Path(), given)
+    Path(run_folder.CONFIG).write_text(given)
+    with pytest.raises(ValueError, match=r"and the run in \. began with"):
+        run_folder.check_same(Path(), begun)
+
+
+def test_where_a_run_computes_may_change() -> None:
+    Path(run_folder.CONFIG).write_text("run: {device: cpu}\ndata: {workers: 0}")
+    run_folder.check_same(Path(), "run: {device: cuda}\ndata: {workers: 4}")
+
+
+def test_what_a_killed_process_was_writing_is_cleared() -> None:
+    folder = Path("run")
+    (folder / "states").mkdir(parents=True)
+    half = [folder / ".state.0123abcd.partial.safetensors", folder / "states/.000000003.0123abcd.partial.safetensors"]
+    for path in [*half, folder / ".mine"]:
+        path.write_bytes(b"x")
+    with run_folder.locked(folder):
+        assert not any(path.exists() for path in half)
+        assert (folder / ".mine").is_file()
+
+
+def test_a_run_that_came_meanwhile_is_not_cleared() -> None:
+    folder = Path("run")
+    run_folder.check_free(folder, overwrite=False)
+    with run_folder.locked(folder):
+        run_folder.create(folder, "a: 1", overwrite=False)
+        with pytest.raises(ValueError, match="--overwrite replaces it"):
+            run_folder.create(folder, "b: 2", overwrite=False)
+        assert (folder / run_folder.CONFIG).read_text() == "a: 1"
+
+
+def test_what_earlier_seeds_left_goes_with_them() -> None:
+    folder = Path("run")
+    run_folder.create(folder, "a: 1", overwrite=False)
+    for name in ("seed_2/config.yaml", "seed_mine/notes.txt", "seeds.json", "compact.safetensors", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    run_folder.create(folder, "a: 1", overwrite=True)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert left == {"config.yaml", "environment.json", "notes.txt", "seed_mine/notes.txt"}
+
+
+def test_a_run_that_goes_on_logs_every_step_once(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--train.save_every", "1", "--train.keep", "3"]
+    assert train.main([*words, "--run.dir", "whole"]) == 0
+    kept = sorted(Path("whole/states").iterdir())[0]
+    step = int(kept.stem)
+    Path("whole/state.safetensors").write_bytes(kept.read_bytes())
+    Path("whole/report.json").unlink()
+    assert train.main([*words, "--run.dir", "whole", "--resume"]) == 0
+    board = EventAccumulator("whole/tensorboard")
+    board.Reload()
+    logged = [event.step for event in board.Scalars("loss")]
+    assert logged == list(range(1, logged[-1] + 1))
+    assert step < logged[-1]
+    assert {"lr/backbone", "grad_norm", "alpha", "center_similarity"} <= set(board.Tags()["scalars"])
+
+
+def test_a_run_that_diverges_in_its_last_step_says_so(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--optim.clip", "null"]
+    words += ["--train.epochs", "1", "--train.batch_size", "48", "--optim.lr", "1e30", "--optim.warmup", "0"]
+    assert train.main(words) == 2
+    assert "its training has diverged" in capsys.readouterr().err
+
+
+def test_kept_activations_and_recomputed_ones_train_alike(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1"]
+    losses = []
+    for checkpointing in ("false", "true"):
+        more = ["--model.freeze", "batch_norm", "--model.checkpointing", checkpointing]
+        assert train.main([*words, *more, "--run.dir", checkpointing]) == 0
+        losses.append(Path(checkpointing, "model.safetensors").read_bytes())
+    assert losses[0] == losses[1]
+    assert train.main([*words, "--model.freeze", "none", "--model.checkpointing", "true", "--run.dir", "no"]) == 2
+    assert "batch norms would count every image twice" in capsys.readouterr().err
