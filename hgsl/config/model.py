@@ -22,7 +22,8 @@ class ModelConfig:
     output_stride: int | None = None
     """16 gives convolutional backbones a finer last feature map ("last stride 1"); empty keeps their own."""
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
-    """What does not train: nothing, the batch norms (statistics and affine), the first stage, the whole backbone."""
+    """What does not train: nothing, the batch norms (statistics and affine), the stem (what comes before the first
+    stage, where timm tells it), or the whole backbone."""
     sync_bn: bool = False
     """With several processes on GPUs, whether batch norms share their statistics."""
     checkpointing: bool = False
