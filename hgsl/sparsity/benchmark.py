@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.storage import save
 
 
@@ -33,23 +34,22 @@ def benchmark(
         counted, for dense kernels compute them too), ``file_bytes`` (by ``save``), and the quality.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    modes = {name: model.training for name, model in models.items()}
-    for turn in range(repeats + 2):
-        for name, model in models.items():
-            spent = _seconds(model.eval(), example)
-            if turn >= 2:
-                seconds[name].append(spent)
-    rows = {}
-    for name, model in models.items():
-        fastest = min(seconds[name])
-        rows[name] = {
-            "latency_ms": 1000 * fastest,
-            "images_per_second": len(example) / fastest,
-            **_counts(model, example),
+    with evaluating(*models.values()):
+        for turn in range(repeats + 2):
+            for name, model in models.items():
+                spent = _seconds(model, example)
+                if turn >= 2:
+                    seconds[name].append(spent)
+        counts = {name: _counts(model, example) for name, model in models.items()}
+    return {
+        name: {
+            "latency_ms": 1000 * min(seconds[name]),
+            "images_per_second": len(example) / min(seconds[name]),
+            **counts[name],
             **(quality or {}).get(name, {}),
         }
-        model.train(modes[name])
-    return rows
+        for name in models
+    }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

@@ -18,9 +18,9 @@ def removable(graph: ChannelGraph, values: Mapping[str, Tensor]) -> np.ndarray:
 
     Args:
         graph: The network's channels.
-        values: Its parameters by name; only their zeros count.
+        values: Its parameters and buffers by name; only their zeros count.
     """
-    names = {name for step in graph.steps for name in (step.weight, step.bias) if name}
+    names = {name for step in graph.steps for name in (step.weight, step.bias, step.mean) if name}
     closed = {name: (values[name].detach() == 0).cpu().numpy() for name in names}
     zero: Flags = {}
     for step in graph.steps:
@@ -45,7 +45,8 @@ def _zero(graph: ChannelGraph, step: Step, zero: Flags, closed: dict[str, np.nda
     if step.kind in ("dense", "affine"):
         no_bias = closed[step.bias] if step.bias else np.ones(channels, bool)
         if step.kind == "affine":
-            return no_bias & (_cut(step, closed) | zero[step.reads[0].source])
+            arrives = zero[step.reads[0].source] & (closed[step.mean] if step.mean else True)  # 0 - mean is not zero
+            return no_bias & (_cut(step, closed) | arrives)
         silent = _pairs(closed[step.weight or ""])
         return no_bias & (silent | zero[step.reads[0].source] if step.reads else silent).all(axis=1)
     result = np.full(channels, step.kind == "sum")

@@ -37,8 +37,9 @@ class Step:
     """One operator, reduced to what it does to channels.
 
     ``kind`` is "dense" (every output channel reads every input through ``weight``, ``(out, in, ...)``), "affine"
-    (channel by channel through ``weight``, plus ``bias``), "param" (a parameter used as an operand), or channel by
-    channel without weights: "sum" (zero if all it reads is), "product" (zero if any is), "opaque" (never surely zero).
+    (channel by channel, less ``mean``, through ``weight``, plus ``bias``), "param" (a parameter used as an operand), or
+    channel by channel without weights: "sum" (zero if all it reads is), "product" (zero if any is), "opaque" (never
+    surely zero).
     """
 
     node: Node
@@ -46,6 +47,7 @@ class Step:
     reads: tuple[Read, ...] = ()
     weight: str | None = None
     bias: str | None = None
+    mean: str | None = None
 
 
 class ChannelGraph:
@@ -72,6 +74,7 @@ class ChannelGraph:
         self._atoms = 0
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
         self._pins: list[np.ndarray] = []
+        self._pinned_tensors: set[str] = set()
 
     def fresh(self, channels: int) -> np.ndarray:
         """Makes ``channels`` new atoms."""
@@ -83,8 +86,14 @@ class ChannelGraph:
         self._ties.append((a, b))
 
     def pin(self, nodes: Sequence[Node]) -> None:
-        """Keeps all channels of these tensors."""
+        """Keeps all channels of these tensors: parameters stay whole, wherever else they are used."""
         self._pins += [self.layouts[node].atoms for node in nodes if node in self.layouts]
+        self._pinned_tensors |= {self.tensors[node.name] for node in nodes if node.name in self.tensors}
+
+    def kept(self, channels: int) -> np.ndarray:
+        """Makes ``channels`` new atoms that must stay."""
+        self._pins.append(self.fresh(channels))
+        return self._pins[-1]
 
     def claim(self, node: Node, axis: int, atoms: np.ndarray) -> str:
         """Notes that a parameter has these atoms along ``axis``, and returns its name."""
@@ -108,3 +117,6 @@ class ChannelGraph:
         self.pinned = np.zeros(self.groups, bool)
         for atoms in self._pins:
             self.pinned[group[atoms]] = True
+        for name in self._pinned_tensors & self.claims.keys():
+            for groups in self.claims[name].values():
+                self.pinned[groups] = True

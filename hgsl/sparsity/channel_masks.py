@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hgsl.sparsity.channel_flow import removable
 from hgsl.sparsity.channel_graph import ChannelGraph, Step
-from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, attach
+from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, attach, owners_of_parameters
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,13 @@ class ChannelGroup:
     """Channels that are closed together.
 
     Attributes:
-        size: How many channels there are, each with one score.
+        atoms: Which of the graph's groups of tied atoms each channel is, ``(C,)``; each has one score.
         weights: Names of the filters, each with the channel that each of its rows makes, ``(rows,)`` int64.
-        followers: The same for the biases and the affines of the norms.
+        followers: The same for the biases and the affines of the norms; -1 is a row of another group, as in a norm
+            after a concatenation.
     """
 
-    size: int
+    atoms: np.ndarray
     weights: dict[str, np.ndarray]
     followers: dict[str, np.ndarray]
 
@@ -37,7 +38,7 @@ def channel_groups(graph: ChannelGraph, values: dict[str, Tensor], selected: Col
 
     Args:
         graph: The network's channels.
-        values: Its parameters by name.
+        values: Its parameters and buffers by name.
         selected: Names of the weights that may be masked.
     """
     makers = [
@@ -58,18 +59,22 @@ def channel_groups(graph: ChannelGraph, values: dict[str, Tensor], selected: Col
 
 
 def mask_channels(model: nn.Module, groups: list[ChannelGroup], initial_value: float) -> None:
-    """Puts one shared mask on each group's filters, biases and norms."""
+    """Puts one shared mask on each group's filters, biases and norms, in every layer that uses them."""
+    owners = owners_of_parameters(model)
     for group in groups:
-        cost = torch.zeros(group.size, dtype=torch.int64)
+        size = len(group.atoms)
+        cost = torch.zeros(size, dtype=torch.int64)
         for name, index in group.weights.items():
-            cost += torch.from_numpy(np.bincount(index, minlength=group.size)) * model.get_parameter(name)[0].numel()
+            cost += torch.from_numpy(np.bincount(index, minlength=size)) * model.get_parameter(name)[0].numel()
         first = model.get_parameter(next(iter(group.weights)))
-        source = SoftMask((group.size,), initial_value, cost.to(first.device), first.device, first.dtype)
-        for position, (name, index) in enumerate((group.weights | group.followers).items()):
-            in_order = np.array_equal(index, np.arange(group.size))
+        source = SoftMask((size,), initial_value, cost.to(first.device), first.device, first.dtype)
+        registered = False
+        for name, index in (group.weights | group.followers).items():
+            in_order = np.array_equal(index, np.arange(size))
             rows = None if in_order else torch.from_numpy(index).to(first.device)
-            layer, _, tensor = name.rpartition(".")
-            attach(model.get_submodule(layer), tensor, ChannelMask(source, rows, owner=position == 0))
+            for layer, tensor in owners[name]:
+                attach(layer, tensor, ChannelMask(source, rows, owner=not registered))
+                registered = True
 
 
 def _atoms(graph: ChannelGraph, step: Step) -> np.ndarray:
@@ -120,14 +125,13 @@ def _closable(graph: ChannelGraph, values: dict[str, Tensor], layers: list[Step]
 
 def _group(graph: ChannelGraph, makers: list[Step], norms: list[Step], atoms: np.ndarray) -> ChannelGroup:
     def rows(steps: list[Step], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        return {
-            name: np.searchsorted(atoms, _atoms(graph, step))
-            for step in steps
-            if np.isin(_atoms(graph, step), atoms).all()
-            for name in (getattr(step, field) for field in names)
-            if name
-        }
+        found: dict[str, np.ndarray] = {}
+        for step in steps:
+            own = _atoms(graph, step)
+            inside = np.isin(own, atoms)
+            if inside.any():
+                index = np.where(inside, np.searchsorted(atoms, own), -1)
+                found |= {name: index for name in (getattr(step, field) for field in names) if name}
+        return found
 
-    return ChannelGroup(
-        len(atoms), rows(makers, ("weight",)), rows(makers, ("bias",)) | rows(norms, ("weight", "bias"))
-    )
+    return ChannelGroup(atoms, rows(makers, ("weight",)), rows(makers, ("bias",)) | rows(norms, ("weight", "bias")))

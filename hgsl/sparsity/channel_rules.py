@@ -50,22 +50,21 @@ def _dense(graph: ChannelGraph, node: Node, axis: int) -> bool:
     x, weight, bias = _args(node)[0], _args(node)[1], _argument(node, 2, "bias")
     if any(tensor is not None and tensor.name not in graph.tensors for tensor in (weight, bias)):
         return False
-    reads: tuple[Read, ...] = ()
-    if x in graph.layouts:
-        if graph.layouts[x].axis == axis:
-            graph.claim(weight, 1, graph.layouts[x].atoms)
-            reads = (Read(x),)
-        else:
-            graph.pin([x])
+    follows = x in graph.layouts and graph.layouts[x].axis == axis
+    if not follows:
+        graph.pin([x])
+    graph.claim(weight, 1, graph.layouts[x].atoms if follows else graph.kept(_shape(weight)[1]))
+    reads = (Read(x),) if follows else ()
     made = graph.fresh(_shape(node)[axis])
     name = graph.claim(weight, 0, made)
     bias_name = graph.claim(bias, 0, made) if bias is not None else None
     return graph.emit(Layout(axis, made), Step(node, "dense", reads, name, bias_name))
 
 
-def _affine(graph: ChannelGraph, node: Node, x: Node, weight: Node | None, bias: Node | None) -> bool:
+def _affine(graph: ChannelGraph, node: Node, x: Node, *tensors: Node | None) -> bool:
+    """Channel by channel through ``tensors``: weight, bias and, of a norm, mean."""
     layout = graph.layouts[x]
-    names = [graph.claim(tensor, 0, layout.atoms) if tensor is not None else None for tensor in (weight, bias)]
+    names = [graph.claim(tensor, 0, layout.atoms) if tensor is not None else None for tensor in tensors]
     return graph.emit(layout, Step(node, "affine", (Read(x),), *names))
 
 
@@ -73,11 +72,8 @@ def _batch_norm(graph: ChannelGraph, node: Node) -> bool:
     x, weight, bias, mean, variance = _args(node)[:5]
     if x not in graph.layouts or graph.layouts[x].axis != 1:
         return False
-    for statistic in (mean, variance):
-        graph.claim(statistic, 0, graph.layouts[x].atoms)
-    if bias is None:  # without one the output is -mean / std where the input is zero
-        return graph.emit(graph.layouts[x], Step(node, "opaque", (Read(x),)))
-    return _affine(graph, node, x, weight, bias)
+    graph.claim(variance, 0, graph.layouts[x].atoms)
+    return _affine(graph, node, x, weight, bias, mean)
 
 
 def _getitem(graph: ChannelGraph, node: Node) -> bool:
@@ -141,7 +137,8 @@ def _binary(graph: ChannelGraph, node: Node, kind: str) -> bool:
         reads.append(Read(x))
     if kind == "quotient" and (len(reads) > 1 or reads[0].source is not _args(node)[0]):
         return False
-    if kind == "sum" and len(reads) < len(_args(node)[:2]):
+    neutral = sum(not isinstance(operand, Node) and operand == 0 for operand in _args(node)[:2])  # as in sum([a, b])
+    if kind == "sum" and len(reads) + neutral < len(_args(node)[:2]):
         kind = "opaque"  # a scalar or a broadcast tensor is added to every channel
     atoms = graph.layouts[reads[0].source].atoms
     for read in reads[1:]:

@@ -42,9 +42,20 @@ def trace(module: nn.Module, example: Tensor) -> ChannelGraph:
 
 
 def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
-    """Returns ``example``, or a batch of 2 images of the size that the model's data config names (else 224 px)."""
+    """Returns ``example``, or a batch of 2 images of the size that the model's data config names (else 224 px).
+
+    It comes on the device and, unless it holds whole numbers, in the type of the model's parameters.
+
+    Raises:
+        InputError: ``example`` is not one tensor.
+    """
+    if example is not None and not isinstance(example, Tensor):
+        raise InputError(
+            f"example is a {type(example).__name__}, and must be the network's one input tensor: give a network of "
+            "several inputs a wrapper that takes one"
+        )
     parameter = next(module.parameters())
     if example is None:
         config = getattr(module, "data_config", None) or getattr(module, "pretrained_cfg", None) or {}
         example = torch.rand(2, *config.get("input_size", (3, 224, 224)))
-    return example.to(parameter.device, parameter.dtype)
+    return example.to(parameter.device, parameter.dtype if example.is_floating_point() else None)

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 from hgsl.sparsity.channel_flow import removable
 from hgsl.sparsity.channel_graph import ChannelGraph
+from hgsl.sparsity.channel_masks import ChannelGroup
 from hgsl.sparsity.channel_trace import example_input, trace
 from hgsl.sparsity.masks import Masks
+from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask
 
 
@@ -37,17 +40,66 @@ def compact(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """
     plain = _plain(model)
     example = example_input(plain, example)
-    modes = {name: part.training for name, part in plain.named_modules()}
-    plain.eval()
-    graph = trace(plain, example)
-    values = tensors_of(plain)
-    keep = _kept(graph, ~removable(graph, values))
-    expected = _exact_output(plain, example)
-    _resize(plain, {id(values[name]): _picker(axes, keep) for name, axes in graph.claims.items()})
-    _check(plain, example, expected)
-    for name, part in plain.named_modules():
-        part.training = modes[name]
+    with evaluating(plain):
+        graph = trace(plain, example)
+        take_out(plain, graph, removable(graph, tensors_of(plain)), example)
     return plain
+
+
+def take_out(plain: nn.Module, graph: ChannelGraph, closed: np.ndarray, example: Tensor) -> None:
+    """Takes closed channels out of ``plain``, in place, and compares its output with what it was.
+
+    Args:
+        plain: A network in evaluation mode.
+        graph: Its channels.
+        closed: Which groups of tied channels are closed, ``(groups,)`` bool.
+        example: An input.
+
+    Raises:
+        InputError: The network fails without these channels, or computes something else.
+    """
+    keep = _kept(graph, ~closed)
+    dtype, expected = _reference(plain, example)
+    values = tensors_of(plain)
+    _resize(plain, {id(values[name]): _picker(axes, keep) for name, axes in graph.claims.items()})
+    _check(plain, example, dtype, expected)
+
+
+def try_removal(plain: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], example: Tensor) -> None:
+    """Takes one channel of each group out of a copy of ``plain``, so that no search ends where it cannot be cut.
+
+    Args:
+        plain: A network in evaluation mode.
+        graph: Its channels.
+        groups: The channels that masks are to close.
+        example: An input.
+
+    Raises:
+        InputError: The network depends on a channel in a way that the graph does not show; its layers are named.
+    """
+    try:
+        _remove_first(plain, graph, groups, example)
+    except InputError as together:
+        culprits, reason = [], together
+        for group in groups:
+            try:
+                _remove_first(plain, graph, [group], example)
+            except InputError as alone:
+                culprits += [name.removesuffix(".weight") for name in group.weights]
+                reason = alone
+        whose = ", ".join(culprits) or "the selected layers"
+        raise InputError(f"channels of {whose} cannot be taken out: {reason}") from reason
+
+
+def _remove_first(plain: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], example: Tensor) -> None:
+    trial = copy.deepcopy(plain)
+    tensors = tensors_of(trial)
+    closed = np.zeros(graph.groups, bool)
+    for group in groups:
+        closed[group.atoms[0]] = True
+        for name, index in (group.weights | group.followers).items():
+            tensors[name].detach()[torch.from_numpy(index == 0)] = 0.0
+    take_out(trial, graph, closed, example)
 
 
 def shrink_to(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -130,18 +182,42 @@ def _restate(layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _exact_output(model: nn.Module, example: Tensor) -> Tensor:
-    """Computes in float64, so that a difference is a mistake and not the order of a sum."""
-    return copy.deepcopy(model).cpu().double()(example.cpu().double())
+def outputs(model: nn.Module, example: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Computes all tensors that ``model`` returns, in ``dtype``, on a copy."""
+    x = example.cpu()
+    returned = copy.deepcopy(model).cpu().to(dtype)(x.to(dtype) if x.is_floating_point() else x)
+    return [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
 
 
-def _check(small: nn.Module, example: Tensor, expected: Tensor) -> None:
-    way_out = "exclude the layers whose channel count its forward depends on"
+def _reference(model: nn.Module, example: Tensor) -> tuple[torch.dtype, list[Tensor]]:
+    """Computes in float64, so that a difference is a mistake and not the order of a sum, unless a forward casts."""
     try:
-        found = _exact_output(small, example)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{type(small).__name__} fails without its closed channels ({reason}): {way_out}") from error
-    gap = float((found - expected).abs().max())
-    if gap > 1e-6 * max(1.0, float(expected.abs().max())):
-        raise InputError(f"{type(small).__name__} is off by {gap:.2g} without its closed channels: {way_out}")
+        return torch.float64, outputs(model, example, torch.float64)
+    except RuntimeError:
+        return torch.float32, outputs(model, example, torch.float32)
+
+
+def _check(small: nn.Module, example: Tensor, dtype: torch.dtype, expected: list[Tensor]) -> None:
+    way_out = "leave the layers whose channel count its forward depends on unmasked (sparsify's exclude)"
+    kind = type(small).__name__
+    try:
+        found = outputs(small, example, dtype)
+        gap = max(_gap(a, b) for a, b in zip(found, expected, strict=True))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{kind} fails without its closed channels ({first_line(error)}): {way_out}") from error
+    if not all(bool(value.isfinite().all()) for value in expected):
+        raise InputError(
+            f"{kind} gives numbers that are not finite for this example: pass another, or mend its weights"
+        )
+    if not gap <= (1e-6 if dtype == torch.float64 else 1e-4):
+        raise InputError(f"{kind} is off by {gap:.2g} without its closed channels: {way_out}")
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference, relative to the largest entry if that is above one."""
+    if found.shape != expected.shape:
+        raise ValueError(f"an output of shape {tuple(expected.shape)} becomes {tuple(found.shape)}")
+    if expected.numel() == 0:
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1.0)
+    return float(difference)

@@ -148,11 +148,9 @@ class Masks:
 
     def _weights(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Yields (layer name, unmasked weight, its scores or those of its rows)."""
-        for name, layer, tensor, mask in masked_tensors(self.module):
-            weight = layer.get_parameter(f"parametrizations.{tensor}.original")
-            if weight.ndim > 1:  # the bias and the norm only follow their filter
-                label = name if tensor == "weight" else f"{name}.{tensor}".lstrip(".")
-                yield label, weight, mask.scores if isinstance(mask, SoftMask) else mask.rows(mask.source.scores)
+        for name, tensor, weight, mask in masked_weights(self.module):
+            label = name if tensor == "weight" else f"{name}.{tensor}".lstrip(".")
+            yield label, weight, mask.scores if isinstance(mask, SoftMask) else mask.rows(mask.source.scores)
 
     def _network_tensors(self) -> Iterator[tuple[str, Tensor]]:
         own = {
@@ -206,3 +204,11 @@ def masked_tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Sof
         for tensor, chain in chains.items():
             if isinstance(chain[0], SoftMask | ChannelMask):
                 yield name, layer, tensor, chain[0]
+
+
+def masked_weights(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, SoftMask | ChannelMask]]:
+    """Yields (layer name, tensor name, unmasked weight, mask) of each filter: biases and norms only follow theirs."""
+    for name, layer, tensor, mask in masked_tensors(module):
+        weight = layer.get_parameter(f"parametrizations.{tensor}.original")
+        if weight.ndim > 1:
+            yield name, tensor, weight, mask

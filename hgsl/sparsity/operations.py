@@ -1,25 +1,32 @@
 """How often a forward pass uses each weight, so that a penalty can weigh time rather than size."""
 
+import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from hgsl.common.errors import InputError
-from hgsl.sparsity.masks import masked_tensors
+from hgsl.sparsity.masks import masked_weights
+from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask
 
 
-@torch.no_grad()
-def uses_of_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
+def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -> dict[str, int]:
     """Returns, by name, in how many places of one input each weight of a convolution or linear layer is multiplied.
 
     For a convolution that is the number of its output pixels, for a linear layer that of its tokens, summed over calls.
 
     Args:
-        model: The network; its mode is left as it was.
+        model: The network, not masked yet; the modes of its parts are left as they were.
         example: An input, ``(B, ...)``.
+        names: The weights to count, each under all of its names if several layers share it.
+
+    Raises:
+        InputError: One of them is used, but by no convolution or linear layer that the network calls.
     """
     counts: dict[str, int] = {}
 
@@ -34,14 +41,34 @@ def uses_of_weights(model: nn.Module, example: Tensor) -> dict[str, int]:
         if isinstance(layer, _ConvNd | nn.Linear):
             width = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
             hooks.append(layer.register_forward_hook(counter(f"{name}.weight".lstrip("."), width)))
-    training = model.training
     try:
-        model.eval()(example)
+        with evaluating(model), torch.no_grad():
+            model(example)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
-    return counts
+
+    counted = {id(model.get_parameter(name)) for name in counts}
+    unseen = [name for name in names if id(model.get_parameter(name)) not in counted]
+    for name in _reaching_the_output(model, example, unseen) if unseen else ():
+        raise InputError(
+            f"penalty='operations' does not know how often {name} is used, as no convolution or linear layer of "
+            "its own reads it: exclude it, or use penalty='weights'"
+        )
+    return {name: counts.get(name, 0) for name in names}
+
+
+def _reaching_the_output(model: nn.Module, example: Tensor, names: Collection[str]) -> list[str]:
+    """Returns which of these parameters the output depends on: those that have a gradient."""
+    copied = copy.deepcopy(model).eval()
+    parameters = {name: copied.get_parameter(name).requires_grad_() for name in names}
+    with torch.enable_grad():
+        returned = [leaf for leaf in tree_leaves(copied(example)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not returned:
+            return []
+        total = torch.stack([leaf.abs().sum().float() for leaf in returned]).sum()
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
 
 
 @torch.no_grad()
@@ -50,24 +77,20 @@ def price_operations(network: nn.Module, uses: dict[str, int]) -> None:
 
     The prices are scaled to add up to the number of masked weights, so that one lambda suits both.
 
+    Args:
+        network: The masked network.
+        uses: What ``uses_of_weights`` counted before it was masked.
+
     Raises:
-        InputError: A masked weight belongs to no convolution or linear layer that the network called.
+        InputError: No masked weight is used at all.
     """
     prices: dict[SoftMask, Tensor] = {}
-    for name, layer, tensor, mask in masked_tensors(network):
-        weight = layer.get_parameter(f"parametrizations.{tensor}.original")
-        if weight.ndim < 2:
-            continue  # a bias or an affine, which only follows its filter
-        full = f"{name}.{tensor}".lstrip(".")
-        if full not in uses:
-            raise InputError(
-                f"penalty='operations' does not know how often {full} is used, as no convolution or linear layer of "
-                "its own reads it: exclude it, or use penalty='weights'"
-            )
+    for name, tensor, weight, mask in masked_weights(network):
+        used = uses[f"{name}.{tensor}".lstrip(".")]
         if isinstance(mask, SoftMask):
-            prices[mask] = prices.get(mask, torch.zeros((), device=weight.device)) + uses[full]
+            prices[mask] = prices.get(mask, torch.zeros((), device=weight.device)) + used
         else:
-            rows = torch.full((len(weight),), float(uses[full] * weight[0].numel()), device=weight.device)
+            rows = torch.full((len(weight),), float(used * weight[0].numel()), device=weight.device)
             index = torch.arange(len(rows), device=rows.device) if mask.index is None else mask.index
             empty = torch.zeros(mask.source.scores.shape, device=rows.device)
             prices[mask.source] = prices.get(mask.source, empty).index_add(0, index, rows)

@@ -9,6 +9,7 @@ Source: Savarese et al., "Winning the Lottery with Continuous Sparsification", N
 """
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -115,7 +116,8 @@ class ChannelMask(nn.Module):
 
     Args:
         source: The shared mask, ``(C,)``.
-        index: Which of its channels this tensor's are, ``(rows,)`` int64, or None for all of them in order.
+        index: Which of its channels this tensor's rows are, ``(rows,)`` int64, -1 for those that it leaves as they are;
+            None for all of them in order.
         owner: Whether ``source`` is registered here.
     """
 
@@ -130,8 +132,8 @@ class ChannelMask(nn.Module):
             self.__dict__["source"] = source
 
     def rows(self, values: Tensor) -> Tensor:
-        """Picks this tensor's rows out of ``values``, ``(C,)``."""
-        return values if self.index is None else values[self.index]
+        """Picks this tensor's rows out of ``values``, ``(C,)``: one for a row that is none of the channels."""
+        return values if self.index is None else torch.where(self.index < 0, 1.0, values[self.index])
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Returns ``tensor``, ``(rows, ...)``, with each row times its channel's mask."""
@@ -149,6 +151,18 @@ def check_temperature(value: float) -> float:
             f"temperature is {value}: it must be a positive finite number (1 at a round's start, 200 at its end)"
         )
     return float(value)
+
+
+def owners_of_parameters(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Returns for each name of a parameter every layer that holds it, and under which name there.
+
+    A weight that two layers share has two owners, each of which must see its mask.
+    """
+    owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for layer in model.modules():
+        for tensor, parameter in layer._parameters.items():
+            owners[id(parameter)].append((layer, tensor))
+    return {name: owners[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def attach(layer: nn.Module, tensor: str, mask: SoftMask | ChannelMask) -> None:

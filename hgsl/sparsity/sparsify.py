@@ -13,9 +13,10 @@ from torch.nn.utils import parametrize
 from hgsl.common.errors import InputError, unknown
 from hgsl.sparsity.channel_masks import channel_groups, mask_channels
 from hgsl.sparsity.channel_trace import example_input, trace
+from hgsl.sparsity.compact import tensors_of, try_removal
 from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.operations import price_operations, uses_of_weights
-from hgsl.sparsity.soft_mask import SoftMask, attach
+from hgsl.sparsity.soft_mask import SoftMask, attach, owners_of_parameters
 
 Granularity = Literal["weight", "channel"]
 Penalty = Literal["weights", "operations"]
@@ -40,6 +41,9 @@ def sparsify(
     With ``granularity="channel"`` a mask closes a channel altogether: the filters that make it, their bias and the
     affine of the norm after them, through residual sums and depthwise convolutions, so that ``compact`` can take it
     out. Only channels for which that works are masked: the output, attention heads and what a LayerNorm sees stay.
+    Taking one channel of each group out of a copy makes sure of it.
+
+    A weight that several layers share is masked in all of them.
 
     Args:
         model: Any network, on any device; its parameters must not be parametrised yet.
@@ -56,8 +60,8 @@ def sparsify(
             cost in one input (``"operations"``), where time is what matters.
 
     Raises:
-        InputError: A pattern matches no layer, nothing is left to mask, the model is masked already, or its channels
-            cannot be traced.
+        InputError: A pattern matches no layer, or one of several that share a weight; nothing is left to mask; the
+            model is masked already; its channels cannot be traced or not be taken out. The model is then as it was.
 
     Example:
         >>> from torch import nn
@@ -70,29 +74,36 @@ def sparsify(
     if penalty not in ("weights", "operations"):
         raise unknown("penalty", penalty, ("weights", "operations"))
     selected = _select(model, _patterns(include), _patterns(exclude))
-    network = model if inplace else copy.deepcopy(model)
     if granularity == "channel":
+        example = example_input(model, example)
         # The graph is traced on a copy in evaluation mode, where dropout and stochastic depth are gone.
-        graph = trace(copy.deepcopy(model).eval(), example_input(model, example))
-        groups = channel_groups(graph, dict(network.named_parameters(remove_duplicate=False)), selected)
+        plain = copy.deepcopy(model).eval()
+        graph = trace(plain, example)
+        groups = channel_groups(graph, tensors_of(model), selected)
         if not groups:
             raise InputError("nothing left to mask: no channel of the selected layers can be closed on its own")
+        try_removal(plain, graph, groups, example)
+        closed = {id(model.get_parameter(name)) for group in groups for name in group.weights}
+        selected = [name for name in selected if id(model.get_parameter(name)) in closed]
+    uses = uses_of_weights(model, example_input(model, example), selected) if penalty == "operations" else None
+    # All that can fail has been tried: from here on the network changes.
+    network = model if inplace else copy.deepcopy(model)
+    if granularity == "channel":
         mask_channels(network, groups, mask_initial_value)
     else:
         _mask_weights(network, selected, mask_initial_value)
-    if penalty == "operations":
-        price_operations(network, uses_of_weights(network, example_input(network, example)))
+    if uses is not None:
+        price_operations(network, uses)
     return network, Masks(network)
 
 
 def _mask_weights(network: nn.Module, names: list[str], initial_value: float) -> None:
-    masks: dict[int, SoftMask] = {}  # by parameter: one that two layers share has one mask
-    for name in names:
-        layer, _, tensor = name.rpartition(".")
-        weight = network.get_parameter(name)
-        if id(weight) not in masks:
-            masks[id(weight)] = SoftMask(weight.shape, initial_value, device=weight.device, dtype=weight.dtype)
-        attach(network.get_submodule(layer), tensor, masks[id(weight)])
+    owners = owners_of_parameters(network)
+    weights = {id(weight): (name, weight) for name, weight in ((n, network.get_parameter(n)) for n in names)}
+    for name, weight in weights.values():
+        mask = SoftMask(weight.shape, initial_value, device=weight.device, dtype=weight.dtype)
+        for layer, tensor in owners[name]:  # one that two layers share has one mask
+            attach(layer, tensor, mask)
 
 
 def _patterns(value: str | Sequence[str]) -> list[str]:
@@ -118,9 +129,14 @@ def _select(model: nn.Module, include: list[str], exclude: list[str]) -> list[st
     chosen = set(usual) if not include else set()
     for pattern in include:
         hits = [name for name in usual if _matches(name, pattern)] or [n for n in possible if _matches(n, pattern)]
+        if not hits and (weightless := _named(model, pattern)):
+            raise InputError(f"layer pattern {pattern!r} names a {weightless}, which has no weight of two or more axes")
         chosen |= set(_known(pattern, hits, possible))
+    excluded: set[str] = set()
     for pattern in exclude:
-        chosen -= set(_known(pattern, [name for name in possible if _matches(name, pattern)], possible))
+        hits = [name for name in possible if _matches(name, pattern)]
+        excluded |= set(hits if _named(model, pattern) else _known(pattern, hits, possible))
+    chosen = _with_sharers(model, possible, chosen - excluded, excluded)
     if not chosen:
         what = (
             "the patterns leave no layer" if possible else f"{type(model).__name__} has no weight of two or more axes"
@@ -129,10 +145,27 @@ def _select(model: nn.Module, include: list[str], exclude: list[str]) -> list[st
     return [name for name in possible if name in chosen]
 
 
+def _with_sharers(model: nn.Module, possible: list[str], chosen: set[str], excluded: set[str]) -> set[str]:
+    """Adds to the chosen names the others of the same parameters, which can only be masked under all of them."""
+    parameters = {name: id(model.get_parameter(name)) for name in possible}
+    wanted = {parameters[name]: name for name in chosen}
+    sharers = {name for name, parameter in parameters.items() if parameter in wanted}
+    for name in sorted(sharers & excluded):
+        raise InputError(f"{name} and {wanted[parameters[name]]} are one parameter: exclude both or neither")
+    return sharers
+
+
 def _matches(parameter: str, pattern: str) -> bool:
     """Whether ``pattern`` names the parameter, its layer, or a block that the layer is in."""
     layer = parameter.rpartition(".")[0]
     return any(fnmatchcase(name, form) for name in (parameter, layer) for form in (pattern, f"{pattern}.*"))
+
+
+def _named(model: nn.Module, pattern: str) -> str | None:
+    """Returns the kind of the first layer that ``pattern`` names, whether or not it has a weight to mask."""
+    return next(
+        (type(layer).__name__ for name, layer in model.named_modules() if name and fnmatchcase(name, pattern)), None
+    )
 
 
 def _known(pattern: str, hits: list[str], possible: list[str]) -> list[str]:

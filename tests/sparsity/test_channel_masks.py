@@ -1,13 +1,16 @@
 """Masks that close channels: what they reach, what they leave alone."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
-from hgsl.sparsity import Masks, sparsify
+from hgsl.common.errors import InputError
+from hgsl.sparsity import Masks, compact, sparsify
 from hgsl.sparsity.soft_mask import ChannelMask, SoftMask
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -154,3 +157,137 @@ def test_finalize_gives_the_plain_network() -> None:
     assert torch.equal(plain(X), masked(X))
     assert (plain.wide_norm.bias[[1, 2, 3]] == 0).all()
     assert (plain.wide.bias[[1, 2, 3]] == 0).all()
+
+
+def built(parts: dict[str, nn.Module], forward: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> nn.Module:
+    """A network of a few layers and a forward over them."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return forward(self, x)
+
+    torch.manual_seed(0)
+    net = Net()
+    for name, part in parts.items():
+        setattr(net, name, part)
+    return net.eval()
+
+
+def first_closed(masks: Masks) -> None:
+    for scores in masks.mask_parameters():
+        scores.data.fill_(0.5)
+        scores.data[:2] = -0.5
+    masks.ticket = True
+
+
+def test_a_weight_of_two_layers_is_closed_in_both() -> None:
+    stem, first, second = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+    second.weight = first.weight
+    net = built(
+        {"stem": stem, "first": first, "second": second, "head": nn.Linear(8, 2)},
+        lambda n, x: n.head(n.second(n.first(n.stem(x).relu()).relu()).relu().mean((2, 3))),
+    )
+    masked, masks = sparsify(net, granularity="channel", example=X)
+    assert set(masks.density_by_layer()) == {"stem", "first", "second"}
+    assert masks.density() == 0.0
+    first_closed(masks)
+    assert torch.equal(masks.finalize()(X), masked(X))
+    small = compact(masked, X)
+    assert small.first.weight is small.second.weight
+    assert small.first.weight.shape == (6, 6, 3, 3)
+    torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_after_a_concatenation_follows_each_of_its_parts() -> None:
+    parts = {"a": nn.Conv2d(3, 6, 3, padding=1), "b": nn.Conv2d(6, 4, 3, padding=1), "kept": nn.Conv2d(3, 2, 1)}
+    net = built(
+        {**parts, "norm": nn.BatchNorm2d(12), "head": nn.Linear(12, 3)},
+        lambda n, x: n.head(n.norm(torch.cat([n.a(x).relu(), n.b(n.a(x).relu()), n.kept(x)], 1)).relu().mean((2, 3))),
+    )
+    for tensor in (net.norm.weight, net.norm.bias, net.norm.running_mean):
+        nn.init.normal_(tensor)
+    masked, masks = sparsify(net, granularity="channel", exclude="kept", example=X)
+    assert [tuple(scores.shape) for scores in masks.mask_parameters()] == [(6,), (4,)]
+    first_closed(masks)
+    plain = masks.finalize()
+    assert [plain.norm.bias[i].item() == 0.0 for i in range(12)] == [i in (0, 1, 6, 7) for i in range(12)]
+    assert torch.equal(plain.norm.weight[10:], net.norm.weight[10:]), "rows of an unmasked layer stay as they are"
+    assert torch.equal(plain(X), masked(X))
+    small = compact(masked, X)
+    assert [small.get_submodule(name).weight.shape[0] for name in ("a", "b", "kept", "norm")] == [4, 2, 2, 8]
+    torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-6)
+
+
+def test_every_masked_channel_of_a_densenet_goes() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    net = torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=6, bn_size=2, num_classes=3)
+    masked, masks = sparsify(net.eval(), granularity="channel", example=x)
+    first_closed(masks)
+    small = compact(masked, x)
+    for name, density in masks.density_by_layer().items():
+        before, after = net.get_submodule(name).weight.shape[0], small.get_submodule(name).weight.shape[0]
+        assert after == round(density * before), name
+    assert set(masks.density_by_layer()) == {name for name, part in net.named_modules() if isinstance(part, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("case", ["recurrent", "tied embedding", "tied autoencoder"])
+def test_what_uses_a_weight_in_a_way_of_its_own_keeps_its_channels(case: str) -> None:
+    if case == "recurrent":  # on the input, whose channels cannot go
+        net = built(
+            {"loop": nn.Linear(8, 8), "hidden": nn.Linear(8, 6), "head": nn.Linear(6, 2)},
+            lambda n, x: n.head(n.hidden(n.loop(n.loop(x).relu()).relu()).relu()),
+        )
+        x = torch.randn(2, 8)
+    elif case == "tied embedding":
+        table, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        head.weight = table.weight
+        net = built(
+            {"table": table, "hidden": nn.Linear(8, 16), "back": nn.Linear(16, 8), "head": head},
+            lambda n, x: n.head(n.back(n.hidden(n.table(x)).relu())),
+        )
+        x = torch.randint(20, (2, 5))
+    else:
+        net = built(
+            {"encode": nn.Linear(8, 16), "hidden": nn.Linear(16, 6), "back": nn.Linear(6, 16)},
+            lambda n, x: nn.functional.linear(n.back(n.hidden(n.encode(x).relu()).relu()).relu(), n.encode.weight.t()),
+        )
+        x = torch.randn(2, 8)
+    masked, masks = sparsify(net, granularity="channel", example=x)
+    assert set(masks.density_by_layer()) == {"hidden"}
+    first_closed(masks)
+    torch.testing.assert_close(compact(masked, x)(x), masked(x), rtol=1e-5, atol=1e-6)
+
+
+def test_channels_that_a_forward_counts_are_refused_before_the_search() -> None:
+    net = built(
+        {"first": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 5, 3), "head": nn.Linear(5 * 144, 2)},
+        lambda n, x: n.head(n.second(n.first(x).relu()).relu().view(-1, 5 * 144)),
+    )
+    with pytest.raises(InputError, match=r"channels of second cannot be taken out: .*invalid for input of size"):
+        sparsify(net, granularity="channel", example=X, inplace=True)
+    assert not any(hasattr(part, "parametrizations") for part in net.modules())
+    _, masks = sparsify(net, granularity="channel", example=X, exclude="second")
+    assert set(masks.density_by_layer()) == {"first"}
+
+
+def test_a_python_sum_is_a_sum() -> None:
+    net = built(
+        {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 6, 1), "head": nn.Conv2d(6, 2, 1)},
+        lambda n, x: n.head(sum([n.a(x), n.b(x)]).relu()),
+    )
+    masked, masks = sparsify(net, granularity="channel", example=X)
+    assert set(masks.density_by_layer()) == {"a", "b"}
+    first_closed(masks)
+    assert compact(masked, X).a.weight.shape[0] == 4
+
+
+def test_examples_of_tokens_and_of_several_inputs() -> None:
+    net = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    tokens = torch.randint(10, (2, 5))
+    masked, masks = sparsify(net, granularity="channel", penalty="operations", example=tokens)
+    assert set(masks.density_by_layer()) == {"1"}
+    first_closed(masks)
+    assert compact(masked, tokens)[1].weight.shape == (6, 4)
+    with pytest.raises(InputError, match="example is a tuple, and must be the network's one input tensor"):
+        sparsify(net, granularity="channel", example=(tokens, tokens))  # type: ignore[arg-type]

@@ -25,14 +25,17 @@ class Net(nn.Module):
 
 def test_uses_are_the_pixels_of_the_output() -> None:
     net = Net().train()
-    assert uses_of_weights(net, X) == {"first.weight": 64, "second.weight": 16, "head.weight": 1}
+    net.second.eval()
+    counts = {"first.weight": 64, "second.weight": 16, "head.weight": 1}
+    assert uses_of_weights(net, X, list(counts)) == counts
     assert net.training
+    assert not net.second.training, "a part that is frozen stays so"
     assert not net.first._forward_hooks
 
 
 def test_a_layer_that_is_called_twice_counts_twice() -> None:
     layer = nn.Linear(3, 3)
-    assert uses_of_weights(nn.Sequential(layer, layer), torch.ones(7, 3)) == {"0.weight": 2}
+    assert uses_of_weights(nn.Sequential(layer, layer), torch.ones(7, 3), ["0.weight"]) == {"0.weight": 2}
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
@@ -70,8 +73,29 @@ def test_a_weight_that_no_layer_of_its_own_reads() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.attention(x, x, x)[0]
 
+    net = Attention()
     with pytest.raises(InputError, match=r"how often attention.in_proj_weight is used"):
-        sparsify(Attention(), penalty="operations", example=torch.ones(2, 3, 4))
+        sparsify(net, penalty="operations", example=torch.ones(2, 3, 4), inplace=True)
+    assert list(net.state_dict()) == list(Attention().state_dict()), "what is refused is not changed"
+
+
+def test_a_layer_that_is_never_called_costs_nothing() -> None:
+    net = Net()
+    net.spare = nn.Linear(6, 6)
+    _, masks = sparsify(net, penalty="operations", example=X)
+    masks.penalty().backward()
+    scores = dict(zip(masks.density_by_layer(), masks.mask_parameters(), strict=True))
+    assert not scores["spare"].grad.any()
+    assert (scores["head"].grad > 0).all()
+
+
+def test_a_shared_weight_costs_what_all_its_layers_do() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, stride=2), nn.Conv2d(3, 3, 1))
+    net[1].weight = net[0].weight
+    _, masks = sparsify(net, penalty="operations", example=X)
+    masks.penalty().backward()
+    shared, last = (scores.grad.flatten()[0] for scores in masks.mask_parameters())
+    assert (shared / last).item() == pytest.approx((64 + 16) / 16)
 
 
 def test_an_unknown_penalty_is_named() -> None:

@@ -151,6 +151,7 @@ def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
 def test_benchmark_puts_measured_time_beside_counts() -> None:
     x = torch.randn(2, 3, 32, 32)
     dense, ticket = resnet20(), sparse_resnet20()
+    dense.conv1.eval()
     quality = {"ticket": {"accuracy": 0.5}}
     rows = benchmark({"dense": dense, "ticket": ticket}, x, repeats=2, quality=quality)
     assert rows["dense"]["parameters"] == rows["ticket"]["parameters"] == 272474
@@ -159,6 +160,7 @@ def test_benchmark_puts_measured_time_beside_counts() -> None:
     assert rows["ticket"]["file_bytes"] < 0.3 * rows["dense"]["file_bytes"]
     assert rows["dense"]["latency_ms"] > 0
     assert dense.training
+    assert not dense.conv1.training
     lines = table(rows).splitlines()
     assert len(lines) == 4
     assert all(part in lines[0] for part in ("images/s", "MFLOPs/image", "file kB", "accuracy"))

@@ -99,6 +99,28 @@ def test_a_pattern_can_name_any_weight() -> None:
     assert list(masks.finalize().state_dict()) == list(Attention().state_dict())
 
 
+def test_a_shared_weight_is_masked_in_all_its_layers_or_in_none() -> None:
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False))
+    net[2].weight, net[3].weight = net[1].weight, net[0].weight
+    with pytest.raises(InputError, match=r"2\.weight and 1\.weight are one parameter: exclude both or neither"):
+        sparsify(net, exclude="2")
+    assert set(sparsify(net, exclude=["1", "2"])[1].density_by_layer()) == {"0", "3"}
+    assert set(sparsify(net, exclude="3")[1].density_by_layer()) == {"1", "2"}
+    masked, masks = sparsify(net, include=["2", "3"])
+    for scores in masks.mask_parameters():
+        scores.data.normal_()
+    masks.ticket = True
+    tokens = torch.arange(9)
+    assert torch.equal(masks.finalize()(tokens), masked(tokens))
+
+
+def test_a_norm_can_be_excluded_and_not_included() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert set(sparsify(net, exclude="1")[1].density_by_layer()) == {"0"}
+    with pytest.raises(InputError, match="pattern '1' names a BatchNorm2d, which has no weight of two or more axes"):
+        sparsify(net, include="1")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
