@@ -181,27 +181,31 @@ def _restate(layer: nn.Module) -> None:
         layer.num_features = layer.running_mean.shape[0]
 
 
+def tensors_in(returned: object) -> list[Tensor]:
+    """Returns the tensors in what a network returned: one, or a tuple or dict of them."""
+    return [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+
+
 @torch.no_grad()
-def outputs(model: nn.Module, example: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _outputs(model: nn.Module, example: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Computes all tensors that ``model`` returns, in ``dtype``, on a copy."""
     x = example.cpu()
-    returned = copy.deepcopy(model).cpu().to(dtype)(x.to(dtype) if x.is_floating_point() else x)
-    return [leaf for leaf in tree_leaves(returned) if isinstance(leaf, Tensor)]
+    return tensors_in(copy.deepcopy(model).cpu().to(dtype)(x.to(dtype) if x.is_floating_point() else x))
 
 
 def _reference(model: nn.Module, example: Tensor) -> tuple[torch.dtype, list[Tensor]]:
     """Computes in float64, so that a difference is a mistake and not the order of a sum, unless a forward casts."""
     try:
-        return torch.float64, outputs(model, example, torch.float64)
+        return torch.float64, _outputs(model, example, torch.float64)
     except RuntimeError:
-        return torch.float32, outputs(model, example, torch.float32)
+        return torch.float32, _outputs(model, example, torch.float32)
 
 
 def _check(small: nn.Module, example: Tensor, dtype: torch.dtype, expected: list[Tensor]) -> None:
     way_out = "leave the layers whose channel count its forward depends on unmasked (sparsify's exclude)"
     kind = type(small).__name__
     try:
-        found = outputs(small, example, dtype)
+        found = _outputs(small, example, dtype)
         gap = max(_gap(a, b) for a, b in zip(found, expected, strict=True))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{kind} fails without its closed channels ({first_line(error)}): {way_out}") from error

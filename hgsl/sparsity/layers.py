@@ -6,11 +6,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from hgsl.common.errors import InputError
 from hgsl.sparsity.masks import MaskedNet
 from hgsl.sparsity.soft_mask import SoftMask, attach
 
 
-class SoftMaskedConv2d(MaskedNet, nn.Conv2d):
+class _MaskedLayer(MaskedNet):
+    """What masked layers have in common: the mask of their weight, in the state held or in one given for a call."""
+
+    weight: Tensor
+
+    def compute_mask(self, temp: float | None = None, ticket: bool | None = None) -> Tensor:
+        """Returns the mask, the shape of the weight, in the state held by the controller or in the one given.
+
+        Raises:
+            InputError: ``temp`` is not positive, or the layer is finalized.
+        """
+        if not parametrize.is_parametrized(self):
+            raise InputError(f"this {type(self).__name__} is finalized: its mask is multiplied into its weight")
+        chain: Any = self.parametrizations
+        return chain.weight[0].mask(temp, ticket)
+
+    def _masked_weight(self, temp: float | None, ticket: bool | None) -> Tensor:
+        if not parametrize.is_parametrized(self):  # finalized: no state is left to override
+            return self.weight
+        chain: Any = self.parametrizations
+        return chain.weight[0](chain.weight.original, temp, ticket)
+
+    def _mask_weight(self, initial_value: float) -> None:
+        attach(self, "weight", SoftMask(self.weight.shape, initial_value, None, self.weight.device, self.weight.dtype))
+
+
+class SoftMaskedConv2d(_MaskedLayer, nn.Conv2d):
     """``nn.Conv2d`` whose weight is masked; called as ``layer(x)``, or ``layer(x, temp=..., ticket=...)``.
 
     Args:
@@ -21,18 +48,14 @@ class SoftMaskedConv2d(MaskedNet, nn.Conv2d):
 
     def __init__(self, *args: Any, mask_initial_value: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _mask_weight(self, mask_initial_value)
-
-    def compute_mask(self, temp: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, the shape of the weight, in the state held by the controller or in the one given."""
-        return _mask_of(self).mask(temp, ticket)
+        self._mask_weight(mask_initial_value)
 
     def forward(self, x: Tensor, temp: float | None = None, ticket: bool | None = None) -> Tensor:
         """Convolves ``x``, ``(B, C, H, W)``, with the masked weight."""
-        return self._conv_forward(x, _masked_weight(self, temp, ticket), self.bias)
+        return self._conv_forward(x, self._masked_weight(temp, ticket), self.bias)
 
 
-class SoftMaskedLinear(MaskedNet, nn.Linear):
+class SoftMaskedLinear(_MaskedLayer, nn.Linear):
     """``nn.Linear`` whose weight is masked; called as ``layer(x)``, or ``layer(x, temp=..., ticket=...)``.
 
     Args:
@@ -43,29 +66,8 @@ class SoftMaskedLinear(MaskedNet, nn.Linear):
 
     def __init__(self, *args: Any, mask_initial_value: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _mask_weight(self, mask_initial_value)
-
-    def compute_mask(self, temp: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, the shape of the weight, in the state held by the controller or in the one given."""
-        return _mask_of(self).mask(temp, ticket)
+        self._mask_weight(mask_initial_value)
 
     def forward(self, x: Tensor, temp: float | None = None, ticket: bool | None = None) -> Tensor:
         """Maps ``x``, ``(..., in_features)``, with the masked weight."""
-        return F.linear(x, _masked_weight(self, temp, ticket), self.bias)
-
-
-def _mask_weight(layer: nn.Conv2d | nn.Linear, initial_value: float) -> None:
-    weight = layer.weight
-    attach(layer, "weight", SoftMask(weight.shape, initial_value, device=weight.device, dtype=weight.dtype))
-
-
-def _mask_of(layer: nn.Conv2d | nn.Linear) -> SoftMask:
-    masked: Any = layer.parametrizations
-    return masked.weight[0]
-
-
-def _masked_weight(layer: nn.Conv2d | nn.Linear, temp: float | None, ticket: bool | None) -> Tensor:
-    if not parametrize.is_parametrized(layer):  # finalized: the mask is in the weight
-        return layer.weight
-    masked: Any = layer.parametrizations
-    return masked.weight.original * _mask_of(layer).mask(temp, ticket)
+        return F.linear(x, self._masked_weight(temp, ticket), self.bias)

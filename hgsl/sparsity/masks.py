@@ -30,9 +30,13 @@ class Masks:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.saved: dict[str, Tensor] | None = None
-        self._masks = [part for part in module.modules() if isinstance(part, SoftMask)]
         if not self._masks:
             raise InputError(f"{type(module).__name__} holds no mask: make one with sparsify(model)")
+
+    @property
+    def _masks(self) -> list[SoftMask]:
+        """All masks there are now: a hand-written network may get a layer, or lose one, at any time."""
+        return [part for part in self.module.modules() if isinstance(part, SoftMask)]
 
     @property
     def temperature(self) -> float:
@@ -89,7 +93,7 @@ class Masks:
 
     def closed_layers(self) -> list[str]:
         """Returns the names of the layers of which the ticket keeps nothing."""
-        return [name for name, density in self.density_by_layer().items() if density == 0.0]
+        return [name or "weight" for name, density in self.density_by_layer().items() if density == 0.0]
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Returns every parameter but the masks' scores, as a fresh list that can be walked more than once."""
@@ -127,8 +131,19 @@ class Masks:
 
         In ticket mode the closed weights are exact zeros; else the soft masks are multiplied in and nothing is zero.
         The state dict has the keys of the network before it was masked, in the same order.
+
+        Raises:
+            InputError: A masked layer has another parametrisation too.
         """
         plain = copy.deepcopy(self.module)
+        for name, layer, _, _ in masked_tensors(plain):
+            chains: Any = layer.parametrizations
+            for tensor, chain in chains.items():
+                if not all(isinstance(part, SoftMask | ChannelMask) for part in chain):
+                    raise InputError(
+                        f"{tensor} of {name or type(layer).__name__} has a parametrisation beside its mask: "
+                        "take it off first (torch.nn.utils.parametrize.remove_parametrizations)"
+                    )
         # All values come first: a weight that two layers share must not be masked twice. Adding zero makes -0.0 a 0.0.
         masked = [(layer, tensor, getattr(layer, tensor) + 0.0) for _, layer, tensor, _ in masked_tensors(plain)]
         for layer in {id(layer): layer for layer, _, _ in masked}.values():

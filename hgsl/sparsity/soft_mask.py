@@ -33,7 +33,7 @@ class SoftMask(nn.Module):
         dtype: What the weight is stored in.
 
     Raises:
-        InputError: ``initial_value`` is not a finite number.
+        InputError: ``initial_value`` is not between -10 and 10.
     """
 
     temperature: Tensor
@@ -50,8 +50,8 @@ class SoftMask(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not math.isfinite(initial_value):
-            raise InputError(f"mask_initial_value is {initial_value}: it must be a finite number, such as -0.1 or 0.0")
+        if not -10.0 <= initial_value <= 10.0:  # 1 / sigmoid(s0) is a factor of the mask: 22,027 at -10
+            raise InputError(f"mask_initial_value is {initial_value}: expected -10 to 10, such as -0.1, 0.0 or 3.0")
         self.scores = nn.Parameter(torch.full(tuple(shape), float(initial_value), device=device, dtype=dtype))
         self.register_buffer("temperature", torch.tensor(1.0, device=device, dtype=dtype))
         self.register_buffer("initial_value", torch.tensor(float(initial_value), device=device, dtype=dtype))
@@ -59,24 +59,31 @@ class SoftMask(nn.Module):
         self.register_buffer("price", None, persistent=False)
         self.ticket = False
 
-    def mask(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, the shape of the scores, in the state held or in the one given."""
+    def mask(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
+        """Returns the mask, the shape of the scores, in the state held or in the one given.
+
+        Raises:
+            InputError: ``temperature`` is not positive.
+        """
         return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Returns ``weight`` times the mask in the state held."""
-        return weight * self.mask()
+    def forward(self, weight: Tensor, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
+        """Returns ``weight`` times the mask in the state held or in the one given."""
+        return weight * self.mask(temperature, ticket)
 
     def penalty(self) -> Tensor:
         """Returns the sum of the mask over the masked weights, or of its price, a scalar."""
         price = self.cost if self.price is None else self.price
-        gate = self._gate() if price is None else self._gate() * price
-        return gate.sum() / torch.sigmoid(self.initial_value)  # divided once and not entry by entry
+        wide = torch.promote_types(self.scores.dtype, torch.float32)  # half precision ends at 65,504 weights
+        gate = self._gate().to(wide)
+        total = (gate if price is None else gate * price).sum()
+        return total / torch.sigmoid(self.initial_value.to(wide))  # divided once and not entry by entry
 
-    def _gate(self, temperature: float | Tensor | None = None, ticket: bool | None = None) -> Tensor:
+    def _gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
+        beta = self.temperature if temperature is None else check_temperature(temperature)
         if self.ticket if ticket is None else ticket:
             return (self.scores > 0).to(self.scores.dtype)
-        return torch.sigmoid((self.temperature if temperature is None else temperature) * self.scores)
+        return torch.sigmoid(beta * self.scores)
 
     def kept(self) -> int:
         """Returns how many weights the ticket keeps."""

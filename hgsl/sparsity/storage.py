@@ -5,6 +5,7 @@ with entry i at bit i % 8 of byte i // 8, and ``NAME/values``, the entries whose
 the shapes of the latter. Minus zero counts as a value, so that what is read is what was written, bit for bit.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 from hgsl.common.files import atomic_path
-from hgsl.sparsity.compact import shrink_to
+from hgsl.sparsity.channel_trace import example_input
+from hgsl.sparsity.compact import shrink_to, tensors_in
+from hgsl.sparsity.modes import evaluating
 
 FORMAT = "hgsl-sparse-1"
 _BITS, _VALUES = "/bits", "/values"
@@ -49,13 +52,15 @@ def save(model: nn.Module, path: str | Path) -> None:
         save_file(stored, temporary, metadata={FORMAT: json.dumps(shapes)})
 
 
-def load(model: nn.Module, path: str | Path, *, shrink: bool = False) -> None:
+def load(model: nn.Module, path: str | Path, *, shrink: bool = False, example: Tensor | None = None) -> None:
     """Reads into ``model``, in place, what ``save`` wrote; nothing is changed if anything is wrong.
 
     Args:
         model: A network of the architecture that was saved.
         path: File to read.
-        shrink: Whether the file may hold a compacted version, to whose sizes ``model`` is then cut.
+        shrink: Whether the file may hold a compacted version, to whose sizes ``model`` is then cut. A copy is cut
+            first: it must take ``example`` and give outputs of the shapes that ``model`` gives.
+        example: An input for that, ``(B, ...)``; None makes images of the model's own size.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,8 +71,10 @@ def load(model: nn.Module, path: str | Path, *, shrink: bool = False) -> None:
     tensors = _read(Path(path))
     wanted = model.state_dict()
     _compare(Path(path), tensors, wanted, shrink)
-    if shrink:
-        shrink_to(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if any(sizes[name] != tuple(tensor.shape) for name, tensor in wanted.items()):
+        _try_sizes(Path(path), model, sizes, example_input(model, example))
+        shrink_to(model, sizes)
     model.load_state_dict(tensors)
 
 
@@ -84,14 +91,18 @@ def _read(path: Path) -> dict[str, Tensor]:
             header = file.metadata() or {}
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         shapes = json.loads(header.get(FORMAT, "null"))
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is no sparse weights file ({error}): it is damaged, or of another kind") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is no sparse weights file ({first_line(error)}): it is damaged, or of another kind"
+        ) from None
     if not isinstance(shapes, dict):
         raise InputError(
             f"{path} is no sparse weights file: its header has no {FORMAT!r}, which hgsl.sparsity.save writes"
         )
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
+        if name in stored:
+            raise InputError(f"{path}: the header does not fit {name!r}: it is there twice, packed and as it is")
         tensors[name] = _unpack(path, name, shape, stored.pop(name + _BITS, None), stored.pop(name + _VALUES, None))
     return tensors | stored
 
@@ -100,7 +111,7 @@ def _unpack(path: Path, name: str, shape: object, bits: Tensor | None, values: T
     where = f"{path}: the header does not fit {name!r}"
     if bits is None or values is None or bits.dtype != torch.uint8 or bits.ndim != 1 or values.ndim != 1:
         raise InputError(f"{where}: its bits or values are missing or malformed")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
         raise InputError(f"{where}: {shape!r} is no shape")
     count = prod(shape)
     if (count + 7) // 8 != bits.numel():
@@ -113,6 +124,25 @@ def _unpack(path: Path, name: str, shape: object, bits: Tensor | None, values: T
     flat = torch.zeros(count, dtype=values.dtype)
     flat[kept[:count]] = values
     return flat.reshape(shape)
+
+
+def _try_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ...]], example: Tensor) -> None:
+    """Refuses sizes that do not fit each other, or cut what the network returns, as another head would."""
+    small = copy.deepcopy(model)
+    shrink_to(small, sizes)
+    try:
+        with torch.no_grad(), evaluating(model, small):
+            here, there = ([tuple(part.shape) for part in tensors_in(net(example))] for net in (model, small))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} is no compacted version of this {type(model).__name__}, which fails with its sizes for an example "
+            f"of shape {tuple(example.shape)} ({first_line(error)}); an input that the model takes can be passed as "
+            "example"
+        ) from error
+    if here != there:
+        raise InputError(
+            f"{path} is of another architecture: with its sizes the outputs have the shapes {there}, the model's {here}"
+        )
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shrink: bool) -> None:

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity import MaskedNet, Masks, SoftMaskedConv2d, SoftMaskedLinear, sparsify
@@ -228,3 +229,44 @@ def test_a_hand_written_network_of_masked_layers() -> None:
     assert net.masks.temperature == 1.0
     copied = copy.deepcopy(net)
     assert copied.masks.module is copied
+
+    with pytest.raises(InputError, match="this SoftMaskedConv2d is finalized"):
+        plain.conv.compute_mask()
+    net.more = SoftMaskedLinear(2, 2)
+    net.masks.temperature = 5.0
+    assert net.more.compute_mask(temp=5.0).equal(net.more.compute_mask()), "the controller sees a later layer"
+
+
+def test_finalize_refuses_a_parametrisation_that_it_would_lose() -> None:
+    masked, masks = sparsify(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+    parametrize.register_parametrization(masked[1], "bias", nn.Softplus())
+    with pytest.raises(InputError, match="bias of 1 has a parametrisation beside its mask"):
+        masks.finalize()
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_a_finalized_network_is_the_dense_one_operator_by_operator(granularity: str) -> None:
+    """Evaluation costs what it did: the same modules, parameters and operators, on tensors of the same sizes."""
+    dense = Net().eval()
+    x = torch.randn(2, 3, 8, 8)
+    masked, masks = sparsify(dense, granularity=granularity, exclude="head", example=x)
+    randomised(masks)
+    masks.ticket = True
+    plain = masks.finalize()
+
+    def parts(net: nn.Module) -> list[object]:
+        return [(name, type(part)) for name, part in net.named_modules()] + [
+            (name, tensor.shape, tensor.dtype)
+            for tensors in (net.named_parameters(), net.named_buffers())
+            for name, tensor in tensors
+        ]
+
+    def operators(net: nn.Module) -> list[object]:
+        graph = torch.export.export(net, (x,)).graph
+        shapes = [[value.shape for value in (node.meta.get("val"),) if hasattr(value, "shape")] for node in graph.nodes]
+        return [(node.op, str(node.target), size) for node, size in zip(graph.nodes, shapes, strict=True)]
+
+    assert parts(plain) == parts(dense)
+    assert not any(parametrize.is_parametrized(part) for part in plain.modules())
+    assert operators(plain) == operators(dense)
+    assert len(operators(masked)) > len(operators(dense)), "the masks did cost something"

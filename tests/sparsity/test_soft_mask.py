@@ -194,6 +194,11 @@ def test_a_temperature_must_be_positive(bad: float) -> None:
         layer.masks.temperature = bad
     with pytest.raises(InputError, match=r"temperature is .*positive"):
         layer.prune(bad)
+    for ticket in (True, False):
+        with pytest.raises(InputError, match=r"temperature is .*positive"):
+            layer(torch.ones(1, 3), temp=bad, ticket=ticket)
+        with pytest.raises(InputError, match=r"temperature is .*positive"):
+            layer.compute_mask(temp=bad, ticket=ticket)
     with pytest.raises(InputError, match=r"temperature is .*positive"):
         temperature_at(0, 5, final=bad)
 
@@ -201,3 +206,19 @@ def test_a_temperature_must_be_positive(bad: float) -> None:
 def test_the_initial_value_must_be_finite() -> None:
     with pytest.raises(InputError, match="mask_initial_value is nan"):
         SoftMaskedLinear(3, 2, mask_initial_value=math.nan)
+
+
+@pytest.mark.parametrize("bad", [-1000.0, 11.0, math.nan, math.inf])
+def test_an_initial_value_must_leave_a_mask(bad: float) -> None:
+    with pytest.raises(InputError, match="mask_initial_value is .*expected -10 to 10"):
+        SoftMaskedLinear(3, 2, mask_initial_value=bad)
+    assert torch.isfinite(SoftMask((2,), -10.0, dtype=torch.float16).mask()).all()
+
+
+def test_the_penalty_of_half_precision_weights_is_a_number() -> None:
+    mask = SoftMask((400, 400), 0.0, dtype=torch.float16)
+    assert mask.penalty().item() == 160_000.0
+    mask.penalty().backward()
+    assert mask.scores.grad is not None
+    assert mask.scores.grad.dtype == torch.float16
+    assert (mask.scores.grad == 0.5).all()

@@ -84,6 +84,22 @@ def test_a_compacted_network_loads_into_the_architecture_it_came_from(tmp_path: 
     assert torch.equal(model(x), small(x))
 
 
+def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) -> None:
+    path, x = tmp_path / "small.safetensors", torch.randn(2, 3, 32, 32)
+    model = resnet20()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
+    stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # its norm and its reader do not know
+    save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
+    with pytest.raises(InputError, match="no compacted version of this .* fails with its sizes"):
+        load(model, path, shrink=True, example=x)
+    save(resnet20(num_classes=3), path)
+    with pytest.raises(InputError, match=r"outputs have the shapes \[\(2, 3\)\], the model's \[\(2, 10\)\]"):
+        load(model, path, shrink=True, example=x)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_file_of_another_architecture_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     save(sparse_resnet20(), tmp_path / "r20.safetensors")
     renamed = resnet20()
@@ -105,6 +121,8 @@ def test_a_file_of_another_architecture_is_refused_and_changes_nothing(tmp_path:
         (lambda shapes, stored: shapes.update({"conv1.weight": [16, 3, 3, 4]}), "has 576 entries.*bits for 432"),
         (lambda shapes, stored: shapes.update({"conv1.weight": [-16, -27]}), "is no shape"),
         (lambda shapes, stored: shapes.update({"conv1.weight": "16x27"}), "is no shape"),
+        (lambda shapes, stored: shapes.update({"conv1.weight": [0, 10**30]}), "is no shape"),
+        (lambda shapes, stored: stored.update({"conv1.weight": torch.ones(16, 3, 3, 3)}), "it is there twice"),
         (lambda shapes, stored: shapes.update({"conv1.weight": [27, 16]}), r"another architecture: .*\(27, 16\) there"),
         (lambda shapes, stored: shapes.update({"ghost": [4]}), "'ghost': its bits or values are missing"),
         (lambda shapes, stored: shapes.pop("conv1.weight"), "another architecture: 'conv1.weight'"),
@@ -141,6 +159,9 @@ def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no sparse weights file"):
         load(resnet20(), path)
     path.write_bytes(struct.pack("<Q", 2**60) + whole[8:])
+    with pytest.raises(InputError, match="no sparse weights file"):
+        load(resnet20(), path)
+    save_file({"weight": torch.zeros(2, 2)}, path, metadata={"hgsl-sparse-1": "[" * 200_000})
     with pytest.raises(InputError, match="no sparse weights file"):
         load(resnet20(), path)
     save_file(resnet20().state_dict(), path)

@@ -74,6 +74,8 @@ def test_inplace_changes_the_model_itself() -> None:
     masked, masks = sparsify(model, inplace=True)
     assert masked is model
     assert masks.density_by_layer() == {"": 0.0}
+    with pytest.warns(UserWarning, match="closes these layers fully: weight"):
+        masks.ticket = True
 
 
 @pytest.mark.parametrize(
