@@ -199,8 +199,8 @@ def test_a_resumed_search_ends_the_same_to_the_bit(
 
 @pytest.fixture(scope="module")
 def whole_run(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    search(settings(cifar), "", folder)
+    folder, config = tmp_path_factory.mktemp("runs") / "whole", settings(cifar)
+    search(replace(config, train=replace(config.train, keep=4)), "", folder)
     return folder
 
 
@@ -309,7 +309,7 @@ def test_a_search_that_cannot_be_compacted_is_reported(
 
 
 def test_class_centres_start_at_the_means_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(retrieval_settings(), loss=LossConfig(centers="class_means"))
+    config = replace(retrieval_settings(granularity="weight"), loss=LossConfig(centers="class_means"))
     run = build(config, tmp_path)
     monkeypatch.setattr(run, "_stage", lambda number, saved: None)
     monkeypatch.setattr(run, "_finish", dict)
@@ -325,27 +325,28 @@ def test_class_centres_start_at_the_means_of_their_classes(tmp_path: Path, monke
 
 
 def test_kept_states_lead_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
-    config = settings(cifar)
-    config = replace(config, train=replace(config.train, keep=9))
-    search(config, "", tmp_path)
-    # Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage of 12.
-    kept = sorted(path.stem for path in (tmp_path / "states").iterdir())
-    assert [int(stem) for stem in kept] == [18, 20, 21, 24, 27, 28, 30, 32, 33, 36][-9:]
-    shutil.copy(tmp_path / "states" / "000000021.safetensors", tmp_path / "state.safetensors")
-    (tmp_path / "report.json").unlink()
-    search(config, "", tmp_path, resume=True)
-    assert (tmp_path / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
+    """Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage of 12; the last four are kept."""
+    assert sorted(path.stem for path in (whole_run / "states").iterdir()) == [f"{n:09}" for n in (30, 32, 33, 36)]
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    (folder / "report.json").unlink()
+    shutil.copy(folder / "states" / "000000030.safetensors", folder / "state.safetensors")
+    search(settings(cifar), "", folder, resume=True)
+    assert (folder / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
+    """Round and ticket are compiled each; sums in another order let a few scores near zero change sides."""
     plain = settings(cifar, rounds=1)
-    compiled = replace(plain, run=replace(plain.run, compile=True))
-    expected, found = search(plain, "", tmp_path / "plain"), search(compiled, "", tmp_path / "compiled")
-    for key in ("density", "temperature"):
-        assert [row.get(key) for row in found["history"]] == pytest.approx(
-            [row.get(key) for row in expected["history"]]
-        )
+    expected = search(plain, "", tmp_path / "plain")
+    torch._dynamo.utils.counters.clear()
+    found = search(replace(plain, run=replace(plain.run, compile=True)), "", tmp_path / "compiled")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for row, wanted in zip(found["history"], expected["history"], strict=True):
+        assert row["density"] == pytest.approx(wanted["density"], abs=0.005)
+        assert row.get("temperature") == wanted.get("temperature")
 
 
 def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
@@ -363,33 +364,39 @@ def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     assert not torch.equal(other[0], batches[0][0])
 
 
-def test_channel_tickets_for_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = retrieval_settings()
-    report = search(config, "", tmp_path / "run")
-    pieces = tmp_path / "pieces"
-    for stop in (2, 3):  # saves fall after steps 3 and 4 of a stage and at its end: in the round, then in the ticket
-        with monkeypatch.context() as patch:
-            stop_at_save(patch, stop)
-            with pytest.raises(StopHere):
-                search(config, "", pieces, resume=pieces.exists())
-    assert load_state(pieces / "state.safetensors")["stage"] == 1
-    resumed = search(config, "", pieces, resume=True)
-    assert resumed["history"] == report["history"]
-    assert resumed["scores"] == report["scores"]
-    for name in ("ticket.safetensors", "compact.safetensors", "model.safetensors"):
-        assert (pieces / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+@pytest.mark.parametrize("saves", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_resumed_search_for_channels_ends_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    """Saves fall after steps 2, 3 and 4 of each stage: the second and the fifth are in the middle of an epoch."""
+    monkeypatch.setattr(
+        sparsify_report, "compact", lambda model, example: model
+    )  # whose trace takes seconds, and which reads only the ticket
+    config, folder = retrieval_settings(), tmp_path / "run"
+    expected = search(config, "", tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(StopHere):
+        stop_at_save(patch, saves)
+        search(config, "", folder)
+    report = search(config, "", folder, resume=True)
+    assert (report["history"], report["scores"]) == (expected["history"], expected["scores"])
+    for name in ("ticket.safetensors", "model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
+
+@pytest.mark.slow
+def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
+    report = search(retrieval_settings(), "", tmp_path)
     assert {"recall@1", "map@r"} <= set(report["scores"])
     dense, ticket, small = (report["costs"][name] for name in ("dense", "ticket", "ticket, compacted"))
     assert ticket["parameters"] == dense["parameters"] > small["parameters"]
     assert small["map@r"] == pytest.approx(ticket["map@r"], abs=1e-6)
     assert small["flops"] < dense["flops"]
     assert [("score" in record) for record in report["history"]] == [False, True] * 2
-    model, size = load_embedder(tmp_path / "run")
+    model, size = load_embedder(tmp_path)
     assert size == 32
     assert not [name for name in model.state_dict() if "parametrizations" in name]
-    smaller, _ = load_embedder(tmp_path / "run")
-    load(smaller, tmp_path / "run" / "compact.safetensors", shrink=True)
+    smaller, _ = load_embedder(tmp_path)
+    load(smaller, tmp_path / "compact.safetensors", shrink=True)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(smaller(images), model(images), rtol=1e-4, atol=1e-5)
