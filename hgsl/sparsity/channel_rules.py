@@ -22,6 +22,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _args(node: Node) -> Any:
+    """The arguments, untyped: fx says that each may be anything, and a rule knows what its operator takes."""
     return node.args
 
 

@@ -210,7 +210,7 @@ def test_the_initial_value_must_be_finite() -> None:
 
 @pytest.mark.parametrize("bad", [-1000.0, 11.0, math.nan, math.inf])
 def test_an_initial_value_must_leave_a_mask(bad: float) -> None:
-    with pytest.raises(InputError, match="mask_initial_value is .*expected -10 to 10"):
+    with pytest.raises(InputError, match=r"mask_initial_value is .*expected -10 to 10"):
         SoftMaskedLinear(3, 2, mask_initial_value=bad)
     assert torch.isfinite(SoftMask((2,), -10.0, dtype=torch.float16).mask()).all()
 

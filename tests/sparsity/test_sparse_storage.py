@@ -91,7 +91,7 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
     stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # its norm and its reader do not know
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
-    with pytest.raises(InputError, match="no compacted version of this .* fails with its sizes"):
+    with pytest.raises(InputError, match=r"no compacted version of this .* fails with its sizes"):
         load(model, path, shrink=True, example=x)
     save(resnet20(num_classes=3), path)
     with pytest.raises(InputError, match=r"outputs have the shapes \[\(2, 3\)\], the model's \[\(2, 10\)\]"):

@@ -181,10 +181,12 @@ def test_torch_compile_traces_it_whole_and_once_for_all_temperatures(granularity
     torch._dynamo.reset()
 
 
-def test_autocast_masks_in_float32_and_convolves_below() -> None:
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_autocast_masks_in_float32_and_convolves_below(granularity: str) -> None:
     torch.manual_seed(0)
-    masked, masks = sparsify(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)))
     x = torch.randn(2, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    masked, masks = sparsify(net, granularity=granularity, example=x)  # type: ignore[arg-type]
     exact = masked(x)
     with torch.autocast("cpu", torch.bfloat16):
         rough = masked(x)

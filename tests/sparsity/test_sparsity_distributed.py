@@ -20,17 +20,18 @@ def _train(network: nn.Module, masks: Masks, x: torch.Tensor, y: torch.Tensor, s
         optimizer.step()
 
 
-def _case() -> tuple[nn.Module, Masks, torch.Tensor, torch.Tensor]:
+def _case(granularity: str) -> tuple[nn.Module, Masks, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
-    masked, masks = sparsify(model, 0.1)
-    return masked, masks, torch.randn(8, 3, 8, 8), torch.randint(4, (8,))
+    x, y = torch.randn(8, 3, 8, 8), torch.randint(4, (8,))
+    masked, masks = sparsify(model, 0.1, granularity=granularity, example=x)  # type: ignore[arg-type]
+    return masked, masks, x, y
 
 
-def _worker(rank: int, folder: str) -> None:
+def _worker(rank: int, folder: str, granularity: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    network, masks, x, y = _case()
+    network, masks, x, y = _case(granularity)
     parallel = nn.parallel.DistributedDataParallel(network)
     _train(parallel, masks, x[rank::2], y[rank::2])
     # The ticket: scores take no part, so they must not be waited for.
@@ -44,11 +45,14 @@ def _worker(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_masks_as_one(tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)
-    network, masks, x, y = _case()
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+def test_two_processes_train_the_same_masks_as_one(tmp_path: Path, granularity: str) -> None:
+    mp.spawn(_worker, args=(str(tmp_path), granularity), nprocs=2)
+    network, masks, x, y = _case(granularity)
+    before = [scores.detach().clone() for scores in masks.mask_parameters()]
     _train(network, masks, x, y)
     for rank in range(2):
         other = torch.load(f"{tmp_path}/{rank}.pt", weights_only=True)
         for name, value in network.state_dict().items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
+    assert not any(torch.equal(old, new) for old, new in zip(before, masks.mask_parameters(), strict=True))
