@@ -95,7 +95,7 @@ class SearchConfig(Config):
         super().__post_init__()
         rewind = self.sparsify.rewind_epoch
         refuse(
-            rewind is not None and not 0 <= rewind < max(1, self.train.epochs),
+            self.sparsify.rounds > 0 and rewind is not None and not 0 <= rewind < self.train.epochs,
             f"sparsify.rewind_epoch {rewind} lies outside a round of train.epochs {self.train.epochs}",
         )
         refuse(
