@@ -133,7 +133,7 @@ def _try_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ...]
     try:
         with torch.no_grad(), evaluating(model, small):
             here, there = ([tuple(part.shape) for part in tensors_in(net(example))] for net in (model, small))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a forward raises
         raise InputError(
             f"{path} is no compacted version of this {type(model).__name__}, which fails with its sizes for an example "
             f"of shape {tuple(example.shape)} ({first_line(error)}); an input that the model takes can be passed as "

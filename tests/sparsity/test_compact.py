@@ -238,6 +238,26 @@ def test_a_forward_with_a_literal_channel_count_is_refused() -> None:
         compact(net, X)
 
 
+def test_a_forward_that_insists_on_half_precision_is_refused_by_name() -> None:
+    class Half(Mixed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x).relu().half().mean((2, 3)))
+
+    with pytest.raises(InputError, match="Half runs neither in float64 nor in float32"):
+        compact(Half().half(), X)
+
+
+def test_an_assertion_about_a_channel_count_is_refused_by_name() -> None:
+    class Asserts(Mixed):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            assert x.shape[1] == 5, "five channels"
+            return self.head(x.mean((2, 3)))
+
+    with pytest.raises(InputError, match=r"channels of stem cannot be taken out: .*five channels"):
+        sparsify(Asserts(), granularity="channel", example=X)
+
+
 def test_soft_masks_are_refused() -> None:
     masked, _ = sparsify(Mixed())
     with pytest.raises(InputError, match=r"these masks are soft: set masks\.ticket = True"):
