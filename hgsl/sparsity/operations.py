@@ -26,7 +26,7 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
         names: The weights to count, each under all of its names if several layers share it.
 
     Raises:
-        InputError: One of them is used, but by no convolution or linear layer that the network calls.
+        InputError: One of them is used, but by no convolution or linear layer that the network calls; or none is.
     """
     counts: dict[str, int] = {}
 
@@ -55,7 +55,10 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
             f"penalty='operations' does not know how often {name} is used, as no convolution or linear layer of "
             "its own reads it: exclude it, or use penalty='weights'"
         )
-    return {name: counts.get(name, 0) for name in names}
+    uses = {name: counts.get(name, 0) for name in names}
+    if not any(uses.values()):
+        raise InputError("penalty='operations' has nothing to count: the network uses none of the masked weights")
+    return uses
 
 
 def _reaching_the_output(model: nn.Module, example: Tensor, names: Collection[str]) -> list[str]:
@@ -80,9 +83,6 @@ def price_operations(network: nn.Module, uses: dict[str, int]) -> None:
     Args:
         network: The masked network.
         uses: What ``uses_of_weights`` counted before it was masked.
-
-    Raises:
-        InputError: No masked weight is used at all.
     """
     prices: dict[SoftMask, Tensor] = {}
     for name, tensor, weight, mask in masked_weights(network):

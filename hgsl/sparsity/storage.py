@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.files import atomic_path
@@ -128,6 +130,12 @@ def _unpack(path: Path, name: str, shape: object, bits: Tensor | None, values: T
 
 def _try_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ...]], example: Tensor) -> None:
     """Refuses sizes that do not fit each other, or cut what the network returns, as another head would."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | _NormBase | _ConvNd) and not getattr(layer, "transposed", False):
+            own = [f"{name}.{tensor}".lstrip(".") for tensor in ("weight", "bias", "running_mean", "running_var")]
+            rows = {tensor: sizes[tensor][0] for tensor in own if tensor in sizes}
+            if len(set(rows.values())) > 1:  # a single row would be broadcast in silence
+                raise InputError(f"{path} contradicts itself: its tensors of one layer differ in length: {rows}")
     small = copy.deepcopy(model)
     shrink_to(small, sizes)
     try:

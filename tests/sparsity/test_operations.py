@@ -87,6 +87,8 @@ def test_a_layer_that_is_never_called_costs_nothing() -> None:
     scores = dict(zip(masks.density_by_layer(), masks.mask_parameters(), strict=True))
     assert not scores["spare"].grad.any()
     assert (scores["head"].grad > 0).all()
+    with pytest.raises(InputError, match="uses none of the masked weights"):
+        sparsify(net, penalty="operations", include="spare", example=X)
 
 
 def test_a_shared_weight_costs_what_all_its_layers_do() -> None:

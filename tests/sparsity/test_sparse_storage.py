@@ -89,9 +89,13 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     model = resnet20()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
-    stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # its norm and its reader do not know
+    stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # which its norm does not know
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
     with pytest.raises(InputError, match=r"no compacted version of this .* fails with its sizes"):
+        load(model, path, shrink=True, example=x)
+    stored["fc.bias"] = torch.zeros(1)  # which every class would get
+    save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
+    with pytest.raises(InputError, match=r"differ in length: \{'fc.weight': 10, 'fc.bias': 1\}"):
         load(model, path, shrink=True, example=x)
     save(resnet20(num_classes=3), path)
     with pytest.raises(InputError, match=r"outputs have the shapes \[\(2, 3\)\], the model's \[\(2, 10\)\]"):
