@@ -138,19 +138,23 @@ def _try_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ...]
                 raise InputError(f"{path} contradicts itself: its tensors of one layer differ in length: {rows}")
     small = copy.deepcopy(model)
     shrink_to(small, sizes)
-    try:
-        with torch.no_grad(), evaluating(model, small):
-            here, there = ([tuple(part.shape) for part in tensors_in(net(example))] for net in (model, small))
-    except Exception as error:  # whatever a forward raises
-        raise InputError(
-            f"{path} is no compacted version of this {type(model).__name__}, which fails with its sizes for an example "
-            f"of shape {tuple(example.shape)} ({first_line(error)}); an input that the model takes can be passed as "
-            "example"
-        ) from error
+    here = _output_shapes(
+        model, example, f"{type(model).__name__} cannot try the sizes of {path}: pass an example that it takes"
+    )
+    there = _output_shapes(small, example, f"{path} is no compacted version of this {type(model).__name__}")
     if here != there:
         raise InputError(
             f"{path} is of another architecture: with its sizes the outputs have the shapes {there}, the model's {here}"
         )
+
+
+def _output_shapes(network: nn.Module, example: Tensor, trouble: str) -> list[tuple[int, ...]]:
+    try:
+        with torch.no_grad(), evaluating(network):
+            return [tuple(tensor.shape) for tensor in tensors_in(network(example))]
+    except Exception as error:  # whatever a forward raises
+        shape = tuple(example.shape)
+        raise InputError(f"{trouble}; it fails for one of shape {shape} ({first_line(error)})") from error
 
 
 def _compare(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shrink: bool) -> None:

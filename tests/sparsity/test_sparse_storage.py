@@ -91,7 +91,7 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
     stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # which its norm does not know
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
-    with pytest.raises(InputError, match=r"no compacted version of this .* fails with its sizes"):
+    with pytest.raises(InputError, match=r"no compacted version of this .* fails for"):
         load(model, path, shrink=True, example=x)
     stored["fc.bias"] = torch.zeros(1)  # which every class would get
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
@@ -100,6 +100,8 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     save(resnet20(num_classes=3), path)
     with pytest.raises(InputError, match=r"outputs have the shapes \[\(2, 3\)\], the model's \[\(2, 10\)\]"):
         load(model, path, shrink=True, example=x)
+    with pytest.raises(InputError, match=r"cannot try the sizes of .*: pass an example that it takes"):
+        load(model, path, shrink=True, example=torch.randn(2, 7))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
