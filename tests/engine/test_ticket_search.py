@@ -179,7 +179,7 @@ def stop_at_save(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     monkeypatch.setattr(engine, "save_state", save_and_stop)
 
 
-@pytest.mark.parametrize("saves", [2, 8, 13])
+@pytest.mark.parametrize("saves", [2, 8, pytest.param(13, marks=pytest.mark.slow)])
 def test_a_resumed_search_ends_the_same_to_the_bit(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_run: Path, saves: int
 ) -> None:

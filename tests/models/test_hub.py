@@ -260,6 +260,7 @@ for source in ("hf-hub:you/pickles", "you/none", "none"):
     assert folder == "no model at none: expected a run folder, or OWNER/NAME of a model on the Hub"
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     hub.shutdown()
     hub.server_close()

@@ -57,7 +57,7 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
 NETWORKS = [  # builder, image size, share of the parameters that stays at most: density squared where all is free
     pytest.param(resnet20, 32, 0.35, id="resnet20"),
     pytest.param(timm_model("test_resnet"), 64, 0.40, id="test_resnet"),
-    pytest.param(timm_model("test_efficientnet"), 64, 0.40, id="test_efficientnet"),
+    pytest.param(timm_model("test_efficientnet"), 64, 0.40, id="test_efficientnet", marks=pytest.mark.slow),
     pytest.param(timm_model("test_vit"), 160, 0.90, id="test_vit"),
     *(
         pytest.param(build, 96, share, id=name, marks=pytest.mark.slow)
