@@ -22,6 +22,7 @@ from hgsl.engine.build import Place
 from hgsl.engine.distributed import agree, gather_objects, share_buffers
 from hgsl.engine.freeze import train_mode
 from hgsl.engine.logging import MetricLog
+from hgsl.engine.masking import MaskedObjective
 from hgsl.engine.meter import Meter
 from hgsl.engine.objective import Objective, scale_parameter
 from hgsl.engine.randomness import random_state, restore_random_state
@@ -43,7 +44,7 @@ class TrainState:
     """
 
     model: Embedder
-    objective: Objective
+    objective: Objective | MaskedObjective
     network: Callable[[Tensor], Tensor]
     loss_call: Callable[[Tensor, Tensor], Tensor]
     optimizer: Optimizer

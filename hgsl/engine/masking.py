@@ -12,20 +12,24 @@ from hgsl.models import Embedder
 from hgsl.sparsity import Masks, sparsify, temperature_at
 
 
-class MaskedObjective(Objective):
+class MaskedObjective(nn.Module):
     """The loss of ``inner`` plus a penalty, lambda times the sum of the masks; it is told of each epoch beforehand."""
 
     def __init__(self, inner: Objective, penalty: Callable[[], Tensor] | None, before: Callable[[int], None]) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(vars(inner))  # whatever an objective has, shared with it
-        self.penalty, self.before = penalty, before
+        super().__init__()
+        self.inner, self.penalty, self.before = inner, penalty, before
+
+    @property
+    def loss_fn(self) -> nn.Module:
+        """The loss itself, without the penalty."""
+        return self.inner.loss_fn
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        loss = super().forward(embeddings, labels)
+        loss: Tensor = self.inner(embeddings, labels)
         return loss + self.penalty() if self.penalty else loss
 
     def start_epoch(self, epoch: int) -> None:
-        super().start_epoch(epoch)
+        self.inner.start_epoch(epoch)
         self.before(epoch)
 
 

@@ -12,8 +12,8 @@ from hgsl.engine.build import Place
 from hgsl.engine.freeze import freeze
 from hgsl.engine.head import Head
 from hgsl.engine.loop import TrainState
-from hgsl.engine.masking import groups_with_masks, with_masks
-from hgsl.engine.objective import build_objective
+from hgsl.engine.masking import MaskedObjective, groups_with_masks, with_masks
+from hgsl.engine.objective import Objective, build_objective
 from hgsl.engine.optim import create_optimizer, create_schedule, parameter_groups
 from hgsl.engine.shards import sharded_loss
 from hgsl.models import Embedder
@@ -29,6 +29,7 @@ def build_state(
     masks: Masks | None = None,
 ) -> TrainState:
     """Builds objective, optimiser, schedule and scaler around ``model``, for one process or several."""
+    objective: Objective | MaskedObjective
     objective = build_objective(config.loss, num_classes, model.embedding_size).to(place.device)
     if config.train.mode == "head":
         freeze(model, "features")

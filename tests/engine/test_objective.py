@@ -2,13 +2,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hgsl.cli import train
 from hgsl.config import LossConfig
 from hgsl.engine.logging import read_metrics
 from hgsl.engine.masking import MaskedObjective
-from hgsl.engine.objective import Objective, build_objective
+from hgsl.engine.objective import build_objective
 from hgsl.losses.functional import hard_global_softmin_loss
 
 
@@ -34,11 +33,12 @@ def test_a_run_under_a_schedule_of_nearest_negatives(photo_folder: Callable[...,
     assert all(record["grad_norm"] > 0 for record in read_metrics(tmp_path / "out" / "metrics.jsonl"))
 
 
-def test_masks_keep_whatever_the_objective_has() -> None:
-    inner = Objective(nn.CosineEmbeddingLoss(), nn.Identity(), gather=True, top_k_schedule={0: 3})
-    inner.further = "a field of tomorrow"
-    masked = MaskedObjective(inner, None, lambda epoch: None)
-    for name, value in [*vars(inner).items(), *inner.named_children()]:
-        assert getattr(masked, name) is value
-    assert masked.state_dict().keys() == inner.state_dict().keys()
-    assert set(vars(masked)) - set(vars(inner)) == {"penalty", "before"}
+def test_masks_add_their_price_to_the_objective() -> None:
+    told: list[int] = []
+    inner = build_objective(LossConfig(top_k=2), num_classes=4, embedding_size=3)
+    masked = MaskedObjective(inner, lambda: torch.tensor(5.0), told.append)
+    embeddings, labels = torch.eye(3), torch.arange(3)
+    masked.start_epoch(7)
+    torch.testing.assert_close(masked(embeddings, labels), inner(embeddings, labels) + 5)
+    assert told == [7]
+    assert masked.loss_fn is inner.loss_fn

@@ -418,7 +418,7 @@ def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: 
 
 def test_a_dense_network_has_no_round_to_rewind_in(cifar: Path) -> None:
     assert settings(cifar, rounds=0, rewind_epoch=5).sparsify.rounds == 0
-    with pytest.raises(ValueError, match="rewind_epoch 0 lies outside a round of train.epochs 0"):
+    with pytest.raises(ValueError, match="rewind_epoch 0 lies outside"):
         replace(settings(cifar, rewind_epoch=0), train=TrainConfig(epochs=0))
 
 
