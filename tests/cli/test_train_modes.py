@@ -173,7 +173,9 @@ MASKS = [
 ]
 
 
-@pytest.mark.parametrize("mode", [["--train.ema", "0.9"], HEAD, MASKS], ids=["mean", "head", "masks"])
+@pytest.mark.parametrize(
+    "mode", [["--train.ema", "0.9"], HEAD, pytest.param(MASKS, marks=pytest.mark.slow)], ids=["mean", "head", "masks"]
+)
 def test_an_earlier_state_goes_on_to_the_same_end(photo_folder: Callable[..., Path], mode: list[str]) -> None:
     words = [*SMALL, *mode, "--data.root", str(photo_folder()), "--train.keep", "9", "--train.save_every", "2"]
     words += ["--run.dir", "a"]

@@ -26,6 +26,7 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc")
 def test_freed_memory_is_taken_again_without_a_fault() -> None:
     assert faults("leave") > 20_000  # one a page of 4 KiB

@@ -50,7 +50,8 @@ def losses(run: str) -> list[float]:
     return [record["loss"] for record in read_metrics(Path(run) / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: str) -> None:
     words = [*SMALL, "--data.root", str(photo_folder(images=14)), "--model.freeze", "batch_norm"]
     words += ["--loss.both_sides", "0"]  # which gathers: a further rounding, that AdamW makes into 4e-5

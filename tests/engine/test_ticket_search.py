@@ -364,7 +364,8 @@ def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     assert not torch.equal(other[0], batches[0][0])
 
 
-@pytest.mark.parametrize("saves", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", [2, 5])
 def test_a_resumed_search_for_channels_ends_the_same_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
