@@ -124,9 +124,9 @@ def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
     check_free(folder, overwrite=overwrite)
     for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
         (folder / name).unlink(missing_ok=True)
-    for path in [*(folder / name for name in FOLDERS), *folder.glob("seed_*")]:
-        if path.name in FOLDERS or (path / CONFIG).is_file():
-            shutil.rmtree(path, ignore_errors=True)
+    seeds = [path for path in folder.glob("seed_*") if (path / CONFIG).is_file()]
+    for path in [*(folder / name for name in FOLDERS), *seeds]:
+        shutil.rmtree(path, ignore_errors=True)
     write_text(folder / CONFIG, config_yaml)
     write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
 

@@ -23,7 +23,7 @@ def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardG
     Each process has its own share of the centres, and the same gradients of all else; norms of their own would scale
     these differently, and the replicas of the network would part.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _parameters(optimizer)
     norm = _norm([p for p in parameters if loss is None or p is not loss.centers])
     if loss is not None:
         squares = _norm([loss.centers]).to(loss.centers.device) ** 2
@@ -68,5 +68,8 @@ def load_optimizer_state(
 
 def _index(optimizer: Optimizer, parameter: nn.Parameter) -> int:
     """Where a state dict has what belongs to ``parameter``: parameters are numbered through all groups."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return next(index for index, other in enumerate(parameters) if other is parameter)
+    return next(index for index, other in enumerate(_parameters(optimizer)) if other is parameter)
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

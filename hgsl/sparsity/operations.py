@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_leaves
 
 from hgsl.common.errors import InputError
+from hgsl.sparsity.compact import tensors_in
 from hgsl.sparsity.masks import masked_weights
 from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask
@@ -66,10 +66,10 @@ def _reaching_the_output(model: nn.Module, example: Tensor, names: Collection[st
     copied = copy.deepcopy(model).eval()
     parameters = {name: copied.get_parameter(name).requires_grad_() for name in names}
     with torch.enable_grad():
-        returned = [leaf for leaf in tree_leaves(copied(example)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        returned = [tensor for tensor in tensors_in(copied(example)) if tensor.requires_grad]
         if not returned:
             return []
-        total = torch.stack([leaf.abs().sum().float() for leaf in returned]).sum()
+        total = torch.stack([tensor.abs().sum().float() for tensor in returned]).sum()
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
 
