@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from hgsl.config import LossConfig
 from hgsl.data import RetrievalDataset
 from hgsl.engine.build import Place
 from hgsl.engine.head import Head, PooledSet
@@ -11,6 +12,19 @@ from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
 CHUNK = 4096  # centres that are compared at a time, and at most with all
+
+
+def start_centers(
+    loss_fn: nn.Module,
+    settings: LossConfig,
+    model: Embedder | Head,
+    images: RetrievalDataset | PooledSet,
+    place: Place,
+    batch: int,
+) -> None:
+    """Puts the centres where ``settings.centers`` wants them; other losses than ours start as they are."""
+    if settings.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
+        start_at_means(loss_fn, model, images, place, batch)
 
 
 def start_at_means(

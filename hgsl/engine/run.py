@@ -15,7 +15,7 @@ from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine import run_folder
 from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, build_train_set
-from hgsl.engine.centers import class_vectors, nearest_similarity, start_at_means
+from hgsl.engine.centers import class_vectors, nearest_similarity, start_centers
 from hgsl.engine.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluate import evaluate, measure, report_of
@@ -28,7 +28,6 @@ from hgsl.engine.outcome import print_summary, training_facts, write_queries
 from hgsl.engine.randomness import seed_all
 from hgsl.engine.selection import BestEpoch
 from hgsl.engine.state import build_state
-from hgsl.losses import HardGlobalSoftminLoss
 from hgsl.models import Embedder, save_embedder
 
 PAGE_QUERIES = 20_000  # more make a page of tens of megabytes, and a second search that takes minutes
@@ -124,9 +123,8 @@ class Run:
                 if state.ema:
                     state.ema.set(self.model)
             before = self._scores(test_set) if config.eval.before else {}
-            loss_fn = state.objective.loss_fn
-            if config.loss.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
-                start_at_means(loss_fn, self._view(self.model), self._train_view, self.place, config.eval.batch_size)
+            loss_fn, view = state.objective.loss_fn, self._view(self.model)
+            start_centers(loss_fn, config.loss, view, self._train_view, self.place, config.eval.batch_size)
         best = self._best_epoch(test_set)
         self._fit(before, best)
         if best:

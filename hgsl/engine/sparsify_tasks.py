@@ -19,7 +19,6 @@ from hgsl.engine.loader import RunBatches, mixed_seed, run_loader
 from hgsl.engine.loop import Batch
 from hgsl.engine.objective import Objective, build_objective
 from hgsl.engine.optim import parameter_groups
-from hgsl.losses import HardGlobalSoftminLoss
 from hgsl.models import Embedder
 from hgsl.models.resnet_cifar import resnet20
 
@@ -144,14 +143,14 @@ def retrieval(config: SearchConfig, place: Place) -> Task:
         return iter(run_loader(train_set, stream, workers=place.workers, device=place.device))
 
     def start(network: nn.Module) -> None:
-        if config.loss.centers == "class_means" and isinstance(objective.loss_fn, HardGlobalSoftminLoss):
-            from hgsl.engine.centers import start_at_means
+        from hgsl.engine.centers import start_centers  # brings the search library, which classification does without
 
-            images = build_eval_set(config.data, manifest, model, size, "train")
-            start_at_means(objective.loss_fn, cast(Embedder, network), images, place, config.eval.batch_size)
+        images = build_eval_set(config.data, manifest, model, size, "train")
+        embedder, batch = cast(Embedder, network), config.eval.batch_size
+        start_centers(objective.loss_fn, config.loss, embedder, images, place, batch)
 
     def scores(network: nn.Module, dataset: RetrievalDataset) -> dict[str, Any]:
-        from hgsl.engine.evaluate import evaluate  # brings the search library, which classification does without
+        from hgsl.engine.evaluate import evaluate  # as above
 
         return evaluate(network, dataset, config.eval, place)
 
