@@ -191,16 +191,25 @@ def nested(dotted: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def read_split(name: str, root: Path | None) -> Manifest:
-    """The first half of the classes trains, the second is searched; the last third of the first is for validation."""
-    if name != "cub100":
-        return load_manifest(name, root, val_share=VALIDATION)
+def read_split(name: str, root: Path | None, swap_halves: bool = False) -> Manifest:
+    """The first half of the classes trains, the second is searched; the last third of the first is for validation.
+
+    With ``swap_halves`` the second half trains, and the first is searched.
+    """
+    manifest = read_cub100(root) if name == "cub100" else load_manifest(name, root)
+    if swap_halves:
+        manifest = replace(manifest, split=np.where(manifest.split == "test", "train", "test"))
+    return cut_validation(manifest, VALIDATION)
+
+
+def read_cub100(root: Path | None) -> Manifest:
+    """A subset of CUB-200-2011 with lists of its own."""
     if root is None:
         raise InputError("cub100, a subset of CUB-200-2011, is no data set of hgsl: give its folder with --root")
     classes, images, labels = (read_pairs(root / f"{file}.txt") for file in ("classes", "images", "image_class_labels"))
     numbers = [int(labels[image]) for image in images]
     raw = make_manifest("cub100", root / "images", list(images.values()), numbers, list(classes.values()))
-    return cut_validation(apply_protocol(raw, "zero-shot"), VALIDATION)
+    return apply_protocol(raw, "zero-shot")
 
 
 def read_pairs(path: Path) -> dict[str, str]:
@@ -263,6 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cub100", help="cub100, or a data set of hgsl.data.DATASETS")
     parser.add_argument("--root", type=Path, help="its folder")
+    parser.add_argument("--swap-halves", action="store_true", help="train on the searched classes, search the others")
     parser.add_argument("--recipe", type=Path, default=CONFIGS / "folder.yaml", help="what all losses share")
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=4)
@@ -270,26 +280,28 @@ def main() -> int:
     trials = f"a loss, 0 to {MOST_TRIALS}; 0 takes its usual setting"
     parser.add_argument("--trials", type=int, default=MOST_TRIALS, help=trials)
     parser.add_argument("--only", nargs="+", choices=LOSSES, metavar="LOSS", help=f"of {', '.join(LOSSES)}")
-    parser.add_argument("--out", type=Path, help="default: runs/quality/DATA-IMAGE_SIZE-EPOCHS")
+    parser.add_argument("--out", type=Path, help="default: runs/quality/DATA-IMAGE_SIZE-EPOCHS[-swapped]")
     args = parser.parse_args()
     if not 0 <= args.trials <= MOST_TRIALS or args.seeds < 1:
         parser.error(f"--trials must be 0 to {MOST_TRIALS}, --seeds at least 1")
-    out = args.out or Path("runs/quality") / f"{args.data}-{args.image_size}-{args.epochs}"
+    halves = "-swapped" if args.swap_halves else ""
+    out = args.out or Path("runs/quality") / f"{args.data}-{args.image_size}-{args.epochs}{halves}"
     return run(lambda: compare(args, out))
 
 
 def compare(args: argparse.Namespace, out: Path) -> int:
     """Tunes and trains the losses in turn; the table is there after the first of them."""
-    manifest = read_split(args.data, args.root)
+    manifest = read_split(args.data, args.root, args.swap_halves)
     shared = {"data.image_size": args.image_size, "data.cache": "resized", "data.crop_to_boxes": False}
     recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
     recipe = nested({**shared, "train.epochs": args.epochs, "eval.before": False, "eval.page": False}, recipe)
     counts = {split: len(np.unique(manifest.labels[manifest.split == split])) for split in ("train", "val", "test")}
     bench = Bench(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
+    swapped = ", halves swapped" if args.swap_halves else ""
     head = (
-        f"{args.data}: {counts['train'] + counts['val']} classes train, {counts['test']} are searched; trials train on "
-        f"{counts['train']} and search {counts['val']}. {args.image_size} px, {args.epochs} epochs, recipe "
-        f"{args.recipe.name}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"{args.data}{swapped}: {counts['train'] + counts['val']} classes train, {counts['test']} are searched; "
+        f"trials train on {counts['train']} and search {counts['val']}. {args.image_size} px, {args.epochs} epochs, "
+        f"recipe {args.recipe.name}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}. In percent, mean ± standard deviation over seeds.\n\n"
     )
     trials: dict[str, list[dict[str, Any]]] = {}
