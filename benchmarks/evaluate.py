@@ -6,7 +6,7 @@
 Each measurement is a process of its own, so that its peak of memory is its own; memory is the growth of the resident
 set from the moment the embeddings are there. The runs alternate and the fastest of each is shown; processor seconds
 are those of all threads together, which other work on the machine disturbs less. The embeddings are classes of 20
-images around random centres, so that hits are neither certain nor rare.
+images around random centers, so that hits are neither certain nor rare.
 """
 
 import argparse
@@ -33,12 +33,12 @@ def make(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     """Returns unit vectors (count, width) float32 and their labels, made in pieces so that little more is touched."""
     rng = np.random.default_rng(seed)
     classes = count // CLASS_SIZE
-    centres = rng.standard_normal((classes, width), dtype=np.float32)
+    centers = rng.standard_normal((classes, width), dtype=np.float32)
     labels = np.arange(count) % classes
     vectors = np.empty((count, width), dtype=np.float32)
     for start in range(0, count, 10_000):
         rows = slice(start, start + 10_000)
-        piece = centres[labels[rows]] + 2.2 * rng.standard_normal(vectors[rows].shape, dtype=np.float32)
+        piece = centers[labels[rows]] + 2.2 * rng.standard_normal(vectors[rows].shape, dtype=np.float32)
         vectors[rows] = piece / np.linalg.norm(piece, axis=1, keepdims=True)
     return vectors, labels
 

@@ -3,8 +3,8 @@
     python benchmarks/loss.py                       # C = 1e3, 1e4, 1e5 against all, and 1e6 alone
     python benchmarks/loss.py --classes 1000        # one of them
 
-A step is forward and backward, gradients of embeddings, centres and scale included; "+ SGD" and "+ SparseAdam" add an
-optimiser step. All methods take turns in one process and the fastest turn of each counts, since other work on the
+A step is forward and backward, gradients of embeddings, centers and scale included; "+ SGD" and "+ SparseAdam" add an
+optimizer step. All methods take turns in one process and the fastest turn of each counts, since other work on the
 machine only ever adds time. Memory is measured apart, in a process a method: the peak of the resident set from before
 the loss is built to after two steps, less what was resident before.
 """
@@ -61,7 +61,7 @@ def step(build: Callable[[int], nn.Module], classes: int, optimizer: str | None 
 
 
 def hgsl(classes: int, **options: Any) -> nn.Module:
-    """Builds our loss with its default settings, regulariser included."""
+    """Builds our loss with its default settings, regularizer included."""
     return HardGlobalSoftminLoss(classes, DIMENSION, **options)
 
 
@@ -124,7 +124,7 @@ def table(classes: int, times: dict[str, float], memory: dict[str, float]) -> st
         f"| {memory[name] / 2**20:.0f} | {memory[name] / size:.2f} |"
         for name, seconds in times.items()
     ]
-    head = f"| C = {classes:,} | ms | of the product | peak MiB | of the centres' {size / 2**20:.0f} MiB |"
+    head = f"| C = {classes:,} | ms | of the product | peak MiB | of the centers' {size / 2**20:.0f} MiB |"
     return "\n".join([head, "|---|---:|---:|---:|---:|", *rows])
 
 

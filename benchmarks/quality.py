@@ -32,12 +32,12 @@ from hgsl.cli._settings import CONFIGS, build_parser, parse, to_yaml
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
 from hgsl.data import Manifest, load_manifest
-from hgsl.data.csv import write_table
+from hgsl.data.adapters.csv import write_table
 from hgsl.data.manifest import make_manifest
 from hgsl.data.protocols import apply_protocol, cut_validation
+from hgsl.engine.folder.run_folder import CONFIG, STATE
+from hgsl.engine.loop.stop import Diverged, Stopped
 from hgsl.engine.run import train
-from hgsl.engine.run_folder import CONFIG, STATE
-from hgsl.engine.stop import Diverged, Stopped
 
 Setting = dict[str, Any]  # dotted name -> value, laid over the recipe
 MOST_TRIALS = 6

@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 import torch
 
-from hgsl.data.synthetic import draw
+from hgsl.data.synthetic.butterflies import draw
 from hgsl.models import create_embedder, save_embedder
 from hgsl.search import SearchIndex, build_index
 

@@ -26,7 +26,7 @@ def train_step(model: nn.Module, masks: Masks | None, images: Tensor, labels: Te
     """One step; returns its seconds."""
     parameters = model.parameters() if masks is None else [*masks.weight_parameters(), *masks.mask_parameters()]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.0)
-    synchronise(images)
+    synchronize(images)
     start = time.perf_counter()
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         loss = nn.functional.cross_entropy(model(images), labels)
@@ -35,11 +35,11 @@ def train_step(model: nn.Module, masks: Masks | None, images: Tensor, labels: Te
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    synchronise(images)
+    synchronize(images)
     return time.perf_counter() - start
 
 
-def synchronise(images: Tensor) -> None:
+def synchronize(images: Tensor) -> None:
     if images.is_cuda:
         torch.cuda.synchronize()
 

@@ -30,14 +30,14 @@ from torchvision import transforms
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.config import Config, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
 from hgsl.data import RetrievalDataset
-from hgsl.engine.build import build_manifest, build_model, build_place, build_train_set
-from hgsl.engine.freeze import train_mode
-from hgsl.engine.loader import RunBatches, run_loader
-from hgsl.engine.loop import Batch, LoopOptions, train_step
-from hgsl.engine.meter import Meter
-from hgsl.engine.objective import build_objective
-from hgsl.engine.optim import create_optimizer, parameter_groups
-from hgsl.engine.state import build_state
+from hgsl.engine.loop.loader import RunBatches, run_loader
+from hgsl.engine.loop.loop import Batch, LoopOptions, train_step
+from hgsl.engine.loop.meter import Meter
+from hgsl.engine.loop.state import build_state
+from hgsl.engine.parts.build import build_manifest, build_model, build_runtime, build_train_set
+from hgsl.engine.parts.freeze import train_mode
+from hgsl.engine.parts.objective import build_objective
+from hgsl.engine.parts.optim import create_optimizer, parameter_groups
 from hgsl.models import create_embedder
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
@@ -61,14 +61,14 @@ def settings(args: argparse.Namespace) -> Config:
 
 def ours(config: Config, constant: bool) -> Iterator[Meter]:
     """Takes steps of the engine; yields a meter that is told of each."""
-    place = build_place(config)
+    runtime = build_runtime(config)
     manifest = build_manifest(config.data)
-    model = build_model(config, place)
+    model = build_model(config, runtime)
     images = build_train_set(config, manifest, model)
     batches = RunBatches(images.labels, config.train.batch_size, config.train.epochs, seed=0)
-    state = build_state(config, model, images.num_classes, batches.steps_per_epoch, place)
+    state = build_state(config, model, images.num_classes, batches.steps_per_epoch, runtime)
     options = LoopOptions(batches.steps_per_epoch, config.train.epochs, 1, config.optim.clip, "none", 10**9)
-    stream: Iterator[Batch] = iter(run_loader(images, batches, workers=place.workers, device=place.device))
+    stream: Iterator[Batch] = iter(run_loader(images, batches, workers=runtime.workers, device=runtime.device))
     if constant:
         same = next(stream)
         stream = iter(lambda: same, None)
@@ -77,7 +77,7 @@ def ours(config: Config, constant: bool) -> Iterator[Meter]:
     for step in count(1):
         with meter.waiting():
             batch = next(stream)
-        loss, _ = train_step(state, batch, options, place)
+        loss, _ = train_step(state, batch, options, runtime)
         meter.add(loss, len(batch[1]))
         yield meter
         if step == WARM_UP:

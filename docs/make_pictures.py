@@ -50,7 +50,7 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 def draw_loss(run: Path) -> None:
-    """Left: which centres push an embedding, by K and alpha. Right: where the gradient moves it, on a circle."""
+    """Left: which centers push an embedding, by K and alpha. Right: where the gradient moves it, on a circle."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(1.5, 1))
     _draw_shares(left)
     _draw_circle(right)
@@ -63,27 +63,27 @@ def draw_loss(run: Path) -> None:
 
 
 def _draw_shares(axes: plt.Axes) -> None:
-    """The share that each centre has in the push, by its rank, for one embedding among 100 random centres."""
+    """The share that each center has in the push, by its rank, for one embedding among 100 random centers."""
     generator = torch.Generator().manual_seed(3)
     centers = torch.randn(100, 16, generator=generator)
     embedding = torch.randn(1, 16, generator=generator)
     for alpha, top_k, style in ((0.1, None, "-"), (0.4, None, "-"), (1.0, None, "-"), (1.0, 5, "o")):
-        learnt = centers.clone().requires_grad_()
+        learned = centers.clone().requires_grad_()
         far = (torch.nn.functional.normalize(embedding) @ torch.nn.functional.normalize(centers).T).argmin()[None]
-        hard_global_softmin_loss(embedding, learnt, far, alpha, top_k, "negatives").backward()
-        push = learnt.grad.norm(dim=1)
+        hard_global_softmin_loss(embedding, learned, far, alpha, top_k, "negatives").backward()
+        push = learned.grad.norm(dim=1)
         push[far] = 0
         share = (push / push.sum()).sort(descending=True).values[:20]
         label = f"alpha {alpha}, K = {'all' if top_k is None else top_k}"
         axes.plot(np.arange(1, 21), 100 * share, style, label=label, lw=1.6, ms=4)
-    axes.set(xlabel="centres of other classes, the nearest first", ylabel="share of the push, %", xticks=(1, 5, 10, 20))
-    axes.set_title("small alpha: the nearest centre alone;\nlarge alpha: many, unless K cuts them off", fontsize=10)
+    axes.set(xlabel="centers of other classes, the nearest first", ylabel="share of the push, %", xticks=(1, 5, 10, 20))
+    axes.set_title("small alpha: the nearest center alone;\nlarge alpha: many, unless K cuts them off", fontsize=10)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_circle(axes: plt.Axes) -> None:
-    """One embedding in the plane: its own centre pulls, the K = 2 nearest others push, the rest do nothing."""
+    """One embedding in the plane: its own center pulls, the K = 2 nearest others push, the rest do nothing."""
     angles = np.deg2rad([95, 20, -15, 190, 250])
     centers = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], axis=1), dtype=torch.float32)
     start = np.deg2rad(42)
@@ -108,7 +108,7 @@ def _draw_circle(axes: plt.Axes) -> None:
 
 
 def draw_retrievals(run: Path) -> None:
-    """The contact sheet of the evaluation: queries with their neighbours, right and wrong."""
+    """The contact sheet of the evaluation: queries with their neighbors, right and wrong."""
     with tempfile.TemporaryDirectory() as folder:
         sheet = Path(folder) / "sheet.png"
         tool("eval_retrieval.py", "--checkpoint", run, "--sheet", sheet)

@@ -27,7 +27,7 @@ def test_data() -> Path:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a maker of folders ROOT/kind_NN/MM.jpg; every kind has a colour, every image its own noise."""
+    """Returns a maker of folders ROOT/kind_NN/MM.jpg; every kind has a color, every image its own noise."""
 
     def make(classes: int = 6, images: int = 4, size: int = 48, name: str = "photos") -> Path:
         generator = np.random.default_rng(0)
@@ -35,9 +35,9 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
         for kind in range(classes):
             folder = root / f"kind_{kind:02}"
             folder.mkdir(parents=True)
-            colour = generator.integers(40, 216, 3)
+            color = generator.integers(40, 216, 3)
             for number in range(images):
-                pixels = (colour + generator.integers(-40, 40, (size, size + 8, 3))).clip(0, 255)
+                pixels = (color + generator.integers(-40, 40, (size, size + 8, 3))).clip(0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:02}.jpg")
         return root
 
@@ -73,15 +73,15 @@ def watched():
 
 
 @pytest.fixture
-def check_colours():
+def check_colors():
     """Returns a check that a page in dark and in light has text that stands out from its paper (WCAG AAA)."""
 
     def contrast(page, scheme: str) -> tuple[float, float]:
         page.emulate_media(color_scheme=scheme)
         body = "getComputedStyle(document.body)"
         light = []
-        for colour in page.evaluate(f"[{body}.color, {body}.backgroundColor]"):
-            channels = np.array([float(part) for part in colour[4:-1].split(",")]) / 255
+        for color in page.evaluate(f"[{body}.color, {body}.backgroundColor]"):
+            channels = np.array([float(part) for part in color[4:-1].split(",")]) / 255
             linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
             light.append(linear @ [0.2126, 0.7152, 0.0722])
         return (max(light) + 0.05) / (min(light) + 0.05), light[1]

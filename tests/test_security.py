@@ -20,7 +20,7 @@ from hgsl.cli import compare, eval_retrieval, train
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
 from hgsl.data import load_manifest
-from hgsl.engine.checkpoint import load_state
+from hgsl.engine.folder.checkpoint import load_state
 from hgsl.evaluation import load_array
 from hgsl.models import create_embedder, load_embedder, save_embedder, save_pretrained
 from hgsl.models.weights import read_tensors

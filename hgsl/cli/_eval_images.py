@@ -16,11 +16,11 @@ from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
-from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, to_place
 from hgsl.engine.distributed import process_group
+from hgsl.engine.parts.build import Runtime, build_eval_set, build_manifest, build_model, build_runtime, move_to_device
 from hgsl.evaluation import RetrievalTask, embed, load_array, make_task
-from hgsl.evaluation.vectors import Array
-from hgsl.evaluation.views import AveragedViews
+from hgsl.evaluation.knn.vectors import Array
+from hgsl.evaluation.refine.tta import AveragedViews
 from hgsl.models import Embedder, load_embedder
 
 
@@ -154,21 +154,21 @@ def _read(embeddings: str, labels: str, ids: str | None = None, groups: str | No
 
 def from_network(config: Config, flags: Namespace, stack: ExitStack) -> Subject:
     """The embeddings that a trained run, or a pretrained network, gives on the data set of the settings."""
-    place = build_place(config)
-    place = replace(place, device=stack.enter_context(process_group(place.device)))
+    runtime = build_runtime(config)
+    runtime = replace(runtime, device=stack.enter_context(process_group(runtime.device)))
     manifest = build_manifest(config.data)
-    ranks.say(summary(manifest))
+    ranks.print_main(summary(manifest))
     if flags.checkpoint:
         model, image_size = load_embedder(flags.checkpoint)
-        model, name = to_place(model, place), Path(flags.checkpoint).resolve().name
+        model, name = move_to_device(model, runtime), Path(flags.checkpoint).resolve().name
     else:
         torch.manual_seed(config.run.seed)  # for what has no pretrained weights
-        model, image_size, name = build_model(config, place), config.data.image_size, config.model.backbone
+        model, image_size, name = build_model(config, runtime), config.data.image_size, config.model.backbone
     network, steps = _with_views(model, flags)
 
     def images(split: str, store: str | None = None) -> ImageSet:
         dataset = build_eval_set(config.data, manifest, model, image_size, split)
-        return _embedded(network, dataset, config, place, store, f"{steps} {image_size}", flags.ignore_same_group)
+        return _embedded(network, dataset, config, runtime, store, f"{steps} {image_size}", flags.ignore_same_group)
 
     part = manifest.subset("test")
     shown = RetrievalDataset(part)
@@ -204,7 +204,7 @@ def _embedded(
     network: torch.nn.Module,
     dataset: RetrievalDataset,
     config: Config,
-    place: Place,
+    runtime: Runtime,
     store: str | None,
     identity: str,
     with_groups: bool,
@@ -214,9 +214,9 @@ def _embedded(
         network,
         dataset,
         batch_size=config.eval.batch_size,
-        num_workers=place.workers,
-        device=place.device,
-        precision=place.precision,
+        num_workers=runtime.workers,
+        device=runtime.device,
+        precision=runtime.precision,
         store=store,
         identity=f"{manifest.split_hash} {identity}",
     )

@@ -11,15 +11,15 @@ from jsonargparse import Namespace
 from hgsl.cli._eval_images import Subject
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
-from hgsl.engine.logging import read_metrics
-from hgsl.engine.run_folder import METRICS, versions
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.folder.run_folder import METRICS, versions
 from hgsl.evaluation import RetrievalResult, RetrievalTask
-from hgsl.evaluation.html import PageOptions, write_html
-from hgsl.evaluation.inspection import nearest
-from hgsl.evaluation.pictures import write_contact_sheet
-from hgsl.evaluation.plots import write_curves
-from hgsl.evaluation.report import build_report, class_rows, columns_of, format_table, hash_of_task, query_csv
-from hgsl.evaluation.rerank import Reorder
+from hgsl.evaluation.refine.rerank import Reorder
+from hgsl.evaluation.show.html import PageOptions, write_html
+from hgsl.evaluation.show.inspection import nearest
+from hgsl.evaluation.show.pictures import write_contact_sheet
+from hgsl.evaluation.show.plots import write_curves
+from hgsl.evaluation.show.report import build_report, class_rows, columns_of, format_table, hash_of_task, query_csv
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 6
 NO_MATCH = "no_match.json"  # in the run folder: searching with the run's model reads its threshold there

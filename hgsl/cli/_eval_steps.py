@@ -11,10 +11,10 @@ from hgsl.cli._eval_images import ImageSet, Subject
 from hgsl.cli._eval_outputs import Measured
 from hgsl.common.errors import InputError
 from hgsl.evaluation import RetrievalTask, evaluate_task
-from hgsl.evaluation.expansion import augment_gallery, expand_queries
-from hgsl.evaluation.rerank import Reorder, k_reciprocal
+from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
+from hgsl.evaluation.refine.rerank import Reorder, k_reciprocal
+from hgsl.evaluation.refine.whitening import fit_whitening
 from hgsl.evaluation.threshold import calibrate, measure, top_scores
-from hgsl.evaluation.whitening import fit_whitening
 
 
 def whitened(subject: Subject, flags: Namespace) -> Subject:
@@ -72,7 +72,7 @@ def _refinement(flags: Namespace, memory: int) -> tuple[Callable[[RetrievalTask]
     ):
         if count is not None:
             changes.append(partial(change, count=count, alpha=alpha, max_memory=memory, progress=True))
-            steps.append(f"{name} with {count} neighbours, alpha {alpha:g}")
+            steps.append(f"{name} with {count} neighbors, alpha {alpha:g}")
 
     def refine(task: RetrievalTask) -> RetrievalTask:
         for change in changes:

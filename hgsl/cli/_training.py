@@ -37,7 +37,7 @@ def read(
 
 def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Namespace, **more: Any) -> int:
     """Calls ``engine`` and returns the exit code: 0, or 128 + signal after a signal, with the state saved."""
-    from hgsl.engine.stop import Stopped
+    from hgsl.engine.loop.stop import Stopped
 
     try:
         engine(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume, **more)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
-from hgsl.engine.run_folder import QUERIES
+from hgsl.engine.folder.run_folder import QUERIES
 from hgsl.evaluation.bootstrap import paired_difference
-from hgsl.evaluation.plots import write_curves
-from hgsl.evaluation.report import columns_of, format_cells, format_table
+from hgsl.evaluation.show.plots import write_curves
+from hgsl.evaluation.show.report import columns_of, format_cells, format_table
 
 DESCRIPTION = """Print reports of one split side by side, and by how much each differs from the first: the mean
 difference over the same queries with its 95% bootstrap interval. A report is what eval_retrieval.py --json wrote, or

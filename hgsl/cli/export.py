@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", help="--int8: where the photos of the run are now.")
     parser.add_argument("--push", metavar="OWNER/NAME", help="hub: also upload it; needs `hf auth login` or HF_TOKEN.")
     parser.add_argument("--private", action="store_true", help="--push: make the repository private.")
-    parser.add_argument("--license", metavar="NAME", help="hub: licence of the weights for the card (apache-2.0, ...).")
+    parser.add_argument("--license", metavar="NAME", help="hub: license of the weights for the card (apache-2.0, ...).")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     return run(lambda: _export(flags))
 
@@ -84,8 +84,8 @@ def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> N
     import torch
 
     from hgsl.common.files import write_json
-    from hgsl.engine.run_folder import versions
-    from hgsl.evaluation.report import format_cells
+    from hgsl.engine.folder.run_folder import versions
+    from hgsl.evaluation.show.report import format_cells
     from hgsl.export import EXTENSIONS, OnnxEmbedder, describe, export_model, latencies, quantize
 
     path = Path(flags.out or Path(flags.run) / f"model{EXTENSIONS[flags.format]}")
@@ -120,15 +120,15 @@ def _print_cost(
     import torch
 
     from hgsl.cli._settings import build_parser, parse
-    from hgsl.engine.build import build_eval_set, build_manifest, build_place
-    from hgsl.engine.evaluate import evaluate
+    from hgsl.engine.evaluation import evaluate
+    from hgsl.engine.parts.build import build_eval_set, build_manifest, build_runtime
     from hgsl.evaluation import format_table
 
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)
-    place = replace(build_place(config), device=torch.device("cpu"), dtype=torch.float32)
+    runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
     dataset = build_eval_set(config.data, build_manifest(config.data), model, image_size)
-    scores = {name: evaluate(network, dataset, config.eval, place) for name, network in networks.items()}
+    scores = {name: evaluate(network, dataset, config.eval, runtime) for name, network in networks.items()}
     first = next(iter(scores.values()))
     print(f"\n{first['num_queries']:,} queries, {first['num_gallery']:,} images, {first['protocol']}, ", end="")
     print(f"split {first['split_hash']}, in percent")

@@ -11,9 +11,9 @@ from hgsl.cli._main import run
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.files import write_json
 from hgsl.data import DATASETS, PROTOCOLS, load_manifest, summary
+from hgsl.data.adapters.csv import write_table
 from hgsl.data.audit import audit
 from hgsl.data.cards import Card, count, fetch, read_card
-from hgsl.data.csv import write_table
 from hgsl.data.layout import default_root
 from hgsl.data.overview import missing_files
 

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from hgsl.engine.loader import default_workers
+    from hgsl.engine.loop.loader import default_workers
     from hgsl.search import build_index
 
     report = build_index(

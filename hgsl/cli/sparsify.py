@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hgsl.cli._main import run
 from hgsl.cli._training import read, run_engine, training_parser
 from hgsl.common.errors import InputError
-from hgsl.config import SearchConfig
+from hgsl.config import SparsifyRunConfig
 
 DESCRIPTION = (
     "Search a sparse sub-network (a ticket) by Continuous Sparsification, train it, and measure what it is worth and "
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _search(words: list[str]) -> int:
     names = ", ".join(f"{short} = {full}" for short, full in PUBLISHED.items())
-    parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SearchConfig)
+    parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SparsifyRunConfig)
     if not any(word in ("-h", "--help") or word.startswith("--config") for word in words):
         raise InputError("give a config: --config configs/cifar10_cs.yaml or configs/flowers17_cs.yaml")
-    config, flags, folder = read(SearchConfig, parser, words)
+    config, flags, folder = read(SparsifyRunConfig, parser, words)
 
-    from hgsl.engine.sparsify import search
+    from hgsl.engine.sparsify.search import search
 
     return run_engine(search, config, folder, flags)
 

@@ -5,19 +5,19 @@ import os
 import torch.distributed as dist
 
 
-def initialised() -> bool:
+def is_initialized() -> bool:
     """Whether a process group exists."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """This process's number among all processes of the run."""
-    return dist.get_rank() if initialised() else 0
+    return dist.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
     """How many processes the run has."""
-    return dist.get_world_size() if initialised() else 1
+    return dist.get_world_size() if is_initialized() else 1
 
 
 def launched() -> int:
@@ -30,7 +30,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def say(text: str) -> None:
+def print_main(text: str) -> None:
     """Prints a result, on one process only."""
     if is_main():
         print(text, flush=True)

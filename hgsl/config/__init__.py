@@ -20,8 +20,8 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
-    "SearchConfig",
     "SparsifyConfig",
+    "SparsifyRunConfig",
     "TrainConfig",
 ]
 
@@ -86,7 +86,7 @@ class Config:
 
 
 @dataclass
-class SearchConfig(Config):
+class SparsifyRunConfig(Config):
     """A run of tools/sparsify.py."""
 
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)

@@ -13,7 +13,7 @@ class RunConfig:
     dir: str | None = None
     """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE."""
     seed: int = 0
-    """Seed of the weights, the centres, the order of images and their augmentation."""
+    """Seed of the weights, the centers, the order of images and their augmentation."""
     device: str = "auto"
     """auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

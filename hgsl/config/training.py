@@ -1,4 +1,4 @@
-"""The loss, the optimiser and the loop."""
+"""The loss, the optimizer and the loop."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,28 +22,28 @@ class LossConfig:
     memory: int = 0
     """Embeddings of earlier steps that a loss over pairs also compares with (cross-batch memory); 0 for none."""
     top_k: int | None = None
-    """Size K of the hard set: only the K nearest class centres count; empty means all (global softmin)."""
+    """Size K of the hard set: only the K nearest class centers count; empty means all (global softmin)."""
     hard_set: Literal["all", "negatives"] = "all"
-    """all: the K nearest of all centres, as published; negatives: the K nearest wrong ones and always the true one."""
+    """all: the K nearest of all centers, as published; negatives: the K nearest wrong ones and always the true one."""
     alpha: float = 0.1
     """Softness: the scale of the distances is 10 / alpha."""
     learnable_scale: bool = True
-    """Whether alpha is learnt."""
+    """Whether alpha is learned."""
     decorrelation: float = 0.1
-    """Weight of the term that pushes class centres towards right angles."""
+    """Weight of the term that pushes class centers toward right angles."""
     margin: float = 0.0
     """Taken off the closeness to the true class."""
     both_sides: float = 0.0
-    """Weight of the same comparison from the other side, each class centre of the batch with the K images nearest to
+    """Weight of the same comparison from the other side, each class center of the batch with the K images nearest to
     it; 0 as published. With several processes it gathers their embeddings."""
     similarity: Literal["euclidean", "cosine"] = "euclidean"
     """What closeness is: minus the distance, as published, or the cosine."""
     top_k_schedule: dict[int, int | None] = field(default_factory=dict)
     """K as a curriculum, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
     sharded: bool = False
-    """With several processes, whether each holds its share of the centres instead of all of them."""
+    """With several processes, whether each holds its share of the centers instead of all of them."""
     centers: Literal["random", "class_means"] = "random"
-    """Where the class centres of HardGlobalSoftminLoss start: random, as published, or at the mean embedding of each
+    """Where the class centers of HardGlobalSoftminLoss start: random, as published, or at the mean embedding of each
     class's images, which costs one pass over the training images."""
 
     def __post_init__(self) -> None:
@@ -65,16 +65,16 @@ class LossConfig:
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
-        refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centres: set loss.sharded to false")
+        refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centers: set loss.sharded to false")
         refuse(
             self.hard_set == "negatives" and self.top_k is None and not self.top_k_schedule,
-            "loss.hard_set 'negatives' needs loss.top_k or loss.top_k_schedule: with all centres, both sets are one",
+            "loss.hard_set 'negatives' needs loss.top_k or loss.top_k_schedule: with all centers, both sets are one",
         )
 
 
 @dataclass
 class OptimConfig:
-    """The optimiser, its groups of parameters and their learning rates over time."""
+    """The optimizer, its groups of parameters and their learning rates over time."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """adamw or sgd."""
@@ -83,13 +83,13 @@ class OptimConfig:
     projection_lr: float = 3e-3
     """Peak learning rate of pooling and projection."""
     centers_lr: float = 1e-2
-    """Peak learning rate of the class centres."""
+    """Peak learning rate of the class centers."""
     scale_lr: float = 1e-5
     """Peak learning rate of the loss's alpha."""
     layer_decay: float | None = None
     """Factor from each layer of the backbone to the one before it, such as 0.75 for transformers; empty has none."""
     weight_decay: float = 1e-4
-    """Weight decay of backbone and projection; centres and alpha have none, nor, with layer_decay, have the norms and
+    """Weight decay of backbone and projection; centers and alpha have none, nor, with layer_decay, have the norms and
     biases of the backbone."""
     momentum: float | None = None
     """Momentum of sgd; empty means 0.9."""
@@ -146,7 +146,7 @@ class TrainConfig:
 
     mode: Literal["full", "head"] = "full"
     """full trains the network; head runs the backbone once over the images, without augmentation, and trains
-    projection and class centres on the pooled features that it keeps: seconds instead of minutes."""
+    projection and class centers on the pooled features that it keeps: seconds instead of minutes."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32

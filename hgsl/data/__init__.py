@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import unknown
-from hgsl.data import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop, synthetic
+from hgsl.data.adapters import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop
 from hgsl.data.cache import default_cache_dir
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.layout import datasets_dir, default_root
@@ -14,6 +14,7 @@ from hgsl.data.manifest import Manifest
 from hgsl.data.overview import summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
 from hgsl.data.samplers import SAMPLERS, EpochBatches, epoch_plan
+from hgsl.data.synthetic import butterflies
 from hgsl.data.transforms import eval_transform, train_transform
 
 DATASETS: dict[str, Callable[..., Manifest]] = {
@@ -26,7 +27,7 @@ DATASETS: dict[str, Callable[..., Manifest]] = {
     "folder": folder.load,
     "inshop": inshop.load,
     "sop": sop.load,
-    "synthetic": synthetic.load,
+    "synthetic": butterflies.load,
 }
 
 __all__ = [

@@ -20,7 +20,7 @@ from hgsl.data.manifest import Manifest
 
 HUGE = 50_000_000  # pixels
 NEAR = 4  # bits of 64 in which the perceptual hashes of near duplicates differ at most
-FLAT = 4.0  # grey levels of 255: a thumbnail of a smaller deviation has no features to compare
+FLAT = 4.0  # gray levels of 255: a thumbnail of a smaller deviation has no features to compare
 
 # Kind of finding: its heading, and whether it makes the audit fail.
 KINDS = {
@@ -29,7 +29,7 @@ KINDS = {
     "unreadable": ("not readable as an image", True),
     "damaged": ("truncated or damaged", True),
     "huge": (f"more than {HUGE // 1_000_000} megapixels", False),
-    "grey": ("greyscale", False),
+    "gray": ("grayscale", False),
     "cmyk": ("CMYK", False),
     "same_across": ("exact duplicates across the split", True),
     "same_within": ("exact duplicates within a split", False),
@@ -125,18 +125,18 @@ def look(path: Path) -> Look:
         return Look(("damaged" if opened else "unreadable",), digest)
     pixels = np.asarray(small, np.int16)
     if np.ptp(pixels, axis=2).max() <= 1:
-        kinds.append("grey")
+        kinds.append("gray")
     return Look(tuple(kinds), digest, perceptual_hash(np.asarray(small.convert("L"), np.float64)))
 
 
-def perceptual_hash(grey: NDArray[np.float64]) -> int | None:
-    """64 bits of a grey thumbnail (32, 32): which of its 8 x 8 lowest frequencies lie above their median.
+def perceptual_hash(gray: NDArray[np.float64]) -> int | None:
+    """64 bits of a gray thumbnail (32, 32): which of its 8 x 8 lowest frequencies lie above their median.
 
-    None for a thumbnail that is nearly of one colour: its frequencies are noise.
+    None for a thumbnail that is nearly of one color: its frequencies are noise.
     """
-    if grey.std() < FLAT:
+    if gray.std() < FLAT:
         return None
-    low = dctn(grey, norm="ortho")[:8, :8].ravel()
+    low = dctn(gray, norm="ortho")[:8, :8].ravel()
     bits = low > np.median(low[1:])  # the mean brightness, low[0], says nothing about the picture
     return int.from_bytes(np.packbits(bits).tobytes())
 

@@ -42,7 +42,7 @@ def read_image(path: Path, min_side: int | None = None) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: what is transparent turns white, 16-bit grey keeps its upper 8 bits."""
+    """Any Pillow image as RGB: what is transparent turns white, 16-bit gray keeps its upper 8 bits."""
     if image.mode == "RGB":
         image.load()
         return image

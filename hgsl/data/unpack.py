@@ -29,7 +29,7 @@ def unpack(archive: Path, root: Path, most_bytes: int | None = None) -> list[Pat
     """Unpacks a zip or tar archive below ``root``, all of it or nothing.
 
     Args:
-        archive: The file; compression of tar is recognised.
+        archive: The file; compression of tar is recognized.
         root: An existing folder.
         most_bytes: The most that its files may hold together; None for ten times the archive's size and 64 MiB, since
             photos hardly compress.

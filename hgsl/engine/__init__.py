@@ -1,1 +1,1 @@
-"""Training: the loop, the optimiser and its groups, checkpoints, the run folder."""
+"""Training: the loop, the optimizer and its groups, checkpoints, the run folder."""

@@ -37,7 +37,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
     """Returns the mean of every process's loss, and the largest signal number that any of them was sent."""
-    if not ranks.initialised():
+    if not ranks.is_initialized():
         return loss, stop
     found = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
     found[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
@@ -47,7 +47,7 @@ def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
 
 def gather_objects(value: Any) -> list[Any]:
     """Every process's small ``value``, in rank order."""
-    if not ranks.initialised():
+    if not ranks.is_initialized():
         return [value]
     found = [None] * ranks.world_size()
     dist.all_gather_object(found, value)
@@ -59,7 +59,7 @@ def share_buffers(*modules: nn.Module) -> None:
 
     What is evaluated by all is then what the first one saves.
     """
-    if ranks.initialised():
+    if ranks.is_initialized():
         for buffer in (buffer for module in dict.fromkeys(modules) for buffer in module.buffers()):
             dist.broadcast(buffer, 0)
 

@@ -13,21 +13,21 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
-from hgsl.engine import run_folder
-from hgsl.engine.build import Place, build_eval_set, build_manifest, build_model, build_place, build_train_set
-from hgsl.engine.centers import class_vectors, nearest_similarity, start_centers
-from hgsl.engine.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.distributed import process_group
-from hgsl.engine.evaluate import evaluate, measure, report_of
-from hgsl.engine.head import Head, PooledSet, pooled_set, start_at_principal_axes
-from hgsl.engine.loader import RunBatches, run_loader
-from hgsl.engine.logging import MetricLog, read_metrics
-from hgsl.engine.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.masking import mask_backbone
-from hgsl.engine.outcome import print_summary, training_facts, write_queries
-from hgsl.engine.randomness import seed_all
-from hgsl.engine.selection import BestEpoch
-from hgsl.engine.state import build_state
+from hgsl.engine.evaluation import evaluate, measure, report_of
+from hgsl.engine.folder import run_folder
+from hgsl.engine.folder.checkpoint import keep_states, load_state, save_state
+from hgsl.engine.folder.logging import MetricLog, read_metrics
+from hgsl.engine.folder.summary import print_summary, training_facts, write_queries
+from hgsl.engine.loop.loader import RunBatches, run_loader
+from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
+from hgsl.engine.loop.randomness import seed_all
+from hgsl.engine.loop.selection import BestEpoch
+from hgsl.engine.loop.state import build_state
+from hgsl.engine.parts.build import Runtime, build_eval_set, build_manifest, build_model, build_runtime, build_train_set
+from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
+from hgsl.engine.parts.head import Head, PooledSet, pooled_set, start_at_principal_axes
+from hgsl.engine.parts.masking import mask_backbone
 from hgsl.models import Embedder, save_embedder
 
 PAGE_QUERIES = 20_000  # more make a page of tens of megabytes, and a second search that takes minutes
@@ -56,18 +56,18 @@ def train(
         Stopped: A signal ended the run after its state was saved.
     """
     if resume and (finished := run_folder.finished_report(folder, config_yaml)):
-        ranks.say(f"{folder} is finished:")
+        ranks.print_main(f"{folder} is finished:")
         print_summary(folder, finished)
         return finished
     if resume:
         run_folder.check_same(folder, config_yaml)
     else:
         run_folder.check_free(folder, overwrite=overwrite)
-    place = build_place(config)
+    runtime = build_runtime(config)
     with ExitStack() as stack:
-        place = replace(place, device=stack.enter_context(process_group(place.device)))
+        runtime = replace(runtime, device=stack.enter_context(process_group(runtime.device)))
         seed_all(config.run.seed)
-        run = Run(config, folder, place)
+        run = Run(config, folder, runtime)
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))
             if not resume:
@@ -89,23 +89,25 @@ def train(
 class Run:
     """The parts of one run: building them reads everything and writes nothing."""
 
-    def __init__(self, config: Config, folder: Path, place: Place) -> None:
-        self.config, self.folder, self.place = config, folder, place
+    def __init__(self, config: Config, folder: Path, runtime: Runtime) -> None:
+        self.config, self.folder, self.runtime = config, folder, runtime
         self.started = time.perf_counter()
         self.manifest: Manifest = build_manifest(config.data)
-        ranks.say(summary(self.manifest))
-        self.model = build_model(config, place)
+        ranks.print_main(summary(self.manifest))
+        self.model = build_model(config, runtime)
         self.masks = mask_backbone(self.model, config.sparsify, config.data.image_size)
         self.train_set = build_train_set(config, self.manifest, self.model)
         self.test_images = self._images("test")
-        ranks.say(f"{config.model.backbone}, {config.model.pooling}, {self.model.embedding_size}-d, on {place}")
+        ranks.print_main(
+            f"{config.model.backbone}, {config.model.pooling}, {self.model.embedding_size}-d, on {runtime}"
+        )
         data, steps = config.data, config.train
         self.batches = RunBatches(
             self.train_set.labels, steps.batch_size, steps.epochs, config.run.seed, data.sampler, data.per_class
         )
         classes = self.train_set.num_classes
         steps_per_epoch = self.batches.steps_per_epoch
-        self.state: TrainState = build_state(config, self.model, classes, steps_per_epoch, place, self.masks)
+        self.state: TrainState = build_state(config, self.model, classes, steps_per_epoch, runtime, self.masks)
 
     def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains from the beginning, or from ``saved``, and returns the report."""
@@ -116,7 +118,7 @@ class Run:
             state.load_state_dict(saved["train"])
             before = saved["before"]
             self.started -= saved["seconds"]
-            ranks.say(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
+            ranks.print_main(f"resuming at step {state.step} of {config.train.epochs * self.batches.steps_per_epoch}")
         else:
             if isinstance(self._train_view, PooledSet):
                 start_at_principal_axes(self.model, self._train_view.features)
@@ -124,13 +126,13 @@ class Run:
                     state.ema.set(self.model)
             before = self._scores(test_set) if config.eval.before else {}
             loss_fn, view = state.objective.loss_fn, self._view(self.model)
-            start_centers(loss_fn, config.loss, view, self._train_view, self.place, config.eval.batch_size)
+            start_centers(loss_fn, config.loss, view, self._train_view, self.runtime, config.eval.batch_size)
         best = self._best_epoch(test_set)
         self._fit(before, best)
         if best:
             best.restore()
         trained = self._trained()
-        task, result = measure(self._view(trained), test_set, config.eval, self.place)
+        task, result = measure(self._view(trained), test_set, config.eval, self.runtime)
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {
             "before": before,
@@ -138,8 +140,8 @@ class Run:
             "selection": {"epoch_chosen": config.train.select, **state.best},
             "training": training_facts(records, self.batches.steps_per_epoch),
             "seed": config.run.seed,
-            "device": str(self.place.device),
-            "precision": self.place.precision,
+            "device": str(self.runtime.device),
+            "precision": self.runtime.precision,
             "processes": ranks.world_size(),
             "seconds": round(time.perf_counter() - self.started, 1),
             "versions": run_folder.versions(),
@@ -148,11 +150,11 @@ class Run:
             save_embedder(trained, self.folder, image_size=config.data.image_size)
             write_queries(self.folder, result)
             if config.eval.page and result.num_queries > PAGE_QUERIES:
-                ranks.say(
+                ranks.print_main(
                     f"no {run_folder.PAGE} for {result.num_queries:,} queries: eval_retrieval.py --html writes it"
                 )
             elif config.eval.page:
-                from hgsl.engine.page import write_page  # brings scikit-learn, which takes seconds to load
+                from hgsl.engine.folder.page import write_page  # brings scikit-learn, which takes seconds to load
 
                 write_page(self.folder, report, records, task, result, self.test_images)
             write_json(self.folder / run_folder.REPORT, report)
@@ -188,7 +190,7 @@ class Run:
 
         def save() -> None:
             content = {
-                "train": state.state_dict(),  # sharded centres are gathered: by all processes
+                "train": state.state_dict(),  # sharded centers are gathered: by all processes
                 "before": before,
                 "seconds": time.perf_counter() - self.started,
                 "split": self.manifest.split_hash,
@@ -198,17 +200,17 @@ class Run:
                 save_state(path, content)
                 keep_states(path, self.folder / run_folder.STATES, state.step, config.train.keep)
 
-        workers = self.place.workers
+        workers = self.runtime.workers
         images: RetrievalDataset | PooledSet = self.train_set
         if config.train.mode == "head":
             images, workers = self._train_view, 0  # reading a row takes less than handing it over
-        loader = run_loader(images, batches, workers=workers, device=self.place.device)
+        loader = run_loader(images, batches, workers=workers, device=self.runtime.device)
         with ExitStack() as stack:
             log = stack.enter_context(MetricLog(self.folder, keep_steps=state.step)) if ranks.is_main() else None
             Loop(
                 state,
                 options,
-                self.place,
+                self.runtime,
                 log,
                 after_epoch=lambda epoch: {**self._watched(), **(best(epoch) if best else {})},
                 save=save,
@@ -241,7 +243,7 @@ class Run:
         """The images as the model that is searched with takes them: their pooled features, where only a head trains."""
         if self.config.train.mode == "full":
             return images
-        return pooled_set(self.model, images, self.config, self.place)
+        return pooled_set(self.model, images, self.config, self.runtime)
 
     @cached_property
     def _train_view(self) -> RetrievalDataset | PooledSet:
@@ -252,7 +254,7 @@ class Run:
         return Head(model) if self.config.train.mode == "head" else model
 
     def _scores(self, dataset: RetrievalDataset | PooledSet) -> dict[str, Any]:
-        found = evaluate(self._view(self.state.final_model), dataset, self.config.eval, self.place)
+        found = evaluate(self._view(self.state.final_model), dataset, self.config.eval, self.runtime)
         return self._with_notes(found)
 
     def _with_notes(self, scores: dict[str, Any]) -> dict[str, Any]:

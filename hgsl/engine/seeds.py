@@ -10,9 +10,9 @@ from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
 from hgsl.config import Config
-from hgsl.engine import run_folder
+from hgsl.engine.folder import run_folder
 from hgsl.engine.run import train
-from hgsl.evaluation.report import columns_of, format_cells
+from hgsl.evaluation.show.report import columns_of, format_cells
 
 
 def train_seeds(

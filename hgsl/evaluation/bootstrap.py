@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.vectors import Ints
+from hgsl.evaluation.knn.vectors import Ints
 
 Values = NDArray[np.float64]
 CHUNK = 1 << 22  # random numbers drawn at a time

@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 
-from hgsl.evaluation.vectors import Ints, Vectors
+from hgsl.evaluation.knn.vectors import Ints, Vectors
 
 
 def scores(vectors: Vectors, labels: Ints, *, iterations: int = 20, starts: int = 3, seed: int = 0) -> dict[str, float]:

@@ -160,7 +160,7 @@ class _Memory:
 
 
 def _common_width(width: int, place: torch.device) -> int:
-    if not ranks.initialised():
+    if not ranks.is_initialized():
         return width
     widest = torch.tensor(width, device=_meeting_place(place))
     dist.all_reduce(widest, op=dist.ReduceOp.MAX)
@@ -168,7 +168,7 @@ def _common_width(width: int, place: torch.device) -> int:
 
 
 def _sum(values: torch.Tensor, place: torch.device) -> torch.Tensor:
-    if not ranks.initialised():
+    if not ranks.is_initialized():
         return values
     values = values.to(_meeting_place(place))
     dist.all_reduce(values)

@@ -1,6 +1,6 @@
 """Retrieval metrics as pure functions of ranked hits.
 
-Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` says whether the neighbour at rank r + 1 of query q has
+Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` says whether the neighbor at rank r + 1 of query q has
 the query's label, with the query itself already removed, and returns one float64 value in [0, 1] a query. The score of
 a data set is the mean over its queries. Where a query depends on it, ``relevant`` (Q,) holds R: how many images of its
 label the gallery has for that query, the query itself not counted. A query with R = 0 has no answer: it is counted and

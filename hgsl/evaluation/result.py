@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.metrics import Floats
-from hgsl.evaluation.vectors import Ints
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RetrievalResult:
         query_labels: (num_queries,) their labels.
         num_gallery: Images searched.
         num_skipped: Queries left out since the gallery holds no other image of their label.
-        index: How neighbours were found: ``Flat`` is exact search.
+        index: How neighbors were found: ``Flat`` is exact search.
         index_overlap: For another index, the mean share of the exact max(ks) nearest that it found, on a sample of
             queries; None for exact search.
         clustering: ``nmi`` and ``ami``, if asked for.

@@ -65,7 +65,7 @@ class EmbeddingStore:
                 dtype = np.float32 if name == "embeddings" else np.int64
                 open_memmap(self._path(name, part=True), mode="w+", dtype=dtype, shape=shape).flush()
             open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: it says all are there
-        ranks_meet()
+        barrier()
         self.arrays = {
             name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS
         }
@@ -89,11 +89,11 @@ class EmbeddingStore:
         """Gives the files their final names once every rank is done, and returns them as read-only memory maps."""
         if not self._path("embeddings").is_file():
             self._flush()
-            ranks_meet()
+            barrier()
             if ranks.is_main():
                 for name in reversed(ARRAYS):  # the vectors last: their presence says that all is there
                     os.replace(self._path(name, part=True), self._path(name))
-        ranks_meet()
+        barrier()
         embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return embeddings, labels, ids
 
@@ -103,7 +103,7 @@ class EmbeddingStore:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
             write_json(note, what)
-        ranks_meet()
+        barrier()
         if json.loads(note.read_text(encoding="utf-8")) != what:
             raise InputError(
                 f"{self.folder}: holds the embeddings of another network, data set or setting: "
@@ -122,7 +122,7 @@ class EmbeddingStore:
         return self.folder / f"{name}.part.npy" if part else self.folder / f"{name}.npy"
 
 
-def ranks_meet() -> None:
+def barrier() -> None:
     """Waits until every rank is here."""
-    if ranks.initialised():
+    if ranks.is_initialized():
         torch.distributed.barrier()

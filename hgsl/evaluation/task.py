@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import candidates
-from hgsl.evaluation.keys import KeyPair, both_equal, count_equal
-from hgsl.evaluation.ordering import Gallery
-from hgsl.evaluation.vectors import Array, Ints, Vectors, integers, open_vectors
+from hgsl.evaluation.knn import backends as candidates
+from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
+from hgsl.evaluation.knn.order import Gallery
+from hgsl.evaluation.knn.vectors import Array, Ints, Vectors, integers, open_vectors
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class RetrievalTask:
         gallery: (N, D) vectors.
         gallery_labels: (N,) labels.
         gallery_ids: (N,) ids.
-        excluded: Keys of queries and gallery; where they are equal in a pair, that image is no neighbour of that query.
+        excluded: Keys of queries and gallery; where they are equal in a pair, that image is no neighbor of that query.
         relevant: (Q,) how many gallery images have the query's label and are not excluded for it.
         metric: ``cosine``, ``inner_product`` or ``l2``.
-        device: Where exact search runs; the same neighbours come out on each.
+        device: Where exact search runs; the same neighbors come out on each.
     """
 
     queries: Vectors

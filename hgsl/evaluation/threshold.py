@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.ordering import pair_scores
-from hgsl.evaluation.search import nearest_blocks
+from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.order import pair_scores
+from hgsl.evaluation.knn.vectors import Floats
 from hgsl.evaluation.task import RetrievalTask
-from hgsl.evaluation.vectors import Floats
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from hgsl.export.formats import EXTENSIONS, export_model, quantize
 from hgsl.export.measure import TOLERANCE, latencies, parity
+from hgsl.export.metadata import describe
 from hgsl.export.session import OnnxEmbedder
-from hgsl.export.sheet import describe
 
 __all__ = [
     "EXTENSIONS",

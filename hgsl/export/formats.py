@@ -72,7 +72,7 @@ def export_model(
 
 
 def quantize(source: str | Path, path: str | Path) -> None:
-    """Writes the ONNX file ``source`` with 8-bit weights; activations are quantised as they come.
+    """Writes the ONNX file ``source`` with 8-bit weights; activations are quantized as they come.
 
     Fewer bytes, not always less time: processors without 8-bit instructions (VNNI, or ARM's dot product) may be slower,
     and embeddings change, so measure both before use.
@@ -80,7 +80,7 @@ def quantize(source: str | Path, path: str | Path) -> None:
     Raises:
         InputError: The extra is missing.
     """
-    require("export", "8-bit quantisation")
+    require("export", "8-bit quantization")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with atomic_path(path) as temporary, _quiet():

@@ -1,4 +1,4 @@
-"""Losses that own their class centres; add one by adding a file and a line to ``LOSSES``."""
+"""Losses that own their class centers; add one by adding a file and a line to ``LOSSES``."""
 
 from hgsl.losses.hgsl import HardGlobalSoftminLoss
 from hgsl.losses.optimizers import attach_optimizer, parameter_groups, sparse_optimizer

@@ -1,4 +1,4 @@
-"""The hard set seen from the other side: each class centre of a batch, and the images nearest to it."""
+"""The hard set seen from the other side: each class center of a batch, and the images nearest to it."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def center_side_loss(
     similarity: str = "euclidean",
     sparse_grad: bool = False,
 ) -> Tensor:
-    """Pulls the images of each class in the batch to its centre, against the K nearest images of other classes.
+    """Pulls the images of each class in the batch to its center, against the K nearest images of other classes.
 
     With ``z_ij`` as in :func:`hgsl.losses.functional.hard_global_softmin_loss`, the classes J of the batch, and the
     images ``P_j`` of class j::
@@ -42,7 +42,7 @@ def center_side_loss(
         The loss, a scalar.
     """
     own = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D): a class once for each image
-    same = labels[:, None] == labels  # (B, B): row i is the centre of image i's class
+    same = labels[:, None] == labels  # (B, B): row i is the center of image i's class
     z = scale * (matrix_similarity(own, x, similarity) - margin * same.to(x.dtype))
     positive = z.masked_fill(~same, -torch.inf).logsumexp(dim=1, keepdim=True)
     negative = largest(z.masked_fill(same, -torch.inf), top_k or len(labels))

@@ -38,7 +38,7 @@ def check_settings(margin: float, similarity: str, chunk_size: int | None) -> No
     if not 0 <= margin < float("inf"):
         raise InputError(f"margin is {margin}: use 0 (none) or a positive number such as 0.1")
     if chunk_size is not None and chunk_size < 1:
-        raise InputError(f"chunk_size is {chunk_size}: use a positive number of centres, or None to have it chosen")
+        raise InputError(f"chunk_size is {chunk_size}: use a positive number of centers, or None to have it chosen")
 
 
 def check_shapes(embeddings: Tensor, labels: Tensor, embedding_size: int) -> None:
@@ -46,7 +46,7 @@ def check_shapes(embeddings: Tensor, labels: Tensor, embedding_size: int) -> Non
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
-            f"expected floating point (batch, {embedding_size}), the dimension of the class centres"
+            f"expected floating point (batch, {embedding_size}), the dimension of the class centers"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) != len(embeddings):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Exchange of batches between processes; with one process, or none initialised, everything stays where it is."""
+"""Exchange of batches between processes; with one process, or none initialized, everything stays where it is."""
 
 import torch
 import torch.distributed as dist
@@ -6,19 +6,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.ranks import initialised
+from hgsl.common.ranks import is_initialized
 
 Group = dist.ProcessGroup | None
 
 
-def place(group: Group) -> tuple[int, int]:
+def rank_and_world(group: Group) -> tuple[int, int]:
     """Returns this process's rank in ``group`` and the group's size."""
-    return (dist.get_rank(group), dist.get_world_size(group)) if initialised() else (0, 1)
+    return (dist.get_rank(group), dist.get_world_size(group)) if is_initialized() else (0, 1)
 
 
 def gather(value: Tensor, group: Group) -> list[Tensor]:
     """Returns every process's ``value``, which has the same shape everywhere, in rank order; without gradient."""
-    if not initialised():
+    if not is_initialized():
         return [value]
     found = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, value.detach().contiguous(), group=group)
@@ -32,17 +32,17 @@ def gather_rows(value: Tensor, counts: list[int], group: Group) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def add_up(value: Tensor, group: Group) -> Tensor:
+def all_reduce_sum(value: Tensor, group: Group) -> Tensor:
     """Returns the sum of every process's ``value``; without gradient."""
     total = value.detach().clone()
-    if initialised():
+    if is_initialized():
         dist.all_reduce(total, group=group)
     return total
 
 
-def from_first(value: Tensor, group: Group) -> Tensor:
+def broadcast_from_main(value: Tensor, group: Group) -> Tensor:
     """Returns the ``value`` of the first process."""
-    if initialised():
+    if is_initialized():
         dist.broadcast(value, group=group, group_src=0)
     return value
 
@@ -77,11 +77,11 @@ class Exchange(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_rows, grad_shared):  # type: ignore[no-untyped-def]
-        rank, world = place(ctx.group)
+        rank, world = rank_and_world(ctx.group)
         own = shared = None
         if ctx.needs_input_grad[0]:
             start = sum(ctx.counts[:rank])
-            own = world * add_up(grad_rows, ctx.group)[start : start + ctx.counts[rank]]
+            own = world * all_reduce_sum(grad_rows, ctx.group)[start : start + ctx.counts[rank]]
         if ctx.needs_input_grad[1]:
-            shared = add_up(grad_shared, ctx.group)
+            shared = all_reduce_sum(grad_shared, ctx.group)
         return own, shared, None, None

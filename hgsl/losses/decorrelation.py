@@ -1,4 +1,4 @@
-"""The regulariser that turns class centres towards right angles."""
+"""The regularizer that turns class centers toward right angles."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ BLOCK = 2**20  # dot products held at a time
 
 
 def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
-    """Returns the mean of ``|w_j . w_l|`` over the pairs ``j != l`` of unit centres, or an unbiased estimate of it.
+    """Returns the mean of ``|w_j . w_l|`` over the pairs ``j != l`` of unit centers, or an unbiased estimate of it.
 
     Args:
         centers: ``(C, D)``, of any norm.

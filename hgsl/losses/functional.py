@@ -1,4 +1,4 @@
-"""The Hard Global Softmin Loss as pure functions of embeddings, class centres and labels."""
+"""The Hard Global Softmin Loss as pure functions of embeddings, class centers and labels."""
 
 import torch
 from torch import Tensor
@@ -28,14 +28,14 @@ def hard_global_softmin_loss(
     unit_centers: bool = False,
     both_sides: float = 0.0,
 ) -> Tensor:
-    """Pulls each embedding to the centre of its class, away from the K centres nearest to it.
+    """Pulls each embedding to the center of its class, away from the K centers nearest to it.
 
-    With unit embeddings ``x_i`` and unit centres ``w_j`` (both are normalised here, and gradients go through it)::
+    With unit embeddings ``x_i`` and unit centers ``w_j`` (both are normalized here, and gradients go through it)::
 
         d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij - margin [j = y_i])      s = 10 / alpha
         L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]  +  decorrelation * mean over j != l of |w_j . w_l|
 
-    Only K + 1 centres an embedding matter. Where K is well under C they are found by a search in chunks without
+    Only K + 1 centers an embedding matter. Where K is well under C they are found by a search in chunks without
     gradient, and no ``(B, C)`` matrix is held; the result is the same.
 
     Args:
@@ -49,13 +49,13 @@ def hard_global_softmin_loss(
         margin: taken off the true class before ``H_i`` is chosen, in both terms.
         similarity: ``"euclidean"`` as above, or ``"cosine"``: ``z_ij = s (x_i . w_j - margin [j = y_i])``.
         weights: ``(B,)`` factors of each embedding's loss before the mean; None is 1.
-        decorrelation: weight of the regulariser, which turns centres towards right angles.
+        decorrelation: weight of the regularizer, which turns centers toward right angles.
         decorrelation_sample: rows to draw for an unbiased estimate of it, with torch's global generator; None takes
             every pair.
-        chunk_size: centres searched at a time; None chooses, and scores every pair where that is cheaper.
+        chunk_size: centers searched at a time; None chooses, and scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
         unit_centers: promises that ``centers`` have norm 1, so that the search need not compute their norms.
-        both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class centre of the
+        both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class center of the
             batch with the K nearest images as well; 0 as published. It takes no ``weights``.
 
     Returns:
@@ -96,7 +96,7 @@ def hard_global_softmin_loss(
 def class_logits(
     embeddings: Tensor, centers: Tensor, alpha: float | Tensor = 0.1, similarity: str = "euclidean"
 ) -> Tensor:
-    """Returns ``z`` ``(B, C)``, the scaled closeness of embeddings ``(B, D)`` to centres ``(C, D)``, without margin."""
+    """Returns ``z`` ``(B, C)``, the scaled closeness of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):
         return 10 / alpha * matrix_similarity(unit(embeddings.to(dtype)), unit(centers.to(dtype)), similarity)

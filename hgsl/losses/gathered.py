@@ -1,4 +1,4 @@
-"""The few centres that a batch needs: gathered, normalised and compared, with a gradient for those rows alone."""
+"""The few centers that a batch needs: gathered, normalized and compared, with a gradient for those rows alone."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"
 def gathered_similarity(
     x: Tensor, centers: Tensor, rows: Tensor, drawn: Tensor, similarity: str, sparse_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compares embeddings with centres of their own, and hands out some normalised centres besides.
+    """Compares embeddings with centers of their own, and hands out some normalized centers besides.
 
     Distances are norms of differences, which keep the digits of near points. The gathered vectors are by far the
-    largest tensors of a step, so they are normalised in place, and all of the gradient is written in one piece.
+    largest tensors of a step, so they are normalized in place, and all of the gradient is written in one piece.
 
     Args:
         x: unit embeddings ``(B, D)``.
         centers: ``(C, D)``, of any norm.
-        rows: ``(B, n)`` int64, the centres that each embedding is compared with.
-        drawn: ``(m,)`` int64, further centres.
+        rows: ``(B, n)`` int64, the centers that each embedding is compared with.
+        drawn: ``(m,)`` int64, further centers.
         similarity: ``"euclidean"`` or ``"cosine"``.
         sparse_grad: whether the gradient of ``centers`` is a sparse tensor.
 
     Returns:
-        The similarities ``(B, n)``, and the drawn centres ``(m, D)`` at norm 1.
+        The similarities ``(B, n)``, and the drawn centers ``(m, D)`` at norm 1.
     """
     scores, vectors = _Gathered.apply(x, centers, rows, drawn, similarity, sparse_grad)
     return scores, vectors

@@ -1,4 +1,4 @@
-"""The centres nearest to each embedding, found in chunks so that no batch-by-classes matrix is ever held."""
+"""The centers nearest to each embedding, found in chunks so that no batch-by-classes matrix is ever held."""
 
 import torch
 import torch.nn.functional as F
@@ -25,26 +25,26 @@ def candidates(
     sparse_grad: bool = False,
     unit_centers: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores the true centre of each embedding and at least the ``k`` nearest others.
+    """Scores the true center of each embedding and at least the ``k`` nearest others.
 
     Few classes, or ``k`` near their number: every pair is scored. Otherwise, or with a ``chunk_size``, the nearest are
-    found without gradient, and loss and gradient come from the ``k + 1`` gathered centres alone: memory beyond the
+    found without gradient, and loss and gradient come from the ``k + 1`` gathered centers alone: memory beyond the
     inputs is ``O(B (chunk + k D))``.
 
     Args:
         x: unit embeddings ``(B, D)``.
         centers: ``(C, D)``, of any norm, C at least 1.
-        labels: ``(B,)``; one outside ``[0, C)`` belongs to a class that is not among these centres.
-        k: how many of the other centres are needed.
-        drawn: ``(m,)`` int64, further centres to hand out.
+        labels: ``(B,)``; one outside ``[0, C)`` belongs to a class that is not among these centers.
+        k: how many of the other centers are needed.
+        drawn: ``(m,)`` int64, further centers to hand out.
         similarity: ``"euclidean"`` or ``"cosine"``.
-        chunk_size: centres searched at a time.
+        chunk_size: centers searched at a time.
         sparse_grad: whether the gradient of ``centers`` is sparse: only the rows used here.
         unit_centers: promises that ``centers`` have norm 1, which spares the search their norms.
 
     Returns:
-        Similarities ``(B, 1 + n)``, the true centre's first; a mask of the same shape, True where an entry does not
-        count (the true centre among the others, or first in a row that has none); the drawn centres ``(m, D)`` at
+        Similarities ``(B, 1 + n)``, the true center's first; a mask of the same shape, True where an entry does not
+        count (the true center among the others, or first in a row that has none); the drawn centers ``(m, D)`` at
         norm 1.
     """
     count = len(centers)
@@ -72,10 +72,10 @@ def largest(values: Tensor, k: int) -> Tensor:
 
 @torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop
 def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, unit_centers: bool) -> Tensor:
-    """Returns the rows ``(B, k)`` of the centres ``(C, D)`` with the largest cosine to ``x`` ``(B, D)``, best first.
+    """Returns the rows ``(B, k)`` of the centers ``(C, D)`` with the largest cosine to ``x`` ``(B, D)``, best first.
 
-    For unit ``x`` these are the nearest unit centres too. One chunk of centres is multiplied at a time, and the best of
-    it merged into a running top k; ``unit_centers`` promises that the centres need not be divided by their norms.
+    For unit ``x`` these are the nearest unit centers too. One chunk of centers is multiplied at a time, and the best of
+    it merged into a running top k; ``unit_centers`` promises that the centers need not be divided by their norms.
     """
     best = x.new_empty(0, len(x))
     rows = torch.empty(0, len(x), dtype=torch.int64, device=x.device)

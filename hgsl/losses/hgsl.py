@@ -1,4 +1,4 @@
-"""The Hard Global Softmin Loss as a module that owns the class centres and the scale."""
+"""The Hard Global Softmin Loss as a module that owns the class centers and the scale."""
 
 from collections.abc import Sequence
 
@@ -13,14 +13,14 @@ from hgsl.losses.similarity import normalize_
 
 
 class HardGlobalSoftminLoss(nn.Module):
-    """Learns one centre a class, and compares each embedding with the K centres nearest to it.
+    """Learns one center a class, and compares each embedding with the K centers nearest to it.
 
     The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`. It computes in float32 or more,
     also under autocast.
 
     It follows the conventions of pytorch-metric-learning and runs in its trainers. That library's
     ``DistributedLossWrapper`` takes only its own base class. With several processes wrap this module in
-    ``DistributedDataParallel`` (every process holds all centres, with ``sparse_grad=False``; equal local batches give
+    ``DistributedDataParallel`` (every process holds all centers, with ``sparse_grad=False``; equal local batches give
     the gradient of the joint batch), or use :class:`hgsl.losses.ShardedHardGlobalSoftminLoss`.
 
     Args:
@@ -30,15 +30,15 @@ class HardGlobalSoftminLoss(nn.Module):
         hard_set: ``"all"`` or ``"negatives"``.
         alpha: softness at the start, ``s = 10 / alpha``.
         learnable_scale: whether alpha is trained; give it a learning rate of its own (1e-5 in the published recipe).
-        decorrelation: weight of the regulariser.
+        decorrelation: weight of the regularizer.
         margin: taken off the true class.
         similarity: ``"euclidean"`` (published) or ``"cosine"``.
-        chunk_size: centres searched at a time; None chooses.
-        sparse_grad: gives the centres a sparse gradient and keeps them at unit norm, at a cost that does not grow with
-            C. They then need an optimiser of their own: see :func:`hgsl.losses.sparse_optimizer`.
-        decorrelation_sample: rows drawn at each call to estimate the regulariser; None takes every pair of up to 256
+        chunk_size: centers searched at a time; None chooses.
+        sparse_grad: gives the centers a sparse gradient and keeps them at unit norm, at a cost that does not grow with
+            C. They then need an optimizer of their own: see :func:`hgsl.losses.sparse_optimizer`.
+        decorrelation_sample: rows drawn at each call to estimate the regularizer; None takes every pair of up to 256
             classes, and draws 128 rows of more.
-        both_sides: weight of the same comparison from the other side, each class centre of the batch with the K images
+        both_sides: weight of the same comparison from the other side, each class center of the batch with the K images
             nearest to it; 0 as published, 1 where training classes are few and others are searched. Several processes
             must then gather their embeddings first, or each compares within its own batch.
 
@@ -110,12 +110,12 @@ class HardGlobalSoftminLoss(nn.Module):
             labels: ``(B,)`` int64 in ``[0, C)``.
             indices_tuple: pairs or triplets of a pytorch-metric-learning miner; each embedding's loss is weighted by
                 how often it occurs there, relative to the most frequent one.
-            ref_emb: not supported, since embeddings are compared with centres only; must be None.
+            ref_emb: not supported, since embeddings are compared with centers only; must be None.
             ref_labels: not supported; must be None.
 
         Raises:
-            InputError: An argument is not as above, alpha has left its range, or the centres of a loss with
-                ``sparse_grad`` were moved by an optimiser it does not know.
+            InputError: An argument is not as above, alpha has left its range, or the centers of a loss with
+                ``sparse_grad`` were moved by an optimizer it does not know.
         """
         refuse_references(ref_emb, ref_labels)
         self._keep_unit()
@@ -138,7 +138,7 @@ class HardGlobalSoftminLoss(nn.Module):
         )
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
-        """Returns ``z`` ``(B, C)``, the scaled closeness to every centre; its argmax is the predicted class."""
+        """Returns ``z`` ``(B, C)``, the scaled closeness to every center; its argmax is the predicted class."""
         return class_logits(embeddings, self.centers, self.alpha, self.similarity)
 
     def set_top_k(self, top_k: int | None) -> None:
@@ -151,7 +151,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self.top_k = top_k
 
     def set_centers(self, centers: Tensor) -> None:
-        """Copies ``centers`` ``(C, D)`` into the parameter and normalises them.
+        """Copies ``centers`` ``(C, D)`` into the parameter and normalizes them.
 
         Raises:
             InputError: The shape is another, or a value is not finite.
@@ -166,7 +166,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self.renormalize()
 
     def renormalize(self, rows: Tensor | None = None) -> None:
-        """Scales the centres in ``rows`` (None: all) to norm 1, in place."""
+        """Scales the centers in ``rows`` (None: all) to norm 1, in place."""
         normalize_(self.centers, rows)
         self._unit_version = self.centers._version
 
@@ -188,13 +188,13 @@ class HardGlobalSoftminLoss(nn.Module):
         return torch.empty(self.num_classes, self.embedding_size).normal_()
 
     def _keep_unit(self) -> None:
-        # Attached optimisers re-normalise what they touched; this catches every other change of the centres.
+        # Attached optimizers re-normalize what they touched; this catches every other change of the centers.
         if not self.sparse_grad or torch.compiler.is_compiling():
             return
         if self.centers._version != self._unit_version:
             if self._trained_unattached and not self.optimizer_attached:
                 raise InputError(
-                    "the centres have changed since the last call, but sparse_grad=True knows no optimiser: call "
+                    "the centers have changed since the last call, but sparse_grad=True knows no optimizer: call "
                     "hgsl.losses.attach_optimizer(loss_fn, optimizer) once, or set them with loss_fn.set_centers"
                 )
             self.renormalize()
@@ -204,7 +204,7 @@ class HardGlobalSoftminLoss(nn.Module):
 def refuse_references(ref_emb: Tensor | None, ref_labels: Tensor | None) -> None:
     """Refuses pytorch-metric-learning's reference embeddings, as its own losses with class weights do."""
     if ref_emb is not None or ref_labels is not None:
-        raise InputError("ref_emb and ref_labels are not supported: embeddings are compared with class centres only")
+        raise InputError("ref_emb and ref_labels are not supported: embeddings are compared with class centers only")
 
 
 def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Tensor | None:

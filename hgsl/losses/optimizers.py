@@ -1,4 +1,4 @@
-"""Optimisers of class centres: parameter groups, and which of torch's keep sparse centres right."""
+"""Optimizers of class centers: parameter groups, and which of torch's keep sparse centers right."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ADVICE = "use SGD (momentum 0, weight_decay 0), Adagrad (weight_decay 0) or Spar
 def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr: float = 1e-5) -> list[dict[str, Any]]:
     """Returns the groups ``centers`` and ``scale``, without weight decay, to add to those of the network.
 
-    A fixed scale is left out, and so are centres with ``sparse_grad``: those are :func:`sparse_optimizer`'s.
+    A fixed scale is left out, and so are centers with ``sparse_grad``: those are :func:`sparse_optimizer`'s.
     """
     groups: list[dict[str, Any]] = []
     if not loss_fn.sparse_grad:
@@ -27,31 +27,31 @@ def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr
 def sparse_optimizer(
     loss_fn: HardGlobalSoftminLoss, name: str = "sgd", lr: float = 1e-2, **options: Any
 ) -> optim.Optimizer:
-    """Returns the attached optimiser of the centres of a loss with ``sparse_grad``.
+    """Returns the attached optimizer of the centers of a loss with ``sparse_grad``.
 
     Args:
         loss_fn: the loss.
         name: ``"sgd"``, ``"adagrad"`` or ``"sparse_adam"``.
         lr: learning rate.
-        **options: further arguments of the optimiser.
+        **options: further arguments of the optimizer.
 
     Raises:
         InputError: The name is unknown, or the options do not go with sparse gradients.
     """
     if name not in SPARSE_OPTIMIZERS:
-        raise unknown("sparse optimiser", name, SPARSE_OPTIMIZERS)
+        raise unknown("sparse optimizer", name, SPARSE_OPTIMIZERS)
     optimizer: optim.Optimizer = SPARSE_OPTIMIZERS[name]([loss_fn.centers], lr=lr, **options)
     attach_optimizer(loss_fn, optimizer)
     return optimizer
 
 
 def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
-    """Checks that ``optimizer`` suits sparse centres; from then on every step re-normalises the rows it has touched.
+    """Checks that ``optimizer`` suits sparse centers; from then on every step re-normalizes the rows it has touched.
 
     The check is repeated before each step, since schedules change momentum, too.
 
     Raises:
-        InputError: The optimiser does not hold the centres, or would move rows without a gradient or fail on a sparse
+        InputError: The optimizer does not hold the centers, or would move rows without a gradient or fail on a sparse
             one.
     """
     check_optimizer(loss_fn, optimizer)
@@ -61,7 +61,7 @@ def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer)
 
 
 def check_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
-    """Raises InputError with the reason if ``optimizer`` cannot train the sparse centres of ``loss_fn``."""
+    """Raises InputError with the reason if ``optimizer`` cannot train the sparse centers of ``loss_fn``."""
     kind = type(optimizer).__name__
     groups = [g for g in optimizer.param_groups if any(p is loss_fn.centers for p in g["params"])]
     if not groups:

@@ -1,4 +1,4 @@
-"""The Hard Global Softmin Loss with its class centres divided among processes."""
+"""The Hard Global Softmin Loss with its class centers divided among processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,16 @@ from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_shapes, check_values, hard_set_size
-from hgsl.losses.collectives import Exchange, Group, add_up, agree_on_counts, from_first, gather, gather_rows, place
+from hgsl.losses.collectives import (
+    Exchange,
+    Group,
+    agree_on_counts,
+    all_reduce_sum,
+    broadcast_from_main,
+    gather,
+    gather_rows,
+    rank_and_world,
+)
 from hgsl.losses.decorrelation import draw_rows, pairs, sum_abs_dots, with_slopes
 from hgsl.losses.functional import class_logits, scaled, working_dtype
 from hgsl.losses.hard_set import candidates, largest
@@ -18,29 +27,29 @@ from hgsl.losses.similarity import unit
 
 
 class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
-    """Rank r owns the block of ``ceil(C / world)`` centres from class ``r ceil(C / world)`` on, in ``centers``.
+    """Rank r owns the block of ``ceil(C / world)`` centers from class ``r ceil(C / world)`` on, in ``centers``.
 
-    Each call gathers the embeddings of all processes. Every process finds the hard set among its own centres, the
-    global one is chosen from these candidates, and gradients flow to the shard that owns a centre and back to the
+    Each call gathers the embeddings of all processes. Every process finds the hard set among its own centers, the
+    global one is chosen from these candidates, and gradients flow to the shard that owns a center and back to the
     embeddings. The value is the mean over the joint batch, the same on every process.
 
-    Gradients of centres and alpha are those of the joint batch, so this module must not be wrapped in
+    Gradients of centers and alpha are those of the joint batch, so this module must not be wrapped in
     DistributedDataParallel. Those of the embeddings are multiplied by the number of processes, so that
     DistributedDataParallel around the network, which takes the mean, is exact. Batches may differ in size.
 
     A call, its backward, :meth:`state_dict`, :meth:`get_logits` and :meth:`all_rows` communicate: every process must
     make them.
-    The state dict holds all centres, and loads into any number of processes and into ``HardGlobalSoftminLoss``.
+    The state dict holds all centers, and loads into any number of processes and into ``HardGlobalSoftminLoss``.
 
     Args:
         num_classes: C, over all processes.
         embedding_size: D.
         *settings: as for :class:`HardGlobalSoftminLoss`.
-        process_group: the processes that share the centres; None is the default group, or this process alone.
+        process_group: the processes that share the centers; None is the default group, or this process alone.
         **options: as for :class:`HardGlobalSoftminLoss`, but for ``both_sides``.
 
     Attributes:
-        centers: this process's centres, possibly none on the last ranks.
+        centers: this process's centers, possibly none on the last ranks.
         first_class: the class of its first row.
     """
 
@@ -48,12 +57,12 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         self, num_classes: int, embedding_size: int, *settings: Any, process_group: Group = None, **options: Any
     ) -> None:
         self.process_group = process_group
-        rank, world = place(process_group)
+        rank, world = rank_and_world(process_group)
         self.classes_per_rank = -(-num_classes // world)
         self.first_class = min(rank * self.classes_per_rank, num_classes)
         super().__init__(num_classes, embedding_size, *settings, **options)
         if self.both_sides:
-            raise InputError("both_sides needs all centres in one process: it does not go with sharded ones")
+            raise InputError("both_sides needs all centers in one process: it does not go with sharded ones")
 
     def forward(
         self,
@@ -83,7 +92,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         with torch.autocast(embeddings.device.type, enabled=False):
             x, alpha = Exchange.apply(embeddings.to(dtype), self.alpha, counts, group)
             labels = gather_rows(labels, counts, group)
-            weights = x.new_ones(counts[place(group)[0]]) if weights is None else weights.to(dtype)
+            weights = x.new_ones(counts[rank_and_world(group)[0]]) if weights is None else weights.to(dtype)
             weights = gather_rows(weights, counts, group)
             check_values(x, labels, self.num_classes, alpha)
             drawn = self._draw_rows()
@@ -94,17 +103,19 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return loss
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
-        """Returns ``z`` ``(B, C)`` of this process's embeddings to the centres of all, without gradient."""
+        """Returns ``z`` ``(B, C)`` of this process's embeddings to the centers of all, without gradient."""
         with torch.no_grad():
             return class_logits(embeddings, self.all_centers(), self.alpha, self.similarity)
 
     def all_centers(self) -> Tensor:
-        """Returns the centres ``(C, D)`` of all processes, without gradient."""
+        """Returns the centers ``(C, D)`` of all processes, without gradient."""
         return self.all_rows(self.centers)
 
     def all_rows(self, rows: Tensor) -> Tensor:
-        """Returns what every process has for its centres, such as an optimiser's moments: ``(C, ...)``."""
-        stops = [min((r + 1) * self.classes_per_rank, self.num_classes) for r in range(place(self.process_group)[1])]
+        """Returns what every process has for its centers, such as an optimizer's moments: ``(C, ...)``."""
+        stops = [
+            min((r + 1) * self.classes_per_rank, self.num_classes) for r in range(rank_and_world(self.process_group)[1])
+        ]
         counts = [max(0, stop - r * self.classes_per_rank) for r, stop in enumerate(stops)]
         return gather_rows(rows, counts, self.process_group)
 
@@ -113,19 +124,19 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return table[self.first_class : self.first_class + len(self.centers)]
 
     def _draw_rows(self) -> Tensor:
-        """Returns the rows that the regulariser compares, the same on every process."""
+        """Returns the rows that the regularizer compares, the same on every process."""
         count = self.num_classes if self.decorrelation else 0
-        return from_first(draw_rows(count, self.decorrelation_sample, self.centers.device), self.process_group)
+        return broadcast_from_main(draw_rows(count, self.decorrelation_sample, self.centers.device), self.process_group)
 
     def _is_here(self, rows: Tensor) -> Tensor:
         return (rows >= self.first_class) & (rows < self.first_class + len(self.centers))
 
     def _own_logits(self, x: Tensor, labels: Tensor, alpha: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores the joint batch against this process's centres.
+        """Scores the joint batch against this process's centers.
 
         Returns:
             ``(N, 1 + n)``: the true class if it is here, the nearest others here, ``-inf`` where there is none; and
-            those of the ``drawn`` centres that are here, at norm 1.
+            those of the ``drawn`` centers that are here, at norm 1.
         """
         k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
         if not len(self.centers):
@@ -143,7 +154,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         The loss depends on logits that live on several processes. The slope of each, its softmax within the hard set
         less 1 for the true class, follows from gathered values, so that gradients need no further exchange.
         """
-        rank, _ = place(self.process_group)
+        rank, _ = rank_and_world(self.process_group)
         k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
         padding = (0, 1 + min(k, self.classes_per_rank) - own.shape[1])
         every = torch.stack(gather(F.pad(own.detach(), padding, value=-torch.inf), self.process_group), dim=1)
@@ -165,15 +176,15 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return with_slopes(value, own.masked_fill(own.isneginf(), 0), slopes)
 
     def _joint_decorrelation(self, vectors: Tensor, drawn: Tensor) -> Tensor:
-        """Returns the regulariser over the ``drawn`` centres, of which ``vectors`` are here; gradient: their share."""
+        """Returns the regularizer over the ``drawn`` centers, of which ``vectors`` are here; gradient: their share."""
         here = self._is_here(drawn)
         every = vectors.new_zeros(len(drawn), self.embedding_size)
         every[here] = vectors.detach()
-        share = sum_abs_dots(vectors, add_up(every, self.process_group), drawn[here], drawn) / pairs(drawn)
-        return add_up(share, self.process_group) + (share - share.detach())
+        share = sum_abs_dots(vectors, all_reduce_sum(every, self.process_group), drawn[here], drawn) / pairs(drawn)
+        return all_reduce_sum(share, self.process_group) + (share - share.detach())
 
     def _new_centers(self) -> Tensor:
-        # All processes usually share a seed, and would draw the same centres.
+        # All processes usually share a seed, and would draw the same centers.
         seed = int(torch.randint(2**62, ())) + self.first_class
         rows = max(0, min(self.classes_per_rank, self.num_classes - self.first_class))
         return torch.empty(rows, self.embedding_size).normal_(generator=torch.Generator().manual_seed(seed))

@@ -38,11 +38,11 @@ class Embedder(nn.Module):
         self.is_convolutional = is_convolutional(backbone)
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Returns the features before projection and normalisation: (B, 3, H, W) -> (B, C')."""
+        """Returns the features before projection and normalization: (B, 3, H, W) -> (B, C')."""
         return self.pooling(spatial_features(self.backbone, images))
 
     def head(self, pooled: Tensor) -> Tensor:
-        """Projects and normalises: (B, C') -> (B, D), unit norm."""
+        """Projects and normalizes: (B, C') -> (B, D), unit norm."""
         return F.normalize(self.projection(pooled).float(), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:

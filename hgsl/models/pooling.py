@@ -60,9 +60,9 @@ class SCDAPool(nn.Module):
 
 
 class GeMPool(nn.Module):
-    """Generalised mean, (mean over places of max(x, eps)^p)^(1/p): (B, C, h, w) -> (B, C).
+    """Generalized mean, (mean over places of max(x, eps)^p)^(1/p): (B, C, h, w) -> (B, C).
 
-    The exponent p is learnt, one for all channels, and starts at 3; p = 1 is the average, p -> infinity the maximum.
+    The exponent p is learned, one for all channels, and starts at 3; p = 1 is the average, p -> infinity the maximum.
 
     Source: Radenović, Tolias, Chum: Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2019.
     """

@@ -35,7 +35,7 @@ def save_pretrained(
         image_size: Side in pixels of the images it was trained for.
         report: The report of its run (``report.json``): the card states its scores, protocol and split hash.
         name: What the card calls the model: ``OWNER/NAME`` if it is meant for the Hub; else the folder's name.
-        license: The licence of the weights by its Hub name, such as ``apache-2.0``; None leaves it unsaid, for the
+        license: The license of the weights by its Hub name, such as ``apache-2.0``; None leaves it unsaid, for the
             training photos and the backbone's own weights decide it.
 
     Raises:

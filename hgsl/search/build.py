@@ -9,9 +9,10 @@ import numpy as np
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
-from hgsl.evaluation.vectors import Floats
+from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import load_embedder, save_embedder
-from hgsl.search import neighbours, settings, store
+from hgsl.search import neighbors as neighbors
+from hgsl.search import settings, store
 from hgsl.search.embedding import embed_photos
 from hgsl.search.encoder import Encoder
 from hgsl.search.photos import Listing, Photo, list_photos
@@ -101,7 +102,7 @@ def build_index(
         notes: list[str] = []
         record: dict[str, Any] = {
             "root": str(root),
-            "faiss": faiss or old.get("faiss", neighbours.FLAT),
+            "faiss": faiss or old.get("faiss", neighbors.FLAT),
             "labels": settings.label_source(labels, old),
             "no_match": settings.no_match(no_match, checkpoint, notes) or old.get("no_match"),
             "model": settings.model_record(encoder, checkpoint or old.get("model", {}).get("checkpoint")),

@@ -12,7 +12,7 @@ from torch import Tensor
 from hgsl.data.images import read_image
 from hgsl.data.transforms import eval_transform
 from hgsl.evaluation.extract import forward
-from hgsl.evaluation.vectors import Floats
+from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder
 
 

@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
 from hgsl.data.images import to_rgb
-from hgsl.evaluation.candidates import Proposer
-from hgsl.evaluation.ordering import Gallery, neighbour_scores
-from hgsl.evaluation.search import nearest_blocks
-from hgsl.evaluation.vectors import Floats, Ints, open_vectors
+from hgsl.evaluation.knn.backends import Proposer
+from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.order import Gallery, neighbor_scores
+from hgsl.evaluation.knn.vectors import Floats, Ints, open_vectors
 from hgsl.models import load_embedder
-from hgsl.search import neighbours, store
+from hgsl.search import neighbors as neighbors
+from hgsl.search import store
 from hgsl.search.encoder import Encoder
 
 BATCH = 64  # queries a forward pass
@@ -61,7 +62,7 @@ class SearchIndex:
         self.threshold: float | None = None if no_match is None else no_match["threshold"]
         self._table = state.table
         self._device = device
-        exact = state.record["faiss"] == neighbours.FLAT
+        exact = state.record["faiss"] == neighbors.FLAT
         self._gallery = Gallery(state.vectors, np.arange(len(state.vectors)), "cosine", propose, exact)
 
     @classmethod
@@ -149,11 +150,11 @@ class SearchIndex:
         if label is not None:
             places = self._places(label)
             part = gallery.vectors.pick(places)
-            gallery = Gallery(part, places, gallery.metric, neighbours.flat(part))
+            gallery = Gallery(part, places, gallery.metric, neighbors.flat(part))
         depths = np.full(len(queries), min(k, len(gallery.vectors)))
         found: list[list[Hit]] = [[] for _ in range(len(queries))]
-        for rows, positions in nearest_blocks(gallery, queries, depths, max_memory=neighbours.MAX_MEMORY):
-            scores = neighbour_scores(gallery, queries, rows, positions)
+        for rows, positions in nearest_blocks(gallery, queries, depths, max_memory=neighbors.MAX_MEMORY):
+            scores = neighbor_scores(gallery, queries, rows, positions)
             for row, line, values in zip(rows, positions, scores, strict=True):
                 found[row] = self._hits(line, values, places)
         return found
@@ -199,7 +200,7 @@ class SearchIndex:
         if label not in self._places_of:
             close = nearest(label, self.labels)
             hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
-            raise InputError(f"no photo of the index is labelled {label!r}: {hint}")
+            raise InputError(f"no photo of the index is labeled {label!r}: {hint}")
         return self._places_of[label]
 
     def _hits(self, positions: Ints, scores: Floats, places: Ints | None) -> list[Hit]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
-from hgsl.data.csv import PATH_COLUMNS, find_table, read_rows
+from hgsl.data.adapters.csv import PATH_COLUMNS, find_table, read_rows
 from hgsl.data.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS
 

@@ -9,11 +9,11 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.data.images import read_image
-from hgsl.evaluation.pictures import INK, WRONG, Tile, write_sheet
+from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
 from hgsl.search.index import Hit, SearchIndex
 
 SIDE = 160
-GREY = "#a8a29e"
+GRAY = "#a8a29e"
 
 
 def write_query_sheet(
@@ -34,7 +34,7 @@ def write_query_sheet(
         tiles = [Tile(partial(_picture, query), said, query.name, WRONG if refused else INK)]
         for hit in hits:
             title = f"{hit.similarity:.3f}  {hit.label or ''}"
-            color = GREY if refused else INK
+            color = GRAY if refused else INK
             tiles.append(Tile(partial(_picture, index.path(hit.id)), title, Path(hit.path).name, color))
         lines.append(tiles)
     write_sheet(path, lines, max(len(hits) for hits in found), side=SIDE)
@@ -44,4 +44,4 @@ def _picture(path: Path) -> Image.Image:
     try:
         return read_image(path, SIDE)
     except InputError:  # gone or changed since it was indexed; the others are still worth showing
-        return Image.new("RGB", (SIDE, SIDE), GREY)
+        return Image.new("RGB", (SIDE, SIDE), GRAY)

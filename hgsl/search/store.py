@@ -3,7 +3,7 @@
     index.json             what the index is: model, preprocessing, threshold, and the files that hold this state
     embeddings.N.npy       (photos, D) float32 of unit norm, row i belongs to photo i
     photos.N.json          paths, sizes, times, labels; the broken photos with their reasons
-    neighbours.N.faiss     the FAISS index of a factory string; a flat index is the embeddings themselves
+    neighbors.N.faiss     the FAISS index of a factory string; a flat index is the embeddings themselves
     model/                 model.safetensors and model.json, so that a query needs nothing but this folder
     unfinished/            what a killed run has computed
 
@@ -26,8 +26,8 @@ from numpy.lib.format import open_memmap
 from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
-from hgsl.evaluation.vectors import Floats, Vectors, load_array, open_vectors
-from hgsl.search import neighbours
+from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
+from hgsl.search import neighbors as neighbors
 from hgsl.search.photos import Photo
 
 RECORD, MODEL, UNFINISHED, LOCK = "index.json", "model", "unfinished", ".lock"
@@ -81,10 +81,10 @@ def read(folder: Path) -> State:
     return _latest(folder, partial(_read_state, folder))
 
 
-def read_to_search(folder: Path) -> tuple[State, neighbours.Proposer]:
-    """The same as :func:`read`, and who proposes neighbours among the vectors of that state."""
+def read_to_search(folder: Path) -> tuple[State, neighbors.Proposer]:
+    """The same as :func:`read`, and who proposes neighbors among the vectors of that state."""
 
-    def both(record: dict[str, Any]) -> tuple[State, neighbours.Proposer]:
+    def both(record: dict[str, Any]) -> tuple[State, neighbors.Proposer]:
         state = _read_state(folder, record)
         return state, _proposer(folder, state)
 
@@ -99,7 +99,7 @@ def _latest(folder: Path, read_files: Callable[[dict[str, Any]], Read]) -> Read:
             return read_files(record)
         except FileNotFoundError:
             before = record
-    names = [_plain_name(name) for key, name in record["files"].items() if key != "neighbours_sha256"]
+    names = [_plain_name(name) for key, name in record["files"].items() if key != "neighbors_sha256"]
     missing = [name for name in names if not (folder / name).is_file()]
     raise InputError(f"{folder} lacks {', '.join(missing)}: remove it and make the index anew with hgsl-search index")
 
@@ -167,24 +167,24 @@ def write(
             "broken": [[*photo, reason] for photo, reason in table.broken.items()],
         },
     )
-    if record["faiss"] != neighbours.FLAT:
-        files["neighbours"] = f"neighbours.{number}.faiss"
+    if record["faiss"] != neighbors.FLAT:
+        files["neighbors"] = f"neighbors.{number}.faiss"
         vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
-        with atomic_path(folder / files["neighbours"]) as temporary:
-            neighbours.write(vectors, record["faiss"], temporary)
-        files["neighbours_sha256"] = _sha256(folder / files["neighbours"])
+        with atomic_path(folder / files["neighbors"]) as temporary:
+            neighbors.write(vectors, record["faiss"], temporary)
+        files["neighbors_sha256"] = _sha256(folder / files["neighbors"])
     write_json(folder / RECORD, {"format": FORMAT, "state": number, **record, "files": files})
     _remove_others(folder, set(files.values()))
 
 
-def _proposer(folder: Path, state: State) -> neighbours.Proposer:
-    if state.record["faiss"] == neighbours.FLAT:
-        return neighbours.flat(state.vectors)
-    path = folder / _plain_name(state.record["files"].get("neighbours"))
+def _proposer(folder: Path, state: State) -> neighbors.Proposer:
+    if state.record["faiss"] == neighbors.FLAT:
+        return neighbors.flat(state.vectors)
+    path = folder / _plain_name(state.record["files"].get("neighbors"))
     # FAISS trusts what it reads, so nothing reaches it that is not what was written.
-    if _sha256(path) != state.record["files"].get("neighbours_sha256"):
+    if _sha256(path) != state.record["files"].get("neighbors_sha256"):
         raise InputError(f"{path} is damaged: make it anew with hgsl-search index")
-    return neighbours.read(path, len(state.table.photos), state.vectors.width, state.record["faiss"])
+    return neighbors.read(path, len(state.table.photos), state.vectors.width, state.record["faiss"])
 
 
 def _table(content: dict[str, Any], path: Path) -> Table:
@@ -232,7 +232,7 @@ def _sha256(path: Path) -> str:
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Removes the files of earlier states; who has them open keeps reading them."""
-    for name in ("embeddings", "photos", "neighbours"):
+    for name in ("embeddings", "photos", "neighbors"):
         for path in (*folder.glob(f"{name}.*"), *folder.glob(f".{name}.*")):  # hidden: cut off while it was written
             if path.name not in kept:
                 path.unlink(missing_ok=True)

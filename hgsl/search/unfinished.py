@@ -12,7 +12,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, read_json, write_json
-from hgsl.evaluation.vectors import Floats
+from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.photos import Photo
 
 SECONDS = 5.0  # of work that a crash may cost

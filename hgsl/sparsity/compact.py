@@ -13,10 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from hgsl.common.errors import InputError, first_line
-from hgsl.sparsity.channel_flow import removable
-from hgsl.sparsity.channel_graph import ChannelGraph
-from hgsl.sparsity.channel_masks import ChannelGroup
-from hgsl.sparsity.channel_trace import example_input, trace
+from hgsl.sparsity.channels.flow import removable
+from hgsl.sparsity.channels.graph import ChannelGraph
+from hgsl.sparsity.channels.masks import ChannelGroup
+from hgsl.sparsity.channels.trace import example_input, trace
 from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask

@@ -174,7 +174,7 @@ def owners_of_parameters(model: nn.Module) -> dict[str, list[tuple[nn.Module, st
 
 def attach(layer: nn.Module, tensor: str, mask: SoftMask | ChannelMask) -> None:
     """Puts ``mask`` on the parameter ``tensor`` of ``layer``, whose own forward then sees the masked value."""
-    # Masking a parameter moves it behind its neighbours; ``detach`` puts it back by this order.
+    # Masking a parameter moves it behind its neighbors; ``detach`` puts it back by this order.
     layer.__dict__.setdefault("_parameter_order", tuple(layer._parameters))
     parametrize.register_parametrization(layer, tensor, mask, unsafe=True)
 

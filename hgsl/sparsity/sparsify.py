@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.sparsity.channel_masks import channel_groups, mask_channels
-from hgsl.sparsity.channel_trace import example_input, trace
+from hgsl.sparsity.channels.masks import channel_groups, mask_channels
+from hgsl.sparsity.channels.trace import example_input, trace
 from hgsl.sparsity.compact import tensors_of, try_removal
 from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.operations import price_operations, uses_of_weights

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.files import atomic_path
-from hgsl.sparsity.channel_trace import example_input
+from hgsl.sparsity.channels.trace import example_input
 from hgsl.sparsity.compact import shrink_to, tensors_in
 from hgsl.sparsity.modes import evaluating
 

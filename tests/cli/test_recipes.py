@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from hgsl.cli import train
 from hgsl.cli._settings import CONFIGS
-from hgsl.engine.logging import read_metrics
+from hgsl.engine.folder.logging import read_metrics
 
 CLASSES, IMAGES = 8, 4
 TINY = [

@@ -5,7 +5,7 @@ import yaml
 
 from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as, to_yaml
 from hgsl.common.errors import InputError
-from hgsl.config import Config, SearchConfig
+from hgsl.config import Config, SparsifyRunConfig
 
 
 def read(*words: str) -> Config:
@@ -30,7 +30,7 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path: Path) -> None:
-    settings = SearchConfig if path.stem.endswith("_cs") else Config
+    settings = SparsifyRunConfig if path.stem.endswith("_cs") else Config
     parse_as(settings, build_parser("test", settings), ["--config", str(path)])
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hgsl.cli import eval_retrieval, train
-from hgsl.engine import loop
-from hgsl.engine.logging import read_metrics
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.loop import loop
 from hgsl.engine.run import Run
 
 SMALL = [
@@ -229,7 +229,7 @@ def python(*words: str, **options: object) -> subprocess.Popen:
 
 
 def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[..., Path]) -> None:
-    """Stopped in the middle of an epoch, with warm optimiser, augmentation and batch norm in motion."""
+    """Stopped in the middle of an epoch, with warm optimizer, augmentation and batch norm in motion."""
     words = [*ON_FOLDER, "--data.root", str(photo_folder(images=8)), "--train.epochs", "9"]
     assert train.main([*words, "--run.dir", "whole"]) == 0
     process = python(*words, "--run.dir", "cut", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -322,7 +322,7 @@ def test_a_hard_set_larger_than_the_classes_is_all_of_them(
 
 def test_images_may_be_of_any_mode(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder()
-    Image.new("L", (40, 50), 90).save(root / "kind_00" / "grey.png")
+    Image.new("L", (40, 50), 90).save(root / "kind_00" / "gray.png")
     Image.new("RGBA", (40, 50), (9, 9, 9, 0)).save(root / "kind_01" / "clear.png")
     Image.new("CMYK", (40, 50)).save(root / "kind_02" / "print.jpg")
     assert train.main([*ON_FOLDER, "--data.root", str(root)]) == 0

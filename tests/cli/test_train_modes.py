@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from hgsl.cli import compare, eval_retrieval, train
-from hgsl.engine.checkpoint import load_state
-from hgsl.engine.logging import read_metrics
+from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.folder.logging import read_metrics
 
 ROOT = Path(train.__file__).parents[2]
 SMALL = [
@@ -135,7 +135,7 @@ def test_a_finished_run_can_be_looked_at_and_compared(
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.keep", "3", "--train.save_every", "2"]
     assert train.main([*words, "--run.dir", "one", "--eval.page", "true", "--eval.ks", "[1, 3]"]) == 0
     printed = capsys.readouterr().out
-    for part in ("Recall@3", "6 steps in", "loss ", "alpha 0.4", "cosine of nearest centres", "one/report.html"):
+    for part in ("Recall@3", "6 steps in", "loss ", "alpha 0.4", "cosine of nearest centers", "one/report.html"):
         assert part in printed
     page = Path("one/report.html").read_text()
     assert "one on folder" in page

@@ -61,14 +61,14 @@ def test_broken_files(photos: Path) -> None:
 
 
 def test_odd_files_are_told_and_pass(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(20).convert("L").save(photos / "grey.jpg")
-    picture(21).convert("L").convert("RGB").save(photos / "grey_too.png")
+    picture(20).convert("L").save(photos / "gray.jpg")
+    picture(21).convert("L").convert("RGB").save(photos / "gray_too.png")
     picture(22).convert("CMYK").save(photos / "cmyk.jpg")
     picture(23, 400).save(photos / "big.jpg")
     monkeypatch.setattr(audit_module, "HUGE", 150_000)
-    result = audit_of(photos, "grey.jpg", "grey_too.png", "cmyk.jpg", "big.jpg")
+    result = audit_of(photos, "gray.jpg", "gray_too.png", "cmyk.jpg", "big.jpg")
     assert result.ok
-    assert found(result) == {"grey": [["grey.jpg"], ["grey_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
+    assert found(result) == {"gray": [["gray.jpg"], ["gray_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
 
 
 def test_a_decompression_bomb_is_huge_not_fatal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,11 +99,11 @@ def test_flat_pictures_are_no_duplicates_of_each_other(photos: Path) -> None:
 
 
 def test_hash_is_of_the_lowest_frequencies() -> None:
-    grey = np.asarray(picture(0).convert("L").resize((32, 32)), float)
-    first = perceptual_hash(grey)
+    gray = np.asarray(picture(0).convert("L").resize((32, 32)), float)
+    first = perceptual_hash(gray)
     assert first is not None
-    assert perceptual_hash(grey * 0.7 + 20) == first  # contrast and brightness do not matter
-    noise = grey + np.random.default_rng(0).normal(0, 3, grey.shape)
+    assert perceptual_hash(gray * 0.7 + 20) == first  # contrast and brightness do not matter
+    noise = gray + np.random.default_rng(0).normal(0, 3, gray.shape)
     assert (first ^ (perceptual_hash(noise) or 0)).bit_count() <= audit_module.NEAR
     other = perceptual_hash(np.asarray(picture(1).convert("L").resize((32, 32)), float))
     assert (first ^ (other or 0)).bit_count() > 15

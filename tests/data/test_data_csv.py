@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
 from hgsl.data import load_manifest, verify_files
-from hgsl.data.csv import load, write_table
+from hgsl.data.adapters.csv import load, write_table
 
 
 def write(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:

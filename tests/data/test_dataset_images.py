@@ -1,4 +1,4 @@
-"""From file to tensor: orientation, colour modes, damage, boxes, decoding at a smaller size, the cache."""
+"""From file to tensor: orientation, color modes, damage, boxes, decoding at a smaller size, the cache."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSP
 
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_exif_orientation_is_honoured(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_exif_orientation_is_honored(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = gradient(64, 40)
     stored = upright.transpose(Image.Transpose[TURNS[orientation]])
     exif = Image.Exif()
@@ -52,7 +52,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     red = Image.new("RGB", (8, 8), (200, 10, 10))
     red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     red.convert("P").save(tmp_path / "palette.gif")
-    Image.new("L", (8, 8), 90).save(tmp_path / "grey.jpg", quality=100)
+    Image.new("L", (8, 8), 90).save(tmp_path / "gray.jpg", quality=100)
     Image.fromarray(np.full((8, 8), 90 * 256 + 7, np.uint16)).save(tmp_path / "deep.png")
     clear = Image.new("RGBA", (8, 8), (200, 10, 10, 0))
     clear.putpixel((0, 0), (200, 10, 10, 255))
@@ -61,15 +61,15 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     expected = {
         "cmyk.jpg": (200, 10, 10),
         "palette.gif": (200, 10, 10),
-        "grey.jpg": (90, 90, 90),
+        "gray.jpg": (90, 90, 90),
         "deep.png": (90, 90, 90),
         "bit.png": (255, 255, 255),
-        "clear.png": (255, 255, 255),  # what is transparent shows white, not the colour hidden below
+        "clear.png": (255, 255, 255),  # what is transparent shows white, not the color hidden below
     }
-    for name, colour in expected.items():
+    for name, color in expected.items():
         image = read_image(tmp_path / name)
         assert image.mode == "RGB"
-        assert np.abs(np.subtract(image.getpixel((4, 4)), colour)).max() <= 12, name
+        assert np.abs(np.subtract(image.getpixel((4, 4)), color)).max() <= 12, name
     assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (200, 10, 10)
 
 
@@ -153,8 +153,8 @@ def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     data = RetrievalDataset(one(path), eval_transform(CONFIG, 8), tmp_path / "cache")
 
-    def red_after(colour: int, time: int) -> float:
-        Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+    def red_after(color: int, time: int) -> float:
+        Image.new("RGB", (8, 8), (color, 0, 0)).save(path)
         os.utime(path, ns=(time, time))
         return round(float(data[0][0][0].mean() * CONFIG["std"][0] + CONFIG["mean"][0]) * 255)
 

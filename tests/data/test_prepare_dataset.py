@@ -41,7 +41,7 @@ def test_every_fixed_data_set_has_a_card_and_no_other() -> None:
 def test_cards_are_complete_and_agree_with_their_text(name: str) -> None:
     card = read_card(name)
     assert card is not None
-    assert list(card) == ["name", "title", "source", "licence", "archives", "by_hand", "expected"]
+    assert list(card) == ["name", "title", "source", "license", "archives", "by_hand", "expected"]
     assert card["name"] == name
     assert all(card[key] for key in card if key != "archives")
     for archive in card["archives"]:
@@ -53,7 +53,7 @@ def test_cards_are_complete_and_agree_with_their_text(name: str) -> None:
             assert len(value) == 2 * hashlib.new(kind).digest_size
     text = (datasets_dir() / name / "README.md").read_text()
     assert card["title"] in text
-    assert card["licence"] in text
+    assert card["license"] in text
     assert card["by_hand"] in text
     assert "bibtex" in text
     for protocol, splits in card["expected"].items():

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.data import build_dataset, butterfly, load_manifest, species, synthetic
+from hgsl.data import build_dataset, load_manifest
+from hgsl.data.synthetic import butterflies, butterfly, species
 
 
 def pixels(*arguments: int) -> np.ndarray:
-    return np.asarray(synthetic.draw(*arguments)).astype(int)
+    return np.asarray(butterflies.draw(*arguments)).astype(int)
 
 
 def test_a_picture_depends_on_its_four_numbers_alone():
@@ -28,9 +29,9 @@ def test_a_picture_depends_on_its_four_numbers_alone():
 
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes():
-    code = "from hgsl.data import synthetic; print(synthetic.draw(5, 7, 40, 2).tobytes().hex())"
+    code = "from hgsl.data.synthetic import butterflies; print(butterflies.draw(5, 7, 40, 2).tobytes().hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert bytes.fromhex(other.stdout) == synthetic.draw(5, 7, 40, 2).tobytes()
+    assert bytes.fromhex(other.stdout) == butterflies.draw(5, 7, 40, 2).tobytes()
 
 
 def test_species_and_pictures_stay_what_they_are():
@@ -47,7 +48,7 @@ def test_species_and_pictures_stay_what_they_are():
 
 def test_drawing_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    synthetic.draw(0, 0, 32)
+    butterflies.draw(0, 0, 32)
     assert random.getstate() == before[0]
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[2])
@@ -86,14 +87,14 @@ def test_a_picture_shows_the_traits_of_its_class():
 def test_a_specimen_covers_what_its_pose_says():
     traits = species.traits(3)
     flat = butterfly.Pose(0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 0.0, 0.0)
-    colour, cover = butterfly.paint(96, traits, flat)
-    assert colour.shape == (3, 96, 96)
-    assert colour.dtype == cover.dtype == np.float32
+    color, cover = butterfly.paint(96, traits, flat)
+    assert color.shape == (3, 96, 96)
+    assert color.dtype == cover.dtype == np.float32
     assert cover.min() == 0
     assert cover.max() == pytest.approx(1, abs=1e-6)
-    assert np.all(colour[:, cover == 0] == 0)
+    assert np.all(color[:, cover == 0] == 0)
     np.testing.assert_allclose(cover, cover[:, ::-1], atol=1e-4)  # both sides alike
-    np.testing.assert_allclose(colour, colour[:, :, ::-1], atol=1e-3)
+    np.testing.assert_allclose(color, color[:, :, ::-1], atol=1e-3)
     turned = butterfly.paint(96, traits, flat._replace(angle=np.pi / 2))[1]
     np.testing.assert_allclose(turned, np.rot90(cover), atol=1e-2)
     half = butterfly.paint(96, traits, flat._replace(scale=0.4))[1]
@@ -105,29 +106,29 @@ def test_a_specimen_covers_what_its_pose_says():
 
 @pytest.mark.parametrize("size", [16, 33, 224])
 def test_any_size(size):
-    image = synthetic.draw(2, 3, size)
+    image = butterflies.draw(2, 3, size)
     assert (image.mode, image.size) == ("RGB", (size, size))
     assert np.asarray(image).std() > 10
-    small = synthetic.draw(2, 3, size).resize((8, 8), 4)
-    reference = synthetic.draw(2, 3, 96).resize((8, 8), 4)
+    small = butterflies.draw(2, 3, size).resize((8, 8), 4)
+    reference = butterflies.draw(2, 3, 96).resize((8, 8), 4)
     assert np.corrcoef(np.ravel(small), np.ravel(reference))[0, 1] > 0.6  # the same scene, drawn finer or coarser
 
 
 def test_the_manifest_lists_every_picture_once():
-    manifest = synthetic.load(num_classes=7, images_per_class=3, image_size=32, seed=4)
+    manifest = butterflies.load(num_classes=7, images_per_class=3, image_size=32, seed=4)
     assert len(manifest) == 21
     assert np.bincount(manifest.labels).tolist() == [3] * 7
     assert manifest.groups is not None
     assert manifest.groups.reshape(7, 3)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 0]
     assert manifest.render is not None
     for row in (0, 4, 20):
-        expected = synthetic.draw(row // 3, row % 3, 32, 4)
+        expected = butterflies.draw(row // 3, row % 3, 32, 4)
         assert manifest.render(row).tobytes() == expected.tobytes()
         assert pickle.loads(pickle.dumps(manifest.render))(row).tobytes() == expected.tobytes()
 
 
 def test_what_a_caller_does_to_a_picture_stays_with_the_caller():
-    render = synthetic.load(num_classes=2, images_per_class=2, image_size=32).render
+    render = butterflies.load(num_classes=2, images_per_class=2, image_size=32).render
     assert render is not None
     kept = render(1).tobytes()
     render(1).paste((0, 0, 0), (0, 0, 32, 32))
@@ -135,8 +136,8 @@ def test_what_a_caller_does_to_a_picture_stays_with_the_caller():
 
 
 def test_more_classes_and_images_keep_the_others():
-    few = synthetic.load(num_classes=3, images_per_class=2, image_size=16)
-    many = synthetic.load(num_classes=200, images_per_class=5, image_size=16)
+    few = butterflies.load(num_classes=3, images_per_class=2, image_size=16)
+    many = butterflies.load(num_classes=200, images_per_class=5, image_size=16)
     assert few.class_names == many.class_names[:3]
     assert few.render is not None
     assert many.render is not None
@@ -163,7 +164,7 @@ def test_a_subset_draws_the_pictures_of_its_own_rows():
     test = build_dataset("synthetic", split="test", num_classes=8, images_per_class=2, image_size=32)
     image, label, row = test[3]
     assert (label, row) == (1, 11)
-    assert image.tobytes() == synthetic.draw(5, 1, 32).tobytes()
+    assert image.tobytes() == butterflies.draw(5, 1, 32).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -179,10 +180,10 @@ def test_a_subset_draws_the_pictures_of_its_own_rows():
 )
 def test_a_wrong_number_is_refused_by_name(argument, value):
     with pytest.raises(InputError, match=f"{argument} {value} must be a whole number of at least"):
-        synthetic.load(**{argument: value})
+        butterflies.load(**{argument: value})
 
 
 @pytest.mark.parametrize("wrong", [(-1, 0), (0, -1), (0, 0, 8), (0, 0, 32, -2), (0.5, 0)])
 def test_a_picture_that_cannot_be_is_refused(wrong):
     with pytest.raises(InputError, match="must be a whole number of at least"):
-        synthetic.draw(*wrong)
+        butterflies.draw(*wrong)

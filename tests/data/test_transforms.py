@@ -34,7 +34,7 @@ def assert_close_to_a_level(found: torch.Tensor, expected: torch.Tensor) -> None
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 91), (48, 48), (20, 30)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_eval_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], interpolation: str) -> None:
+def test_eval_is_torchvisions_resize_and_center_crop(size: tuple[int, int], interpolation: str) -> None:
     mode = tv.InterpolationMode(interpolation)
     for crop_pct, resized in ((1.0, 48), (0.75, 64)):
         expected = plain(tv.Resize(resized, mode), tv.CenterCrop(48))(photo(*size))

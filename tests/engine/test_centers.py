@@ -1,4 +1,4 @@
-"""Class centres start at the means of their classes."""
+"""Class centers start at the means of their classes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hgsl.config import Config
-from hgsl.engine.build import Place, build_place
-from hgsl.engine.centers import class_vectors, nearest_similarity, start_at_means
-from hgsl.engine.objective import build_objective
+from hgsl.engine.parts.build import Runtime, build_runtime
+from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_at_means
+from hgsl.engine.parts.objective import build_objective
 
 
 @dataclass
@@ -44,18 +44,18 @@ def means(points: Points) -> torch.Tensor:
 
 
 @pytest.fixture
-def place() -> Place:
+def runtime() -> Runtime:
     config = Config()
     config.run.device, config.data.workers = "cpu", 0
-    return build_place(config)
+    return build_runtime(config)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_centres_are_the_directions_of_the_means(place: Place, sharded: bool) -> None:
+def test_centers_are_the_directions_of_the_means(runtime: Runtime, sharded: bool) -> None:
     config, points = Config(), Points()
     config.loss.sharded = sharded
     loss_fn = build_objective(config.loss, 3, 4).loss_fn
-    start_at_means(loss_fn, Same(), points, place, batch=2)
+    start_at_means(loss_fn, Same(), points, runtime, batch=2)
     torch.testing.assert_close(loss_fn.centers.detach(), 2 * means(points))  # 2 is the root of their dimension
 
 
@@ -75,7 +75,7 @@ def test_similarity_of_the_nearest_of_many_or_few(monkeypatch: pytest.MonkeyPatc
     unit = centers / centers.norm(dim=1, keepdim=True)
     nearest = [max(float(unit[i] @ unit[j]) for j in range(classes) if j != i) for i in range(classes)]
     assert nearest_similarity(centers) == pytest.approx(sum(nearest) / classes, abs=1e-6)
-    monkeypatch.setattr("hgsl.engine.centers.CHUNK", 4)  # every second of 7, every third of 12
+    monkeypatch.setattr("hgsl.engine.parts.centers.CHUNK", 4)  # every second of 7, every third of 12
     step = -(-classes // 4)
     looked_at = nearest[::step]
     assert nearest_similarity(centers) == pytest.approx(sum(looked_at) / len(looked_at), abs=1e-6)

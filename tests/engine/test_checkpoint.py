@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.engine.checkpoint import load_state, save_state
+from hgsl.engine.folder.checkpoint import load_state, save_state
 
 
-def test_round_trip_of_an_optimiser(tmp_path: Path) -> None:
+def test_round_trip_of_an_optimizer(tmp_path: Path) -> None:
     weights = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(weights.parameters())
     weights(torch.ones(1, 3)).sum().backward()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hgsl.engine.head import start_at_principal_axes
+from hgsl.engine.parts.head import start_at_principal_axes
 from hgsl.models import create_embedder
 
 

@@ -14,8 +14,8 @@ from hgsl.cli import train
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
-from hgsl.engine.logging import read_metrics
-from hgsl.engine.objective import Objective, build_objective
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.parts.objective import Objective, build_objective
 
 pytest.importorskip("pytorch_metric_learning")
 

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hgsl.engine.loader import RunBatches, SeededSamples, mixed_seed, run_loader
+from hgsl.engine.loop.loader import RunBatches, SeededSamples, mixed_seed, run_loader
 
 LABELS = np.arange(11) % 3
 

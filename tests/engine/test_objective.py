@@ -5,9 +5,9 @@ import torch
 
 from hgsl.cli import train
 from hgsl.config import LossConfig
-from hgsl.engine.logging import read_metrics
-from hgsl.engine.masking import MaskedObjective
-from hgsl.engine.objective import build_objective
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.parts.masking import MaskedObjective
+from hgsl.engine.parts.objective import build_objective
 from hgsl.losses.functional import hard_global_softmin_loss
 
 

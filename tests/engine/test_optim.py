@@ -8,8 +8,8 @@ import torch
 from hgsl import HardGlobalSoftminLoss, create_embedder
 from hgsl.common.errors import InputError
 from hgsl.config import OptimConfig
-from hgsl.engine.freeze import freeze, train_mode
-from hgsl.engine.optim import create_optimizer, create_schedule, learning_rate_factor, parameter_groups
+from hgsl.engine.parts.freeze import freeze, train_mode
+from hgsl.engine.parts.optim import create_optimizer, create_schedule, learning_rate_factor, parameter_groups
 
 
 def test_every_trained_parameter_is_in_exactly_one_group() -> None:

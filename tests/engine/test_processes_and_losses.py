@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from hgsl.cli import train
-from hgsl.engine.checkpoint import load_state
-from hgsl.engine.logging import read_metrics
+from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.folder.logging import read_metrics
 
 ROOT = Path(train.__file__).parents[2]
 SMALL = [
@@ -85,7 +85,7 @@ def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable
     assert train.main([*words, "--run.dir", "one"]) == 0
     result = launch(*words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
-    if "--loss.sharded" not in loss:  # shards draw their own initial centres
+    if "--loss.sharded" not in loss:  # shards draw their own initial centers
         assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from hgsl.engine.checkpoint import load_state, save_state
-from hgsl.engine.randomness import random_state, restore_random_state, seed_all
+from hgsl.engine.folder.checkpoint import load_state, save_state
+from hgsl.engine.loop.randomness import random_state, restore_random_state, seed_all
 
 
 def draw() -> list[float]:

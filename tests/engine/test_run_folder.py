@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hgsl.cli import train
-from hgsl.engine import run_folder
+from hgsl.engine.folder import run_folder
 
 ROOT = Path(train.__file__).parents[2]
 SMALL = [

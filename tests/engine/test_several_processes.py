@@ -1,4 +1,4 @@
-"""Runs of several processes: divided centres follow those of one, all see what one saves, and all stop together."""
+"""Runs of several processes: divided centers follow those of one, all see what one saves, and all stop together."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hgsl.cli import eval_retrieval, train
-from hgsl.engine.checkpoint import load_state
-from hgsl.engine.logging import read_metrics
-from hgsl.engine.shards import clip_gradients, load_optimizer_state, optimizer_state
+from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.parts.shards import clip_gradients, load_optimizer_state, optimizer_state
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 
 ROOT = Path(train.__file__).parents[2]
@@ -53,7 +53,7 @@ def losses(run: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_shards_follow_one_process_and_go_on_from_its_middle(photo_folder: Callable, optimizer: str) -> None:
-    # Seven classes: the second process has fewer centres than the first.
+    # Seven classes: the second process has fewer centers than the first.
     words = [*SHARDED, "--data.root", str(photo_folder(classes=10, images=8)), "--optim.name", optimizer]
     words += ["--optim.lr", "1e-3" if optimizer == "adamw" else "1e-2", "--train.keep", "3", "--train.save_every", "3"]
     assert train.main([*words, "--run.dir", "one"]) == 0

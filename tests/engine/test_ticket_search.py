@@ -21,17 +21,17 @@ from hgsl.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
-    SearchConfig,
     SparsifyConfig,
+    SparsifyRunConfig,
     TrainConfig,
 )
 from hgsl.data.cifar10 import MEAN, STD
-from hgsl.engine import sparsify as engine
-from hgsl.engine import sparsify_report
-from hgsl.engine.build import build_eval_set, build_manifest
-from hgsl.engine.checkpoint import load_state
-from hgsl.engine.sparsify import Search, search
-from hgsl.engine.sparsify_tasks import TASKS, Classifier, classification
+from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.parts.build import build_eval_set, build_manifest
+from hgsl.engine.sparsify import report as sparsify_report
+from hgsl.engine.sparsify import search as engine
+from hgsl.engine.sparsify.problems import PROBLEMS, Classifier, classification
+from hgsl.engine.sparsify.search import TicketSearch, search
 from hgsl.models import load_embedder
 from hgsl.sparsity import load
 
@@ -53,8 +53,8 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def settings(root: Path, **sparsify_options: Any) -> SearchConfig:
-    return SearchConfig(
+def settings(root: Path, **sparsify_options: Any) -> SparsifyRunConfig:
+    return SparsifyRunConfig(
         run=RunConfig(device="cpu", threads=1),
         data=DataConfig(name="cifar10", root=str(root), val_share=0.2, workers=0),
         model=ModelConfig(backbone="test_resnet", weights="none"),
@@ -67,9 +67,9 @@ def settings(root: Path, **sparsify_options: Any) -> SearchConfig:
     )
 
 
-def retrieval_settings(**sparsify_options: Any) -> SearchConfig:
+def retrieval_settings(**sparsify_options: Any) -> SparsifyRunConfig:
     """Two rounds of two epochs of two steps, of channels."""
-    return SearchConfig(
+    return SparsifyRunConfig(
         run=RunConfig(device="cpu", threads=1),
         data=DataConfig(
             name="synthetic",
@@ -96,10 +96,10 @@ def retrieval_settings(**sparsify_options: Any) -> SearchConfig:
     )
 
 
-def build(config: SearchConfig, folder: Path) -> Search:
-    place = engine.build_place(config)
+def build(config: SparsifyRunConfig, folder: Path) -> TicketSearch:
+    runtime = engine.build_runtime(config)
     torch.manual_seed(config.run.seed)
-    return Search(config, folder, TASKS[config.sparsify.task](config, place), place)
+    return TicketSearch(config, folder, PROBLEMS[config.sparsify.task](config, runtime), runtime)
 
 
 def test_rounds_then_the_ticket(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_rounds_then_the_ticket(cifar: Path, tmp_path: Path, monkeypatch: pytest
     for state, with_masks in zip(states, (True, True, False), strict=True):
         groups = {group["name"]: group for group in state.optimizer.param_groups}
         assert set(groups) == {"weights"} | ({"masks"} if with_masks else set())
-        assert len(groups["weights"]["params"]) == len(masks.weight_parameters()), "the last optimiser has parameters"
+        assert len(groups["weights"]["params"]) == len(masks.weight_parameters()), "the last optimizer has parameters"
         assert groups["weights"]["weight_decay"] == 1e-4
         if with_masks:
             assert groups["masks"]["weight_decay"] == 0.0
@@ -222,7 +222,7 @@ def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
     assert {"density", "temperature", "score"} <= set(json.loads(lines[3]))
 
     config = settings(cifar)
-    task = classification(config, engine.build_place(config))
+    task = classification(config, engine.build_runtime(config))
     load(task.model, whole_run / "ticket.safetensors")
     assert task.final(task.model)["accuracy"] == report["scores"]["accuracy"]
     assert search(config, "", whole_run, resume=True) == report, "a finished run is only reported"
@@ -276,16 +276,16 @@ def test_a_classifier_refuses_settings_that_it_would_not_heed(
     config = settings(cifar)
     config = replace(config, **{section: replace(getattr(config, section), **change)})
     with pytest.raises(InputError, match=message):
-        classification(config, engine.build_place(config))
+        classification(config, engine.build_runtime(config))
 
 
 def test_the_published_config_is_taken(cifar: Path) -> None:
     words = ["--config", str(CONFIGS / "cifar10_cs.yaml"), "--data.root", str(cifar), "--train.batch_size", "10"]
-    config, _, _ = read(SearchConfig, training_parser("", SearchConfig), words)
-    assert classification(config, engine.build_place(config)).steps_per_epoch == 4
+    config, _, _ = read(SparsifyRunConfig, training_parser("", SparsifyRunConfig), words)
+    assert classification(config, engine.build_runtime(config)).steps_per_epoch == 4
 
 
-def test_a_classifier_normalises_bytes_channel_by_channel() -> None:
+def test_a_classifier_normalizes_bytes_channel_by_channel() -> None:
     values = Classifier(torch.nn.Identity(), MEAN, STD)(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8))
     for channel in range(3):
         assert values[0, channel].numpy() == pytest.approx((0.2 - MEAN[channel]) / STD[channel], rel=1e-5)
@@ -308,7 +308,7 @@ def test_a_search_that_cannot_be_compacted_is_reported(
     assert not (tmp_path / "compact.safetensors").exists()
 
 
-def test_class_centres_start_at_the_means_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_centers_start_at_the_means_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(retrieval_settings(granularity="weight"), loss=LossConfig(centers="class_means"))
     run = build(config, tmp_path)
     monkeypatch.setattr(run, "_stage", lambda number, saved: None)
@@ -351,7 +351,7 @@ def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
 
 def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     config = settings(cifar)
-    task = classification(config, engine.build_place(config))
+    task = classification(config, engine.build_runtime(config))
     assert task.steps_per_epoch == 4
     whole, late = task.batches(0, 0), task.batches(0, 6)
     batches = [next(whole) for _ in range(9)]

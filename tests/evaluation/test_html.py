@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from hgsl.evaluation import evaluate_task, make_task
-from hgsl.evaluation.html import PageOptions, render_html, script_json, write_html
-from hgsl.evaluation.inspection import Neighbours, confusions, embedding_map, nearest, suspicious_pairs
-from hgsl.evaluation.pictures import write_contact_sheet
-from hgsl.evaluation.plots import write_curves
-from hgsl.evaluation.report import build_report
+from hgsl.evaluation.show.html import PageOptions, render_html, script_json, write_html
+from hgsl.evaluation.show.inspection import Neighbors, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.show.pictures import write_contact_sheet
+from hgsl.evaluation.show.plots import write_curves
+from hgsl.evaluation.show.report import build_report
 
 EVIL = "</script><script>document.title='owned'</script>"
 NAMES = ["rose", "daisy", EVIL, "<img src=x onerror=alert(1)>", "oak & ash"]
@@ -29,14 +29,14 @@ def make_page(count=60, noise=1.0, **options):
     return report, result, task, PageOptions(class_names=NAMES, progress=False, **options)
 
 
-def colour(image_id):
+def color(image_id):
     return Image.new("RGB", (40, 30), (image_id * 37 % 256, image_id * 91 % 256, 120))
 
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report, result, task, options = make_page(load_image=colour)
+    report, result, task, options = make_page(load_image=color)
     write_html(path, report, result, task, options)
     return path
 
@@ -104,7 +104,7 @@ def test_a_query_opens_by_keyboard_and_the_arrows_turn_pages(page):
     assert page.locator("#viewer-text").inner_text() != seen
     page.keyboard.press("ArrowLeft")
     assert page.locator("#viewer-text").inner_text() == seen
-    page.locator("#viewer-images button").first.click()  # a neighbour, as a query of its own
+    page.locator("#viewer-images button").first.click()  # a neighbor, as a query of its own
     assert page.locator("#viewer-text").inner_text() != seen
     page.keyboard.press("Escape")
     assert viewer.is_hidden()
@@ -160,8 +160,8 @@ def test_nothing_reaches_over_the_edge_of_a_small_screen(page, width):
     page.keyboard.press("Escape")
 
 
-def test_dark_and_light_have_readable_colours(page, check_colours):
-    check_colours(page)
+def test_dark_and_light_have_readable_colors(page, check_colors):
+    check_colors(page)
 
 
 def test_a_page_without_pictures_shows_names(browser, tmp_path):
@@ -174,7 +174,7 @@ def test_a_page_without_pictures_shows_names(browser, tmp_path):
 
 
 def test_six_thousand_queries_open(browser, tmp_path):
-    report, result, task, options = make_page(6000, load_image=colour, max_pictures=500, map_images=100)
+    report, result, task, options = make_page(6000, load_image=color, max_pictures=500, map_images=100)
     write_html(tmp_path / "large.html", report, result, task, options)
     assert (tmp_path / "large.html").stat().st_size < 6_000_000
     with browser.new_context() as context:
@@ -200,14 +200,14 @@ def test_all_perfect_is_a_page_too():
 
 
 def test_confusions_and_suspicious_pairs():
-    neighbours = Neighbours(
+    neighbors = Neighbors(
         ids=np.array([[1, 2], [0, 2], [0, -1]]),
         labels=np.array([[5, 7], [4, 7], [4, 0]]),
         scores=np.float32([[0.9, 0.2], [0.9, 0.5], [0.2, -np.inf]]),
         hits=np.array([[False, False], [False, False], [False, False]]),
     )
-    assert confusions(np.array([4, 5, 7]), neighbours) == [(4, 5, 1), (5, 4, 1), (7, 4, 1)]
-    pairs = suspicious_pairs(np.array([0, 1, 2]), neighbours)
+    assert confusions(np.array([4, 5, 7]), neighbors) == [(4, 5, 1), (5, 4, 1), (7, 4, 1)]
+    pairs = suspicious_pairs(np.array([0, 1, 2]), neighbors)
     assert [pair[:2] for pair in pairs] == [(0, 1), (1, 2), (0, 2)]
     assert pairs[0][2] == pytest.approx(0.9)
 
@@ -230,7 +230,7 @@ def test_contact_sheet_frames_right_and_wrong(tmp_path):
     found = nearest(task, 3)
     row = int(np.flatnonzero(found.hits[:, 0] & ~found.hits[:, 1])[0])
     write_contact_sheet(
-        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, found, colour, NAMES, side=96
+        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, found, color, NAMES, side=96
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         left = 96 + 24

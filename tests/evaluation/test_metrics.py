@@ -19,8 +19,8 @@ def make(case, seed=0, count=240):
         labels[:15] = 100 + np.arange(15)
     if case == "unbalanced":
         labels = np.repeat([0, 1, 2, 3, 4], [150, 60, 20, 8, 2])
-    centres = rng.standard_normal((200, 10))
-    vectors = centres[labels] + 1.2 * rng.standard_normal((count, 10))
+    centers = rng.standard_normal((200, 10))
+    vectors = centers[labels] + 1.2 * rng.standard_normal((count, 10))
     if case == "tied":
         vectors = np.round(vectors)
     if case == "duplicated":
@@ -140,7 +140,7 @@ def test_map_at_full_depth_is_the_average_precision_of_scikit_learn():
     assert result.map_at_k[len(labels) - 1] == pytest.approx(np.mean(expected), abs=1e-9)
 
 
-def test_precision_matches_the_neighbours_of_scikit_learn():
+def test_precision_matches_the_neighbors_of_scikit_learn():
     vectors, labels = make("random")
     _, found = NearestNeighbors(n_neighbors=11, algorithm="brute").fit(vectors).kneighbors(vectors)
     expected = (labels[found[:, 1:]] == labels[:, None]).mean()

@@ -7,11 +7,11 @@ from torch import nn
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import evaluate_task, make_task
-from hgsl.evaluation.expansion import augment_gallery, expand_queries
-from hgsl.evaluation.rerank import k_reciprocal
+from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
+from hgsl.evaluation.refine.rerank import k_reciprocal
+from hgsl.evaluation.refine.tta import AveragedViews
+from hgsl.evaluation.refine.whitening import fit_whitening
 from hgsl.evaluation.threshold import TopScores, calibrate, measure, top_scores
-from hgsl.evaluation.views import AveragedViews
-from hgsl.evaluation.whitening import fit_whitening
 
 
 def clusters(seed=0, count=120, width=8, noise=0.8):
@@ -36,7 +36,7 @@ def test_flip_averages_both_directions():
     torch.testing.assert_close(AveragedViews(Mean())(images.flip(-1)), found)
 
 
-def test_five_crops_are_the_corners_and_the_centre():
+def test_five_crops_are_the_corners_and_the_center():
     images = torch.zeros(1, 1, 8, 8)
     images[..., 0, 0] = 1
     views = AveragedViews(nn.Identity(), flip=False, crops=5, share=0.5)._cropped(images)

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import candidates, evaluate_embeddings
-from hgsl.evaluation.ordering import Gallery, neighbour_scores
-from hgsl.evaluation.search import nearest_blocks
+from hgsl.evaluation import evaluate_embeddings
+from hgsl.evaluation.knn import backends as candidates
+from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.order import Gallery, neighbor_scores
+from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.evaluation.task import make_task
-from hgsl.evaluation.vectors import open_vectors
 
 
 def brute_force(queries, gallery, k, query_ids, gallery_ids, metric="inner_product", keep=None):
@@ -60,7 +61,7 @@ def unit(rng, count, width, kind="random"):
 @pytest.mark.parametrize("maker", [candidates.on_cpu, on_torch])
 @pytest.mark.parametrize("metric", ["inner_product", "l2"])
 @pytest.mark.parametrize("kind", ["random", "tied", "duplicated", "crowded"])
-def test_neighbours_are_those_of_brute_force(kind, metric, maker):
+def test_neighbors_are_those_of_brute_force(kind, metric, maker):
     rng = np.random.default_rng(0)
     vectors = unit(rng, 300, 8, kind)
     ids = rng.permutation(300)
@@ -78,7 +79,7 @@ def test_neighbours_are_those_of_brute_force(kind, metric, maker):
     metric=st.sampled_from(["inner_product", "l2"]),
     shared_ids=st.integers(1, 60),
 )
-def test_neighbours_are_those_of_brute_force_whatever_the_sizes(seed, count, width, k, kind, metric, shared_ids):
+def test_neighbors_are_those_of_brute_force_whatever_the_sizes(seed, count, width, k, kind, metric, shared_ids):
     rng = np.random.default_rng(seed)
     queries, gallery = unit(rng, 7, width, kind), unit(rng, count, width, kind)
     query_ids, gallery_ids = rng.integers(0, shared_ids, 7), rng.integers(0, shared_ids, count)
@@ -204,7 +205,7 @@ def test_a_budget_below_one_query_is_refused():
         find(vectors, vectors, 2, np.arange(3), np.arange(3), max_memory=10)
 
 
-def test_an_approximate_index_finds_most_of_the_exact_neighbours():
+def test_an_approximate_index_finds_most_of_the_exact_neighbors():
     rng = np.random.default_rng(7)
     vectors, ids = unit(rng, 2000, 16), np.arange(2000)
 
@@ -218,7 +219,7 @@ def test_an_approximate_index_finds_most_of_the_exact_neighbours():
     exact = brute_force(vectors, vectors, 10, ids, ids)
     share = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)])
     assert 0.9 < share < 1.0
-    scores = neighbour_scores(gallery, right, ids, found)
+    scores = neighbor_scores(gallery, right, ids, found)
     assert (np.diff(scores, axis=1) <= 0).all()
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import evaluate_embeddings, load_array, make_task
-from hgsl.evaluation.vectors import open_vectors
+from hgsl.evaluation.knn.vectors import open_vectors
 
 
 def some(count=40, width=6, seed=0):

@@ -1,4 +1,4 @@
-"""The comparison from the side of the class centres, against a slow, obvious version of its formula."""
+"""The comparison from the side of the class centers, against a slow, obvious version of its formula."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
-from hgsl.engine.objective import build_objective
+from hgsl.engine.parts.objective import build_objective
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, sparse_optimizer
 from hgsl.losses.both_sides import center_side_loss
 from hgsl.losses.similarity import unit
@@ -81,7 +81,7 @@ def test_its_weight_adds_it_to_the_loss():
     assert "both_sides=2.0" in repr(both)
 
 
-def test_sparse_gradients_move_the_same_centres_to_the_same_places():
+def test_sparse_gradients_move_the_same_centers_to_the_same_places():
     x, centers, labels = batch()
     moved = []
     for sparse in (False, True):

@@ -1,4 +1,4 @@
-"""The regulariser: exact over pairs, in blocks, and unbiased when rows are drawn."""
+"""The regularizer: exact over pairs, in blocks, and unbiased when rows are drawn."""
 
 import pytest
 import torch

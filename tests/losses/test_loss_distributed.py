@@ -1,4 +1,4 @@
-"""Several processes against one: replicated centres under DistributedDataParallel, and sharded ones."""
+"""Several processes against one: replicated centers under DistributedDataParallel, and sharded ones."""
 
 import itertools
 
@@ -44,7 +44,7 @@ def joint_batch(classes, sizes, dtype=torch.float64):
 def one_process(num_classes, dtype, **options):
     torch.manual_seed(0)
     loss_fn = HardGlobalSoftminLoss(num_classes, DIMENSION, alpha=1.0, decorrelation=0.5, **options).to(dtype)
-    loss_fn.renormalize()  # to the last bit of float64, as sharded centres are when they are loaded
+    loss_fn.renormalize()  # to the last bit of float64, as sharded centers are when they are loaded
     return loss_fn
 
 
@@ -62,7 +62,7 @@ def check_sharded(rank, world):
         sharded.load_state_dict(reference.state_dict())
         whole, part = embeddings.clone().requires_grad_(), embeddings[mine].clone().requires_grad_()
 
-        torch.manual_seed(2)  # of the rows drawn for the regulariser
+        torch.manual_seed(2)  # of the rows drawn for the regularizer
         expected = reference(whole, labels)
         torch.manual_seed(2 + rank)
         found = sharded(part, labels[mine])
@@ -85,7 +85,7 @@ def check_sharded(rank, world):
 
 
 def check_sharded_training(rank, world):
-    """A network under DistributedDataParallel and sparse sharded centres, against one process, for some steps."""
+    """A network under DistributedDataParallel and sparse sharded centers, against one process, for some steps."""
     for name in ("sgd", "sparse_adam"):
         check_training_with(name, rank, world)
 
@@ -149,7 +149,7 @@ def check_replicated(rank, world):
 
 
 def check_state(rank, world):
-    """Initial centres differ between ranks; a state dict loads into one, two and three processes; logits agree."""
+    """Initial centers differ between ranks; a state dict loads into one, two and three processes; logits agree."""
     torch.manual_seed(0)
     sharded = ShardedHardGlobalSoftminLoss(7, DIMENSION)
     table = sharded.all_centers()

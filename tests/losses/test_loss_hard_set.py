@@ -50,8 +50,8 @@ def test_search_is_a_well_formed_operator():
     torch.library.opcheck(nearest_centers, (x, centers, 3, 7, False))
 
 
-def test_equal_centres_are_each_found_once():
-    centers = torch.eye(3, 4).repeat(4, 1)  # each of three centres four times
+def test_equal_centers_are_each_found_once():
+    centers = torch.eye(3, 4).repeat(4, 1)  # each of three centers four times
     found = nearest_centers(torch.eye(3, 4), centers, 4, 5, True)
     assert [sorted(row) for row in found.tolist()] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 

@@ -15,10 +15,10 @@ OPTIONS = [
 
 
 def degenerate():
-    """Embeddings on their centre, opposite to it, zero, tiny, huge, and far beyond what float32 can square."""
+    """Embeddings on their center, opposite to it, zero, tiny, huge, and far beyond what float32 can square."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.nn.functional.normalize(torch.randn(7, 16, generator=generator))
-    centers[5] = centers[4]  # two classes with one centre
+    centers[5] = centers[4]  # two classes with one center
     centers[6] = 0
     embeddings = torch.stack(
         [centers[0], -centers[1], 0 * centers[2], 1e-30 * centers[3], 1e4 * centers[4], 1e30 * centers[5], centers[6]]

@@ -1,4 +1,4 @@
-"""Sparse centre gradients: the same step, on a few rows, by optimisers that keep it so."""
+"""Sparse center gradients: the same step, on a few rows, by optimizers that keep it so."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_sparse_gradient_equals_the_dense_one(top_k, sample):
 
 
 @pytest.mark.parametrize("hard_set", ["all", "negatives"])
-def test_gradient_touches_the_true_and_the_nearest_centres_alone(hard_set):
+def test_gradient_touches_the_true_and_the_nearest_centers_alone(hard_set):
     loss_fn = build(sparse_grad=True, hard_set=hard_set, alpha=10)
     embeddings, labels = batch()
     loss_fn(embeddings, labels).backward()
@@ -70,7 +70,7 @@ def test_a_step_moves_touched_rows_as_dense_and_no_others(name, reference):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "sparse_adam"])
-def test_training_converges_with_unit_centres(name):
+def test_training_converges_with_unit_centers(name):
     loss_fn = build(sparse_grad=True)
     optimizer = sparse_optimizer(loss_fn, name, lr=0.05)
     embeddings, labels = batch(20)
@@ -96,24 +96,24 @@ def test_training_converges_with_unit_centres(name):
         (optim.RMSprop, {"lr": 0.1}, "RMSprop refuses sparse gradients"),
     ],
 )
-def test_other_optimisers_are_refused_with_the_reason(kind, options, reason):
+def test_other_optimizers_are_refused_with_the_reason(kind, options, reason):
     loss_fn = build(sparse_grad=True)
     with pytest.raises(InputError, match=reason):
         attach_optimizer(loss_fn, kind([loss_fn.centers], **options))
 
 
-def test_an_optimiser_without_the_centres_is_refused():
+def test_an_optimizer_without_the_centers_is_refused():
     with pytest.raises(InputError, match="does not hold"):
         attach_optimizer(build(sparse_grad=True), optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
 
 
-def test_dense_centres_need_no_attaching():
+def test_dense_centers_need_no_attaching():
     loss_fn = build()
     with pytest.raises(InputError, match="dense gradients"):
         attach_optimizer(loss_fn, optim.SGD([loss_fn.centers], lr=0.1))
 
 
-def test_unknown_sparse_optimiser_names_the_nearest():
+def test_unknown_sparse_optimizer_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'sparse_adam'"):
         sparse_optimizer(build(sparse_grad=True), "sparseadam")
 
@@ -127,16 +127,16 @@ def test_momentum_set_later_is_refused_at_the_step():
         optimizer.step()
 
 
-def test_an_optimiser_that_was_never_attached_is_noticed():
+def test_an_optimizer_that_was_never_attached_is_noticed():
     loss_fn = build(sparse_grad=True)
     optimizer = optim.SGD([loss_fn.centers], lr=0.1, momentum=0.9)
     loss_fn(*batch()).backward()
     optimizer.step()
-    with pytest.raises(InputError, match="knows no optimiser"):
+    with pytest.raises(InputError, match="knows no optimizer"):
         loss_fn(*batch())
 
 
-def test_setting_and_loading_centres_normalises_them():
+def test_setting_and_loading_centers_normalizes_them():
     loss_fn, table = build(sparse_grad=True), 3 * torch.randn(CLASSES, DIMENSION)
     expected = torch.nn.functional.normalize(table)
     loss_fn.set_centers(table)
@@ -177,7 +177,7 @@ def test_a_copy_goes_on_training():
     assert torch.equal(twin.centers, loss_fn.centers)
 
 
-def test_wrong_centres_are_refused():
+def test_wrong_centers_are_refused():
     for bad in (torch.randn(CLASSES, DIMENSION + 1), torch.full((CLASSES, DIMENSION), torch.nan)):
         with pytest.raises(InputError, match=r"expected finite values of shape \(200, 6\)"):
             build().set_centers(bad)

@@ -5,13 +5,13 @@ from hgsl.models.pooling import SCDAPool
 
 
 def scda(features: torch.Tensor) -> torch.Tensor:
-    """Place by place, in float64: (B, C, h, w) -> (B, 2C)."""
+    """cell by cell, in float64: (B, C, h, w) -> (B, 2C)."""
     rows = []
     for image in features.double():
-        places = [image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])]
-        mean = sum(float(place.sum()) for place in places) / len(places)
-        chosen = [place for place in places if float(place.sum()) >= mean] or places
-        columns = list(zip(*(place.tolist() for place in chosen), strict=True))
+        cells = [image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])]
+        mean = sum(float(cell.sum()) for cell in cells) / len(cells)
+        chosen = [cell for cell in cells if float(cell.sum()) >= mean] or cells
+        columns = list(zip(*(cell.tolist() for cell in chosen), strict=True))
         rows.append([max(column) for column in columns] + [sum(column) / len(column) for column in columns])
     return torch.tensor(rows, dtype=torch.float64)
 

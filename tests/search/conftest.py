@@ -52,9 +52,9 @@ def shared_index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
     generator = np.random.default_rng(0)
     for kind in range(6):
         (folder / f"photos/kind_{kind:02}").mkdir(parents=True)
-        colour = generator.integers(40, 216, 3)
+        color = generator.integers(40, 216, 3)
         for number in range(4):
-            pixels = (colour + generator.integers(-40, 40, (48, 56, 3))).clip(0, 255)
+            pixels = (color + generator.integers(-40, 40, (48, 56, 3))).clip(0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"photos/kind_{kind:02}/{number:02}.jpg")
     torch.manual_seed(0)
     save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), folder / "run", image_size=32)

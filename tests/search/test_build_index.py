@@ -155,7 +155,7 @@ def test_a_damaged_part_of_an_unfinished_run_is_computed_again(tmp_path, run, ph
     assert not (folder / "unfinished").exists()
 
 
-def test_exif_orientation_is_honoured(tmp_path, run):
+def test_exif_orientation_is_honored(tmp_path, run):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :40] = (250, 20, 20)
     pixels[:10] = (20, 20, 250)

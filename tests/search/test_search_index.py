@@ -112,7 +112,7 @@ def test_ids_outside_the_index_are_refused(index):
 def test_a_sheet_shows_every_line(tmp_path, index, photos):
     queries = [photos / "kind_00/00.jpg", photos / "kind_01/00.jpg"]
     found = index.search(queries, k=3)
-    (photos / "kind_00/00.jpg").rename(photos / "moved.jpg")  # gone since: a grey tile
+    (photos / "kind_00/00.jpg").rename(photos / "moved.jpg")  # gone since: a gray tile
     write_query_sheet(tmp_path / "sheet.png", index, queries, found)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 160

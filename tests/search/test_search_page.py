@@ -234,5 +234,5 @@ def test_nothing_reaches_over_the_edge_of_a_small_screen(page, shared_index, wid
         assert element.bounding_box()["height"] >= 44 or element.get_attribute("type") == "file"
 
 
-def test_dark_and_light_have_readable_colours(page, check_colours):
-    check_colours(page)
+def test_dark_and_light_have_readable_colors(page, check_colors):
+    check_colors(page)

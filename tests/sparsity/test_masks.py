@@ -29,7 +29,7 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()))
 
 
-def randomised(masks: Masks, seed: int = 0) -> None:
+def randomized(masks: Masks, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for scores in masks.mask_parameters():
         scores.data = torch.randn(scores.shape, generator=generator)
@@ -43,7 +43,7 @@ def masked() -> tuple[nn.Module, Masks]:
 
 def test_one_temperature_and_ticket_reach_every_mask(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomised(masks)
+    randomized(masks)
     x = torch.randn(2, 3, 8, 8)
     cold = network(x)
     masks.temperature = 30.0
@@ -59,7 +59,7 @@ def test_one_temperature_and_ticket_reach_every_mask(masked: tuple[nn.Module, Ma
 
 def test_densities_and_penalty_count_a_shared_weight_once(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomised(masks)
+    randomized(masks)
     conv, shared = (scores > 0 for scores in masks.mask_parameters())
     assert conv.shape == (8, 3, 3, 3)
     assert shared.shape == (8, 8)
@@ -80,7 +80,7 @@ def test_densities_and_penalty_count_a_shared_weight_once(masked: tuple[nn.Modul
 
 
 def test_parameter_lists_can_be_walked_twice(masked: tuple[nn.Module, Masks]) -> None:
-    """The published code's final optimiser got an exhausted iterator, and so trained nothing."""
+    """The published code's final optimizer got an exhausted iterator, and so trained nothing."""
     network, masks = masked
     weights, scores = masks.weight_parameters(), masks.mask_parameters()
     assert len(list(weights)) == len(list(weights)) == 8
@@ -132,7 +132,7 @@ def test_rewind_restores_every_parameter_and_buffer_and_no_mask(masked: tuple[nn
 
 def test_a_round_ends_with_its_temperature(masked: tuple[nn.Module, Masks]) -> None:
     _, masks = masked
-    randomised(masks)
+    randomized(masks)
     before = [scores.clone() for scores in masks.mask_parameters()]
     masks.temperature = 50.0
     masks.prune()
@@ -144,7 +144,7 @@ def test_a_round_ends_with_its_temperature(masked: tuple[nn.Module, Masks]) -> N
 @pytest.mark.parametrize("ticket", [True, False])
 def test_finalize_is_the_plain_network_with_the_same_output(masked: tuple[nn.Module, Masks], ticket: bool) -> None:
     network, masks = masked
-    randomised(masks)
+    randomized(masks)
     masks.temperature = 3.0
     masks.ticket = ticket
     network.eval()
@@ -166,7 +166,7 @@ def test_finalize_is_the_plain_network_with_the_same_output(masked: tuple[nn.Mod
 
 def test_a_deepcopy_and_a_reloaded_network_are_their_own(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomised(masks)
+    randomized(masks)
     masks.temperature = 4.0
     network.eval()
     x = torch.randn(2, 3, 8, 8)
@@ -210,7 +210,7 @@ def test_a_hand_written_network_of_masked_layers() -> None:
             return self.head(self.conv(x, temp, ticket).mean((2, 3)), temp, ticket)
 
     net, x = Small(), torch.randn(2, 3, 8, 8)
-    randomised(net.masks)
+    randomized(net.masks)
     net.checkpoint()
     with torch.no_grad():
         net.conv.bias += 1.0  # type: ignore[operator]
@@ -250,7 +250,7 @@ def test_a_finalized_network_is_the_dense_one_operator_by_operator(granularity: 
     dense = Net().eval()
     x = torch.randn(2, 3, 8, 8)
     masked, masks = sparsify(dense, granularity=granularity, exclude="head", example=x)
-    randomised(masks)
+    randomized(masks)
     masks.ticket = True
     plain = masks.finalize()
 

@@ -116,11 +116,11 @@ function fail(message) {
 
 function show({ match, threshold, hits }, milliseconds) {
   const label = $("label").value.trim();
-  const among = label ? `labelled ${label}` : `of ${number.format(about.photos)}`;
+  const among = label ? `labeled ${label}` : `of ${number.format(about.photos)}`;
   clear(match === false ? "" : `The ${hits.length} nearest photos ${among}, in ${Math.round(milliseconds)} ms`);
   const tiles = hits.map(tile);
   if (match !== false) return $("grid").replaceChildren(...tiles);
-  const nearest = label ? `The nearest photo labelled ${label}` : "The nearest photo";
+  const nearest = label ? `The nearest photo labeled ${label}` : "The nearest photo";
   const best = hits.length ? `${nearest} reaches ${hits[0].similarity.toFixed(3)}; ` : "";
   $("refused-text").textContent = `${best}a match needs ${threshold.toFixed(3)} or more.`;
   $("refused").hidden = false;

@@ -1,0 +1,1 @@
+"""Adapters: one function per data set, from a folder to a manifest."""

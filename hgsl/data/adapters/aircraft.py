@@ -1,0 +1,65 @@
+"""FGVC-Aircraft (Maji et al., 2013): ``fgvc-aircraft-2013b/data/`` with its lists and ``images/``."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgsl.common.errors import InputError, unknown
+from hgsl.data.adapters.lists import read_columns, read_numbered
+from hgsl.data.layout import find_root
+from hgsl.data.manifest import Manifest, make_manifest
+
+LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
+
+
+def load(root: Path, level: str = "variant") -> Manifest:
+    """Reads the lists of one level, and the boxes if ``images_box.txt`` is there; rows are in the order of image ids.
+
+    The lists ``train`` and ``val`` give that split; where they are missing, ``trainval`` is all training.
+
+    Args:
+        root: The unpacked archive, or its folder ``data``.
+        level: "variant" (100 classes), "family" (70) or "manufacturer" (30).
+
+    Raises:
+        FileNotFoundError: A list is missing.
+        InputError: The level is unknown, or the lists do not belong together.
+    """
+    if level not in LEVELS:
+        raise unknown("level of aircraft", level, LEVELS)
+    root = find_root("aircraft", root, LEVELS[level], "data", "fgvc-aircraft-2013b/data")
+    names = (root / LEVELS[level]).read_text(encoding="utf-8").strip().splitlines()
+    index = {name.strip(): i for i, name in enumerate(names)}
+    parts = ["train", "val"] if (root / f"images_{level}_train.txt").exists() else ["trainval"]
+    rows = []  # image id, class, split
+    for part in (*parts, "test"):
+        file = root / f"images_{level}_{part}.txt"
+        for image, name in read_columns(file, 2):
+            if name not in index:
+                raise InputError(f"{file} names {name!r}, which {LEVELS[level]} does not")
+            rows.append((image, index[name], part.replace("trainval", "train")))
+    rows.sort()
+    images, labels, split = zip(*rows, strict=True)
+    return make_manifest(
+        "aircraft",
+        root,
+        [f"images/{image}.jpg" for image in images],
+        labels,
+        list(index),
+        protocol="closed-set",
+        split=split,
+        boxes=_boxes(root / "images_box.txt", images),
+        notes=() if level == "variant" else (f"classes are of the level {level}",),
+    )
+
+
+def _boxes(file: Path, images: tuple[str, ...]) -> NDArray[np.float64] | None:
+    """The lists count pixels from 1 and include the last: x1 - 1 and y1 - 1 make that the half-open box."""
+    if not file.exists():
+        return None
+    boxes = read_numbered(file, 5)
+    missing = next((image for image in images if image not in boxes), None)
+    if missing is not None:
+        raise InputError(f"{file} has no box for image {missing}")
+    return np.array([boxes[image] for image in images], np.float64) - [1, 1, 0, 0]

@@ -1,0 +1,74 @@
+"""Stanford Cars (Krause et al., 2013), in either of its two official forms."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgsl.data.adapters.lists import read_mat
+from hgsl.data.layout import find_root
+from hgsl.data.manifest import Manifest, make_manifest
+
+LABELLED_TEST = "cars_test_annos_withlabels.mat"
+
+
+def load(root: Path) -> Manifest:
+    """Reads ``cars_annos.mat`` (images in ``car_ims/``), or ``devkit/`` (images in ``cars_train/``, ``cars_test/``).
+
+    Where both are present, the one whose images are there is read. Of the second form, the test labels are a file of
+    their own, ``cars_test_annos_withlabels.mat``, in ``devkit/`` or beside it.
+
+    Raises:
+        FileNotFoundError: Neither form is there, or the test labels are missing.
+        InputError: A file is damaged.
+    """
+    markers = ("cars_annos.mat", "devkit")
+    if not any((root / marker).exists() for marker in markers):
+        root = find_root("cars", root, "devkit", "stanford_cars")
+    devkit = (root / "devkit").is_dir() and not (root / "car_ims").is_dir()
+    if devkit and ((root / "cars_train").is_dir() or not (root / "cars_annos.mat").exists()):
+        return _load_devkit(root)
+    rows, names = read_mat(root / "cars_annos.mat", "annotations", "class_names")
+    return make_manifest(
+        "cars",
+        root,
+        [row["relative_im_path"] for row in rows],
+        [row["class"] - 1 for row in rows],
+        list(names),
+        protocol="closed-set",
+        split=["test" if row["test"] else "train" for row in rows],
+        boxes=_boxes(rows),
+    )
+
+
+def _load_devkit(root: Path) -> Manifest:
+    (names,) = read_mat(root / "devkit" / "cars_meta.mat", "class_names")
+    (train,) = read_mat(root / "devkit" / "cars_train_annos.mat", "annotations")
+    places = [root / "devkit" / LABELLED_TEST, root / LABELLED_TEST]
+    labeled = next((place for place in places if place.is_file()), None)
+    if labeled is None:
+        raise FileNotFoundError(
+            f"cars: {LABELLED_TEST} is neither in {root / 'devkit'} nor in {root}: "
+            "the test images have no labels without it"
+        )
+    (test,) = read_mat(labeled, "annotations")
+    rows = [*train, *test]
+    folders = ["cars_train"] * len(train) + ["cars_test"] * len(test)
+    return make_manifest(
+        "cars",
+        root,
+        [f"{folder}/{row['fname']}" for folder, row in zip(folders, rows, strict=True)],
+        [row["class"] - 1 for row in rows],
+        list(names),
+        protocol="closed-set",
+        split=[folder.removeprefix("cars_") for folder in folders],
+        boxes=_boxes(rows),
+    )
+
+
+def _boxes(rows: list[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """The devkit counts pixels from 1 and includes the last: x1 - 1 and y1 - 1 make that the half-open box."""
+    keys = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+    return np.array([[row[key] for key in keys] for row in rows], np.float64) - [1, 1, 0, 0]

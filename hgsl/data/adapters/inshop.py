@@ -1,0 +1,45 @@
+"""In-shop Clothes Retrieval of DeepFashion (Liu et al., 2016): ``list_eval_partition.txt`` and ``img/``."""
+
+from pathlib import Path
+
+from hgsl.common.errors import InputError
+from hgsl.data.adapters.lists import read_columns
+from hgsl.data.layout import find_root
+from hgsl.data.manifest import Manifest, make_manifest
+
+STATUS = ("train", "query", "gallery")
+LIST = "list_eval_partition.txt"
+
+
+def load(root: Path) -> Manifest:
+    """Reads the list: its count, a header, then ``image_name item_id evaluation_status``.
+
+    The list lies in ``Eval/`` of the unpacked archive or in the root; images in ``Img/img/`` or ``img/``.
+
+    Raises:
+        FileNotFoundError: The list is missing.
+        InputError: A line is malformed, or the count in the first line is another.
+    """
+    folder = find_root("inshop", root, LIST, "Eval")
+    file = folder / LIST
+    rows = read_columns(file, 3, skip=2)
+    announced = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
+    if announced != str(len(rows)):
+        raise InputError(f"{file} announces {announced} images and lists {len(rows)}: it is cut off")
+    for number, (_, _, status) in enumerate(rows, 3):
+        if status not in STATUS:
+            raise InputError(f"{file}, line {number}: the status {status!r} is none of {', '.join(STATUS)}")
+    names = sorted({item for _, item, _ in rows})
+    index = {name: i for i, name in enumerate(names)}
+    images = root / "Img" if (root / "Img" / "img").is_dir() else root
+    return make_manifest(
+        "inshop",
+        images,
+        [path for path, _, _ in rows],
+        [index[item] for _, item, _ in rows],
+        names,
+        protocol="query-gallery",
+        split=["train" if status == "train" else "test" for _, _, status in rows],
+        is_query=[status != "gallery" for _, _, status in rows],
+        is_gallery=[status != "query" for _, _, status in rows],
+    )

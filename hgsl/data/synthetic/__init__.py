@@ -1,0 +1,1 @@
+"""Procedurally drawn butterflies, a data set without files."""

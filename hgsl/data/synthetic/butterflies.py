@@ -1,0 +1,139 @@
+"""A procedural family of look-alike butterflies: any number of classes and images, and not one file.
+
+Classes come in genera whose species share shape, palette and plan and differ in a few small steps: which wing cells
+bear an eyespot, where a band runs, a shade of color. Images of a class vary pose, scale, light, background and what
+hides parts of the specimen, so neither the overall colors nor the place tell a class.
+"""
+
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from hgsl.common.errors import InputError
+from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.synthetic import butterfly, meadow, species
+
+Array = NDArray[np.floating[Any]]
+
+_LEAST_SIDE = 16
+_CACHED_SIDE = 128  # images up to this side are kept in memory once drawn, the larger ones are drawn anew
+
+
+def load(
+    root: Path | None = None,
+    *,
+    num_classes: int = 32,
+    images_per_class: int = 16,
+    image_size: int = 96,
+    seed: int = 0,
+) -> Manifest:
+    """Lists invented butterflies; a picture is drawn when it is asked for, and is the same in every process.
+
+    Another number of classes or images leaves the pictures of the others as they are.
+
+    Args:
+        root: Ignored, there are no files.
+        num_classes: How many species.
+        images_per_class: How many pictures of each.
+        image_size: Side of a picture in pixels, at least 16.
+        seed: Another seed gives other species.
+
+    Raises:
+        InputError: A number is no whole number or too small.
+    """
+    for name, value, least in (
+        ("num_classes", num_classes, 1),
+        ("images_per_class", images_per_class, 1),
+        ("image_size", image_size, _LEAST_SIDE),
+        ("seed", seed, 0),
+    ):
+        _check(name, value, least)
+    names = [species.class_name(label) for label in range(num_classes)]
+    folders = [f"seed-{seed}/{image_size}px/{name.replace(' ', '_')}" for name in names]
+    labels = np.repeat(np.arange(num_classes), images_per_class)
+    return make_manifest(
+        "synthetic",
+        Path() if root is None else Path(root),
+        [f"{folder}/{image:04}.png" for folder in folders for image in range(images_per_class)],
+        labels,
+        names,
+        groups=[species.genus(label) for label in labels.tolist()],
+        render=partial(_render, images_per_class=images_per_class, image_size=image_size, seed=seed),
+    )
+
+
+def draw(class_index: int, image_index: int, image_size: int = 96, seed: int = 0) -> Image.Image:
+    """Draws one picture, RGB; it depends on the four arguments alone.
+
+    The traits of the species come from ``seed`` and ``class_index``; pose, light, background and what hides the
+    specimen come from ``image_index`` too. The same pixels come out in any order and any process; another processor
+    or another release of NumPy or Pillow may round some of them differently.
+
+    Raises:
+        InputError: A number is no whole number or too small.
+    """
+    for name, value, least in (
+        ("class_index", class_index, 0),
+        ("image_index", image_index, 0),
+        ("image_size", image_size, _LEAST_SIDE),
+        ("seed", seed, 0),
+    ):
+        _check(name, value, least)
+    rng = np.random.default_rng([seed, 3, class_index, image_index])
+    pose = _pose(rng)
+    color, cover = butterfly.paint(image_size, species.traits(class_index, seed), pose)
+    scene = _planes(meadow.ground(image_size, rng))
+    scene = color + (1 - cover) * (1 - np.float32(0.5) * _shadow(cover, pose)) * scene
+    leaves = meadow.foliage(image_size, int(rng.integers(0, 3)), rng)
+    scene += _planes(leaves.getchannel("A")) * (_planes(leaves.convert("RGB")) - scene)
+    pixels = meadow.light(scene, rng).clip(0, 1) * 255 + 0.5
+    return Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0))
+
+
+def _render(row: int, images_per_class: int, image_size: int, seed: int) -> Image.Image:
+    label, image = divmod(row, images_per_class)
+    if image_size > _CACHED_SIDE:
+        return draw(label, image, image_size, seed)
+    return _kept(label, image, image_size, seed).copy()
+
+
+_kept = lru_cache(maxsize=2048)(draw)  # 2,048 images of side 128 are 100 MB
+
+
+def _check(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} {value!r} must be a whole number of at least {least}")
+
+
+def _pose(rng: np.random.Generator) -> butterfly.Pose:
+    """A place, turn and opening: mostly head up, in the middle and open, each wing pair raised on its own."""
+    left, right = 1 - 0.45 * rng.random(2) ** 1.5
+    return butterfly.Pose(
+        x=rng.uniform(-0.15, 0.15),
+        y=rng.uniform(-0.15, 0.15),
+        angle=rng.uniform(-1, 1),
+        scale=rng.uniform(0.68, 0.95),
+        left=left,
+        right=right,
+        sweep=rng.uniform(-0.12, 0.12),
+        light=rng.uniform(0, 2 * np.pi),
+    )
+
+
+def _shadow(cover: Array, pose: butterfly.Pose) -> Array:
+    """The specimen's soft shadow (S, S): its coverage, blurred and pushed away from the light, downwards."""
+    size = cover.shape[-1]
+    right, down = -0.05 * size * np.cos(pose.light), 0.05 * size * abs(np.sin(pose.light))
+    image = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.025 * size))
+    moved = image.transform(image.size, Image.Transform.AFFINE, (1, 0, -round(right), 0, 1, -round(down)))
+    return np.asarray(moved, np.float32) / 255
+
+
+def _planes(image: Image.Image) -> Array:
+    """(H, W, C) bytes to (C, H, W) floats in 0..1; one channel stays (H, W)."""
+    pixels = np.asarray(image, np.float32) / 255
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

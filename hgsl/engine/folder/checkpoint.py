@@ -1,0 +1,101 @@
+"""Everything a run needs to go on, in one safetensors file; the part that is no tensor is JSON in its metadata.
+
+One file, written atomically, cannot tear: its tensors and its step always belong together. Nothing is unpickled.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path
+
+_KEY = "hgsl"
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes nested dictionaries and lists of tensors, numbers, strings, booleans and None, atomically.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; the previous file, if any, is untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "", tensors)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={_KEY: json.dumps(tree)})
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
+    """Keeps the state at ``path``, saved at ``step``, and the ``count - 1`` before it in ``folder`` as well.
+
+    They are links to what :func:`save_state` wrote, named after their step; a state of a later step is left over from
+    before the run went back, and goes.
+    """
+    if count < 2:
+        return
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{step:09}{path.suffix}"
+    kept.unlink(missing_ok=True)
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        with atomic_path(kept) as temporary:
+            shutil.copyfile(path, temporary)
+    states = sorted(folder.glob(f"*{path.suffix}"))
+    place = states.index(kept) + 1
+    for other in [*states[: max(0, place - count)], *states[place:]]:
+        other.unlink()
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads what :func:`save_state` wrote, onto the CPU.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file is damaged or was written by something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no state to resume from at {path}: the run stopped before its first save, --overwrite starts it again"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tree = json.loads((file.metadata() or {})[_KEY])
+            return _decode(tree, file)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged or was not written by hgsl ({error}): start again with --overwrite"
+        ) from None
+
+
+def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: an optimizer's keys are integers, which JSON would turn into strings
+        return {"dict": [[key, _encode(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_encode(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise TypeError(f"{name}: cannot save a {type(value).__name__}")
+
+
+def _decode(node: Any, file: Any) -> Any:
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return file.get_tensor(content)
+    if kind == "dict":
+        return {key: _decode(item, file) for key, item in content}
+    if kind == "list":
+        return [_decode(item, file) for item in content]
+    return content

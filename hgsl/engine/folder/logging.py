@@ -1,0 +1,73 @@
+"""What a run writes while it goes: JSON lines for programs, TensorBoard for eyes."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import write_text
+from hgsl.engine.folder.run_folder import BOARD, METRICS
+
+
+class MetricLog:
+    """Appends one JSON object a record to ``metrics.jsonl`` and the same numbers to TensorBoard's files.
+
+    Args:
+        folder: The run folder.
+        keep_steps: Records of later steps are cut off, so that a resumed run does not write a step twice.
+    """
+
+    def __init__(self, folder: Path, keep_steps: int | None = None) -> None:
+        path = folder / METRICS
+        if keep_steps is not None and path.is_file():
+            _cut(path, keep_steps)
+        self._lines = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / BOARD), purge_step=None if keep_steps is None else keep_steps + 1)
+
+    def write(self, step: int, **values: float) -> None:
+        """Writes one record; every value is a finite number."""
+        json.dump({"step": step, **values}, self._lines, allow_nan=False)
+        self._lines.write("\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Makes everything written so far safe on disk."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._board.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Reads ``metrics.jsonl``; a last line torn by a crash is left out.
+
+    Raises:
+        InputError: A line before the last is no JSON.
+    """
+    records = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}: not a JSON record") from None
+    return records
+
+
+def _cut(path: Path, keep_steps: int) -> None:
+    kept = [record for record in read_metrics(path) if record["step"] <= keep_steps]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))

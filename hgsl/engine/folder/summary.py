@@ -1,0 +1,59 @@
+"""What a finished run says of itself: a summary of one screen, and the scores of single queries."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hgsl.common import ranks
+from hgsl.common.files import write_text
+from hgsl.engine.folder.run_folder import CURVES, PAGE, QUERIES
+from hgsl.evaluation import RetrievalResult, format_table
+from hgsl.evaluation.show.report import build_report, columns_of
+
+
+def write_queries(folder: Path, result: RetrievalResult) -> None:
+    """Writes ids and scores of the queries, by which ``compare`` pairs two runs."""
+    content = build_report(result, protocol="", split_hash="", per_query=True)["per_query"]
+    write_text(folder / QUERIES, json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int) -> dict[str, float]:
+    """The numbers of the training itself that a summary shows: of its first and last epoch, or of the last step."""
+    if not records:
+        return {}
+    first, last = records[:steps_per_epoch], records[-steps_per_epoch:]
+    found = {"steps": records[-1]["step"]}
+    found["loss_first_epoch"] = sum(record["loss"] for record in first) / len(first)
+    found["loss_last_epoch"] = sum(record["loss"] for record in last) / len(last)
+    kept = ("images_per_second", "data_wait_share", "alpha", "center_similarity", "density")
+    return found | {name: records[-1][name] for name in kept if name in records[-1]}
+
+
+def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
+    """One screen: scores before and after, how training went, and where to look."""
+    before, after, training = report["before"], report["after"], report.get("training", {})
+    rows = {"before training": before, "after training": after} if before else {"after training": after}
+    ks = [int(key.removeprefix("recall@")) for key in after if key.startswith("recall@")]
+    head = f"{after['num_queries']} queries, {after['num_gallery']} images, in percent"
+    ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(ks))}")
+    for note in after["notes"]:
+        ranks.print_main(f"note: {note}")
+    if training:
+        ranks.print_main(f"\n{_sentence(training, report)}")
+    for name in (PAGE, CURVES):
+        if (folder / name).is_file():
+            ranks.print_main(f"{'to look at' if name == PAGE else 'curves'}: {folder / name}")
+
+
+def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
+    parts = [
+        f"{training['steps']:,} steps in {report['seconds']:,.0f} s",
+        f"loss {training['loss_first_epoch']:.4g} in the first epoch, {training['loss_last_epoch']:.4g} in the last",
+        f"{training['images_per_second']:.0f} images/s, {100 * training['data_wait_share']:.0f} % waiting for them",
+    ]
+    words = {"alpha": "alpha", "center_similarity": "cosine of nearest centers", "density": "density"}
+    parts += [f"{word} {training[name]:.3f}" for name, word in words.items() if name in training]
+    if chosen := report["selection"].get("epoch"):
+        parts.append(f"epoch {chosen} kept")
+    return "; ".join(parts)

@@ -1,0 +1,109 @@
+"""The batches of a whole run as one stream: any step can be reached again, with the same images augmented the same."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from hgsl.common import ranks
+from hgsl.common.errors import InputError
+from hgsl.common.workers import ignore_signals
+from hgsl.data.samplers import epoch_plan
+
+Key = tuple[int, int]  # (epoch, position in the dataset)
+
+
+class SeededSamples(Dataset[Any]):
+    """Gives sample ``position`` as it is augmented in ``epoch``: the same for any number of workers and any start."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        epoch, position = key
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also queue a call with its whole stack for each absent accelerator.
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, position))
+            return self.dataset[position]
+
+
+class RunBatches(Sampler[list[Key]]):
+    """Every batch of a run, in order: the sampler's plan of each epoch, its incomplete last batch left out.
+
+    The plan does not depend on the number of processes: each takes its share of every batch, so that any number of
+    them makes the same steps. A data set smaller than a batch is one batch an epoch.
+
+    Args:
+        labels: (N,) the class of each image.
+        batch_size: Images a step, over all processes.
+        epochs: How many.
+        seed: Of the shuffle.
+        kind: One of ``hgsl.data.SAMPLERS``.
+        per_class: For the sampler that takes it.
+
+    Attributes:
+        steps_per_epoch: The same in every epoch.
+        start_step: Where the stream begins; a run that goes on sets it.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        kind: str = "random",
+        per_class: int = 4,
+    ) -> None:
+        world = ranks.world_size()
+        if batch_size % world:
+            raise InputError(f"train.batch_size {batch_size} cannot be shared out to {world} processes: use a multiple")
+        if kind == "random":
+            batch_size = min(batch_size, len(labels) // world * world)
+        self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
+        self.kind, self.per_class = kind, per_class
+        self.steps_per_epoch = len(self._plan(0))
+        self.start_step = 0
+
+    def _plan(self, epoch: int) -> NDArray[np.int64]:
+        options = {"per_class": self.per_class, "seed": self.seed, "epoch": epoch}
+        return epoch_plan(self.kind, self.labels, self.batch_size, **options)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.start_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.start_step // self.steps_per_epoch, self.epochs):
+            first = max(0, self.start_step - epoch * self.steps_per_epoch)
+            for batch in self._plan(epoch)[first:].tolist():
+                yield [(epoch, position) for position in batch[ranks.rank() :: ranks.world_size()]]
+
+
+def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, device: torch.device) -> DataLoader[Any]:
+    """One loader for the whole run, so that its processes start once and read ahead across epochs."""
+    return DataLoader(
+        SeededSamples(dataset, batches.seed),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # the workers' seed is not drawn from the global generator
+    )
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 64-bit seed of several numbers, such that neighboring numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def default_workers() -> int:
+    """One reading process a core, at most 8, shared out to the processes of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,0 +1,167 @@
+"""From settings to the parts of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from timm.layers import convert_sync_batchnorm
+
+from hgsl.common.device import pick_device, pick_precision
+from hgsl.common.errors import InputError
+from hgsl.common.memory import keep_freed_memory
+from hgsl.common.ranks import world_size
+from hgsl.config import Config, DataConfig
+from hgsl.data import (
+    Manifest,
+    RetrievalDataset,
+    default_cache_dir,
+    eval_transform,
+    load_manifest,
+    train_transform,
+    verify_files,
+)
+from hgsl.engine.loop.loader import default_workers
+from hgsl.engine.parts.freeze import freeze
+from hgsl.models import Embedder, create_embedder
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in which number format the network computes, and how many processes read images for it."""
+
+    device: torch.device
+    dtype: torch.dtype
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def prepare(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
+        """Moves a batch, of images or of their features, to the device, in the memory format of the model."""
+        images = images.to(self.device, non_blocking=True)
+        channels_last = channels_last and images.ndim == 4
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def build_runtime(config: Config) -> Runtime:
+    """Picks device, precision and workers, and sets PyTorch's threads and, on a CPU, the use of memory."""
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    torch.use_deterministic_algorithms(config.run.deterministic)
+    device = pick_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    workers = default_workers() if config.data.workers is None else config.data.workers
+    return Runtime(device, pick_precision(config.run.precision, device), workers)
+
+
+def build_manifest(settings: DataConfig) -> Manifest:
+    """Lists the images and checks that their files exist."""
+    manifest = load_manifest(
+        settings.name,
+        settings.root,
+        settings.protocol,
+        test_share=settings.test_share,
+        val_share=settings.val_share,
+        val_fold=settings.val_fold,
+        crop_to_boxes=settings.crop_to_boxes,
+        **settings.options,
+    )
+    verify_files(manifest)
+    return manifest
+
+
+def build_model(config: Config, runtime: Runtime) -> Embedder:
+    """Builds the embedder, frozen as asked, on its device, in the memory format that suits it.
+
+    Raises:
+        InputError: Also if the backbone does not take images of this size.
+    """
+    settings = config.model
+    model = create_embedder(
+        settings.backbone, settings.pooling, settings.embedding_size, settings.weights, settings.output_stride
+    )
+    check_image_size(model, config.data.image_size)
+    if config.data.crop_pct is not None:
+        model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
+    freeze(model, settings.freeze)
+    freeze_unused(model, config.data.image_size)
+    if settings.checkpointing:
+        _refuse_moving_statistics(model, settings.freeze)
+        model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    if settings.sync_bn and world_size() > 1 and runtime.device.type == "cuda":
+        model.backbone = convert_sync_batchnorm(model.backbone)
+    return move_to_device(model, runtime)
+
+
+def freeze_unused(model: Embedder, image_size: int) -> None:
+    """Stops the gradient of parameters that no embedding depends on, such as those before a classifier that is gone.
+
+    Without a gradient they would not train anyhow, but several processes would wait for it.
+    """
+    training = model.training
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if parameters:
+        embedding = model.eval()(torch.zeros(1, 3, image_size, image_size))
+        gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+    model.train(training)
+
+
+def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
+    moving = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
+    if moving and frozen not in ("batch_norm", "backbone"):
+        raise InputError(
+            "model.checkpointing computes activations twice, and batch norms would count every image twice in their "
+            "statistics: freeze them with model.freeze batch_norm, or leave out model.checkpointing"
+        )
+
+
+def check_image_size(model: Embedder, image_size: int) -> None:
+    """Tries one empty image, so that a size the backbone refuses is found before anything else is done."""
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        wish = model.data_config["input_size"][-1]
+        raise InputError(
+            f"backbone {model.architecture['backbone']!r} does not take images of {image_size} pixels "
+            f"({str(error).splitlines()[0]}): set data.image_size to {wish} or another multiple of its patch size"
+        ) from None
+    finally:
+        model.train(training)
+
+
+def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
+    """Moves the model; convolutions run fastest with channels last."""
+    if model.is_convolutional:
+        model.to(memory_format=torch.channels_last)
+    return model.to(runtime.device)
+
+
+def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
+    """The training images, augmented."""
+    data = config.data
+    transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
+    return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
+
+
+def build_eval_set(
+    data: DataConfig, manifest: Manifest, model: Embedder, image_size: int, split: str = "test"
+) -> RetrievalDataset:
+    """The images that are searched."""
+    transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+    return RetrievalDataset(manifest.subset(split), transform, _cache_dir(data))
+
+
+def _cache_dir(data: DataConfig) -> Path | None:
+    return default_cache_dir() if data.cache == "resized" else None

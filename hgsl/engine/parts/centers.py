@@ -1,0 +1,85 @@
+"""Class centers that start where the classes already are, so that the first steps do not tear up what is known."""
+
+import torch
+from torch import Tensor, nn
+
+from hgsl.config import LossConfig
+from hgsl.data import RetrievalDataset
+from hgsl.engine.parts.build import Runtime
+from hgsl.engine.parts.head import Head, PooledSet
+from hgsl.evaluation import embed
+from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
+from hgsl.models import Embedder
+
+CHUNK = 4096  # centers that are compared at a time, and at most with all
+
+
+def start_centers(
+    loss_fn: nn.Module,
+    settings: LossConfig,
+    model: Embedder | Head,
+    images: RetrievalDataset | PooledSet,
+    runtime: Runtime,
+    batch: int,
+) -> None:
+    """Puts the centers where ``settings.centers`` wants them; other losses than ours start as they are."""
+    if settings.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
+        start_at_means(loss_fn, model, images, runtime, batch)
+
+
+def start_at_means(
+    loss_fn: HardGlobalSoftminLoss,
+    model: Embedder | Head,
+    images: RetrievalDataset | PooledSet,
+    runtime: Runtime,
+    batch: int,
+) -> None:
+    """Puts each class center at the direction of the mean embedding of its images, ``sqrt(D) mean(x) / |mean(x)|``.
+
+    The loss reads only directions. The length is that of centers at random, so that one learning rate turns both alike:
+    a step of Adam moves every coordinate by about the rate, and unit vectors would forget at once where they started.
+
+    Args:
+        loss_fn: Its centers are set, or this process's share of them.
+        model: Embeds the images as it is now.
+        images: The training images without augmentation.
+        runtime: Where to compute.
+        batch: Images a forward pass.
+    """
+    found = embed(
+        model, images, batch_size=batch, num_workers=runtime.workers, device=runtime.device, precision=runtime.precision
+    )
+    sums = torch.zeros(images.num_classes, model.embedding_size)
+    sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))
+    means = model.embedding_size**0.5 * nn.functional.normalize(sums, dim=1)
+    if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
+        means = means[loss_fn.first_class :][: len(loss_fn.centers)]
+    with torch.no_grad():
+        loss_fn.centers.copy_(means)
+
+
+def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None:
+    """The parameter that holds one vector a class, (C, D) or (D, C), or this process's rows of it; None without one."""
+    if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
+        return loss_fn.centers
+    fitting = [p for p in loss_fn.parameters() if p.shape in ((classes, width), (width, classes))]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+@torch.no_grad()
+def nearest_similarity(centers: Tensor) -> float:
+    """Returns the mean over classes of the cosine to the nearest other center, near 1 where the centers collapse.
+
+    Of more than ``CHUNK`` classes as many are looked at, evenly spread, each against all.
+
+    Args:
+        centers: (C, D), at least two, of any length; a process's share of them where they are divided.
+    """
+    looked_at = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
+    unit = nn.functional.normalize(centers[looked_at].float(), dim=1)
+    nearest = torch.full((len(unit),), -1.0, device=centers.device)
+    for start in range(0, len(centers), CHUNK):
+        cosines = unit @ nn.functional.normalize(centers[start : start + CHUNK].float(), dim=1).T
+        own = torch.arange(start, start + cosines.shape[1], device=centers.device) == looked_at[:, None]
+        nearest = torch.maximum(nearest, cosines.masked_fill(own, -1.0).amax(dim=1))
+    return float(nearest.mean())

@@ -1,0 +1,127 @@
+"""Training of the head alone: the backbone runs once over the images, and everything after works on what it gave."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from hgsl.common import ranks
+from hgsl.config import Config
+from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
+from hgsl.data.cache import file_key
+from hgsl.engine.parts.build import Runtime
+from hgsl.evaluation import embed
+from hgsl.models import Embedder
+from hgsl.models.backbone import spatial_features
+
+AXES_ROWS = 10_000
+
+
+class Pooled(nn.Module):
+    """An embedder up to its pooled features: (B, 3, H, W) -> (B, C')."""
+
+    def __init__(self, model: Embedder) -> None:
+        super().__init__()
+        self.backbone, self.pooling = model.backbone, model.pooling
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pooling(spatial_features(self.backbone, images))
+
+
+class Head(nn.Module):
+    """An embedder from its pooled features on: (B, C') -> (B, D), unit norm."""
+
+    def __init__(self, model: Embedder) -> None:
+        super().__init__()
+        self.model = model
+        self.embedding_size = model.embedding_size
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.model.head(pooled)
+
+
+class PooledSet(Dataset[tuple[Tensor, int, int]]):
+    """The pooled features of a data set in its place: ``dataset[i]`` is (features (C',), label, id)."""
+
+    def __init__(self, images: RetrievalDataset, features: np.ndarray) -> None:
+        self.manifest: Manifest = images.manifest
+        self.labels, self.ids = images.labels, images.ids
+        self.class_names, self.num_classes = images.class_names, images.num_classes
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return torch.from_numpy(np.array(self.features[index])), int(self.labels[index]), int(self.ids[index])
+
+
+def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime) -> PooledSet:
+    """Runs backbone and pooling over ``images``, or maps the features that an earlier run has kept into memory.
+
+    They are kept beside the cache of resized images, under a name that stands for the files, the weights and the
+    transform; a killed run goes on where it stopped. They take 4 bytes a number.
+
+    Args:
+        model: Its backbone and pooling, with the weights they have now.
+        images: With the transform of evaluation.
+        config: Image size and batch of the evaluation.
+        runtime: Where to compute.
+    """
+    network = Pooled(model)
+    kept = {name: model.data_config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
+    how = {**kept, "size": config.data.image_size, "batch": config.eval.batch_size, "precision": runtime.precision}
+    folder = default_cache_dir().with_name("features") / _key(network, images.manifest, how)
+    ranks.print_main(f"pooled features of {len(images)} images in {folder}")
+    found = embed(
+        network,
+        images,
+        batch_size=config.eval.batch_size,
+        num_workers=runtime.workers,
+        device=runtime.device,
+        precision=runtime.precision,
+        store=folder,
+    )
+    return PooledSet(images, found.embeddings)
+
+
+@torch.no_grad()
+def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
+    """Puts the projection on the main axes of unit ``features``, so that training starts from what the backbone knows.
+
+    The axes are those of the uncentered features, whose inner products the projection then keeps as well as any of its
+    size can: a projection at random would have to learn them again from the training classes, and forget all others.
+
+    Args:
+        model: With a projection to D dimensions.
+        features: (N, C') pooled features of training images; of many, ``AXES_ROWS`` evenly spaced ones count.
+    """
+    rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), AXES_ROWS)).astype(np.int64))
+    unit = nn.functional.normalize(torch.from_numpy(np.asarray(features[rows], np.float32)), dim=1)
+    layer = model.projection
+    assert isinstance(layer, nn.Linear)
+    found = min(*unit.shape, layer.out_features + 32)  # more than needed, since the last of a random method are poor
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        axes = torch.svd_lowrank(unit, q=found, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
+    layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
+    layer.bias.zero_()
+
+
+def _key(network: nn.Module, manifest: Manifest, how: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
+    for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
+        drawn = manifest.render is not None  # its path tells how it is drawn
+        source = f"{manifest.name}/{path}/{image}" if drawn else file_key(manifest.root / path, box)
+        digest.update(source.encode())
+    digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are kept beside the features
+    return digest.hexdigest()[:32]

@@ -1,0 +1,98 @@
+"""Parameter groups, the optimizer over them, and the learning rate of every step."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from timm.optim import param_groups_layer_decay
+from torch import nn, optim
+from torch.optim.lr_scheduler import LambdaLR
+
+from hgsl.common.errors import InputError
+from hgsl.config import OptimConfig
+from hgsl.models import Embedder
+
+
+def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
+    """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with a rate of its own.
+
+    Centers and scale live in the loss and have no weight decay: decay would only fight their normalization, and pull
+    the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
+    """
+    head = [*model.pooling.parameters(), *model.projection.parameters()]
+    centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever the loss calls them
+    scale = [value for value in loss_fn.parameters() if value.ndim < 2]
+    groups = [
+        *_backbone_groups(model.backbone, settings),
+        {"name": "projection", "params": _trainable(head), "lr": settings.projection_lr},
+        {"name": "centers", "params": _trainable(centers), "lr": settings.centers_lr, "weight_decay": 0.0},
+        {"name": "scale", "params": _trainable(scale), "lr": settings.scale_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
+    """One group, or with ``layer_decay`` one a layer, whose rate falls by that factor from the last to the first.
+
+    These, which timm makes, spare biases and norms the weight decay.
+    """
+    if settings.layer_decay is None:
+        return [{"name": "backbone", "params": _trainable(backbone.parameters()), "lr": settings.lr}]
+    layers = param_groups_layer_decay(backbone, settings.weight_decay, layer_decay=settings.layer_decay)
+    return [
+        {
+            "name": f"backbone/{number}",
+            "params": layer["params"],
+            "lr": settings.lr * layer["lr_scale"],
+            "weight_decay": layer["weight_decay"],
+        }
+        for number, layer in enumerate(layers)
+    ]
+
+
+def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> optim.Optimizer:
+    """Returns the optimizer that ``settings.name`` stands for.
+
+    Raises:
+        InputError: There is nothing to train.
+    """
+    if not groups:
+        raise InputError(
+            "nothing is left to train: the backbone is frozen, there is no projection and the loss has no parameters; "
+            "set model.embedding_size, another model.freeze than 'backbone', or a loss with class centers"
+        )
+    if settings.name == "adamw":
+        return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    momentum = 0.9 if settings.momentum is None else settings.momentum
+    return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+
+
+def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """Returns the schedule that multiplies every group's rate by the same factor of the step."""
+    return LambdaLR(optimizer, learning_rate_factor(settings, epochs, steps_per_epoch))
+
+
+def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Returns step -> factor in (0, 1].
+
+    Warm-up is linear over ``warmup * total`` steps. Then ``cosine`` falls as (1 + cos(pi t)) / 2 with t from 0 to 1,
+    ``step`` is multiplied by ``step_factor`` at each of ``step_epochs``, and ``constant`` stays at 1.
+    """
+    total = max(1, epochs * steps_per_epoch)
+    warmup = round(settings.warmup * total)
+    drops = [epoch * steps_per_epoch for epoch in settings.step_epochs]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if settings.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+        if settings.schedule == "step":
+            return settings.step_factor ** sum(step >= drop for drop in drops)
+        return 1.0
+
+    return factor
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -1,0 +1,1 @@
+"""Ticket search: Continuous Sparsification as a sequence of training stages."""

@@ -1,0 +1,1 @@
+"""Exact nearest neighbors of every query, in a fixed order, within a memory budget."""

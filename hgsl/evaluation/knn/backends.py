@@ -1,0 +1,164 @@
+"""Who proposes neighbors: FAISS over all vectors, torch on a GPU over all vectors, or an approximate FAISS index.
+
+A proposer is called with queries (B, D) and a count and returns scores (B, count), larger is nearer, best first, and
+positions (B, count) in the gallery; where it finds fewer it pads with score -inf and position -1. Its scores carry
+float32 rounding noise and its order among equals is arbitrary: ``search`` settles both.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from hgsl.common.errors import InputError, unknown
+from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
+
+Proposer = Callable[[Floats, int], tuple[Floats, Ints]]
+
+METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+
+
+def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Proposer:
+    """All of the gallery, compared by FAISS without building an index; a stored float32 matrix is not copied."""
+    chunks = _chunks(gallery, max_memory)
+
+    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
+        best: tuple[Floats, Ints] | None = None
+        for chunk in chunks:
+            rows = gallery.rows(chunk)
+            scores, found = faiss.knn(queries, rows, min(count, len(rows)), metric=METRICS[metric])
+            if metric == "l2":
+                scores *= -1
+            best = _merge(best, (scores, found + chunk.start), count)
+        assert best is not None  # a gallery has rows
+        return best
+
+    return propose
+
+
+def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Proposer:
+    """All of the gallery, compared by torch in blocks on ``device``; it stays there if it fits in ``max_memory``."""
+    resident = 4 * len(gallery) * gallery.width <= max_memory // 2
+    whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()] if resident else []
+
+    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
+        with float32_products():
+            return search(torch.from_numpy(queries).to(device), count)
+
+    def search(block: torch.Tensor, count: int) -> tuple[Floats, Ints]:
+        # The (B, chunk) matrix of scores and its sort have the other half of the memory.
+        size = max(count, max_memory // (32 * len(block)))
+        best: tuple[torch.Tensor, torch.Tensor] | None = None
+        start = 0
+        for part in whole or (torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
+            for rows in part.split(size):
+                scores, found = _scores(block, rows, metric).topk(min(count, len(rows)), dim=1)
+                found = found + start
+                start += len(rows)
+                if best is not None:
+                    scores, found = torch.cat([best[0], scores], 1), torch.cat([best[1], found], 1)
+                    scores, order = scores.topk(min(count, scores.shape[1]), dim=1)
+                    found = found.gather(1, order)
+                best = scores, found
+        assert best is not None  # a gallery has rows
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
+
+    return propose
+
+
+def approximate(gallery: Vectors, metric: str, index: str) -> Proposer:
+    """An index by its FAISS factory string; it holds a copy of the gallery in its own format.
+
+    Raises:
+        InputError: See :func:`build_faiss`.
+    """
+    return from_faiss(build_faiss(gallery, metric, index), metric)
+
+
+def build_faiss(gallery: Vectors, metric: str, index: str) -> Any:
+    """Trains and fills a FAISS index.
+
+    Args:
+        index: A factory string, then optionally a space and search parameters: ``IVF4096,Flat nprobe=32``.
+
+    Raises:
+        InputError: FAISS does not know the string or the parameters, or the gallery is too small to train on.
+    """
+    factory, _, parameters = index.partition(" ")
+    try:
+        built: Any = faiss.index_factory(gallery.width, factory, METRICS[metric])
+        if not built.is_trained:
+            built.train(gallery.rows(_training_rows(built, len(gallery))))
+        for chunk in gallery.chunks():
+            built.add(gallery.rows(chunk))
+        set_parameters(built, parameters)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"index {index!r} cannot be built for {len(gallery)} vectors: {reason}") from error
+    return built
+
+
+def set_parameters(built: Any, parameters: str) -> None:
+    """Sets search parameters of a FAISS index, such as ``nprobe=32``; FAISS raises a RuntimeError for unknown ones."""
+    if parameters:
+        space: Any = faiss.ParameterSpace()
+        space.set_index_parameters(built, parameters)
+
+
+def from_faiss(built: Any, metric: str) -> Proposer:
+    """Who proposes what a filled FAISS index finds."""
+
+    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
+        scores, found = built.search(queries, count)
+        scores = -scores if metric == "l2" else scores
+        return np.where(found < 0, -np.inf, scores), found
+
+    return propose
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """Matrix products in float32 proper while it lasts, whatever faster and coarser format is allowed elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def check_metric(metric: str) -> None:
+    """Raises an InputError unless ``metric`` is a known one."""
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+
+
+def _chunks(gallery: Vectors, max_memory: int) -> list[slice]:
+    if gallery.plain:
+        return [slice(0, len(gallery))]
+    return gallery.chunks(max(1, max_memory // 4 // (4 * gallery.width)))
+
+
+def _merge(best: tuple[Floats, Ints] | None, new: tuple[Floats, Ints], count: int) -> tuple[Floats, Ints]:
+    if best is None:
+        return new
+    scores, found = np.concatenate([best[0], new[0]], axis=1), np.concatenate([best[1], new[1]], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+
+
+def _scores(queries: torch.Tensor, rows: torch.Tensor, metric: str) -> torch.Tensor:
+    products = queries @ rows.T
+    if metric != "l2":
+        return products
+    return 2 * products - queries.square().sum(1, keepdim=True) - rows.square().sum(1)
+
+
+def _training_rows(index: Any, count: int) -> Ints:
+    """A seeded sample: FAISS wants some 40 vectors a cell, and a fixed number serves its other parts."""
+    inverted = faiss.try_extract_index_ivf(index)
+    size = max(100_000, 40 * inverted.nlist if inverted else 0)
+    return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))

@@ -1,0 +1,33 @@
+"""Who may be whose neighbor, said by integer keys: an image is left out for a query where their keys are equal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgsl.evaluation.knn.vectors import Ints
+
+KeyPair = tuple[Ints, Ints]  # one key a query, one a gallery row
+
+
+def count_equal(gallery_keys: Ints, query_keys: Ints) -> Ints:
+    """Returns for each query key how many gallery keys equal it, (Q,)."""
+    known, counts = np.unique(gallery_keys, return_counts=True)
+    place = np.searchsorted(known, query_keys).clip(max=len(known) - 1)
+    return np.where(known[place] == query_keys, counts[place], 0).astype(np.int64)
+
+
+def both_equal(first: KeyPair, second: KeyPair) -> KeyPair:
+    """Returns keys that are equal where the keys of both pairs are."""
+    values, codes = np.unique(np.concatenate(second), return_inverse=True)
+    _, firsts = np.unique(np.concatenate(first), return_inverse=True)
+    keys = firsts.astype(np.int64) * len(values) + codes
+    return keys[: len(first[0])], keys[len(first[0]) :]
+
+
+def allowed(positions: Ints, rows: Ints, excluded: Sequence[KeyPair]) -> NDArray[np.bool_]:
+    """Returns (B, K): whether gallery row ``positions[i, j]`` may be a neighbor of query ``rows[i]``; -1 may not."""
+    kept = positions >= 0
+    for query_keys, gallery_keys in excluded:
+        kept &= gallery_keys[positions] != query_keys[rows, None]
+    return kept

@@ -1,0 +1,1 @@
+"""Refinements of a retrieval task: whitening, expansion, re-ranking, test-time augmentation."""

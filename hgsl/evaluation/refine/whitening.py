@@ -1,0 +1,74 @@
+"""PCA-whitening: decorrelate embeddings and give every direction the same variance, as fitted on training images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgsl.common.errors import InputError
+from hgsl.evaluation.knn.vectors import Array, Floats, Vectors, open_vectors
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """x -> (x - mean) @ projection, scaled to unit length.
+
+    Attributes:
+        mean: (D,) float64.
+        projection: (D, E) float64, the leading eigenvectors of the covariance over the roots of their eigenvalues.
+    """
+
+    mean: NDArray[np.float64]
+    projection: NDArray[np.float64]
+
+    def apply(self, embeddings: Array) -> Floats:
+        """Returns (N, E) float32 unit rows.
+
+        Raises:
+            InputError: The embeddings have another width than those it was fitted on.
+        """
+        vectors = open_vectors(embeddings)
+        if vectors.width != len(self.mean):
+            raise InputError(
+                f"whitening was fitted on {len(self.mean)} dimensions, the embeddings have {vectors.width}"
+            )
+        whitened = np.empty((len(vectors), self.projection.shape[1]), dtype=np.float32)
+        for chunk in vectors.chunks():
+            rows = (vectors.rows(chunk) - self.mean) @ self.projection
+            whitened[chunk] = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-12)
+        return whitened
+
+
+def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float = 1e-6) -> Whitening:
+    """Fits PCA-whitening, in float64, on unit rows.
+
+    Args:
+        embeddings: (N, D) of training images: fitted on the images that are searched, it would look at the answers.
+        dimensions: E, how many leading directions are kept; by default all that have variance.
+        floor: Directions whose variance is below this share of the largest are dropped: dividing by it would blow up
+            rounding noise.
+
+    Raises:
+        InputError: More dimensions are asked for than the images have variance in.
+    """
+    vectors = open_vectors(embeddings)
+    mean, moment = _moments(vectors)
+    values, directions = np.linalg.eigh(moment - np.outer(mean, mean))
+    values, directions = values[::-1], directions[:, ::-1]
+    usable = int((values > floor * values[0]).sum())
+    if dimensions is not None and not 1 <= dimensions <= usable:
+        raise InputError(
+            f"dimensions: {len(vectors)} embeddings have variance in {usable} directions, cannot keep {dimensions}"
+        )
+    kept = usable if dimensions is None else dimensions
+    return Whitening(mean, directions[:, :kept] / np.sqrt(values[:kept]))
+
+
+def _moments(vectors: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The means of x and of x x^T."""
+    total, squares = np.zeros(vectors.width), np.zeros((vectors.width, vectors.width))
+    for chunk in vectors.chunks():
+        rows = vectors.rows(chunk).astype(np.float64)
+        total += rows.sum(axis=0)
+        squares += rows.T @ rows
+    return total / len(vectors), squares / len(vectors)

@@ -1,0 +1,1 @@
+"""Reports of an evaluation: tables, HTML page, contact sheet, curves."""

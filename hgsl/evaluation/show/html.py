@@ -1,0 +1,176 @@
+"""A report to look at: one HTML file that needs no network and no other file."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from tqdm import tqdm
+
+from hgsl.common.files import write_text
+from hgsl.evaluation.knn.vectors import Ints
+from hgsl.evaluation.refine.rerank import Reorder
+from hgsl.evaluation.result import RetrievalResult
+from hgsl.evaluation.show.inspection import MAP_IMAGES, Neighbors, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.show.pictures import LoadImage, thumbnail
+from hgsl.evaluation.show.report import class_rows, columns_of
+from hgsl.evaluation.task import RetrievalTask
+
+TEMPLATES = Path(__file__).parent / "templates"
+NEIGHBOURS = 8
+METRIC_WORDS = {"cosine": "cosine similarity", "inner_product": "inner product", "l2": "negative squared distance"}
+MAX_PICTURES = 4000  # about 10 MB; the worst queries and what they found come first
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What goes into the page.
+
+    Attributes:
+        title: Its heading.
+        class_names: Label -> name; the labels themselves by default.
+        image_names: Id -> what an image is called, such as its path; its id by default.
+        load_image: Id -> the image; without it the page shows names only.
+        max_pictures: How many different images are embedded at most.
+        map_images: How many images the map shows at most.
+        reorder: What reordered the neighbors that the scores are of, as for ``evaluate_task``.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
+    """
+
+    title: str = "Retrieval report"
+    class_names: Sequence[str] | None = None
+    image_names: Mapping[int, str] | None = None
+    load_image: LoadImage | None = None
+    max_pictures: int = MAX_PICTURES
+    map_images: int = MAP_IMAGES
+    reorder: Callable[[RetrievalTask], Reorder] | None = None
+    progress: bool = True
+
+
+def write_html(
+    path: str | os.PathLike[str],
+    report: Mapping[str, Any],
+    result: RetrievalResult,
+    task: RetrievalTask,
+    options: PageOptions | None = None,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: Where to.
+        report: From ``build_report``; its intervals, notes and no-match threshold are shown if it has them.
+        result: The scores of ``task``.
+        task: What was searched.
+        options: Title, names and pictures.
+    """
+    write_text(path, render_html(report, result, task, options or PageOptions()))
+
+
+def render_html(report: Mapping[str, Any], result: RetrievalResult, task: RetrievalTask, options: PageOptions) -> str:
+    """Returns the page as text; the arguments are those of ``write_html``."""
+    found = nearest(task, NEIGHBOURS, reorder=options.reorder)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html").render(
+        title=options.title,
+        report=report,
+        cards=_cards(report, result),
+        neighbors=found.ids.shape[1],
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        data=script_json(_data(result, task, found, options)),
+    )
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that may stand inside a script element: nothing in it can end the element or start a comment."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _cards(report: Mapping[str, Any], result: RetrievalResult) -> list[dict[str, str]]:
+    """The headline numbers, in percent, with their intervals."""
+    spread = report.get("intervals", {}).get("over_queries", {})
+    cards = []
+    for key, heading in _columns(result).items():
+        low, high = spread.get(key, (None, None))
+        interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        cards.append({"heading": heading, "value": f"{100 * report[key]:.2f}", "interval": interval})
+    return cards
+
+
+def _columns(result: RetrievalResult) -> dict[str, str]:
+    """The scores that are shown, the one that says most first."""
+    return {"map@r": "MAP@R", **columns_of(result.ks)}
+
+
+def _data(result: RetrievalResult, task: RetrievalTask, found: Neighbors, options: PageOptions) -> dict[str, Any]:
+    """Everything the script shows; images are numbered, and each is stored once."""
+    worst = np.lexsort((result.query_ids, -found.scores[:, 0], result.per_query["map@r"]))
+    pairs = suspicious_pairs(result.query_ids, found)
+    ids, labels = _images(result, found, worst, pairs)
+    number = {image: place for place, image in enumerate(ids.tolist())}
+    shown, places = embedding_map(task, limit=options.map_images)
+    names = options.image_names or {}
+    queries = [
+        {
+            "image": number[int(result.query_ids[row])],
+            "map": round(float(result.per_query["map@r"][row]), 4),
+            "found": [
+                [number[int(image)], round(float(score), 4)]
+                for image, score in zip(found.ids[row], found.scores[row], strict=True)
+                if image >= 0
+            ],
+        }
+        for row in worst
+    ]
+    rank = np.empty(len(worst), dtype=np.int64)
+    rank[worst] = np.arange(len(worst))
+    return {
+        "metric": METRIC_WORDS[task.metric],
+        "classes": _class_names(task, options),
+        "images": [
+            [image, label, names.get(image, str(image))] for image, label in zip(ids.tolist(), labels, strict=True)
+        ],
+        "pictures": _pictures(ids, options),
+        "queries": queries,
+        "columns": _columns(result),
+        "perClass": [
+            {**row, "label": label} for row, label in zip(class_rows(result), result.per_class()[0], strict=True)
+        ],
+        "confusions": confusions(result.query_labels, found)[:200],
+        "pairs": [[number[one], number[other], round(score, 4)] for one, other, score in pairs],
+        "map": [[int(rank[row]), *np.round(place, 4).tolist()] for row, place in zip(shown, places, strict=True)],
+    }
+
+
+def _images(
+    result: RetrievalResult, found: Neighbors, worst: Ints, pairs: list[tuple[int, int, float]]
+) -> tuple[Ints, list[int]]:
+    """Ids and labels of all images on the page, in the order in which they deserve a picture."""
+    label_of = dict(zip(found.ids.ravel().tolist(), found.labels.ravel().tolist(), strict=True))
+    label_of.update(zip(result.query_ids.tolist(), result.query_labels.tolist(), strict=True))
+    ordered = [image for one, other, _ in pairs for image in (one, other)]
+    for row in worst:
+        ordered += [int(result.query_ids[row]), *found.ids[row].tolist()]
+    unique = [image for image in dict.fromkeys(ordered) if image >= 0]
+    return np.array(unique, dtype=np.int64), [label_of[image] for image in unique]
+
+
+def _pictures(ids: Ints, options: PageOptions) -> list[str]:
+    if options.load_image is None:
+        return []
+    chosen = ids[: options.max_pictures].tolist()
+    bar = tqdm(chosen, desc="thumbnails", unit="image", disable=None if options.progress else True)
+    return [thumbnail(options.load_image(image)) for image in bar]
+
+
+def _class_names(task: RetrievalTask, options: PageOptions) -> dict[int, str]:
+    labels = np.union1d(task.query_labels, task.gallery_labels).tolist()
+    return {label: str(label) if options.class_names is None else options.class_names[label] for label in labels}

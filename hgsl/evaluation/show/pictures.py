@@ -1,0 +1,115 @@
+"""Images as small pictures: thumbnails for a page, and a contact sheet of queries with their neighbors."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import atomic_path
+from hgsl.evaluation.knn.vectors import Ints
+from hgsl.evaluation.show.inspection import Neighbors
+
+LoadImage = Callable[[int], Image.Image]
+
+RIGHT, WRONG, INK, PAPER = "#15803d", "#c2410c", "#1c1917", "#ffffff"
+
+
+def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
+    """Returns a square center crop as base64 text of a WebP file."""
+    buffer = io.BytesIO()
+    ImageOps.fit(image.convert("RGB"), (side, side)).save(buffer, "WEBP", quality=quality)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+class Tile(NamedTuple):
+    """One picture of a sheet, with the two lines below it."""
+
+    load: Callable[[], Image.Image]
+    first: str
+    second: str
+    color: str = INK
+
+
+def write_contact_sheet(
+    path: str | os.PathLike[str],
+    rows: Sequence[int],
+    query_ids: Ints,
+    query_labels: Ints,
+    neighbors: Neighbors,
+    load_image: LoadImage,
+    class_names: Sequence[str],
+    *,
+    side: int = 160,
+) -> None:
+    """Writes a picture with a line for each of ``rows``: the query, then its neighbors framed right or wrong.
+
+    Args:
+        path: A file whose suffix Pillow knows, such as ``.png``.
+        rows: Which queries, as rows of ``query_ids``.
+        side: Pixels of one picture's side.
+    """
+
+    def line(row: int) -> list[Tile]:
+        query = int(query_ids[row])
+        tiles = [Tile(partial(load_image, query), "query", class_names[query_labels[row]])]
+        for column in np.flatnonzero(neighbors.ids[row] >= 0):
+            image, hit = int(neighbors.ids[row, column]), bool(neighbors.hits[row, column])
+            score = f"{'right' if hit else 'wrong'}  {neighbors.scores[row, column]:.3f}"
+            name = class_names[neighbors.labels[row, column]]
+            tiles.append(Tile(partial(load_image, image), score, name, RIGHT if hit else WRONG))
+        return tiles
+
+    write_sheet(path, [line(row) for row in rows], neighbors.ids.shape[1], side=side)
+
+
+def write_sheet(
+    path: str | os.PathLike[str], lines: Sequence[Sequence[Tile]], columns: int, *, side: int = 160
+) -> None:
+    """Writes a picture with a line for each query: the query, a little apart, then up to ``columns`` neighbors.
+
+    Args:
+        path: A file whose suffix Pillow knows, such as ``.png``.
+        lines: Each a query and its neighbors.
+        side: Pixels of one picture's side.
+    """
+    gap, caption = side // 12, side // 4
+    font = ImageFont.load_default(size=side // 11)
+    left = side + 3 * gap
+    size = (left + columns * (side + gap) + gap, gap + len(lines) * (side + caption + gap))
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+
+    def place(tile: Tile, x: int, y: int) -> None:
+        border = side // 24
+        draw.rectangle([x, y, x + side - 1, y + side - 1], fill=tile.color)
+        inner = side - 2 * border
+        sheet.paste(ImageOps.fit(tile.load().convert("RGB"), (inner, inner)), (x + border, y + border))
+        for line, text in enumerate((tile.first, tile.second)):
+            draw.text((x, y + side + line * caption // 2), _fit(draw, text, font, side), fill=tile.color, font=font)
+
+    for number, tiles in enumerate(lines):
+        y = gap + number * (side + caption + gap)
+        place(tiles[0], gap, y)
+        for column, tile in enumerate(tiles[1:]):
+            place(tile, left + column * (side + gap), y)
+    try:
+        with atomic_path(Path(path)) as temporary:
+            sheet.save(temporary)
+    except ValueError as error:  # Pillow does not know the suffix
+        raise InputError(f"cannot write a picture to {path}: {error}; a name such as sheet.png is understood") from None
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut to a width in pixels."""
+    if draw.textlength(text, font=font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font=font) > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,48 @@
+"""The JSON beside an exported file: all that a program in another language must know to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hgsl.export.measure import TOLERANCE
+from hgsl.export.session import INPUT, OUTPUT
+from hgsl.models import Embedder
+
+
+def describe(
+    model: Embedder, image_size: int, format: str, differences: Mapping[int, float], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns input, output, the steps from a photo to the input, and how near the file is to PyTorch.
+
+    Args:
+        model: The exported model.
+        image_size: Side in pixels of its input.
+        format: Of the file.
+        differences: Batch size -> largest difference from PyTorch.
+        versions: Of the packages that wrote the file.
+    """
+    config = model.data_config
+    return {
+        "format": format,
+        "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, image_size, image_size]},
+        "output": {
+            "name": OUTPUT,
+            "dtype": "float32",
+            "shape": ["batch", model.embedding_size],
+            "norm": 1.0,
+            "similarity": "dot product",
+        },
+        "preprocessing": {
+            "color": "RGB, turned upright as the EXIF orientation says",
+            "resize_shortest_side": int(image_size / config["crop_pct"]),
+            "interpolation": config["interpolation"],
+            "antialias": True,
+            "center_crop": image_size,
+            "divide_by": 255,
+            "then_subtract": list(config["mean"]),
+            "then_divide_by": list(config["std"]),
+            "layout": "channels, rows, columns",
+        },
+        "parity": {"tolerance": TOLERANCE, "largest_difference": {str(k): v for k, v in differences.items()}},
+        "architecture": model.architecture,
+        "versions": dict(versions),
+    }

@@ -1,0 +1,1 @@
+"""The channel graph: which channels of a network can be removed together."""
