@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
-from hgsl.common.workers import ignore_signals
+from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
 
 
@@ -85,7 +85,7 @@ def embed(
             dataset,
             batch_sampler=share,
             num_workers=num_workers,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=init_worker,
             generator=torch.Generator(),
         )
         bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.common.workers import ignore_signals
+from hgsl.common.workers import init_worker
 from hgsl.data.images import read_image
 from hgsl.data.transforms import Transform
 from hgsl.search.encoder import Encoder
@@ -28,7 +28,7 @@ def embed_photos(
 ) -> None:
     """Embeds photos in batches; the vectors, and the reasons of broken ones, go to ``unfinished`` as they come."""
     dataset = _Photos(root, photos, encoder.transform)
-    options: Any = {"num_workers": workers, "collate_fn": list, "worker_init_fn": ignore_signals}
+    options: Any = {"num_workers": workers, "collate_fn": list, "worker_init_fn": init_worker}
     loader: Any = DataLoader(dataset, batch_size=batch_size, **options) if photos else ()
     start = 0
     try:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
-from hgsl.common.workers import ignore_signals
+from hgsl.common.workers import init_worker
 from hgsl.data.samplers import epoch_plan
 
 Key = tuple[int, int]  # (epoch, position in the dataset)
@@ -93,7 +93,7 @@ def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, devi
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # the workers' seed is not drawn from the global generator
     )
 
