@@ -1,6 +1,6 @@
 """``python -m hgsl``."""
 
-from hgsl.cli.about import main
+from hgsl.cli.entry import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

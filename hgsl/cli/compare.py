@@ -25,7 +25,7 @@ the folder or report.json of a run (its scores after training)."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="compare.py", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument(
         "reports", nargs="+", metavar="REPORT", help="Two or more; the first is what others differ from."
     )

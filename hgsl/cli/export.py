@@ -22,7 +22,7 @@ FORMATS = ("onnx", "torch-export", "hub")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="export.py", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument("run", metavar="RUN", help="A run folder, a folder of --format hub, or OWNER/NAME on the Hub.")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="What to write (default onnx).")
     parser.add_argument("--out", metavar="PATH", help="File, or folder for hub; by default in RUN, RUN/hub for hub.")

@@ -28,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="prepare_dataset.py",
         description="Fetch, check and list a data set. Without an action, prints what is there.",
         epilog="Exit code: 0 all is well, 1 --verify or --audit found a problem, 2 bad input.",
     )

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="search.py", description="Search a folder of photos by photo.")
+    parser = argparse.ArgumentParser(description="Search a folder of photos by photo.")
     commands = parser.add_subparsers(required=True, metavar="index | query | serve")
 
     index = commands.add_parser("index", help="embed a folder of photos, or bring its index up to date")

@@ -1,11 +1,10 @@
 """Every command block of README and docs runs: in order, page by page, in a folder like a clone, on small images.
 
-A block of ``bash`` is run line by line as ``python tools/NAME.py`` would, with miniature settings added to what trains;
+A block of ``bash`` is run line by line, with miniature settings added to what trains;
 a block of ``python`` is executed; a block of ``yaml`` is read as settings. What cannot run is listed with the reason.
 """
 
 import re
-import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from PIL import Image
 
 import hgsl
 from hgsl import build_dataset
-from hgsl.cli import about
+from hgsl.cli import entry
 from hgsl.cli._settings import build_parser, parse
 
 CLONE = Path(hgsl.__file__).parents[1]
@@ -28,10 +27,10 @@ LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md
 LEFT_OUT = {
     'pip install -e ".[': "changes the installation; tests/test_install.py installs the wheel",
     "pytest": "this is it",
-    "python tools/search.py serve": "runs until it is stopped; tests/search drives it in a browser",
-    "python tools/prepare_dataset.py cub --download": "downloads",
-    "python tools/train.py --config configs/cub_": "needs photos; tests/cli/test_recipes.py trains each recipe",
-    "python tools/sparsify.py --config configs/cifar10_cs.yaml": "needs CIFAR-10; tests/engine/test_ticket_search.py",
+    "hgsl search serve": "runs until it is stopped; tests/search drives it in a browser",
+    "hgsl prepare cub --download": "downloads",
+    "hgsl train --config configs/cub_": "needs photos; tests/cli/test_recipes.py trains each recipe",
+    "hgsl sparsify --config configs/cifar10_cs.yaml": "needs CIFAR-10; tests/engine/test_ticket_search.py",
     "torchrun --nnodes 2": "needs two machines; tests/engine/test_processes_and_losses.py runs torchrun on one",
 }
 # Words of a page that a reader replaces, or that the tests cannot do -> what is run in their place.
@@ -46,8 +45,8 @@ MINIATURE = {
 DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6 --loss.top_k 2"
 # Pages that go on from what another has made.
 EARLIER = {
-    "search.md": ["python tools/train.py --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
-    "export.md": ["python tools/train.py"],
+    "search.md": ["hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
+    "export.md": ["hgsl train"],
 }
 
 
@@ -93,7 +92,7 @@ def test_nothing_is_left_out_that_is_not_there() -> None:
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like a clone, with the reader's own photos in ``my/photos`` and some more beside them."""
-    for name in ("tools", "configs", "datasets"):
+    for name in ("configs", "datasets"):
         (tmp_path / name).symlink_to(CLONE / name)
     drawn = build_dataset("synthetic", split="all", num_classes=12, images_per_class=12, image_size=48)
     for row in range(len(drawn)):
@@ -127,19 +126,18 @@ def test_every_block_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPat
 
 
 def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Runs one command in this process, as ``python tools/NAME.py`` does; returns its exit code."""
+    """Runs one command in this process, as ``hgsl`` does; returns its exit code."""
     for written, done in STAND_INS.items():
         line = line.replace(written, done)
     words = shlex.split(line)
-    if words[0] == "hgsl":
-        return about.main(words[1:])
-    assert words[:1] == ["python"], f"no test knows how to run: {line}"
-    name = Path(words[1]).stem
+    assert words[:1] == ["hgsl"], f"no test knows how to run: {line}"
+    name = words[1]
     if "--resume" not in words:
         words += MINIATURE.get(name, "").split()
         if name in MINIATURE and ("flowers17" in line or "--config" not in line):
             words += DRAWN.split()
-    monkeypatch.setattr(sys, "argv", words[1:])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(words[1], run_name="__main__")
-    return int(ended.value.code or 0)
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        return entry.main(words[1:])
+    except SystemExit as ended:  # by argparse
+        return int(ended.code or 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hgsl.cli import about
+from hgsl.cli import entry
 from hgsl.common import extras
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.version import __version__
@@ -31,17 +31,36 @@ def test_version_names_packages_device_precision_and_extras() -> None:
 
 def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
-    assert "extra [export]: missing onnxruntime: pip install 'hgsl[export]'" in about.about()
+    assert "extra [export]: missing onnxruntime: pip install 'hgsl[export]'" in entry.about()
 
 
 def test_without_words_it_lists_the_commands_that_the_install_makes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert about.main([]) == 0
+    assert entry.main([]) == 0
     printed = capsys.readouterr().out
     setup = configparser.ConfigParser()
     setup.read(SETUP)
     entries = re.findall(r"^([\w-]+) = ", setup["options.entry_points"]["console_scripts"], re.MULTILINE)
-    assert set(entries) == {*about.COMMANDS, "hgsl"}
-    assert all(name in printed for name in about.COMMANDS)
+    assert set(entries) == {"hgsl", *(f"hgsl-{name}" for name in entry.COMMANDS)}
+    assert all(f"  {name} " in printed for name in entry.COMMANDS)
+
+
+@pytest.mark.parametrize("name", entry.COMMANDS)
+def test_a_command_of_hgsl_is_the_command_installed_under_its_own_name(name: str) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(SETUP)
+    scripts = dict(re.findall(r"^([\w-]+) = (.+)$", setup["options.entry_points"]["console_scripts"], re.MULTILINE))
+    assert scripts[f"hgsl-{name}"] == f"{entry.COMMANDS[name][0]}:main"
+
+
+def test_the_usage_names_the_command_as_it_was_typed() -> None:
+    command = [sys.executable, "-m", "hgsl", "compare", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: hgsl compare ")
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["trian", "--config", "x.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'trian': did you mean 'train'?")
 
 
 def test_the_extras_are_those_of_the_metadata() -> None:
