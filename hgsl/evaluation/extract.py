@@ -18,6 +18,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
+from hgsl.common.modules import evaluation_mode
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
 
@@ -109,18 +110,6 @@ def forward(model: nn.Module, images: torch.Tensor, precision: str = "float32") 
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(f"the network must return one vector an image, a (B, D) matrix; it returned {shape}")
     return found.float().cpu()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode, and each back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

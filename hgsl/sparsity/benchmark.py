@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hgsl.sparsity.modes import evaluating
+from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.storage import save
 
 
@@ -34,7 +34,7 @@ def benchmark(
         counted, for dense kernels compute them too), ``file_bytes`` (by ``save``), and the quality.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    with evaluating(*models.values()):
+    with evaluation_mode(*models.values()):
         for turn in range(repeats + 2):
             for name, model in models.items():
                 spent = _seconds(model, example)

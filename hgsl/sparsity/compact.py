@@ -13,12 +13,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from hgsl.common.errors import InputError, first_line
+from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.channels.flow import removable
 from hgsl.sparsity.channels.graph import ChannelGraph
 from hgsl.sparsity.channels.masks import ChannelGroup
 from hgsl.sparsity.channels.trace import example_input, trace
 from hgsl.sparsity.masks import Masks
-from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask
 
 
@@ -40,7 +40,7 @@ def compact(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """
     plain = _plain(model)
     example = example_input(plain, example)
-    with evaluating(plain):
+    with evaluation_mode(plain):
         graph = trace(plain, example)
         take_out(plain, graph, removable(graph, tensors_of(plain)), example)
     return plain

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError
+from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.compact import tensors_in
 from hgsl.sparsity.masks import masked_weights
-from hgsl.sparsity.modes import evaluating
 from hgsl.sparsity.soft_mask import SoftMask
 
 
@@ -42,7 +42,7 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
             width = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
             hooks.append(layer.register_forward_hook(counter(f"{name}.weight".lstrip("."), width)))
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             model(example)
     finally:
         for hook in hooks:

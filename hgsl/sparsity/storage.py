@@ -22,9 +22,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.files import atomic_path
+from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.channels.trace import example_input
 from hgsl.sparsity.compact import shrink_to, tensors_in
-from hgsl.sparsity.modes import evaluating
 
 FORMAT = "hgsl-sparse-1"
 _BITS, _VALUES = "/bits", "/values"
@@ -150,7 +150,7 @@ def _try_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ...]
 
 def _output_shapes(network: nn.Module, example: Tensor, trouble: str) -> list[tuple[int, ...]]:
     try:
-        with torch.no_grad(), evaluating(network):
+        with torch.no_grad(), evaluation_mode(network):
             return [tuple(tensor.shape) for tensor in tensors_in(network(example))]
     except Exception as error:  # whatever a forward raises
         shape = tuple(example.shape)

@@ -9,6 +9,7 @@ from timm.layers import convert_sync_batchnorm
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.common.errors import InputError
 from hgsl.common.memory import keep_freed_memory
+from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
 from hgsl.data import (
@@ -106,14 +107,13 @@ def freeze_unused(model: Embedder, image_size: int) -> None:
 
     Without a gradient they would not train anyhow, but several processes would wait for it.
     """
-    training = model.training
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters:
-        embedding = model.eval()(torch.zeros(1, 3, image_size, image_size))
+        with evaluation_mode(model):
+            embedding = model(torch.zeros(1, 3, image_size, image_size))
         gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
-    model.train(training)
 
 
 def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
@@ -127,18 +127,15 @@ def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
 
 def check_image_size(model: Embedder, image_size: int) -> None:
     """Tries one empty image, so that a size the backbone refuses is found before anything else is done."""
-    training = model.training
     try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, image_size, image_size))
+        with evaluation_mode(model), torch.inference_mode():
+            model(torch.zeros(1, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         wish = model.data_config["input_size"][-1]
         raise InputError(
             f"backbone {model.architecture['backbone']!r} does not take images of {image_size} pixels "
             f"({str(error).splitlines()[0]}): set data.image_size to {wish} or another multiple of its patch size"
         ) from None
-    finally:
-        model.train(training)
 
 
 def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:

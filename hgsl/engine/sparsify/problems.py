@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError, nearest, unknown
+from hgsl.common.modules import evaluation_mode
 from hgsl.config import Config, SparsifyRunConfig
 from hgsl.data import RetrievalDataset, default_root, summary
 from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, hold_out, load_cifar10
@@ -196,14 +197,12 @@ def array_batches(part: ImageArray, batch_size: int, seed: int, start: int) -> I
 @torch.inference_mode()
 def accuracy(network: nn.Module, part: ImageArray, runtime: Runtime, batch_size: int = 500) -> float:
     """Returns the share of the images that the network classifies rightly."""
-    training = network.training
-    network.eval()
     right = 0
-    for images, labels in zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True):
-        with runtime.autocast():
-            logits = network(runtime.prepare(images, channels_last=True))
-        right += int((logits.argmax(1) == labels).sum())
-    network.train(training)
+    with evaluation_mode(network):
+        for images, labels in zip(part.images.split(batch_size), part.labels.split(batch_size), strict=True):
+            with runtime.autocast():
+                logits = network(runtime.prepare(images, channels_last=True))
+            right += int((logits.argmax(1) == labels).sum())
     return right / len(part)
 
 
