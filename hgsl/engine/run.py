@@ -11,6 +11,7 @@ from typing import Any, cast
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
+from hgsl.common.random_state import seed_all
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine.distributed import process_group
@@ -21,7 +22,6 @@ from hgsl.engine.folder.logging import MetricLog, read_metrics
 from hgsl.engine.folder.summary import print_summary, training_facts, write_queries
 from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.loop.randomness import seed_all
 from hgsl.engine.loop.selection import BestEpoch
 from hgsl.engine.loop.state import build_state
 from hgsl.engine.parts.build import Runtime, build_eval_set, build_manifest, build_model, build_runtime, build_train_set

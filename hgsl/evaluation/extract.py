@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.random_state import preserved_random_state
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
 
@@ -110,18 +109,6 @@ def forward(model: nn.Module, images: torch.Tensor, precision: str = "float32") 
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise InputError(f"the network must return one vector an image, a (B, D) matrix; it returned {shape}")
     return found.float().cpu()
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Restores the global generators of Python, NumPy and torch on leaving."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 class _Memory:

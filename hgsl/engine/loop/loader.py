@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
+from hgsl.common.random_state import seeded_torch
 from hgsl.common.workers import init_worker
 from hgsl.data.samplers import epoch_plan
 
@@ -27,9 +28,7 @@ class SeededSamples(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
         epoch, position = key
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also queue a call with its whole stack for each absent accelerator.
-            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, position))
+        with seeded_torch(mixed_seed(self.seed, epoch, position)):
             return self.dataset[position]
 
 

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from hgsl.common import ranks
 from hgsl.common.files import write_text
+from hgsl.common.random_state import random_state, restore_random_state
 from hgsl.engine.distributed import agree, gather_objects, share_buffers
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.folder.run_folder import LAST_BATCH
 from hgsl.engine.loop.meter import Meter
-from hgsl.engine.loop.randomness import random_state, restore_random_state
 from hgsl.engine.loop.stop import Diverged, Stopped, StopRequest
 from hgsl.engine.parts.build import Runtime
 from hgsl.engine.parts.freeze import train_mode

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgsl.common import ranks
+from hgsl.common.random_state import seeded_torch
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
 from hgsl.data.cache import file_key
@@ -106,8 +107,7 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
     layer = model.projection
     assert isinstance(layer, nn.Linear)
     found = min(*unit.shape, layer.out_features + 32)  # more than needed, since the last of a random method are poor
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with seeded_torch(0):
         axes = torch.svd_lowrank(unit, q=found, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
     layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
     layer.bias.zero_()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError, first_line, unknown
+from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
 from hgsl.engine.distributed import GatherRows
-from hgsl.engine.loop.randomness import random_state, restore_random_state
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
 OURS = "HardGlobalSoftminLoss"
@@ -103,12 +103,12 @@ def _try_out(objective: Objective, settings: LossConfig, num_classes: int, embed
     count = min(8, settings.memory or 8)
     vectors = torch.randn(count, embedding_size, generator=torch.Generator().manual_seed(0))
     embeddings = nn.functional.normalize(vectors).requires_grad_()
-    before = random_state()
     try:
         tried = copy.deepcopy(objective)
         tried.gather = False  # each process tries it on its own, before anything is on its device
-        for _ in range(2):  # a loss may keep something of the first
-            tried(embeddings, torch.arange(count) // 2 % num_classes).backward()
+        with preserved_random_state():
+            for _ in range(2):  # a loss may keep something of the first
+                tried(embeddings, torch.arange(count) // 2 % num_classes).backward()
     except Exception as error:  # whatever the library does with what it was not made for
         name = settings.name + (f" with loss.miner {settings.miner}" if settings.miner else "")
         options = {**settings.options, **settings.miner_options}
@@ -117,8 +117,6 @@ def _try_out(objective: Objective, settings: LossConfig, num_classes: int, embed
             f"({shorten(first_line(error), 100)}): {'mend the options or ' if options else ''}"
             f"choose another {'miner or ' if settings.miner else ''}loss, such as ProxyAnchorLoss"
         ) from None
-    finally:
-        restore_random_state(before)
 
 
 def _say_what_is_left_aside(settings: LossConfig, kind: type) -> None:

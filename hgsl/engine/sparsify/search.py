@@ -18,12 +18,12 @@ from torch.amp import GradScaler
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
+from hgsl.common.random_state import seed_all
 from hgsl.config import SparsifyRunConfig
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import keep_states, load_state, save_state
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
-from hgsl.engine.loop.randomness import seed_all
 from hgsl.engine.parts.build import Runtime, build_runtime
 from hgsl.engine.parts.masking import MaskedObjective, groups_with_masks, mask
 from hgsl.engine.parts.optim import create_optimizer, create_schedule

@@ -1,5 +1,3 @@
-"""What training draws at random goes on after a resume."""
-
 # ruff: noqa: NPY002 (the legacy generator of NumPy is the global one)
 
 import random
@@ -9,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from hgsl.common.random_state import preserved_random_state, random_state, restore_random_state, seed_all, seeded_torch
 from hgsl.engine.folder.checkpoint import load_state, save_state
-from hgsl.engine.loop.randomness import random_state, restore_random_state, seed_all
 
 
 def draw() -> list[float]:
@@ -35,3 +33,24 @@ def test_a_seed_sets_every_generator() -> None:
     assert draw() != first
     seed_all(2**40)
     assert draw() == first
+
+
+def test_every_generator_is_restored_even_after_an_error() -> None:
+    seed_all(5)
+    expected = draw()
+    seed_all(5)
+    with pytest.raises(ZeroDivisionError), preserved_random_state():
+        draw()
+        raise ZeroDivisionError
+    assert draw() == expected
+
+
+def test_torch_alone_is_seeded_for_a_while() -> None:
+    seed_all(6)
+    expected = draw()
+    seed_all(6)
+    with seeded_torch(7):
+        inside = torch.rand(())
+    assert draw() == expected
+    with seeded_torch(7):
+        assert torch.rand(()) == inside
