@@ -1,6 +1,5 @@
 """Files from the web, whole or not at all: resumed after a cut, checked by size and checksum."""
 
-import hashlib
 import http.client
 import shutil
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.fingerprint import file_checksum
 
 CHUNK = 1 << 20
 RETRIES = 4  # attempts in a row that bring nothing new
@@ -105,15 +105,11 @@ def _wrong(path: Path, size: int | None, checksums: Sequence[str]) -> str:
     """What is wrong with the size or the checksum of a file, or ""."""
     if size is not None and _length(path) != size:
         return f"{_length(path):,} bytes where {size:,} are expected"
-    if checksums and not any(_digest(path, checksum.partition(":")[0]) == checksum for checksum in checksums):
-        kind = checksums[0].partition(":")[0]
-        return f"checksum {_digest(path, kind)} where {checksums[0]} is expected"
+    algorithms = [checksum.partition(":")[0] for checksum in checksums]
+    actual = {algorithm: f"{algorithm}:{file_checksum(path, algorithm)}" for algorithm in algorithms}
+    if checksums and not set(checksums) & set(actual.values()):
+        return f"checksum {actual[algorithms[0]]} where {checksums[0]} is expected"
     return ""
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return f"{kind}:{hashlib.file_digest(file, kind).hexdigest()}"
 
 
 def _length(path: Path) -> int:

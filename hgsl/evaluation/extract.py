@@ -1,6 +1,5 @@
 """From a network and a data set to embeddings."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.device import pick_precision
 from hgsl.common.errors import InputError
+from hgsl.common.fingerprint import fingerprint
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.random_state import preserved_random_state
 from hgsl.common.workers import init_worker
@@ -75,7 +75,8 @@ def embed(
     if store is None:
         sink = _Memory(count, len(batches), place)
     else:
-        sink = EmbeddingStore(store, count, len(batches), f"{_fingerprint(model, batch_size, precision)} {identity}")
+        weights = fingerprint(model, f"{batch_size} {precision}")[:16]
+        sink = EmbeddingStore(store, count, len(batches), f"{weights} {identity}")
     numbers = sink.pending()[ranks.rank() :: ranks.world_size()]
     opened = False
     with preserved_random_state(), evaluation_mode(model), torch.inference_mode():
@@ -154,11 +155,3 @@ def _sum(values: torch.Tensor, place: torch.device) -> torch.Tensor:
 def _meeting_place(place: torch.device) -> torch.device:
     """Where the process group's tensors live: NCCL has none on the CPU."""
     return place if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def _fingerprint(model: nn.Module, batch_size: int, precision: str) -> str:
-    digest = hashlib.sha256(f"{batch_size} {precision}".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

@@ -1,6 +1,5 @@
 """From photos to vectors: one way for the photos of an index and for everything that is asked of it."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hgsl.common.fingerprint import fingerprint
 from hgsl.data.images import read_image
 from hgsl.data.transforms import eval_transform
 from hgsl.evaluation.extract import forward
@@ -60,8 +60,4 @@ class Encoder:
 
 def _fingerprint(model: Embedder, image_size: int) -> str:
     settings = {"architecture": model.architecture, "preprocessing": model.data_config, "image_size": image_size}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return fingerprint(model, json.dumps(settings, sort_keys=True))[:16]

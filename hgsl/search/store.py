@@ -11,7 +11,6 @@ The files of state N + 1 are written beside those of state N, then ``index.json`
 moment and after any crash, sees one state or the other. Nothing is unpickled.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from numpy.lib.format import open_memmap
 from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
+from hgsl.common.fingerprint import file_checksum
 from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
 from hgsl.search import neighbors as neighbors
 from hgsl.search.photos import Photo
@@ -172,7 +172,7 @@ def write(
         vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
         with atomic_path(folder / files["neighbors"]) as temporary:
             neighbors.write(vectors, record["faiss"], temporary)
-        files["neighbors_sha256"] = _sha256(folder / files["neighbors"])
+        files["neighbors_sha256"] = file_checksum(folder / files["neighbors"])
     write_json(folder / RECORD, {"format": FORMAT, "state": number, **record, "files": files})
     _remove_others(folder, set(files.values()))
 
@@ -182,7 +182,7 @@ def _proposer(folder: Path, state: State) -> neighbors.Proposer:
         return neighbors.flat(state.vectors)
     path = folder / _plain_name(state.record["files"].get("neighbors"))
     # FAISS trusts what it reads, so nothing reaches it that is not what was written.
-    if _sha256(path) != state.record["files"].get("neighbors_sha256"):
+    if file_checksum(path) != state.record["files"].get("neighbors_sha256"):
         raise InputError(f"{path} is damaged: make it anew with hgsl-search index")
     return neighbors.read(path, len(state.table.photos), state.vectors.width, state.record["faiss"])
 
@@ -223,11 +223,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object, found a {type(content).__name__}")
     return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

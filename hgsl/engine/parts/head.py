@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgsl.common import ranks
+from hgsl.common.fingerprint import fingerprint
 from hgsl.common.random_state import seeded_torch
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
@@ -114,10 +115,7 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
 
 
 def _key(network: nn.Module, manifest: Manifest, how: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(fingerprint(network, json.dumps(how, sort_keys=True, default=str)).encode())
     boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
     for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
         drawn = manifest.render is not None  # its path tells how it is drawn
