@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import clustering, metrics
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Array, Ints
 from hgsl.evaluation.refine.rerank import Reorder
@@ -110,7 +110,7 @@ def evaluate_task(
     rearrange = None if reorder is None else reorder(task)
     per_query: dict[str, metrics.Floats] = {}
     with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
-        for rows, positions in nearest_blocks(
+        for rows, positions in k_nearest(
             gallery,
             task.queries,
             depths,
@@ -165,9 +165,7 @@ def _overlap(task: RetrievalTask, gallery: Gallery, k: int, max_memory: int) -> 
     for searched in (task.search_gallery(max_memory), gallery):
         nearest = np.empty((len(task.queries), k), dtype=np.int64)
         depths = np.full(len(nearest), k)
-        for rows, positions in nearest_blocks(
-            searched, task.queries, depths, excluded=task.excluded, max_memory=max_memory
-        ):
+        for rows, positions in k_nearest(searched, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
             nearest[rows] = positions
         found.append(nearest)
     exact, approximate = found

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn import backends as candidates
+from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Array, Ints, Vectors, integers, open_vectors
@@ -60,12 +60,12 @@ class RetrievalTask:
     def search_gallery(self, max_memory: int, index: str = "Flat") -> Gallery:
         """Returns the gallery ready to search: exactly on the task's device if the index is ``Flat``, else by it."""
         if index != "Flat":
-            propose = candidates.approximate(self.gallery, self.metric, index)
+            backend = backends.approximate(self.gallery, self.metric, index)
         elif self.device.type == "cpu":
-            propose = candidates.on_cpu(self.gallery, self.metric, max_memory)
+            backend = backends.on_cpu(self.gallery, self.metric, max_memory)
         else:
-            propose = candidates.on_device(self.gallery, self.metric, max_memory, self.device)
-        return Gallery(self.gallery, self.gallery_ids, self.metric, propose, exact=index == "Flat")
+            backend = backends.on_device(self.gallery, self.metric, max_memory, self.device)
+        return Gallery(self.gallery, self.gallery_ids, self.metric, backend, exact=index == "Flat")
 
 
 def make_task(
@@ -88,7 +88,7 @@ def make_task(
     Raises:
         InputError: Arguments contradict each other, or shapes, dtypes or values are wrong.
     """
-    candidates.check_metric(metric)
+    backends.check_metric(metric)
     unit = metric == "cosine"
     own = _Side.read("", embeddings, labels, ids, groups, unit)
     if gallery_embeddings is None:

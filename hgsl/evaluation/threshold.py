@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import pair_scores
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.evaluation.task import RetrievalTask
@@ -52,7 +52,7 @@ def top_scores(task: RetrievalTask, *, max_memory: int = 1 << 30) -> TopScores:
     count = len(task.queries)
     best, other = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
     is_hit = np.empty(count, dtype=bool)
-    for rows, positions in nearest_blocks(
+    for rows, positions in k_nearest(
         gallery, task.queries, task.relevant + 1, excluded=task.excluded, max_memory=max_memory
     ):
         hits = (task.gallery_labels[positions] == task.query_labels[rows, None]) & (positions >= 0)

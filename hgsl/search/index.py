@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
 from hgsl.data.images import to_rgb
-from hgsl.evaluation.knn.backends import Proposer
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.backends import Backend
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, open_vectors
 from hgsl.models import load_embedder
@@ -53,7 +53,7 @@ class SearchIndex:
         threshold: The similarity below which nothing counts as found, or None.
     """
 
-    def __init__(self, folder: Path, state: store.State, propose: Proposer, device: torch.device) -> None:
+    def __init__(self, folder: Path, state: store.State, backend: Backend, device: torch.device) -> None:
         self.folder = folder
         self.root = Path(state.record["root"])
         self.record = state.record
@@ -63,7 +63,7 @@ class SearchIndex:
         self._table = state.table
         self._device = device
         exact = state.record["faiss"] == neighbors.FLAT
-        self._gallery = Gallery(state.vectors, np.arange(len(state.vectors)), "cosine", propose, exact)
+        self._gallery = Gallery(state.vectors, np.arange(len(state.vectors)), "cosine", backend, exact)
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str = "auto") -> "SearchIndex":
@@ -153,8 +153,8 @@ class SearchIndex:
             gallery = Gallery(part, places, gallery.metric, neighbors.flat(part))
         depths = np.full(len(queries), min(k, len(gallery.vectors)))
         found: list[list[Hit]] = [[] for _ in range(len(queries))]
-        for rows, positions in nearest_blocks(gallery, queries, depths, max_memory=neighbors.MAX_MEMORY):
-            scores = neighbor_scores(gallery, queries, rows, positions)
+        for rows, positions in k_nearest(gallery, queries, depths, max_memory=neighbors.MAX_MEMORY):
+            scores = neighbor_scores(gallery.vectors, positions, queries, rows, gallery.metric)
             for row, line, values in zip(rows, positions, scores, strict=True):
                 found[row] = self._hits(line, values, places)
         return found

@@ -1,4 +1,4 @@
-"""Who proposes neighbors: the flat index, which is the embeddings themselves, or a FAISS index kept in a file."""
+"""k-NN backends of an index: the embeddings themselves, compared one by one, or a FAISS index in a file."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import faiss
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.backends import Proposer, build_faiss, from_faiss, on_cpu, set_parameters
+from hgsl.evaluation.knn.backends import Backend, build_faiss, from_faiss, on_cpu, set_parameters
 from hgsl.evaluation.knn.vectors import Vectors
 
 FLAT, METRIC = "Flat", "cosine"
 MAX_MEMORY = 1 << 30
 
 
-def flat(vectors: Vectors) -> Proposer:
+def flat(vectors: Vectors) -> Backend:
     """Compares with every vector, straight from the mapped file: exact."""
     return on_cpu(vectors, METRIC, MAX_MEMORY)
 
@@ -27,7 +27,7 @@ def write(vectors: Vectors, factory: str, path: Path) -> None:
     faiss.write_index(build_faiss(vectors, METRIC, factory), str(path))
 
 
-def read(path: Path, count: int, width: int, factory: str) -> Proposer:
+def read(path: Path, count: int, width: int, factory: str) -> Backend:
     """Opens a FAISS file that is known to be whole.
 
     Raises:

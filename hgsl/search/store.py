@@ -81,12 +81,12 @@ def read(folder: Path) -> State:
     return _latest(folder, partial(_read_state, folder))
 
 
-def read_to_search(folder: Path) -> tuple[State, neighbors.Proposer]:
-    """The same as :func:`read`, and who proposes neighbors among the vectors of that state."""
+def read_to_search(folder: Path) -> tuple[State, neighbors.Backend]:
+    """The same as :func:`read`, and the k-NN backend over the vectors of that state."""
 
-    def both(record: dict[str, Any]) -> tuple[State, neighbors.Proposer]:
+    def both(record: dict[str, Any]) -> tuple[State, neighbors.Backend]:
         state = _read_state(folder, record)
-        return state, _proposer(folder, state)
+        return state, _backend(folder, state)
 
     return _latest(folder, both)
 
@@ -177,7 +177,7 @@ def write(
     _remove_others(folder, set(files.values()))
 
 
-def _proposer(folder: Path, state: State) -> neighbors.Proposer:
+def _backend(folder: Path, state: State) -> neighbors.Backend:
     if state.record["faiss"] == neighbors.FLAT:
         return neighbors.flat(state.vectors)
     path = folder / _plain_name(state.record["files"].get("neighbors"))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import evaluate_embeddings
-from hgsl.evaluation.knn import backends as candidates
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn import backends
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.evaluation.task import make_task
@@ -31,11 +31,11 @@ def brute_force(queries, gallery, k, query_ids, gallery_ids, metric="inner_produ
     return positions
 
 
-def find(queries, gallery, k, query_ids, gallery_ids, *, metric="inner_product", maker=candidates.on_cpu, **options):
+def find(queries, gallery, k, query_ids, gallery_ids, *, metric="inner_product", maker=backends.on_cpu, **options):
     left, right = open_vectors(queries, unit=False), open_vectors(gallery, unit=False)
     searched = Gallery(right, gallery_ids, metric, maker(right, metric, options.get("max_memory", 1 << 30)))
     positions = np.empty((len(queries), k), dtype=np.int64)
-    for rows, block in nearest_blocks(
+    for rows, block in k_nearest(
         searched, left, np.full(len(queries), k), excluded=[(query_ids, gallery_ids)], **options
     ):
         positions[rows] = block
@@ -43,7 +43,7 @@ def find(queries, gallery, k, query_ids, gallery_ids, *, metric="inner_product",
 
 
 def on_torch(gallery, metric, max_memory):
-    return candidates.on_device(gallery, metric, max_memory, torch.device("cpu"))
+    return backends.on_device(gallery, metric, max_memory, torch.device("cpu"))
 
 
 def unit(rng, count, width, kind="random"):
@@ -58,7 +58,7 @@ def unit(rng, count, width, kind="random"):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.mark.parametrize("maker", [candidates.on_cpu, on_torch])
+@pytest.mark.parametrize("maker", [backends.on_cpu, on_torch])
 @pytest.mark.parametrize("metric", ["inner_product", "l2"])
 @pytest.mark.parametrize("kind", ["random", "tied", "duplicated", "crowded"])
 def test_neighbors_are_those_of_brute_force(kind, metric, maker):
@@ -132,27 +132,31 @@ def test_only_hits_are_put_in_order_when_labels_are_given():
     found = find(vectors, vectors, 60, ids, ids, labels=(labels, labels))
     expected = brute_force(vectors, vectors, 60, ids, ids)
     np.testing.assert_array_equal(labels[found] == labels[:, None], labels[expected] == labels[:, None])
+    assert (found[:, :9] != expected[:, :9]).any()
+    leading = find(vectors, vectors, 60, ids, ids, labels=(labels, labels), ordered=9)
+    np.testing.assert_array_equal(leading[:, :9], expected[:, :9])
+    np.testing.assert_array_equal(labels[leading] == labels[:, None], labels[expected] == labels[:, None])
 
 
 def test_queries_of_different_depth_each_get_theirs():
     rng = np.random.default_rng(3)
     vectors, ids = open_vectors(unit(rng, 200, 8)), np.arange(200)
     depths = rng.integers(1, 150, 200)
-    gallery = Gallery(vectors, ids, "cosine", candidates.on_cpu(vectors, "cosine", 1 << 30))
+    gallery = Gallery(vectors, ids, "cosine", backends.on_cpu(vectors, "cosine", 1 << 30))
     expected = brute_force(vectors.data, vectors.data, 150, ids, ids)
     seen = []
-    for rows, positions in nearest_blocks(gallery, vectors, depths, excluded=[(ids, ids)], max_memory=400_000):
+    for rows, positions in k_nearest(gallery, vectors, depths, excluded=[(ids, ids)], max_memory=400_000):
         for row, found in zip(rows, positions, strict=True):
             np.testing.assert_array_equal(found[: depths[row]], expected[row, : depths[row]])
         seen.extend(rows)
     assert sorted(seen) == list(range(200))
 
 
-def test_a_proposer_with_larger_errors_than_expected_is_found_out():
+def test_a_backend_with_larger_errors_than_expected_is_detected():
     rng = np.random.default_rng(4)
     data, ids = unit(rng, 300, 32), np.arange(300)
     vectors = open_vectors(data)
-    truthful = candidates.on_cpu(vectors, "cosine", 1 << 30)
+    truthful = backends.on_cpu(vectors, "cosine", 1 << 30)
 
     def rounded(queries, count):  # as a matrix unit with 10 bits of mantissa would
         scores, positions = truthful(queries, len(vectors))
@@ -161,9 +165,7 @@ def test_a_proposer_with_larger_errors_than_expected_is_found_out():
         return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
 
     gallery = Gallery(vectors, ids, "cosine", rounded)
-    found = np.concatenate(
-        [block for _, block in nearest_blocks(gallery, vectors, np.full(300, 40), excluded=[(ids, ids)])]
-    )
+    found = np.concatenate([block for _, block in k_nearest(gallery, vectors, np.full(300, 40), excluded=[(ids, ids)])])
     np.testing.assert_array_equal(found, brute_force(data, data, 40, ids, ids))
 
 
@@ -177,10 +179,10 @@ def test_images_of_the_querys_label_and_group_are_left_out():
     np.testing.assert_array_equal(task.relevant, ((labels[:, None] == labels) & keep).sum(axis=1))
     gallery = task.search_gallery(1 << 30)
     found = np.concatenate(
-        [block for _, block in nearest_blocks(gallery, task.queries, np.full(120, 80), excluded=task.excluded)]
+        [block for _, block in k_nearest(gallery, task.queries, np.full(120, 80), excluded=task.excluded)]
     )
     rows = np.concatenate(
-        [rows for rows, _ in nearest_blocks(gallery, task.queries, np.full(120, 80), excluded=task.excluded)]
+        [rows for rows, _ in k_nearest(gallery, task.queries, np.full(120, 80), excluded=task.excluded)]
     )
     ids = np.arange(120)
     np.testing.assert_array_equal(found, brute_force(vectors, vectors, 80, ids, ids, keep=keep)[rows])
@@ -210,16 +212,16 @@ def test_an_approximate_index_finds_most_of_the_exact_neighbors():
     vectors, ids = unit(rng, 2000, 16), np.arange(2000)
 
     def maker(gallery, metric, max_memory):
-        return candidates.approximate(gallery, metric, "IVF16,Flat nprobe=12")
+        return backends.approximate(gallery, metric, "IVF16,Flat nprobe=12")
 
     right = open_vectors(vectors)
     gallery = Gallery(right, ids, "cosine", maker(right, "cosine", 0), exact=False)
-    blocks = nearest_blocks(gallery, right, np.full(2000, 10), excluded=[(ids, ids)])
+    blocks = k_nearest(gallery, right, np.full(2000, 10), excluded=[(ids, ids)])
     found = np.concatenate([block for _, block in blocks])
     exact = brute_force(vectors, vectors, 10, ids, ids)
     share = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, exact, strict=True)])
     assert 0.9 < share < 1.0
-    scores = neighbor_scores(gallery, right, ids, found)
+    scores = neighbor_scores(right, found, right, ids, "cosine")
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
@@ -227,7 +229,7 @@ def test_an_approximate_index_finds_most_of_the_exact_neighbors():
 def test_an_index_that_cannot_be_built_is_one_line(index):
     vectors = open_vectors(np.eye(40, dtype=np.float32))
     with pytest.raises(InputError, match="cannot be built for 40 vectors") as error:
-        candidates.approximate(vectors, "cosine", index)
+        backends.approximate(vectors, "cosine", index)
     assert "\n" not in str(error.value)
 
 
@@ -257,9 +259,9 @@ def kilobytes(field):
 def test_a_gpu_search_is_not_rounded_to_fewer_bits_than_float32(monkeypatch):
     """The order is settled only within the noise of true float32 sums; TensorFloat-32 would be a thousand times it."""
     used = []
-    plain = candidates._scores
+    plain = backends._scores
     monkeypatch.setattr(
-        candidates, "_scores", lambda *a: (used.append(torch.get_float32_matmul_precision()), plain(*a))[1]
+        backends, "_scores", lambda *a: (used.append(torch.get_float32_matmul_precision()), plain(*a))[1]
     )
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

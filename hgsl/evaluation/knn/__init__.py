@@ -1,1 +1,1 @@
-"""Exact nearest neighbors of every query, in a fixed order, within a memory budget."""
+"""Exact k nearest neighbors in a fixed order, within a memory budget: ``knn.k_nearest`` is the one search."""

@@ -1,8 +1,8 @@
-"""Who proposes neighbors: FAISS over all vectors, torch on a GPU over all vectors, or an approximate FAISS index.
+"""k-NN backends: FAISS over all vectors, torch on a GPU over all vectors, or an approximate FAISS index.
 
-A proposer is called with queries (B, D) and a count and returns scores (B, count), larger is nearer, best first, and
+A backend is called with queries (B, D) and a count and returns scores (B, count), larger is nearer, best first, and
 positions (B, count) in the gallery; where it finds fewer it pads with score -inf and position -1. Its scores carry
-float32 rounding noise and its order among equals is arbitrary: ``search`` settles both.
+float32 rounding noise and its order among equals is arbitrary: ``knn.k_nearest`` puts both right.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,60 +16,60 @@ import torch
 from hgsl.common.errors import InputError, unknown
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
-Proposer = Callable[[Floats, int], tuple[Floats, Ints]]
+Backend = Callable[[Floats, int], tuple[Floats, Ints]]
 
 METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 
 
-def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Proposer:
+def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
     """All of the gallery, compared by FAISS without building an index; a stored float32 matrix is not copied."""
     chunks = _chunks(gallery, max_memory)
 
-    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
+    def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
         best: tuple[Floats, Ints] | None = None
         for chunk in chunks:
             rows = gallery.rows(chunk)
-            scores, found = faiss.knn(queries, rows, min(count, len(rows)), metric=METRICS[metric])
+            scores, positions = faiss.knn(queries, rows, min(count, len(rows)), metric=METRICS[metric])
             if metric == "l2":
                 scores *= -1
-            best = _merge(best, (scores, found + chunk.start), count)
+            best = _merge(best, (scores, positions + chunk.start), count)
         assert best is not None  # a gallery has rows
         return best
 
-    return propose
+    return search
 
 
-def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Proposer:
+def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Backend:
     """All of the gallery, compared by torch in blocks on ``device``; it stays there if it fits in ``max_memory``."""
     resident = 4 * len(gallery) * gallery.width <= max_memory // 2
     whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()] if resident else []
 
-    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
+    def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
         with float32_products():
-            return search(torch.from_numpy(queries).to(device), count)
+            return search_block(torch.from_numpy(queries).to(device), count)
 
-    def search(block: torch.Tensor, count: int) -> tuple[Floats, Ints]:
+    def search_block(block: torch.Tensor, count: int) -> tuple[Floats, Ints]:
         # The (B, chunk) matrix of scores and its sort have the other half of the memory.
         size = max(count, max_memory // (32 * len(block)))
         best: tuple[torch.Tensor, torch.Tensor] | None = None
         start = 0
         for part in whole or (torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
             for rows in part.split(size):
-                scores, found = _scores(block, rows, metric).topk(min(count, len(rows)), dim=1)
-                found = found + start
+                scores, positions = _scores(block, rows, metric).topk(min(count, len(rows)), dim=1)
+                positions = positions + start
                 start += len(rows)
                 if best is not None:
-                    scores, found = torch.cat([best[0], scores], 1), torch.cat([best[1], found], 1)
+                    scores, positions = torch.cat([best[0], scores], 1), torch.cat([best[1], positions], 1)
                     scores, order = scores.topk(min(count, scores.shape[1]), dim=1)
-                    found = found.gather(1, order)
-                best = scores, found
+                    positions = positions.gather(1, order)
+                best = scores, positions
         assert best is not None  # a gallery has rows
         return best[0].cpu().numpy(), best[1].cpu().numpy()
 
-    return propose
+    return search
 
 
-def approximate(gallery: Vectors, metric: str, index: str) -> Proposer:
+def approximate(gallery: Vectors, metric: str, index: str) -> Backend:
     """An index by its FAISS factory string; it holds a copy of the gallery in its own format.
 
     Raises:
@@ -108,15 +108,15 @@ def set_parameters(built: Any, parameters: str) -> None:
         space.set_index_parameters(built, parameters)
 
 
-def from_faiss(built: Any, metric: str) -> Proposer:
-    """Who proposes what a filled FAISS index finds."""
+def from_faiss(built: Any, metric: str) -> Backend:
+    """The backend of a filled FAISS index."""
 
-    def propose(queries: Floats, count: int) -> tuple[Floats, Ints]:
-        scores, found = built.search(queries, count)
+    def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
+        scores, positions = built.search(queries, count)
         scores = -scores if metric == "l2" else scores
-        return np.where(found < 0, -np.inf, scores), found
+        return np.where(positions < 0, -np.inf, scores), positions
 
-    return propose
+    return search
 
 
 @contextmanager
@@ -145,9 +145,9 @@ def _chunks(gallery: Vectors, max_memory: int) -> list[slice]:
 def _merge(best: tuple[Floats, Ints] | None, new: tuple[Floats, Ints], count: int) -> tuple[Floats, Ints]:
     if best is None:
         return new
-    scores, found = np.concatenate([best[0], new[0]], axis=1), np.concatenate([best[1], new[1]], axis=1)
+    scores, positions = np.concatenate([best[0], new[0]], axis=1), np.concatenate([best[1], new[1]], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(found, order, 1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(positions, order, 1)
 
 
 def _scores(queries: torch.Tensor, rows: torch.Tensor, metric: str) -> torch.Tensor:

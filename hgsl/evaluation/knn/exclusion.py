@@ -1,4 +1,4 @@
-"""Who may be whose neighbor, said by integer keys: an image is left out for a query where their keys are equal."""
+"""Exclusion keys: pairs of integer columns, one of the queries and one of the gallery, whose equal rows never match."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from hgsl.evaluation.knn.vectors import Ints
 
-KeyPair = tuple[Ints, Ints]  # one key a query, one a gallery row
+KeyPair = tuple[Ints, Ints]  # one key per query, one per gallery row
 
 
 def count_equal(gallery_keys: Ints, query_keys: Ints) -> Ints:
     """Returns for each query key how many gallery keys equal it, (Q,)."""
-    known, counts = np.unique(gallery_keys, return_counts=True)
-    place = np.searchsorted(known, query_keys).clip(max=len(known) - 1)
-    return np.where(known[place] == query_keys, counts[place], 0).astype(np.int64)
+    values, counts = np.unique(gallery_keys, return_counts=True)
+    index = np.searchsorted(values, query_keys).clip(max=len(values) - 1)
+    return np.where(values[index] == query_keys, counts[index], 0).astype(np.int64)
 
 
 def both_equal(first: KeyPair, second: KeyPair) -> KeyPair:
@@ -27,7 +27,7 @@ def both_equal(first: KeyPair, second: KeyPair) -> KeyPair:
 
 def allowed(positions: Ints, rows: Ints, excluded: Sequence[KeyPair]) -> NDArray[np.bool_]:
     """Returns (B, K): whether gallery row ``positions[i, j]`` may be a neighbor of query ``rows[i]``; -1 may not."""
-    kept = positions >= 0
+    mask = positions >= 0
     for query_keys, gallery_keys in excluded:
-        kept &= gallery_keys[positions] != query_keys[rows, None]
-    return kept
+        mask &= gallery_keys[positions] != query_keys[rows, None]
+    return mask

@@ -1,4 +1,4 @@
-"""The rule that orders neighbors, and the few pairs that must be scored by it.
+"""The order of neighbors: its rule, and the few pairs of candidates that must be scored by it.
 
 Neighbors are sorted by falling score, equal scores by rising gallery id, where the score of a pair is computed in
 float64 from these two vectors alone and rounded to float32.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hgsl.evaluation.knn.backends import Proposer
+from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.exclusion import KeyPair
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
@@ -19,31 +19,32 @@ PAIRS = 256  # pairs scored at a time: their float64 vectors stay in the process
 
 @dataclass(frozen=True)
 class Gallery:
-    """What is searched: vectors, their ids, and who proposes neighbors.
+    """The images that are searched.
 
     Attributes:
         vectors: (N, D).
         ids: (N,) integers; the lower id comes first among equal scores.
         metric: ``cosine``, ``inner_product`` or ``l2``.
-        propose: The proposer over these vectors.
-        exact: Whether the proposer looks at every vector.
+        backend: The k-NN backend over these vectors.
+        exact: Whether the backend compares with every vector.
     """
 
     vectors: Vectors
     ids: Ints
     metric: str
-    propose: Proposer
+    backend: Backend
     exact: bool = True
 
 
 @dataclass(frozen=True)
-class Search:
-    """The arguments of ``nearest_blocks``."""
+class KnnRequest:
+    """The arguments of ``k_nearest``, where they are described."""
 
     gallery: Gallery
     queries: Vectors
     excluded: Sequence[KeyPair]
     labels: KeyPair | None
+    ordered: int
     max_memory: int
 
 
@@ -66,55 +67,62 @@ def pair_scores(gallery: Vectors, positions: Ints, queries: Vectors, rows: Ints,
     return scores
 
 
-def neighbor_scores(gallery: Gallery, queries: Vectors, rows: Ints, positions: Ints) -> Floats:
+def neighbor_scores(gallery: Vectors, positions: Ints, queries: Vectors, rows: Ints, metric: str) -> Floats:
     """Returns the (B, K) scores, by the rule, of the neighbors ``positions`` (B, K) of query rows ``rows`` (B,)."""
     flat = np.repeat(rows, positions.shape[1])
-    return pair_scores(gallery.vectors, positions.ravel(), queries, flat, gallery.metric).reshape(positions.shape)
+    return pair_scores(gallery, positions.ravel(), queries, flat, metric).reshape(positions.shape)
 
 
-def settle(search: Search, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Floats:
-    """Sorts, in place, each run of candidates closer than the noise; returns the (B,) largest error seen in a score."""
-    seen = np.zeros(len(rows), dtype=np.float32)
-    lines = _uncertain(search, rows, scores, positions, noise)
+def settle(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Floats:
+    """Sorts, in place, each run of candidates closer than the noise; returns the (B,) largest error of a score."""
+    errors = np.zeros(len(rows), dtype=np.float32)
+    lines = _uncertain_lines(request, rows, scores, positions, noise)
     if not len(lines):
-        return seen
-    part, found = scores[lines], positions[lines]
-    near, matters = _near(search, rows[lines], part, found, noise[lines])
-    first = np.ones(part.shape, dtype=bool)
-    np.logical_not(near, out=first[:, 1:])
-    run = np.cumsum(first, dtype=np.int32).reshape(part.shape) - 1  # number of the run a candidate is in
-    chosen = np.zeros(run[-1, -1] + 1, dtype=bool)
-    chosen[run[:, 1:][matters]] = True
-    owner, column = np.nonzero(chosen[run])
-    candidates = found[owner, column]
-    gallery = search.gallery
-    exact = pair_scores(gallery.vectors, candidates, search.queries, rows[lines[owner]], gallery.metric)
-    error = np.abs(exact - part[owner, column])
-    np.maximum.at(seen, lines[owner], np.where(np.isfinite(error), error, 0))
-    order = np.lexsort((gallery.ids[candidates], -exact, run[owner, column]))
-    part[owner, column], found[owner, column] = exact[order], candidates[order]
-    scores[lines], positions[lines] = part, found
-    return seen
+        return errors
+    line_scores, line_positions = scores[lines], positions[lines]
+    line, column, run = _unsettled_runs(request, rows[lines], line_scores, line_positions, noise[lines])
+    candidates = line_positions[line, column]
+    gallery = request.gallery
+    exact = pair_scores(gallery.vectors, candidates, request.queries, rows[lines[line]], gallery.metric)
+    error = np.abs(exact - line_scores[line, column])
+    np.maximum.at(errors, lines[line], np.where(np.isfinite(error), error, 0))
+    order = np.lexsort((gallery.ids[candidates], -exact, run))
+    line_scores[line, column], line_positions[line, column] = exact[order], candidates[order]
+    scores[lines], positions[lines] = line_scores, line_positions
+    return errors
 
 
-def _uncertain(search: Search, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Ints:
-    """The lines in which the order of two neighboring candidates is uncertain and matters."""
-    if search.labels is None:
+def _uncertain_lines(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Ints:
+    """The lines in which the order of two adjacent candidates is uncertain and matters."""
+    if request.labels is None:
         return np.flatnonzero(_close(scores[:, :-1], scores[:, 1:], noise[:, None]).any(axis=1))
-    hits = _hits(search, rows, positions)
+    lower = scores[:, 1 : request.ordered + 1]
+    leading = np.flatnonzero(_close(scores[:, : lower.shape[1]], lower, noise[:, None]).any(axis=1))
+    hits = _hits(request, rows, positions)
     line, column = np.nonzero(hits[:, :-1] != hits[:, 1:])  # few, so only their scores are compared
-    return np.unique(line[_close(scores[line, column], scores[line, column + 1], noise[line])])
+    return np.union1d(leading, line[_close(scores[line, column], scores[line, column + 1], noise[line])])
 
 
-def _near(
-    search: Search, rows: Ints, scores: Floats, positions: Ints, noise: Floats
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether candidates and their right neighbors are closer than the noise, and whether their order matters then."""
+def _unsettled_runs(
+    request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noise: Floats
+) -> tuple[Ints, Ints, NDArray[np.int32]]:
+    """Line, column and number of the run of each candidate whose run must be sorted.
+
+    A run is a chain of adjacent candidates each closer to the next than the noise.
+    """
     near = _close(scores[:, :-1], scores[:, 1:], noise[:, None])
-    if search.labels is None:
-        return near, near
-    hits = _hits(search, rows, positions)
-    return near, near & (hits[:, :-1] != hits[:, 1:])
+    matters = near
+    if request.labels is not None:
+        hits = _hits(request, rows, positions)
+        leading = np.arange(near.shape[1]) < request.ordered
+        matters = near & (leading | (hits[:, :-1] != hits[:, 1:]))
+    first = np.ones(scores.shape, dtype=bool)
+    np.logical_not(near, out=first[:, 1:])
+    run = np.cumsum(first, dtype=np.int32).reshape(scores.shape) - 1
+    unsettled = np.zeros(run[-1, -1] + 1, dtype=bool)
+    unsettled[run[:, 1:][matters]] = True
+    line, column = np.nonzero(unsettled[run])
+    return line, column, run[unsettled[run]]
 
 
 def _close(higher: Floats, lower: Floats, noise: Floats) -> NDArray[np.bool_]:
@@ -122,7 +130,7 @@ def _close(higher: Floats, lower: Floats, noise: Floats) -> NDArray[np.bool_]:
         return np.asarray(higher - lower <= 2 * noise)
 
 
-def _hits(search: Search, rows: Ints, positions: Ints) -> NDArray[np.bool_]:
-    assert search.labels is not None
-    query_labels, gallery_labels = search.labels
+def _hits(request: KnnRequest, rows: Ints, positions: Ints) -> NDArray[np.bool_]:
+    assert request.labels is not None
+    query_labels, gallery_labels = request.labels
     return (gallery_labels[positions] == query_labels[rows, None]) & (positions >= 0)

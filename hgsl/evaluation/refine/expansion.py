@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors, open_vectors
 from hgsl.evaluation.task import RetrievalTask
@@ -51,10 +51,8 @@ def _mixed(task: RetrievalTask, count: int, alpha: float, max_memory: int, name:
     mixed = np.empty((len(task.queries), task.queries.width), dtype=np.float32)
     depths = np.full(len(mixed), min(count, len(task.gallery)))
     with tqdm(total=len(mixed), desc=name, unit="image", disable=None if progress else True) as bar:
-        for rows, positions in nearest_blocks(
-            gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory
-        ):
-            weights = neighbor_scores(gallery, task.queries, rows, positions).clip(min=0) ** alpha
+        for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
+            weights = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric).clip(min=0) ** alpha
             weights[positions < 0] = 0  # a power of 0 counts every neighbor, but not one that is none
             mixed[rows] = _weighted(task.queries.rows(rows), task.gallery, positions, weights)
             bar.update(len(rows))

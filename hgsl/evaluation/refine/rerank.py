@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import pair_scores
 from hgsl.evaluation.knn.vectors import Ints, open_vectors
 from hgsl.evaluation.task import RetrievalTask
@@ -84,7 +84,7 @@ def _nearest(task: RetrievalTask, count: int, max_memory: int) -> Ints:
     nearest = np.empty((len(task.queries), count + 1), dtype=np.int64)
     nearest[:, 0] = np.arange(len(nearest))
     depths = np.full(len(nearest), count)
-    for rows, positions in nearest_blocks(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
+    for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
         nearest[rows, 1:] = positions
     return nearest
 

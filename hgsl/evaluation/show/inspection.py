@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from hgsl.evaluation.knn.knn import nearest_blocks
+from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints
 from hgsl.evaluation.refine.rerank import REORDER_DEPTH, Reorder
@@ -54,12 +54,12 @@ def nearest(
     found = np.empty((len(task.queries), min(count, len(task.gallery))), dtype=np.int64)
     scores = np.empty(found.shape, dtype=np.float32)
     depths = np.full(len(found), found.shape[1] if reorder is None else max(count, REORDER_DEPTH))
-    for rows, positions in nearest_blocks(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
+    for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
         if rearrange is not None:
             positions = rearrange(rows, positions)
         positions = positions[:, : found.shape[1]]
         found[rows] = positions
-        scores[rows] = neighbor_scores(gallery, task.queries, rows, positions)
+        scores[rows] = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric)
     labels = task.gallery_labels[found]
     hits = (labels == task.query_labels[:, None]) & (found >= 0)
     return Neighbors(np.where(found < 0, -1, task.gallery_ids[found]), labels, scores, hits)
