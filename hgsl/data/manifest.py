@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.paths import is_inside
 
 SPLITS = ("train", "val", "test")
 
@@ -183,14 +184,13 @@ def _check_columns(manifest: Manifest) -> None:
 def _check_paths(manifest: Manifest) -> None:
     first: dict[tuple[Any, ...], int] = {}
     for row, path in enumerate(manifest.paths):
-        parts = PurePosixPath(path)
-        if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
+        if not is_inside(path):
             raise InputError(
                 f"{manifest.name}: row {row} has the path {path!r}, which is not inside the data root: "
                 "paths are relative to it and do not climb out"
             )
         box = () if manifest.boxes is None else manifest.boxes[row].tolist()
-        other = first.setdefault((parts.as_posix(), *box), row)
+        other = first.setdefault((PurePosixPath(path).as_posix(), *box), row)
         if other != row:
             labels = [manifest.class_names[manifest.labels[i]] for i in (other, row)]
             what = (

@@ -8,10 +8,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from hgsl.common.errors import InputError
+from hgsl.common.paths import is_inside
 
 CHUNK = 1 << 20
 MOST_FILES = 1_000_000
@@ -64,14 +65,13 @@ def unpack(archive: Path, root: Path, most_bytes: int | None = None) -> list[Pat
 def _extract(archive: Path, staging: Path, limit: int) -> None:
     written = 0
     for count, entry in enumerate(_entries(archive), 1):
-        path = PurePosixPath(entry.name)
-        if path.is_absolute() or ".." in path.parts or "\0" in entry.name or "\\" in entry.name:
+        if not is_inside(entry.name) or "\\" in entry.name:
             raise InputError(f"{archive} names the path {entry.name!r}, which leads outside: it is refused as a whole")
         if entry.kind not in ("file", "folder"):
             raise InputError(f"{archive} holds {entry.name!r}, {entry.kind}: it is refused as a whole")
         if count > MOST_FILES:
             raise InputError(f"{archive} holds more than {MOST_FILES:,} files: it is refused as a whole")
-        target = staging / path
+        target = staging / entry.name
         if entry.content is None:
             target.mkdir(parents=True, exist_ok=True)
             continue

@@ -3,11 +3,12 @@
 import stat
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
+from hgsl.common.paths import relative_to_root
 from hgsl.data.adapters.csv import PATH_COLUMNS, find_table, read_rows
 from hgsl.data.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS
@@ -95,9 +96,7 @@ def table_labels(table: Path, root: Path) -> dict[str, str]:
     column = next(name for name in PATH_COLUMNS if name in rows[0])
     labels: dict[str, str] = {}
     for line, row in enumerate(rows, 2):
-        path = Path(row[column].strip().replace("\\", "/"))
-        if path.is_absolute() and path.is_relative_to(root):
-            path = path.relative_to(root)
+        path = PurePosixPath(relative_to_root(row[column], root))
         label = row["label"].strip()
         if labels.setdefault(path.as_posix(), label) != label:
             raise InputError(f"{table}, line {line}: {path} is {label!r} here and {labels[path.as_posix()]!r} before")

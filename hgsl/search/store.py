@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
 from hgsl.common.fingerprint import file_checksum
+from hgsl.common.paths import is_inside
 from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
 from hgsl.search import neighbors as neighbors
 from hgsl.search.photos import Photo
@@ -204,8 +205,7 @@ def _table(content: dict[str, Any], path: Path) -> Table:
 
 def _check_inside(paths: Sequence[str], source: Path) -> None:
     for path in paths:
-        parts = PurePosixPath(path)
-        if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
+        if not is_inside(path):
             raise InputError(f"{source} lists {path!r}, which is not inside the folder of photos: it was tampered with")
 
 

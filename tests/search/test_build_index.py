@@ -313,7 +313,7 @@ def test_faiss_factory_index(tmp_path, run, photos):
         SearchIndex.open(tmp_path / "index")
 
 
-@pytest.mark.parametrize("read", ["load_array", "_sha256"])
+@pytest.mark.parametrize("read", ["load_array", "file_checksum"])
 def test_an_index_that_is_updated_while_it_is_opened(tmp_path, run, photos, monkeypatch, read):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     (photos / "kind_00/00.jpg").unlink()

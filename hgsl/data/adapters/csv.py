@@ -9,6 +9,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.common.files import atomic_path
+from hgsl.common.paths import relative_to_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 PATH_COLUMNS = ("img_path", "path")
@@ -69,7 +70,7 @@ def load(
     return make_manifest(
         "csv",
         images,
-        [_relative(row[column], images) for row in rows],
+        [relative_to_root(row[column], images) for row in rows],
         labels,
         class_names,
         protocol="" if not any(splits) else "zero-shot" if query == gallery else "query-gallery",
@@ -220,10 +221,3 @@ def _groups(rows: Sequence[Row], column: str | None, table: Path) -> np.ndarray 
     if column not in rows[0]:
         return None
     return np.unique([row[column] for row in rows], return_inverse=True)[1]
-
-
-def _relative(path: str, root: Path) -> str:
-    """A path as the manifest wants it; an absolute one inside the root becomes relative, others are refused there."""
-    path = path.strip().replace("\\", "/")
-    absolute = Path(path)
-    return absolute.relative_to(root.absolute()).as_posix() if absolute.is_relative_to(root.absolute()) else path
