@@ -13,8 +13,8 @@ from hgsl.common.files import write_json
 from hgsl.data import DATASETS, PROTOCOLS, load_manifest, summary
 from hgsl.data.adapters.csv import write_table
 from hgsl.data.audit import audit
-from hgsl.data.cards import Card, count, fetch, read_card
-from hgsl.data.layout import default_root
+from hgsl.data.files.cards import Card, count, fetch, read_card
+from hgsl.data.files.layout import default_root
 from hgsl.data.overview import missing_files
 
 EXIT_FOUND = 1

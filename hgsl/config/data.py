@@ -52,11 +52,11 @@ class DataConfig:
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """random_resized_crop: smallest and largest share of the image's area in a crop."""
-    sampler: Literal["random", "m_per_class", "class_balanced"] = "random"
-    """random: every image once an epoch; m_per_class: batches of a few classes with per_class images each;
-    class_balanced: every class equally often."""
+    sampler: str = "random"
+    """Sampler of training batches (hgsl.data.SAMPLERS): random (every image once per epoch), m_per_class (a few classes
+    with per_class images each) or class_balanced (every class equally often)."""
     per_class: int = 4
-    """m_per_class: images of a class in a batch."""
+    """Images of one class in a batch, for the sampler m_per_class."""
     cache: Literal["none", "resized"] = "none"
     """resized keeps every image at the size the transform starts from, so that only the first epoch decodes files."""
     crop_to_boxes: bool = False

@@ -1,43 +1,29 @@
 """Data sets: every one becomes a manifest, and from there on they are all the same."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import unknown
-from hgsl.data.adapters import aircraft, cars, csv, cub, flowers, flowers17, folder, inshop, sop
-from hgsl.data.cache import default_cache_dir
+from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
-from hgsl.data.layout import datasets_dir, default_root
+from hgsl.data.files.cache import default_cache_dir
+from hgsl.data.files.layout import datasets_dir, default_root
 from hgsl.data.manifest import Manifest
 from hgsl.data.overview import summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
-from hgsl.data.samplers import SAMPLERS, EpochBatches, epoch_plan
-from hgsl.data.synthetic import butterflies
+from hgsl.data.samplers import SAMPLERS, epoch_plan
 from hgsl.data.transforms import eval_transform, train_transform
-
-DATASETS: dict[str, Callable[..., Manifest]] = {
-    "aircraft": aircraft.load,
-    "cars": cars.load,
-    "csv": csv.load,
-    "cub": cub.load,
-    "flowers": flowers.load,
-    "flowers17": flowers17.load,
-    "folder": folder.load,
-    "inshop": inshop.load,
-    "sop": sop.load,
-    "synthetic": butterflies.load,
-}
 
 __all__ = [
     "DATASETS",
     "PROTOCOLS",
     "SAMPLERS",
-    "EpochBatches",
     "Manifest",
     "RetrievalDataset",
     "build_dataset",
+    "check_options",
     "datasets_dir",
     "default_cache_dir",
     "default_root",
@@ -48,6 +34,25 @@ __all__ = [
     "train_transform",
     "verify_files",
 ]
+
+
+def check_options(name: str, options: Iterable[str], source: str = "") -> None:
+    """Checks the name of a data set and those of its options, before any file is read.
+
+    Args:
+        name: One of ``DATASETS``.
+        options: Names of arguments of its adapter.
+        source: Where the options were given, for the message, such as "data.options".
+
+    Raises:
+        InputError: There is no such data set, or it has no such option.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    accepted = [option for option in inspect.signature(DATASETS[name]).parameters if option != "root"]
+    for option in options:
+        if option not in accepted:
+            raise unknown(f"option of data set {name}{f' in {source}' if source else ''}", option, accepted)
 
 
 def load_manifest(
@@ -79,14 +84,8 @@ def load_manifest(
         FileNotFoundError: The root or a list in it is missing.
         InputError: Anything else that is wrong with the arguments or the lists.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    adapter = DATASETS[name]
-    accepted = [option for option in inspect.signature(adapter).parameters if option != "root"]
-    for option in options:
-        if option not in accepted:
-            raise unknown(f"option of data set {name}", option, accepted)
-    raw = adapter(default_root(name) if root is None else Path(root).expanduser(), **options)
+    check_options(name, options)
+    raw = DATASETS[name](default_root(name) if root is None else Path(root).expanduser(), **options)
     manifest = cut_validation(apply_protocol(raw, protocol, test_share), val_share, val_fold, val_folds)
     return cut_to_boxes(manifest) if crop_to_boxes else manifest
 

@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.data.images import DAMAGED, to_rgb
+from hgsl.data.files.images import DAMAGED, to_rgb
 from hgsl.data.manifest import Manifest
 
 HUGE = 50_000_000  # pixels

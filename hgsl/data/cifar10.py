@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.data.images import DAMAGED, IMAGE_SUFFIXES
+from hgsl.data.files.images import DAMAGED, IMAGE_SUFFIXES
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 RECORD = 1 + CHANNELS * SIDE * SIDE  # a label and three planes, red first

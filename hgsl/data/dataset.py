@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
-from hgsl.data.cache import cached, file_key
-from hgsl.data.images import read_image
+from hgsl.data.files.cache import cached, file_key
+from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest
 from hgsl.data.transforms import Transform, to_pixels
 
@@ -70,7 +70,7 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
         Args:
             index: The row.
-            min_side: The shortest side that is enough, in pixels: see :func:`hgsl.data.images.read_image`.
+            min_side: The shortest side that is enough, in pixels: see :func:`hgsl.data.files.images.read_image`.
 
         Raises:
             InputError: The file is missing or damaged, or its box lies outside it; the message names the file.

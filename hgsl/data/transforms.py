@@ -31,7 +31,7 @@ class ShortestSide:
     """Resizes pixels (3, H, W) so that the shortest side has ``side`` of them; the other is rounded down.
 
     Pixels that are already so are returned as they are, so resizing twice is resizing once: whoever reads the file may
-    do it early, or keep the result (see ``hgsl.data.cache``), and no value of the final tensor changes.
+    do it early, or keep the result (see ``hgsl.data.files.cache``), and no value of the final tensor changes.
 
     Attributes:
         side: In pixels.

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.workers import init_worker
-from hgsl.data.images import read_image
+from hgsl.data.files.images import read_image
 from hgsl.data.transforms import Transform
 from hgsl.search.encoder import Encoder
 from hgsl.search.photos import Photo

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from hgsl.common.fingerprint import fingerprint
-from hgsl.data.images import read_image
+from hgsl.data.files.images import read_image
 from hgsl.data.transforms import eval_transform
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
-from hgsl.data.images import to_rgb
+from hgsl.data.files.images import to_rgb
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores

@@ -10,7 +10,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
 from hgsl.common.paths import relative_to_root
 from hgsl.data.adapters.csv import PATH_COLUMNS, find_table, read_rows
-from hgsl.data.images import IMAGE_SUFFIXES
+from hgsl.data.files.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS
 
 

@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from hgsl.common.errors import InputError
 from hgsl.data import DATASETS, build_dataset, load_manifest, verify_files
-from hgsl.data.cards import count, read_card
+from hgsl.data.files.cards import count, read_card
 
 
 def split_counts(train: tuple[int, int], test: tuple[int, int]) -> dict[str, dict[str, int]]:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from hgsl.common.errors import InputError
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
-from hgsl.data.cache import cached, file_key
-from hgsl.data.images import read_image
+from hgsl.data.files.cache import cached, file_key
+from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.data.protocols import cut_to_boxes
 from hgsl.data.transforms import to_pixels

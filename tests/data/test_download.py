@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hgsl.common.errors import InputError
-from hgsl.data.download import download
+from hgsl.data.files.download import download
 
 CONTENT = bytes(range(256)) * 8000  # 2 MB
 SUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from hgsl.cli.prepare_dataset import main
-from hgsl.data import DATASETS, cards, load_manifest
-from hgsl.data.cards import fetch, read_card
-from hgsl.data.layout import datasets_dir, default_root
+from hgsl.data import DATASETS, load_manifest
+from hgsl.data.files import cards
+from hgsl.data.files.cards import fetch, read_card
+from hgsl.data.files.layout import datasets_dir, default_root
 
 WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "synthetic"})
 
@@ -28,7 +29,7 @@ def test_files_go_beside_the_cards_in_a_checkout_only(monkeypatch: pytest.Monkey
     checkout = Path(__file__).parents[2]
     assert default_root("cub") == checkout / "datasets/cub"
     (tmp_path / "cub").mkdir()  # an installed package: the cards are copies
-    monkeypatch.setattr("hgsl.data.layout.datasets_dir", lambda: tmp_path)
+    monkeypatch.setattr("hgsl.data.files.layout.datasets_dir", lambda: tmp_path)
     assert default_root("cub") == Path("datasets/cub")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hgsl.common.errors import InputError
-from hgsl.data.unpack import unpack
+from hgsl.data.files.unpack import unpack
 
 FILES = {"set/a/1.jpg": b"one", "set/a/2.jpg": b"two", "set/list.txt": b"list", "readme": b"read"}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
-from hgsl.data.images import IMAGE_SUFFIXES
+from hgsl.data.files.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLITS, Manifest, make_manifest
 
 

@@ -43,7 +43,7 @@ class RunBatches(Sampler[list[Key]]):
         batch_size: Images a step, over all processes.
         epochs: How many.
         seed: Of the shuffle.
-        kind: One of ``hgsl.data.SAMPLERS``.
+        sampler: One of ``hgsl.data.SAMPLERS``.
         per_class: For the sampler that takes it.
 
     Attributes:
@@ -57,22 +57,22 @@ class RunBatches(Sampler[list[Key]]):
         batch_size: int,
         epochs: int,
         seed: int,
-        kind: str = "random",
+        sampler: str = "random",
         per_class: int = 4,
     ) -> None:
         world = ranks.world_size()
         if batch_size % world:
             raise InputError(f"train.batch_size {batch_size} cannot be shared out to {world} processes: use a multiple")
-        if kind == "random":
+        if sampler == "random":
             batch_size = min(batch_size, len(labels) // world * world)
         self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
-        self.kind, self.per_class = kind, per_class
+        self.sampler, self.per_class = sampler, per_class
         self.steps_per_epoch = len(self._plan(0))
         self.start_step = 0
 
     def _plan(self, epoch: int) -> NDArray[np.int64]:
         options = {"per_class": self.per_class, "seed": self.seed, "epoch": epoch}
-        return epoch_plan(self.kind, self.labels, self.batch_size, **options)
+        return epoch_plan(self.sampler, self.labels, self.batch_size, **options)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step

@@ -7,14 +7,16 @@ import torch
 from timm.layers import convert_sync_batchnorm
 
 from hgsl.common.device import pick_device, pick_precision
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.memory import keep_freed_memory
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
 from hgsl.data import (
+    SAMPLERS,
     Manifest,
     RetrievalDataset,
+    check_options,
     default_cache_dir,
     eval_transform,
     load_manifest,
@@ -64,7 +66,10 @@ def build_runtime(config: Config) -> Runtime:
 
 
 def build_manifest(settings: DataConfig) -> Manifest:
-    """Lists the images and checks that their files exist."""
+    """Lists the images and checks that their files exist; names in the settings are checked before any file is read."""
+    if settings.sampler not in SAMPLERS:
+        raise unknown("data.sampler", settings.sampler, SAMPLERS)
+    check_options(settings.name, settings.options, source="data.options")
     manifest = load_manifest(
         settings.name,
         settings.root,

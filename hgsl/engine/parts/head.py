@@ -15,7 +15,7 @@ from hgsl.common.fingerprint import fingerprint
 from hgsl.common.random_state import seeded_torch
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
-from hgsl.data.cache import file_key
+from hgsl.data.files.cache import file_key
 from hgsl.engine.parts.build import Runtime
 from hgsl.evaluation import embed
 from hgsl.models import Embedder

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.data.images import read_image
+from hgsl.data.files.images import read_image
 from hgsl.search.index import Hit, SearchIndex
 from hgsl.search.web import uploads
 from hgsl.search.web.batcher import Batcher

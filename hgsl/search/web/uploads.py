@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from hgsl.data.images import DAMAGED, to_rgb
+from hgsl.data.files.images import DAMAGED, to_rgb
 from hgsl.search.web.refusal import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

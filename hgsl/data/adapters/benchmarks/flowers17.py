@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hgsl.data.layout import find_root
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 # In the order of the files, 80 images each. The archive numbers its classes and does not name them in a file.

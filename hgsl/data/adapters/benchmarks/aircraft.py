@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.data.adapters.lists import read_columns, read_numbered
-from hgsl.data.layout import find_root
+from hgsl.data.adapters.benchmarks.lists import read_columns, read_numbered
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from hgsl.common.errors import InputError
-from hgsl.data.adapters.lists import read_columns
-from hgsl.data.layout import find_root
+from hgsl.data.adapters.benchmarks.lists import read_columns
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 STATUS = ("train", "query", "gallery")

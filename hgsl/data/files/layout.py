@@ -5,7 +5,7 @@ from pathlib import Path
 
 def datasets_dir() -> Path:
     """The folder that holds the cards, one folder a data set: in a checkout, a link to its ``datasets/``."""
-    return Path(__file__).parents[1] / "datasets"
+    return Path(__file__).parents[2] / "datasets"
 
 
 def default_root(name: str) -> Path:

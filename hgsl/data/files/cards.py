@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.data.download import download
-from hgsl.data.layout import datasets_dir
+from hgsl.data.files.download import download
+from hgsl.data.files.layout import datasets_dir
+from hgsl.data.files.unpack import unpack
 from hgsl.data.manifest import SPLITS, Manifest
-from hgsl.data.unpack import unpack
 
 Card = dict[str, Any]
 Counts = dict[str, dict[str, int]]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hgsl.data.adapters.lists import read_columns, to_int
-from hgsl.data.layout import find_root
+from hgsl.data.adapters.benchmarks.lists import read_columns, to_int
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hgsl.data.adapters.lists import read_mat
-from hgsl.data.layout import find_root
+from hgsl.data.adapters.benchmarks.lists import read_mat
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 LABELLED_TEST = "cars_test_annos_withlabels.mat"

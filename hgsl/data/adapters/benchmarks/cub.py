@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.data.adapters.lists import read_numbered, to_int
-from hgsl.data.layout import find_root
+from hgsl.data.adapters.benchmarks.lists import read_numbered, to_int
+from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
 

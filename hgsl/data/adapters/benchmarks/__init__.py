@@ -1,0 +1,1 @@
+"""Adapters of published benchmarks, each from its official archive to a manifest."""

@@ -1,0 +1,1 @@
+"""Files of a data set: location, download, unpacking, decoding and the cache of resized images."""

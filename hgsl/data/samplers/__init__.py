@@ -1,0 +1,61 @@
+"""Samplers: the batches of one epoch, planned as rows of a data set.
+
+A new sampler is one file and one line in ``SAMPLERS``: a function ``(labels, batch_size, per_class, rng) -> plan`` with
+labels (N,) int64 and a plan (batches, batch_size) of rows, 0..N-1. A run divides each batch among its processes, so a
+sampler knows nothing of them.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hgsl.common.errors import InputError, unknown
+from hgsl.data.samplers.class_balanced import class_balanced
+from hgsl.data.samplers.m_per_class import m_per_class
+from hgsl.data.samplers.random import random
+from hgsl.data.samplers.rows import Rows
+
+SAMPLERS: dict[str, Callable[[Rows, int, int, np.random.Generator], Rows]] = {
+    "class_balanced": class_balanced,
+    "m_per_class": m_per_class,
+    "random": random,
+}
+
+
+def epoch_plan(
+    name: str, labels: ArrayLike, batch_size: int, *, per_class: int = 4, seed: int = 0, epoch: int = 0
+) -> Rows:
+    """The batches of one epoch: (batches, batch_size) rows of the data set.
+
+    The plan depends on the arguments alone, so that a resumed run finds the same batches in the middle of an epoch.
+    Another epoch is another shuffle, with as many batches.
+
+    Args:
+        name: One of ``SAMPLERS``.
+        labels: (N,) class of each row: integers or class names.
+        batch_size: Rows per batch.
+        per_class: Rows of one class in a batch, for "m_per_class".
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+
+    Raises:
+        InputError: The sampler is unknown, or cannot fill one batch from these labels.
+    """
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    classes = np.asarray(labels)
+    if classes.ndim != 1:
+        raise InputError(f"labels have the shape {classes.shape}: expected (N,), the class of each row")
+    classes = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+    if not 1 <= batch_size <= len(classes):
+        raise InputError(
+            f"{len(classes)} images cannot fill a batch of {batch_size}: set train.batch_size from 1 to {len(classes)}"
+        )
+    plan = SAMPLERS[name](classes, batch_size, per_class, np.random.default_rng([seed, epoch]))
+    if not len(plan):
+        raise InputError(
+            f"sampler {name} fills no batch of {batch_size} with {per_class} images per class, as the classes are too "
+            "uneven: lower train.batch_size"
+        )
+    return plan

@@ -1,0 +1,28 @@
+"""Class-balanced sampler: every class equally often, whatever its size."""
+
+import numpy as np
+
+from hgsl.data.samplers.rows import Rows, draw_in_passes, rows_by_class
+
+
+def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
+    """As many rows as an epoch of the random sampler, an equal share of them (within one row) from each class.
+
+    Each class is passed through completely before any of its rows repeats, in a new order in each pass.
+
+    Args:
+        labels: (N,) class of each row.
+        batch_size: Rows per batch.
+        per_class: Ignored.
+        rng: Source of the shuffle.
+
+    Returns:
+        (N // batch_size, batch_size) rows.
+    """
+    batches = len(labels) // batch_size
+    needed = batches * batch_size
+    members = [rng.permutation(rows) for rows in rows_by_class(labels)]
+    members = [members[c] for c in rng.permutation(len(members))]  # the last ones lack a row if needed % C
+    quota = -(-needed // len(members))
+    drawn = np.stack([draw_in_passes(rows, quota, rng) for rows in members])  # (C, quota)
+    return rng.permutation(drawn.T.ravel()[:needed]).reshape(batches, batch_size)
