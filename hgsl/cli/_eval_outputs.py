@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from hgsl.cli._eval_images import Subject
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
+from hgsl.common.tables import columns_of, format_table
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.run_folder import METRICS, versions
 from hgsl.evaluation import RetrievalResult, RetrievalTask
@@ -19,7 +20,7 @@ from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.inspection import nearest
 from hgsl.evaluation.show.pictures import write_contact_sheet
 from hgsl.evaluation.show.plots import write_curves
-from hgsl.evaluation.show.report import build_report, class_rows, columns_of, format_table, hash_of_task, query_csv
+from hgsl.evaluation.show.report import build_report, class_rows, hash_of_task, query_csv
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 6
 NO_MATCH = "no_match.json"  # in the run folder: searching with the run's model reads its threshold there

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
+from hgsl.common.tables import columns_of, format_cells, format_table, recall_of
 from hgsl.engine.folder.run_folder import QUERIES
 from hgsl.evaluation.bootstrap import paired_difference
 from hgsl.evaluation.show.plots import write_curves
-from hgsl.evaluation.show.report import columns_of, format_cells, format_table
 
 DESCRIPTION = """Print reports of one split side by side, and by how much each differs from the first: the mean
 difference over the same queries with its 95% bootstrap interval. A report is what eval_retrieval.py --json wrote, or
@@ -65,7 +65,7 @@ def _compare(flags: argparse.Namespace) -> None:
         write_json(flags.json, content)
         print(f"\nwritten: {flags.json}")
     if flags.curves:
-        write_curves(flags.curves, {name: _recall(report) for name, report in reports.items()})
+        write_curves(flags.curves, {name: recall_of(report) for name, report in reports.items()})
         print(f"written: {flags.curves}")
 
 
@@ -113,11 +113,7 @@ def _check_same_split(reports: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _columns(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Recall at every K that any report has, R-Precision and MAP@R."""
-    return columns_of(sorted({k for report in reports.values() for k in _recall(report)}))
-
-
-def _recall(report: Mapping[str, Any]) -> dict[int, float]:
-    return {int(key.removeprefix("recall@")): value for key, value in report.items() if key.startswith("recall@")}
+    return columns_of(sorted({k for report in reports.values() for k in recall_of(report)}))
 
 
 def _differences(

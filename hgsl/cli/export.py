@@ -84,8 +84,8 @@ def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> N
     import torch
 
     from hgsl.common.files import write_json
+    from hgsl.common.tables import format_cells
     from hgsl.engine.folder.run_folder import versions
-    from hgsl.evaluation.show.report import format_cells
     from hgsl.export import EXTENSIONS, OnnxEmbedder, describe, export_model, latencies, quantize
 
     path = Path(flags.out or Path(flags.run) / f"model{EXTENSIONS[flags.format]}")
@@ -120,9 +120,9 @@ def _print_cost(
     import torch
 
     from hgsl.cli._settings import build_parser, parse
+    from hgsl.common.tables import format_table
     from hgsl.engine.evaluation import evaluate
     from hgsl.engine.parts.build import build_eval_set, build_manifest, build_runtime
-    from hgsl.evaluation import format_table
 
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)

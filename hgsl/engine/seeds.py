@@ -9,10 +9,10 @@ from typing import Any
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
+from hgsl.common.tables import columns_of, format_cells, recall_of
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
 from hgsl.engine.run import train
-from hgsl.evaluation.show.report import columns_of, format_cells
 
 
 def train_seeds(
@@ -80,7 +80,6 @@ def spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 def seeds_table(reports: Mapping[int, Mapping[str, Any]], found: Mapping[str, Mapping[str, float]]) -> str:
     """One row a seed, then mean and deviation."""
     rows = {f"seed {seed}": report["after"] for seed, report in reports.items()} | dict(found)
-    ks = sorted(int(key.removeprefix("recall@")) for key in found["mean"] if key.startswith("recall@"))
-    columns = columns_of(ks)
+    columns = columns_of(sorted(recall_of(found["mean"])))
     cells = {name: [f"{100 * row[key]:.2f}" for key in columns] for name, row in rows.items()}
     return format_cells(cells, list(columns.values()))

@@ -7,9 +7,10 @@ from typing import Any
 
 from hgsl.common import ranks
 from hgsl.common.files import write_text
+from hgsl.common.tables import columns_of, format_table, recall_of
 from hgsl.engine.folder.run_folder import CURVES, PAGE, QUERIES
-from hgsl.evaluation import RetrievalResult, format_table
-from hgsl.evaluation.show.report import build_report, columns_of
+from hgsl.evaluation import RetrievalResult
+from hgsl.evaluation.show.report import build_report
 
 
 def write_queries(folder: Path, result: RetrievalResult) -> None:
@@ -34,9 +35,8 @@ def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
     """One screen: scores before and after, how training went, and where to look."""
     before, after, training = report["before"], report["after"], report.get("training", {})
     rows = {"before training": before, "after training": after} if before else {"after training": after}
-    ks = [int(key.removeprefix("recall@")) for key in after if key.startswith("recall@")]
     head = f"{after['num_queries']} queries, {after['num_gallery']} images, in percent"
-    ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(ks))}")
+    ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(list(recall_of(after))))}")
     for note in after["notes"]:
         ranks.print_main(f"note: {note}")
     if training:

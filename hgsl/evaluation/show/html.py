@@ -13,12 +13,13 @@ from markupsafe import Markup
 from tqdm import tqdm
 
 from hgsl.common.files import write_text
+from hgsl.common.tables import columns_of
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.refine.rerank import Reorder
 from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.show.inspection import MAP_IMAGES, Neighbors, confusions, embedding_map, nearest, suspicious_pairs
 from hgsl.evaluation.show.pictures import LoadImage, thumbnail
-from hgsl.evaluation.show.report import class_rows, columns_of
+from hgsl.evaluation.show.report import class_rows
 from hgsl.evaluation.task import RetrievalTask
 
 TEMPLATES = Path(__file__).parent / "templates"

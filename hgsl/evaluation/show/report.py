@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,50 +11,6 @@ import numpy as np
 from hgsl.evaluation.bootstrap import intervals
 from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.task import RetrievalTask
-
-COLUMNS = {
-    "recall@1": "Recall@1",
-    "recall@2": "Recall@2",
-    "recall@4": "Recall@4",
-    "recall@8": "Recall@8",
-    "r_precision": "R-Precision",
-    "map@r": "MAP@R",
-}
-
-
-def columns_of(ks: Sequence[int]) -> dict[str, str]:
-    """The columns of a table for these K: Recall@K, then R-Precision and MAP@R."""
-    return {**{f"recall@{k}": f"Recall@{k}" for k in ks}, "r_precision": "R-Precision", "map@r": "MAP@R"}
-
-
-def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
-    """Returns a text table, one row a result, in percent.
-
-    Args:
-        results: Name of the row -> scores in [0, 1] under the keys of a report; a missing one is shown as "-".
-        columns: Key -> heading; by default Recall@1/2/4/8, R-Precision and MAP@R.
-
-    >>> print(format_table({"before": {"recall@1": 0.5}}, {"recall@1": "Recall@1"}))
-             Recall@1
-    before      50.00
-    """
-    columns = COLUMNS if columns is None else columns
-    cells = {name: [_percent(scores.get(key)) for key in columns] for name, scores in results.items()}
-    return format_cells(cells, list(columns.values()))
-
-
-def format_cells(rows: Mapping[str, Sequence[str]], headings: Sequence[str]) -> str:
-    """Returns a text table of cells aligned to the right, each row after its name."""
-    first = max((len(name) for name in rows), default=0)
-    widths = [
-        max(6, len(heading), *(len(cells[column]) for cells in rows.values())) if rows else len(heading)
-        for column, heading in enumerate(headings)
-    ]
-    lines = [("", headings), *rows.items()]
-    return "\n".join(
-        " ".join([f"{name:<{first}}", *(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths, strict=True))])
-        for name, cells in lines
-    )
 
 
 def build_report(
@@ -129,10 +85,6 @@ def hash_of_task(task: RetrievalTask) -> str:
     for values in (task.query_ids, task.query_labels, task.gallery_ids, task.gallery_labels):
         digest.update(np.ascontiguousarray(values, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _short(value: float) -> int | float:

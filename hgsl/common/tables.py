@@ -1,0 +1,52 @@
+"""Text tables of retrieval scores and other cells."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def columns_of(ks: Sequence[int]) -> dict[str, str]:
+    """The columns of a table for these K: Recall@K, then R-Precision and MAP@R."""
+    return {**{f"recall@{k}": f"Recall@{k}" for k in ks}, "r_precision": "R-Precision", "map@r": "MAP@R"}
+
+
+def recall_of(report: Mapping[str, Any]) -> dict[int, float]:
+    """K -> Recall@K of a report.
+
+    >>> recall_of({"recall@1": 0.5, "recall@10": 0.9, "map@r": 0.3})
+    {1: 0.5, 10: 0.9}
+    """
+    return {int(key.removeprefix("recall@")): value for key, value in report.items() if key.startswith("recall@")}
+
+
+def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
+    """Returns a text table, one row a result, in percent.
+
+    Args:
+        results: Name of the row -> scores in [0, 1] under the keys of a report; a missing one is shown as "-".
+        columns: Key -> heading; by default Recall@1/2/4/8, R-Precision and MAP@R.
+
+    >>> print(format_table({"before": {"recall@1": 0.5}}, {"recall@1": "Recall@1"}))
+             Recall@1
+    before      50.00
+    """
+    columns = columns_of((1, 2, 4, 8)) if columns is None else columns
+    cells = {name: [_percent(scores.get(key)) for key in columns] for name, scores in results.items()}
+    return format_cells(cells, list(columns.values()))
+
+
+def format_cells(rows: Mapping[str, Sequence[str]], headings: Sequence[str]) -> str:
+    """Returns a text table of cells aligned to the right, each row after its name."""
+    first = max((len(name) for name in rows), default=0)
+    widths = [
+        max(6, len(heading), *(len(cells[column]) for cells in rows.values())) if rows else len(heading)
+        for column, heading in enumerate(headings)
+    ]
+    lines = [("", headings), *rows.items()]
+    return "\n".join(
+        " ".join([f"{name:<{first}}", *(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths, strict=True))])
+        for name, cells in lines
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
