@@ -30,11 +30,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SMALL = """
-    --model.backbone test_resnet --model.weights none --model.freeze none --data.image_size 32 --data.cache none
-    --data.workers 2 --train.epochs 3 --train.batch_size 8 --train.save_every 2 --run.device cpu
-    --run.precision float32 --run.threads 1 --loss.top_k 2
-""".split()
+SETTINGS = {
+    "model": {"backbone": "test_resnet", "weights": "none", "freeze": "none"},
+    "data": {"image_size": 32, "cache": "none", "workers": 2},
+    "train": {"epochs": 3, "batch_size": 8, "save_every": 2},
+    "run": {"device": "cpu", "precision": "float32", "threads": 1},
+    "loss": {"top_k": 2},
+}
+SMALL = [f"--{group}.{name}={value}" for group, values in SETTINGS.items() for name, value in values.items()]
 SECONDS_TO_END = 20  # after SIGTERM or Ctrl-C: the step is finished and the state saved
 SECONDS_TO_DIE = 5  # after kill -9 of the main process: for its workers
 DISK_MB = 96
