@@ -41,7 +41,7 @@ def make_index(folder: Path, backbone: str, weights: str, image_size: int) -> Pa
         for number in range(PHOTOS):
             draw(kind, number, SIDE).save(place / f"{number:02}.jpg", quality=92)
     torch.manual_seed(0)
-    save_embedder(create_embedder(backbone, weights=weights), folder / "run", image_size=image_size)
+    save_embedder(create_embedder(backbone, weights=weights, image_size=image_size), folder / "run")
     build_index(folder / "index", folder / "photos", checkpoint=folder / "run")
     return folder / "index"
 
@@ -104,7 +104,8 @@ def measure(index: Path, clients: Sequence[int], requests: int) -> None:
     architecture = opened.record["model"]["architecture"]["backbone"]
     print(
         f"{platform.machine()}, {os.cpu_count()} processors, torch {torch.__version__}, {architecture} at "
-        f"{opened.record['model']['image_size']} pixels; {len(opened):,} photos of {opened.dimensions:,} numbers, "
+        f"{opened.record['model']['data_config']['image_size']} pixels; "
+        f"{len(opened):,} photos of {opened.dimensions:,} numbers, "
         f"uploads of {size:.0f} KiB"
     )
 

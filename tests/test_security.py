@@ -163,9 +163,9 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
-    model = create_embedder("test_resnet", "avg", embedding_size=8, weights="none")
-    save_embedder(model, folder / "run", image_size=32)
-    save_pretrained(model, folder / "hub", image_size=32)
+    model = create_embedder("test_resnet", "avg", embedding_size=8, weights="none", image_size=32)
+    save_embedder(model, folder / "run")
+    save_pretrained(model, folder / "hub")
     return folder
 
 
@@ -240,17 +240,17 @@ DESCRIPTIONS = [
     ("architecture", "embedding_size", -1),
     ("architecture", "embedding_size", True),
     ("architecture", "output_stride", "16"),
-    ("preprocessing", "mean", [0.5]),
-    ("preprocessing", "mean", "0.5"),
-    ("preprocessing", "std", [1.0, 0.0, 1.0]),
-    ("preprocessing", "std", [float("nan"), 1.0, 1.0]),
-    ("preprocessing", "crop_pct", 0),
-    ("preprocessing", "crop_pct", float("inf")),
-    ("preprocessing", "interpolation", {"a": 1}),
-    (None, "image_size", 10**9),
-    (None, "image_size", "160"),
+    ("data_config", "mean", [0.5]),
+    ("data_config", "mean", "0.5"),
+    ("data_config", "std", [1.0, 0.0, 1.0]),
+    ("data_config", "std", [float("nan"), 1.0, 1.0]),
+    ("data_config", "crop_pct", 0),
+    ("data_config", "crop_pct", float("inf")),
+    ("data_config", "interpolation", {"a": 1}),
+    ("data_config", "image_size", 10**9),
+    ("data_config", "image_size", "160"),
     (None, "architecture", None),
-    (None, "preprocessing", []),
+    (None, "data_config", []),
 ]
 
 
@@ -266,7 +266,7 @@ def test_a_model_description_is_checked_value_by_value(
             "backbone": (None, "architecture", value),
             "image_size": ("pretrained_cfg", "input_size", [3, value, value]),
             "architecture": (None, "hgsl", value),
-            "preprocessing": (None, "pretrained_cfg", value),
+            "data_config": (None, "pretrained_cfg", value),
         }.get(key, ("hgsl" if part == "architecture" else "pretrained_cfg", key, value))
     (content if part is None else content[part])[key] = value
     (tmp_path / name).write_text(json.dumps(content))
@@ -278,10 +278,10 @@ def test_a_model_description_is_checked_value_by_value(
 def test_further_entries_reach_no_constructor(saved: Path, tmp_path: Path) -> None:
     content = json.loads((saved / "run/model.json").read_text())
     content["architecture"] |= {"weights": "/etc/passwd", "pretrained": True}
-    content["preprocessing"] |= {"url": "http://example.invalid"}
+    content["data_config"] |= {"url": "http://example.invalid"}
     (tmp_path / "model.json").write_text(json.dumps(content))
     (tmp_path / "model.safetensors").write_bytes((saved / "run/model.safetensors").read_bytes())
-    model, _ = load_embedder(tmp_path)
+    model = load_embedder(tmp_path)
     assert "weights" not in model.architecture
     assert "url" not in model.data_config
 

@@ -159,16 +159,16 @@ def from_network(config: Config, flags: Namespace, stack: ExitStack) -> Subject:
     manifest = build_manifest(config.data)
     ranks.print_main(summary(manifest))
     if flags.checkpoint:
-        model, image_size = load_embedder(flags.checkpoint)
-        model, name = move_to_device(model, runtime), Path(flags.checkpoint).resolve().name
+        model, name = move_to_device(load_embedder(flags.checkpoint), runtime), Path(flags.checkpoint).resolve().name
     else:
         torch.manual_seed(config.run.seed)  # for what has no pretrained weights
-        model, image_size, name = build_model(config, runtime), config.data.image_size, config.model.backbone
+        model, name = build_model(config, runtime), config.model.backbone
     network, steps = _with_views(model, flags)
 
     def images(split: str, store: str | None = None) -> ImageSet:
-        dataset = build_eval_set(config.data, manifest, model, image_size, split)
-        return _embedded(network, dataset, config, runtime, store, f"{steps} {image_size}", flags.ignore_same_group)
+        dataset = build_eval_set(config.data, manifest, model, split)
+        identity = f"{steps} {model.data_config['image_size']}"
+        return _embedded(network, dataset, config, runtime, store, identity, flags.ignore_same_group)
 
     part = manifest.subset("test")
     shown = RetrievalDataset(part)

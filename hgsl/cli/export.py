@@ -39,11 +39,11 @@ def _export(flags: argparse.Namespace) -> None:
     _check(flags)
     from hgsl.models import load_embedder
 
-    model, image_size = load_embedder(flags.run)
+    model = load_embedder(flags.run)
     if flags.format == "hub":
-        _to_hub(model, image_size, flags)
+        _to_hub(model, flags)
     else:
-        _to_file(model, image_size, flags)
+        _to_file(model, flags)
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -61,11 +61,11 @@ def _check(flags: argparse.Namespace) -> None:
         raise InputError(f"{flags.run} is no folder here: say with --out where to write")
 
 
-def _to_hub(model: "Embedder", image_size: int, flags: argparse.Namespace) -> None:
+def _to_hub(model: "Embedder", flags: argparse.Namespace) -> None:
     from hgsl.models import push_to_hub, save_pretrained
 
     folder = Path(flags.out or Path(flags.run) / "hub")
-    about: dict[str, Any] = {"image_size": image_size, "report": _report(Path(flags.run)), "license": flags.license}
+    about: dict[str, Any] = {"report": _report(Path(flags.run)), "license": flags.license}
     save_pretrained(model, folder, name=flags.push, **about)
     print(f"written: {folder} (config.json, model.safetensors, README.md)")
     if flags.push:
@@ -80,7 +80,7 @@ def _report(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content.get("after"), dict) else None
 
 
-def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> None:
+def _to_file(model: "Embedder", flags: argparse.Namespace) -> None:
     import torch
 
     from hgsl.common.files import write_json
@@ -89,8 +89,8 @@ def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> N
     from hgsl.export import EXTENSIONS, OnnxEmbedder, describe, export_model, latencies, quantize
 
     path = Path(flags.out or Path(flags.run) / f"model{EXTENSIONS[flags.format]}")
-    differences = export_model(model, path, image_size=image_size, format=flags.format)
-    write_json(f"{path}.json", describe(model, image_size, flags.format, differences, versions()))
+    differences = export_model(model, path, format=flags.format)
+    write_json(f"{path}.json", describe(model, flags.format, differences, versions()))
     print(f"written: {path} ({_megabytes(path)}), and beside it {path.name}.json with the preprocessing")
     print("largest difference from PyTorch:", ", ".join(f"{v:.1e} (batch {k})" for k, v in differences.items()))
     if flags.format != "onnx":
@@ -103,17 +103,15 @@ def _to_file(model: "Embedder", image_size: int, flags: argparse.Namespace) -> N
         quantize(path, small)
         print(f"written: {small} ({_megabytes(small)})")
         networks["ONNX Runtime, int8"] = OnnxEmbedder(small)
-    times = latencies(networks, image_size)
+    times = latencies(networks, model.data_config["image_size"])
     cells = {name: [f"{time:.1f}" for time in row.values()] for name, row in times.items()}
     print(f"\nmilliseconds a batch, fastest of several, threads: {torch.get_num_threads()}")
     print(format_cells(cells, [f"batch {size}" for size in next(iter(times.values()))]))
     if flags.int8:
-        _print_cost(model, image_size, networks, flags)
+        _print_cost(model, networks, flags)
 
 
-def _print_cost(
-    model: "Embedder", image_size: int, networks: "dict[str, Embedder | OnnxEmbedder]", flags: argparse.Namespace
-) -> None:
+def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]", flags: argparse.Namespace) -> None:
     """Retrieval scores of each on the images that the run was measured on."""
     from dataclasses import replace
 
@@ -127,7 +125,7 @@ def _print_cost(
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)
     runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
-    dataset = build_eval_set(config.data, build_manifest(config.data), model, image_size)
+    dataset = build_eval_set(config.data, build_manifest(config.data), model)
     scores = {name: evaluate(network, dataset, config.eval, runtime) for name, network in networks.items()}
     first = next(iter(scores.values()))
     print(f"\n{first['num_queries']:,} queries, {first['num_gallery']:,} images, {first['protocol']}, ", end="")

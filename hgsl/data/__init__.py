@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import unknown
+from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.files.cache import default_cache_dir
@@ -14,7 +15,6 @@ from hgsl.data.manifest import Manifest
 from hgsl.data.overview import summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation
 from hgsl.data.samplers import SAMPLERS, epoch_plan
-from hgsl.data.transforms import eval_transform, train_transform
 
 __all__ = [
     "DATASETS",

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
+from hgsl.common.transforms import Transform, to_pixels
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest
-from hgsl.data.transforms import Transform, to_pixels
 
 
 class RetrievalDataset(Dataset[tuple[Any, int, int]]):

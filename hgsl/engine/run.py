@@ -95,7 +95,7 @@ class Run:
         self.manifest: Manifest = build_manifest(config.data)
         ranks.print_main(summary(self.manifest))
         self.model = build_model(config, runtime)
-        self.masks = mask_backbone(self.model, config.sparsify, config.data.image_size)
+        self.masks = mask_backbone(self.model, config.sparsify)
         self.train_set = build_train_set(config, self.manifest, self.model)
         self.test_images = self._images("test")
         ranks.print_main(
@@ -147,7 +147,7 @@ class Run:
             "versions": run_folder.versions(),
         }
         if ranks.is_main():
-            save_embedder(trained, self.folder, image_size=config.data.image_size)
+            save_embedder(trained, self.folder)
             write_queries(self.folder, result)
             if config.eval.page and result.num_queries > PAGE_QUERIES:
                 ranks.print_main(
@@ -237,7 +237,7 @@ class Run:
         return BestEpoch(self.state, lambda: self._scores(chooser), self.folder)
 
     def _images(self, split: str) -> RetrievalDataset:
-        return build_eval_set(self.config.data, self.manifest, self.model, self.config.data.image_size, split)
+        return build_eval_set(self.config.data, self.manifest, self.model, split)
 
     def _searched(self, images: RetrievalDataset) -> RetrievalDataset | PooledSet:
         """The images as the model that is searched with takes them: their pooled features, where only a head trains."""

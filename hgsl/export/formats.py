@@ -15,25 +15,25 @@ from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
 from hgsl.export.measure import TOLERANCE, parity
 from hgsl.export.session import INPUT, OUTPUT, OnnxEmbedder
+from hgsl.models import Embedder
 
 MAX_ONNX_BYTES = 1 << 31  # of one protobuf message
 EXTENSIONS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 
 def export_model(
-    model: nn.Module,
+    model: Embedder,
     path: str | Path,
     *,
-    image_size: int,
     format: str = "onnx",
     batch_sizes: Sequence[int] = (1, 2, 5, 16),
 ) -> dict[int, float]:
     """Writes ``model`` as one file, which is read back and compared with the model before it gets its name.
 
     Args:
-        model: (B, 3, image_size, image_size) -> (B, D), on the CPU; it is exported in evaluation mode.
+        model: On the CPU; it is exported in evaluation mode. The exported model takes images of
+            ``data_config["image_size"]`` pixels alone, and batches of any size.
         path: The file to write.
-        image_size: Side in pixels; the exported model takes this size alone, and batches of any size.
         format: ``onnx`` (for ONNX Runtime and its kin), or ``torch-export`` (for ``torch.export.load``).
         batch_sizes: Batches that the file is tried on.
 
@@ -55,7 +55,7 @@ def export_model(
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
         if size >= MAX_ONNX_BYTES:
             raise InputError(f"an ONNX file holds up to 2 GiB, the weights are {size / 2**30:.1f}: use torch-export")
-    model = model.eval()
+    model, image_size = model.eval(), model.data_config["image_size"]
     with atomic_path(path) as temporary:
         try:
             with _quiet():

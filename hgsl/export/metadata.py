@@ -9,18 +9,18 @@ from hgsl.models import Embedder
 
 
 def describe(
-    model: Embedder, image_size: int, format: str, differences: Mapping[int, float], versions: Mapping[str, str]
+    model: Embedder, format: str, differences: Mapping[int, float], versions: Mapping[str, str]
 ) -> dict[str, Any]:
     """Returns input, output, the steps from a photo to the input, and how near the file is to PyTorch.
 
     Args:
         model: The exported model.
-        image_size: Side in pixels of its input.
         format: Of the file.
         differences: Batch size -> largest difference from PyTorch.
         versions: Of the packages that wrote the file.
     """
     config = model.data_config
+    image_size = config["image_size"]
     return {
         "format": format,
         "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, image_size, image_size]},

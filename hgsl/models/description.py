@@ -9,7 +9,7 @@ from typing import Any
 from hgsl.common.errors import InputError
 
 ARCHITECTURE = ("backbone", "pooling", "embedding_size", "output_stride")
-PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+DATA_CONFIG = ("image_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 MAX_IMAGE_SIZE = 4096  # pixels a side
 
 
@@ -19,13 +19,11 @@ class Description:
 
     Attributes:
         architecture: Arguments of ``create_embedder``, all but ``weights``.
-        image_size: Side in pixels of the images it was trained for.
-        preprocessing: How it wants its images, in timm's terms.
+        data_config: Preprocessing in timm's terms, and ``image_size``, the side in pixels of the square input.
     """
 
     architecture: dict[str, Any]
-    image_size: int
-    preprocessing: dict[str, Any]
+    data_config: dict[str, Any]
 
 
 def checked(content: Mapping[str, Any], path: Path) -> Description:
@@ -34,37 +32,38 @@ def checked(content: Mapping[str, Any], path: Path) -> Description:
     Raises:
         InputError: An entry is missing, is of the wrong kind, or is out of bounds; the message names file and entry.
     """
-    missing = {"architecture", "image_size", "preprocessing"} - set(content)
+    missing = {"architecture", "data_config"} - set(content)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by hgsl")
     architecture = _object(content, "architecture", ARCHITECTURE, path)
-    preprocessing = _object(content, "preprocessing", PREPROCESSING, path)
+    data_config = _object(content, "data_config", DATA_CONFIG, path)
     for key in ("backbone", "pooling"):
         _require(isinstance(architecture[key], str), path, key, architecture[key], "a name")
     for key in ("embedding_size", "output_stride"):
         value = architecture[key]
         _require(value is None or (_is_whole(value) and value > 0), path, key, value, "a positive number or null")
-    size = content["image_size"]
+    size = data_config["image_size"]
     _require(_is_whole(size) and 0 < size <= MAX_IMAGE_SIZE, path, "image_size", size, f"1 to {MAX_IMAGE_SIZE} pixels")
     for key in ("mean", "std"):
-        value = preprocessing[key]
+        value = data_config[key]
         numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(number) for number in value)
         _require(numbers and (key == "mean" or min(value) > 0), path, key, value, "three numbers, one a channel")
-    share = preprocessing["crop_pct"]
+    share = data_config["crop_pct"]
     _require(_is_number(share) and 0 < share <= 1, path, "crop_pct", share, "a share above 0 and at most 1")
     for key in ("interpolation", "crop_mode"):
-        _require(isinstance(preprocessing[key], str), path, key, preprocessing[key], "a name")
-    return Description(architecture, size, preprocessing)
+        _require(isinstance(data_config[key], str), path, key, data_config[key], "a name")
+    return Description(architecture, data_config)
 
 
 def to_hub_config(description: Description, num_features: int, version: str) -> dict[str, Any]:
     """The ``config.json`` of a model, with timm's keys for what timm knows and an entry ``hgsl`` for the rest."""
-    size, architecture = description.image_size, dict(description.architecture)
+    architecture, data_config = dict(description.architecture), dict(description.data_config)
+    size = data_config.pop("image_size")
     return {
         "architecture": architecture.pop("backbone"),
         "num_classes": 0,
         "num_features": num_features,
-        "pretrained_cfg": {**description.preprocessing, "input_size": [3, size, size], "num_classes": 0},
+        "pretrained_cfg": {**data_config, "input_size": [3, size, size], "num_classes": 0},
         "hgsl": {**architecture, "version": version},
     }
 
@@ -83,8 +82,7 @@ def from_hub_config(content: Mapping[str, Any], path: Path) -> Description:
     return checked(
         {
             "architecture": {"backbone": content.get("architecture"), **{k: head.get(k) for k in ARCHITECTURE[1:]}},
-            "image_size": size[-1],  # type: ignore[index]
-            "preprocessing": preprocessing,
+            "data_config": {**preprocessing, "image_size": size[-1]},  # type: ignore[index]
         },
         path,
     )

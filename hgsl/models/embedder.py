@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.transforms import Transform, eval_transform, train_transform
 from hgsl.models.backbone import create_backbone, is_convolutional, spatial_features
 from hgsl.models.pooling import POOLINGS
 from hgsl.models.weights import load_backbone_weights
@@ -20,7 +21,8 @@ class Embedder(nn.Module):
         pooling: One of :data:`hgsl.models.POOLINGS`.
         projection: A linear layer to ``embedding_size``, or nothing.
         embedding_size: D.
-        data_config: How the backbone wants its images, in timm's terms (mean, std, interpolation, crop_pct, ...).
+        data_config: Preprocessing in timm's terms (``mean``, ``std``, ``interpolation``, ``crop_pct``, ...), and
+            ``image_size``, the side in pixels of the square input. Saved and loaded with the model.
         architecture: The arguments that build this model again, without its weights.
     """
 
@@ -34,8 +36,21 @@ class Embedder(nn.Module):
         self.projection = nn.Identity() if embedding_size is None else nn.Linear(pooled, embedding_size)
         self.embedding_size = pooled if embedding_size is None else embedding_size
         self.data_config: dict[str, Any] = timm.data.resolve_model_data_config(backbone)
+        self.data_config["image_size"] = self.data_config["input_size"][-1]
         self.architecture = architecture
         self.is_convolutional = is_convolutional(backbone)
+
+    def transform(self, train: bool = False, image_size: int | None = None) -> Transform:
+        """Returns the transform from an RGB image of any size to the input (3, S, S) of this model.
+
+        Args:
+            train: Whether to return the random transform of training; the fixed one of evaluation otherwise.
+            image_size: S in pixels; None takes ``data_config["image_size"]``.
+        """
+        side = self.data_config["image_size"] if image_size is None else image_size
+        if train:
+            return train_transform(self.data_config, side)
+        return eval_transform(self.data_config, side, crop_pct=self.data_config["crop_pct"])
 
     def pooled(self, images: Tensor) -> Tensor:
         """Returns the features before projection and normalization: (B, 3, H, W) -> (B, C')."""
@@ -55,6 +70,7 @@ def create_embedder(
     embedding_size: int | None = None,
     weights: str = "timm",
     output_stride: int | None = None,
+    image_size: int | None = None,
 ) -> Embedder:
     """Builds a model that maps images (B, 3, H, W) to unit vectors (B, D).
 
@@ -66,6 +82,7 @@ def create_embedder(
             tf_efficientnet_lite0 that come with the installation, no network needed), ``none`` (random), or a file.
         output_stride: Input pixels to one place of the last feature map (16 is "last stride 1"), for convolutional
             families that have it; None keeps the family's own, mostly 32.
+        image_size: Side in pixels of the square input; None takes the size the backbone was pretrained with.
 
     Returns:
         The :class:`Embedder`, in training mode, on the CPU.
@@ -80,6 +97,8 @@ def create_embedder(
         raise InputError(
             f"embedding_size must be a positive number, found {embedding_size}: None keeps the pooled size"
         )
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be a positive number of pixels, found {image_size}")
     network = create_backbone(backbone, output_stride)
     load_backbone_weights(network, backbone, weights)
     architecture = {
@@ -88,4 +107,7 @@ def create_embedder(
         "embedding_size": embedding_size,
         "output_stride": output_stride,
     }
-    return Embedder(network, POOLINGS[pooling](), embedding_size, architecture)
+    model = Embedder(network, POOLINGS[pooling](), embedding_size, architecture)
+    if image_size is not None:
+        model.data_config["image_size"] = image_size
+    return model

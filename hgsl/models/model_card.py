@@ -32,12 +32,11 @@ import torch
 from PIL import Image
 
 from hgsl import load_embedder
-from hgsl.data import eval_transform
 
-model, image_size = load_embedder("{name}")
-transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+model = load_embedder("{name}")
+image = model.transform()(Image.open("photo.jpg").convert("RGB"))  # (3, {image_size}, {image_size})
 with torch.inference_mode():
-    vector = model(transform(Image.open("photo.jpg").convert("RGB"))[None])  # (1, {embedding_size})
+    vector = model(image[None])  # (1, {embedding_size})
 ```
 
 ## Images
@@ -74,7 +73,7 @@ def model_card(
         report: Of its run, with ``after`` and, if measured, ``before``; None says that nothing was measured.
         license: By its Hub name, or None.
     """
-    architecture, preprocessing = description.architecture, description.preprocessing
+    architecture, data_config = description.architecture, description.data_config
     projected = architecture["embedding_size"] is not None
     return BODY.format(
         metadata=yaml.safe_dump(_metadata(name, architecture, report, license), sort_keys=False, allow_unicode=True),
@@ -83,11 +82,11 @@ def model_card(
         pooling=architecture["pooling"],
         projection="a linear projection" if projected else "no projection",
         embedding_size=embedding_size,
-        image_size=description.image_size,
-        resize=int(description.image_size / preprocessing["crop_pct"]),
-        interpolation=preprocessing["interpolation"],
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
+        image_size=data_config["image_size"],
+        resize=int(data_config["image_size"] / data_config["crop_pct"]),
+        interpolation=data_config["interpolation"],
+        mean=tuple(data_config["mean"]),
+        std=tuple(data_config["std"]),
         scores=_scores(report) if report else "Not measured.",
     )
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
-from hgsl.models.description import PREPROCESSING, Description, from_hub_config, to_hub_config
+from hgsl.models.description import from_hub_config, to_hub_config
 from hgsl.models.embedder import Embedder
 from hgsl.models.hub import upload
 from hgsl.models.model_card import model_card
-from hgsl.models.storage import HUB_NAME, WEIGHTS_NAME, save_weights
+from hgsl.models.storage import HUB_NAME, WEIGHTS_NAME, describe, save_weights
 from hgsl.version import __version__
 
 
@@ -19,7 +19,6 @@ def save_pretrained(
     model: Embedder,
     folder: str | Path,
     *,
-    image_size: int,
     report: Mapping[str, Any] | None = None,
     name: str | None = None,
     license: str | None = None,
@@ -32,7 +31,6 @@ def save_pretrained(
     Args:
         model: What ``create_embedder`` or ``load_embedder`` returned.
         folder: Made if it is missing; one that an earlier call wrote is written anew.
-        image_size: Side in pixels of the images it was trained for.
         report: The report of its run (``report.json``): the card states its scores, protocol and split hash.
         name: What the card calls the model: ``OWNER/NAME`` if it is meant for the Hub; else the folder's name.
         license: The license of the weights by its Hub name, such as ``apache-2.0``; None leaves it unsaid, for the
@@ -43,8 +41,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     _check_free(folder)
-    preprocessing = {key: model.data_config[key] for key in PREPROCESSING}
-    description = Description(dict(model.architecture), image_size, preprocessing)
+    description = describe(model)
     save_weights(model, folder / WEIGHTS_NAME)
     write_json(folder / HUB_NAME, to_hub_config(description, model.embedding_size, __version__))
     card = model_card(name or folder.resolve().name, description, model.embedding_size, report, license)
@@ -74,7 +71,6 @@ def push_to_hub(
     model: Embedder,
     repository: str,
     *,
-    image_size: int,
     report: Mapping[str, Any] | None = None,
     license: str | None = None,
     private: bool = False,
@@ -85,7 +81,6 @@ def push_to_hub(
     Args:
         model: See :func:`save_pretrained`.
         repository: ``OWNER/NAME``; made if it is missing.
-        image_size: See :func:`save_pretrained`.
         report: See :func:`save_pretrained`.
         license: See :func:`save_pretrained`.
         private: Whether a repository that is made here is private.
@@ -98,6 +93,6 @@ def push_to_hub(
         InputError: The Hub cannot be reached, or refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, image_size=image_size, report=report, name=repository, license=license)
+        save_pretrained(model, folder, report=report, name=repository, license=license)
         message = f"Upload an embedder of hgsl {__version__}"
         return upload(Path(folder), repository, private=private, token=token, message=message)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, read_json, write_json
-from hgsl.models.description import Description, checked, from_hub_config
+from hgsl.models.description import DATA_CONFIG, Description, checked, from_hub_config
 from hgsl.models.embedder import Embedder, create_embedder
 from hgsl.models.hub import fetch, hub_id_of
 from hgsl.models.weights import read_tensors
@@ -20,17 +20,20 @@ WEIGHTS_NAME = "model.safetensors"
 RUN_NAME, HUB_NAME = "model.json", "config.json"
 
 
-def save_embedder(model: Embedder, folder: str | Path, *, image_size: int) -> None:
+def save_embedder(model: Embedder, folder: str | Path) -> None:
     """Writes ``model.safetensors`` and ``model.json`` into ``folder``, each atomically.
 
     Args:
         model: What :func:`create_embedder` returned, trained or not.
         folder: Made if it is missing.
-        image_size: Side in pixels of the images it was trained for; readers resize to it.
     """
     save_weights(model, Path(folder) / WEIGHTS_NAME)
-    description = {"architecture": model.architecture, "image_size": image_size, "preprocessing": model.data_config}
-    write_json(Path(folder) / RUN_NAME, description)
+    write_json(Path(folder) / RUN_NAME, vars(describe(model)))
+
+
+def describe(model: Embedder) -> Description:
+    """Returns the description of a model, as its JSON file holds it."""
+    return Description(dict(model.architecture), {key: model.data_config[key] for key in DATA_CONFIG})
 
 
 def save_weights(model: Embedder, path: Path) -> None:
@@ -40,11 +43,11 @@ def save_weights(model: Embedder, path: Path) -> None:
         save_file(tensors, temporary, metadata={"format": "pt"})
 
 
-def load_embedder(source: str | Path) -> tuple[Embedder, int]:
+def load_embedder(source: str | Path) -> Embedder:
     """Rebuilds a trained model from the folder of a run, from what ``save_pretrained`` wrote, or from the Hub.
 
-    >>> model, image_size = load_embedder("runs/quickstart")                   # doctest: +SKIP
-    >>> model, image_size = load_embedder("hf-hub:OWNER/NAME@v1")              # doctest: +SKIP
+    >>> model = load_embedder("runs/quickstart")                   # doctest: +SKIP
+    >>> model = load_embedder("hf-hub:OWNER/NAME@v1")              # doctest: +SKIP
 
     Args:
         source: A folder; or ``OWNER/NAME`` of a model on the Hugging Face Hub, ``@REVISION`` after it if wanted, where
@@ -52,7 +55,7 @@ def load_embedder(source: str | Path) -> tuple[Embedder, int]:
             ``config.json`` and ``model.safetensors`` are fetched, and nothing in them is executed.
 
     Returns:
-        The model, in evaluation mode on the CPU, and the image size it was trained for.
+        The model, in evaluation mode on the CPU; ``model.transform()`` prepares images for it.
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
@@ -68,8 +71,8 @@ def load_embedder(source: str | Path) -> tuple[Embedder, int]:
     model = create_embedder(weights="none", **description.architecture)
     _check_shapes(folder, model.state_dict(), tensors)
     model.load_state_dict(tensors)
-    model.data_config.update(description.preprocessing)
-    return model.eval(), description.image_size
+    model.data_config.update(description.data_config)
+    return model.eval()
 
 
 def read_description(folder: Path) -> Description:

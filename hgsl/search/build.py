@@ -149,9 +149,9 @@ def _check_folder(folder: Path) -> None:
 def _encoder(folder: Path, checkpoint: str | Path | None, device: str) -> Encoder:
     place, own = pick_device(device), folder / store.MODEL
     if (own / store.MODEL_COMPLETE).is_file():
-        encoder = Encoder(*load_embedder(own), place)
+        encoder = Encoder(load_embedder(own), place)
         if checkpoint is not None:
-            other = Encoder(*load_embedder(checkpoint), place)
+            other = Encoder(load_embedder(checkpoint), place)
             if other.fingerprint != encoder.fingerprint:
                 raise InputError(
                     f"{folder} was made with another model than {checkpoint} ({encoder.fingerprint}, not "
@@ -160,8 +160,8 @@ def _encoder(folder: Path, checkpoint: str | Path | None, device: str) -> Encode
         return encoder
     if checkpoint is None:
         raise InputError(f"{folder} is a new index: give the trained model with --checkpoint RUN")
-    encoder = Encoder(*load_embedder(checkpoint), place)
-    save_embedder(encoder.model, own, image_size=encoder.image_size)
+    encoder = Encoder(load_embedder(checkpoint), place)
+    save_embedder(encoder.model, own)
     return encoder
 
 

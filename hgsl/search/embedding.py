@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 from hgsl.data.files.images import read_image
-from hgsl.data.transforms import Transform
 from hgsl.search.encoder import Encoder
 from hgsl.search.photos import Photo
 from hgsl.search.unfinished import Unfinished

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hgsl.common.fingerprint import fingerprint
 from hgsl.data.files.images import read_image
-from hgsl.data.transforms import eval_transform
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder
@@ -21,7 +20,6 @@ class Encoder:
 
     Args:
         model: In evaluation mode.
-        image_size: Side in pixels of the square that the model sees.
         device: Where the model computes.
 
     Attributes:
@@ -29,13 +27,12 @@ class Encoder:
         fingerprint: The same for two encoders if, and only if, weights and preprocessing are the same.
     """
 
-    def __init__(self, model: Embedder, image_size: int, device: torch.device) -> None:
+    def __init__(self, model: Embedder, device: torch.device) -> None:
         self.model = model.eval()
-        self.image_size = image_size
         self.device = device
-        self.transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+        self.transform = model.transform()
         self.side = self.transform.resize.side
-        self.fingerprint = _fingerprint(model, image_size)
+        self.fingerprint = _fingerprint(model)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         model.to(device)
@@ -58,6 +55,6 @@ class Encoder:
             return forward(self.model, torch.stack(list(tensors)).to(self.device)).numpy()
 
 
-def _fingerprint(model: Embedder, image_size: int) -> str:
-    settings = {"architecture": model.architecture, "preprocessing": model.data_config, "image_size": image_size}
+def _fingerprint(model: Embedder) -> str:
+    settings = {"architecture": model.architecture, "data_config": model.data_config}
     return fingerprint(model, json.dumps(settings, sort_keys=True))[:16]

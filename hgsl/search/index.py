@@ -91,7 +91,7 @@ class SearchIndex:
         Raises:
             InputError: ``model/`` holds another one.
         """
-        encoder = Encoder(*load_embedder(self.folder / store.MODEL), self._device)
+        encoder = Encoder(load_embedder(self.folder / store.MODEL), self._device)
         recorded = self.record["model"].get("fingerprint")
         if encoder.fingerprint != recorded:
             raise InputError(

@@ -19,8 +19,7 @@ def model_record(encoder: Encoder, checkpoint: str | Path | None) -> dict[str, A
         "fingerprint": encoder.fingerprint,
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "architecture": encoder.model.architecture,
-        "image_size": encoder.image_size,
-        "preprocessing": json.loads(json.dumps(encoder.model.data_config)),  # as JSON gives it back: lists, no tuples
+        "data_config": json.loads(json.dumps(encoder.model.data_config)),  # as JSON gives it back: lists, no tuples
     }
 
 

@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch, photo_folder):
     """A folder of one's own with a run and photos."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    save_embedder(create_embedder("test_resnet", weights="none"), tmp_path / "run", image_size=32)
+    save_embedder(create_embedder("test_resnet", weights="none", image_size=32), tmp_path / "run")
     photo_folder()
     return tmp_path
 

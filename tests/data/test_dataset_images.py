@@ -11,12 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hgsl.common.errors import InputError
+from hgsl.common.transforms import to_pixels
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.data.protocols import cut_to_boxes
-from hgsl.data.transforms import to_pixels
 
 CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
 

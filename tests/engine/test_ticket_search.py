@@ -315,7 +315,7 @@ def test_class_centers_start_at_the_means_of_their_classes(tmp_path: Path, monke
     monkeypatch.setattr(run, "_finish", dict)
     run.to_the_end(None)
     manifest = build_manifest(config.data)
-    images = build_eval_set(config.data, manifest, run.network, 32, "train")
+    images = build_eval_set(config.data, manifest, run.network, "train")
     with torch.inference_mode():
         embeddings = run.network.eval()(torch.stack([image for image, _, _ in images]))
     labels = torch.tensor([label for _, label, _ in images])
@@ -393,10 +393,10 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     assert small["map@r"] == pytest.approx(ticket["map@r"], abs=1e-6)
     assert small["flops"] < dense["flops"]
     assert [("score" in record) for record in report["history"]] == [False, True] * 2
-    model, size = load_embedder(tmp_path)
-    assert size == 32
+    model = load_embedder(tmp_path)
+    assert model.data_config["image_size"] == 32
     assert not [name for name in model.state_dict() if "parametrizations" in name]
-    smaller, _ = load_embedder(tmp_path)
+    smaller = load_embedder(tmp_path)
     load(smaller, tmp_path / "compact.safetensors", shrink=True)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from torch import nn
 from hgsl.cli import export, train
 from hgsl.common import extras
 from hgsl.common.errors import InputError
-from hgsl.data import eval_transform
 from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity
 from hgsl.models import create_embedder, save_embedder
 
@@ -35,9 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model as a run leaves it, without its data set."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    model = create_embedder("test_resnet", "maxavg", embedding_size=24, weights="none").eval()
+    model = create_embedder("test_resnet", "maxavg", embedding_size=24, weights="none", image_size=48).eval()
     model.data_config["crop_pct"] = 0.75
-    save_embedder(model, folder, image_size=48)
+    save_embedder(model, folder)
     assert export.main([str(folder)]) == 0
     return folder
 
@@ -48,9 +48,9 @@ def test_the_file_computes_what_the_model_does(
 ) -> None:
     torch.manual_seed(0)
     side = 224 if backbone.startswith("swin") else 64
-    model = create_embedder(backbone, pooling, size, weights="none")
+    model = create_embedder(backbone, pooling, size, weights="none", image_size=side)
     path = tmp_path / "model.file"
-    differences = export_model(model, path, image_size=side, format=format, batch_sizes=(1, 3))
+    differences = export_model(model, path, format=format, batch_sizes=(1, 3))
     assert set(differences) == {1, 3}
     assert max(differences.values()) <= TOLERANCE
     images = torch.randn(7, 3, side, side)  # a batch that the export never saw
@@ -64,13 +64,14 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
         """Gives another answer each time, as an operator would that is exported wrongly."""
 
         calls = 0
+        data_config: ClassVar = {"image_size": 8}
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             Moody.calls += 1
             return images.flatten(1)[:, :4] + Moody.calls
 
     with pytest.raises(InputError, match=r"differs from PyTorch by .*more than 1e-04: it was removed"):
-        export_model(Moody(), tmp_path / "model.onnx", image_size=8)
+        export_model(Moody(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -99,10 +100,9 @@ def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
 
     from hgsl import load_embedder
 
-    model, image_size = load_embedder(run)
-    transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
+    model = load_embedder(run)
     with torch.inference_mode():
-        expected = model(transform(photo)[None]).numpy()
+        expected = model(model.transform()(photo)[None]).numpy()
     assert float((vector * expected).sum()) > 0.9999  # Pillow's resizing differs by one of 255 levels
     assert sheet["output"]["shape"] == ["batch", 24]
     assert sheet["parity"]["tolerance"] == 1e-4

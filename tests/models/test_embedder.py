@@ -1,10 +1,13 @@
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
+from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.models import POOLINGS
 from hgsl.models.backbone import spatial_features
 
@@ -104,6 +107,19 @@ def test_one_image_in_a_batch_does_not_change_another() -> None:
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_transform_is_the_models_own() -> None:
+    model = create_embedder("tf_efficientnet_lite0", weights="none", image_size=40)
+    model.data_config["crop_pct"] = 0.5
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    assert torch.equal(model.transform()(image), eval_transform(model.data_config, 40, crop_pct=0.5)(image))
+    assert model.transform(image_size=56)(image).shape == (3, 56, 56)
+    torch.manual_seed(3)
+    augmented = model.transform(train=True)(image)
+    torch.manual_seed(3)
+    assert torch.equal(augmented, train_transform(model.data_config, 40)(image))
+    assert create_embedder("test_vit", weights="none").data_config["image_size"] == 160  # the backbone's own size
 
 
 def test_data_config_is_the_models_own() -> None:

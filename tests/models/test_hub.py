@@ -130,21 +130,21 @@ def run_with(hub: ThreadingHTTPServer, home: Path, code: str) -> subprocess.Comp
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=home)
 
 
-def make_model() -> Embedder:
+def make_model(image_size: int = 48) -> Embedder:
     torch.manual_seed(0)
-    return create_embedder("test_resnet", "gem", embedding_size=24, weights="none").eval()
+    return create_embedder("test_resnet", "gem", embedding_size=24, weights="none", image_size=image_size).eval()
 
 
 def test_a_saved_folder_gives_the_same_model_back(tmp_path: Path) -> None:
     model = make_model()
     model.data_config["crop_pct"] = 0.8
-    save_pretrained(model, tmp_path / "out", image_size=48, report=REPORT)
+    save_pretrained(model, tmp_path / "out", report=REPORT)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    loaded, size = load_embedder(tmp_path / "out")
+    loaded = load_embedder(tmp_path / "out")
     images = torch.randn(3, 3, 48, 48)
     with torch.inference_mode():
         assert torch.equal(loaded(images), model(images))
-    assert size == 48
+    assert loaded.data_config["image_size"] == 48
     assert loaded.data_config["crop_pct"] == 0.8
     assert loaded.architecture == model.architecture
 
@@ -153,25 +153,25 @@ def test_only_a_folder_of_its_own_is_written_anew(tmp_path: Path) -> None:
     ours, other = tmp_path / "ours", tmp_path / "other"
     (ours / ".git").mkdir(parents=True)
     for size in (48, 64):
-        save_pretrained(make_model(), ours, image_size=size)
-    assert load_embedder(ours)[1] == 64
+        save_pretrained(make_model(size), ours)
+    assert load_embedder(ours).data_config["image_size"] == 64
     other.mkdir()
     (other / "README.md").write_text("mine")
     (other / "config.json").write_text('{"architecture": "bert"}')
     with pytest.raises(InputError, match=r"other holds other files \(README.md\): name an empty or a new folder"):
-        save_pretrained(make_model(), other, image_size=48)
+        save_pretrained(make_model(), other)
     assert {path.name: path.read_text() for path in other.iterdir()} == {
         "README.md": "mine",
         "config.json": '{"architecture": "bert"}',
     }
     with pytest.raises(InputError, match="is a file"):
-        save_pretrained(make_model(), other / "README.md", image_size=48)
+        save_pretrained(make_model(), other / "README.md")
 
 
 def test_the_config_is_one_that_timm_reads(tmp_path: Path) -> None:
     from timm.models._hub import load_model_config_from_path
 
-    save_pretrained(make_model(), tmp_path, image_size=48)
+    save_pretrained(make_model(), tmp_path)
     config, name, arguments = load_model_config_from_path(tmp_path)
     assert name == "test_resnet"
     assert tuple(config["input_size"]) == (3, 48, 48)
@@ -180,7 +180,7 @@ def test_the_config_is_one_that_timm_reads(tmp_path: Path) -> None:
 
 
 def test_the_card_states_scores_protocol_and_split(tmp_path: Path) -> None:
-    save_pretrained(make_model(), tmp_path, image_size=48, report=REPORT, name="me/birds", license="apache-2.0")
+    save_pretrained(make_model(), tmp_path, report=REPORT, name="me/birds", license="apache-2.0")
     card = (tmp_path / "README.md").read_text()
     head = yaml.safe_load(card.split("---\n")[1])
     assert head["license"] == "apache-2.0"
@@ -193,7 +193,7 @@ def test_the_card_states_scores_protocol_and_split(tmp_path: Path) -> None:
 
 
 def test_a_card_without_a_report_claims_nothing(tmp_path: Path) -> None:
-    save_pretrained(make_model(), tmp_path, image_size=48)
+    save_pretrained(make_model(), tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "Not measured." in card
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
@@ -202,7 +202,7 @@ def test_a_card_without_a_report_claims_nothing(tmp_path: Path) -> None:
 def test_the_code_on_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    save_pretrained(make_model(), tmp_path / "birds", image_size=48, name="birds")
+    save_pretrained(make_model(), tmp_path / "birds", name="birds")
     Image.new("RGB", (60, 50), "green").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     code = (tmp_path / "birds" / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -213,7 +213,7 @@ def test_the_code_on_the_card_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    save_embedder(make_model(), tmp_path / "run", image_size=48)
+    save_embedder(make_model(), tmp_path / "run")
     (tmp_path / "run" / "report.json").write_text(json.dumps(REPORT))
     push = "from hgsl.cli.export import main\nimport sys\n"
     push += "sys.exit(main(['run', '--format', 'hub', '--push', 'me/birds', '--private']))"
@@ -227,8 +227,10 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     assert set(hub.cards) == {card}  # the Hub was asked to check it
     assert "00112233445566aa" in card
 
-    load = "import hgsl, torch\nmodel, size = hgsl.load_embedder('me/birds@main')\n"
-    load += "torch.manual_seed(1); print(size, model(torch.randn(1, 3, 48, 48))[0, :3].tolist())"
+    load = "import hgsl, torch\nmodel = hgsl.load_embedder('me/birds@main')\n"
+    load += (
+        "torch.manual_seed(1); print(model.data_config['image_size'], model(torch.randn(1, 3, 48, 48))[0, :3].tolist())"
+    )
     done = run_with(hub, tmp_path, load)
     assert done.returncode == 0, done.stderr
     model = make_model()

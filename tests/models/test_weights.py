@@ -42,7 +42,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
 
 def test_a_trained_model_serves_as_weights(tmp_path: Path) -> None:
     source = create_embedder("test_resnet", embedding_size=8, weights="none")
-    save_embedder(source, tmp_path, image_size=64)
+    save_embedder(source, tmp_path)
     model = create_embedder("test_resnet", weights=str(tmp_path / "model.safetensors"))
     assert torch.equal(model.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
 
@@ -78,19 +78,19 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
-    model = create_embedder("test_efficientnet", "gem", embedding_size=16, weights="none").eval()
-    save_embedder(model, tmp_path, image_size=64)
-    loaded, size = load_embedder(tmp_path)
+    model = create_embedder("test_efficientnet", "gem", embedding_size=16, weights="none", image_size=64).eval()
+    save_embedder(model, tmp_path)
+    loaded = load_embedder(tmp_path)
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(model(images), loaded(images))
-    assert size == 64
+    assert loaded.data_config["image_size"] == 64
     assert not loaded.training
     assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
 
 
 def test_checkpoint_of_another_shape(tmp_path: Path) -> None:
-    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), tmp_path, image_size=64)
+    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
     description["architecture"]["embedding_size"] = 8
     (tmp_path / "model.json").write_text(json.dumps(description))
@@ -105,5 +105,5 @@ def test_missing_and_damaged_descriptions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not valid JSON"):
         load_embedder(tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(InputError, match="lacks architecture, image_size, preprocessing"):
+    with pytest.raises(InputError, match="lacks architecture, data_config"):
         load_embedder(tmp_path)

@@ -21,8 +21,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
     def make(name: str = "run", seed: int = 0) -> Path:
         torch.manual_seed(seed)
-        model = create_embedder("test_resnet", embedding_size=16, weights="none")
-        save_embedder(model, tmp_path / name, image_size=32)
+        model = create_embedder("test_resnet", embedding_size=16, weights="none", image_size=32)
+        save_embedder(model, tmp_path / name)
         return tmp_path / name
 
     return make
@@ -57,7 +57,7 @@ def shared_index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
             pixels = (color + generator.integers(-40, 40, (48, 56, 3))).clip(0, 255)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f"photos/kind_{kind:02}/{number:02}.jpg")
     torch.manual_seed(0)
-    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none"), folder / "run", image_size=32)
+    save_embedder(create_embedder("test_resnet", embedding_size=16, weights="none", image_size=32), folder / "run")
     build_index(folder / "index", folder / "photos", checkpoint=folder / "run", device="cpu", progress=False)
     return SearchIndex.open(folder / "index", device="cpu")
 

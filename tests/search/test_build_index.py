@@ -42,7 +42,7 @@ def counted(monkeypatch):
 def test_every_photo_has_the_vector_that_the_model_gives(tmp_path, run, photos):
     report = build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
     assert (report.photos, report.new, report.dropped) == (24, 24, 0)
-    encoder = Encoder(*load_embedder(run), device=__import__("torch").device("cpu"))
+    encoder = Encoder(load_embedder(run), device=__import__("torch").device("cpu"))
     for path, vector in vectors_of(tmp_path / "index").items():
         np.testing.assert_allclose(vector, encoder.vectors([encoder.read(photos / path)])[0], atol=1e-6)
         assert abs(np.linalg.norm(vector) - 1) < 1e-5
@@ -147,7 +147,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, run, photos):
     "part", ["", "{", "[]", "{}", '{"model": "MODEL", "photos": [["kind_00/00.jpg", 1, 1]], "broken": []}']
 )
 def test_a_damaged_part_of_an_unfinished_run_is_computed_again(tmp_path, run, photos, part):
-    fingerprint = Encoder(*load_embedder(run), torch.device("cpu")).fingerprint
+    fingerprint = Encoder(load_embedder(run), torch.device("cpu")).fingerprint
     folder = tmp_path / "index"
     (folder / "unfinished").mkdir(parents=True)
     (folder / "unfinished/000001.json").write_text(part.replace("MODEL", fingerprint))

@@ -18,7 +18,6 @@ from hgsl.data import (
     RetrievalDataset,
     check_options,
     default_cache_dir,
-    eval_transform,
     load_manifest,
     train_transform,
     verify_files,
@@ -92,13 +91,18 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     """
     settings = config.model
     model = create_embedder(
-        settings.backbone, settings.pooling, settings.embedding_size, settings.weights, settings.output_stride
+        settings.backbone,
+        settings.pooling,
+        settings.embedding_size,
+        settings.weights,
+        settings.output_stride,
+        config.data.image_size,
     )
-    check_image_size(model, config.data.image_size)
+    check_image_size(model)
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
     freeze(model, settings.freeze)
-    freeze_unused(model, config.data.image_size)
+    freeze_unused(model)
     if settings.checkpointing:
         _refuse_moving_statistics(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -107,7 +111,7 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     return move_to_device(model, runtime)
 
 
-def freeze_unused(model: Embedder, image_size: int) -> None:
+def freeze_unused(model: Embedder) -> None:
     """Stops the gradient of parameters that no embedding depends on, such as those before a classifier that is gone.
 
     Without a gradient they would not train anyhow, but several processes would wait for it.
@@ -115,7 +119,7 @@ def freeze_unused(model: Embedder, image_size: int) -> None:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters:
         with evaluation_mode(model):
-            embedding = model(torch.zeros(1, 3, image_size, image_size))
+            embedding = model(_empty_image(model))
         gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -130,15 +134,20 @@ def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
         )
 
 
-def check_image_size(model: Embedder, image_size: int) -> None:
+def _empty_image(model: Embedder) -> torch.Tensor:
+    return torch.zeros(1, 3, model.data_config["image_size"], model.data_config["image_size"])
+
+
+def check_image_size(model: Embedder) -> None:
     """Tries one empty image, so that a size the backbone refuses is found before anything else is done."""
     try:
         with evaluation_mode(model), torch.inference_mode():
-            model(torch.zeros(1, 3, image_size, image_size))
+            model(_empty_image(model))
     except (AssertionError, RuntimeError, ValueError) as error:
         wish = model.data_config["input_size"][-1]
         raise InputError(
-            f"backbone {model.architecture['backbone']!r} does not take images of {image_size} pixels "
+            f"backbone {model.architecture['backbone']!r} does not take images of "
+            f"{model.data_config['image_size']} pixels "
             f"({str(error).splitlines()[0]}): set data.image_size to {wish} or another multiple of its patch size"
         ) from None
 
@@ -153,16 +162,13 @@ def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
 def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
     """The training images, augmented."""
     data = config.data
-    transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
+    transform = train_transform(model.data_config, model.data_config["image_size"], data.recipe, scale=data.crop_scale)
     return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
 
 
-def build_eval_set(
-    data: DataConfig, manifest: Manifest, model: Embedder, image_size: int, split: str = "test"
-) -> RetrievalDataset:
+def build_eval_set(data: DataConfig, manifest: Manifest, model: Embedder, split: str = "test") -> RetrievalDataset:
     """The images that are searched."""
-    transform = eval_transform(model.data_config, image_size, crop_pct=model.data_config["crop_pct"])
-    return RetrievalDataset(manifest.subset(split), transform, _cache_dir(data))
+    return RetrievalDataset(manifest.subset(split), model.transform(), _cache_dir(data))
 
 
 def _cache_dir(data: DataConfig) -> Path | None:

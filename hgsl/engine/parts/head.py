@@ -72,12 +72,12 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
     Args:
         model: Its backbone and pooling, with the weights they have now.
         images: With the transform of evaluation.
-        config: Image size and batch of the evaluation.
+        config: Batch size of the evaluation.
         runtime: Where to compute.
     """
     network = Pooled(model)
-    kept = {name: model.data_config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
-    how = {**kept, "size": config.data.image_size, "batch": config.eval.batch_size, "precision": runtime.precision}
+    kept = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
+    how = {**kept, "batch": config.eval.batch_size, "precision": runtime.precision}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, how)
     ranks.print_main(f"pooled features of {len(images)} images in {folder}")
     found = embed(

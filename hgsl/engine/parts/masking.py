@@ -33,9 +33,10 @@ class MaskedObjective(nn.Module):
         self.before(epoch)
 
 
-def mask_backbone(model: Embedder, settings: MaskConfig, image_size: int) -> Masks | None:
+def mask_backbone(model: Embedder, settings: MaskConfig) -> Masks | None:
     """Masks the backbone's layers in place, those that ``settings`` name or all, unless they say none."""
-    example = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
+    side = model.data_config["image_size"]
+    example = torch.zeros(2, 3, side, side, device=next(model.parameters()).device)
     return mask(model, settings, example, settings.include or ["backbone"])
 
 

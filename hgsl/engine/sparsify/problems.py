@@ -129,8 +129,7 @@ def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
     ranks.print_main(summary(manifest))
     model = build_model(config, runtime)
     train_set = build_train_set(config, manifest, model)
-    size = config.data.image_size
-    sets = {split: build_eval_set(config.data, manifest, model, size, split) for split in _splits(config)}
+    sets = {split: build_eval_set(config.data, manifest, model, split) for split in _splits(config)}
     names = dict(zip(train_set.ids.tolist(), train_set.manifest.paths, strict=True))
     objective = build_objective(config.loss, train_set.num_classes, model.embedding_size).to(runtime.device)
 
@@ -148,7 +147,7 @@ def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
             start_centers,  # brings the search library, which classification does without
         )
 
-        images = build_eval_set(config.data, manifest, model, size, "train")
+        images = build_eval_set(config.data, manifest, model, "train")
         embedder, batch = cast(Embedder, network), config.eval.batch_size
         start_centers(objective.loss_fn, config.loss, embedder, images, runtime, batch)
 
@@ -157,6 +156,7 @@ def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
 
         return evaluate(network, dataset, config.eval, runtime)
 
+    size = config.data.image_size
     return SparsifyProblem(
         model=model,
         example=torch.rand(config.eval.batch_size, 3, size, size, device=runtime.device),

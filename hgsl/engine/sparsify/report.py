@@ -58,7 +58,7 @@ def save_and_measure(
     settings, (plain, _) = config.sparsify, trained
     save(plain, folder / TICKET)
     if isinstance(plain, Embedder):
-        save_embedder(plain, folder, image_size=config.data.image_size)
+        save_embedder(plain, folder)
     contestants = {"dense": dense, "ticket": trained} if settings.rounds else {"dense": trained}
     notes = []
     if settings.rounds and settings.granularity == "channel":

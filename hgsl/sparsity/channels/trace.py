@@ -42,7 +42,7 @@ def trace(module: nn.Module, example: Tensor) -> ChannelGraph:
 
 
 def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
-    """Returns ``example``, or a batch of 2 images of the size that the model's data config names (else 224 px).
+    """Returns ``example``, or a batch of 2 images of the model's image size (224 px where it names none).
 
     It comes on the device and, unless it holds whole numbers, in the type of the model's parameters.
 
@@ -57,5 +57,7 @@ def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
     parameter = next(module.parameters())
     if example is None:
         config = getattr(module, "data_config", None) or getattr(module, "pretrained_cfg", None) or {}
-        example = torch.rand(2, *config.get("input_size", (3, 224, 224)))
+        channels, *_, side = config.get("input_size", (3, 224, 224))
+        side = config.get("image_size", side)
+        example = torch.rand(2, channels, side, side)
     return example.to(parameter.device, parameter.dtype if example.is_floating_point() else None)

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hgsl.common.errors import InputError
-from hgsl.data.transforms import ShortestSide, eval_transform, to_pixels, train_transform
+from hgsl.common.transforms import ShortestSide, eval_transform, to_pixels, train_transform
 
 CONFIG: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
 
