@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from hgsl.cli._eval_images import Subject
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
+from hgsl.common.no_match import write_no_match
 from hgsl.common.tables import columns_of, format_table
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.run_folder import METRICS, versions
@@ -23,7 +24,6 @@ from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import build_report, class_rows, hash_of_task, query_csv
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 6
-NO_MATCH = "no_match.json"  # in the run folder: searching with the run's model reads its threshold there
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def write_files(
         write_curves(flags.curves, recall, _training_curves(flags.checkpoint))
     if flags.checkpoint and part.no_match is not None:
         # A search that skips these steps has other scores, and must not use the threshold.
-        write_json(Path(flags.checkpoint) / NO_MATCH, {**part.no_match, "post_processing": list(subject.steps)})
-        print(f"\nwritten: {Path(flags.checkpoint) / NO_MATCH}")
+        path = write_no_match(flags.checkpoint, {**part.no_match, "post_processing": list(subject.steps)})
+        print(f"\nwritten: {path}")
     for flag in ("json", "csv", "html", "sheet", "curves", "save_embeddings"):
         if getattr(flags, flag):
             print(f"written: {getattr(flags, flag)}")

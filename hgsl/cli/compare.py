@@ -1,7 +1,6 @@
 """``tools/compare.py`` and ``hgsl-compare``: reports side by side, with the difference that is more than luck."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
-from hgsl.common.files import write_json
+from hgsl.common.files import read_json, write_json
 from hgsl.common.tables import columns_of, format_cells, format_table, recall_of
 from hgsl.engine.folder.run_folder import QUERIES
 from hgsl.evaluation.bootstrap import paired_difference
@@ -83,18 +82,15 @@ def _read(path: Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such report")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON report ({error})") from error
-    if isinstance(content, dict) and "after" in content:
+    content = read_json(path, "a retrieval report")
+    if isinstance(content.get("after"), dict):
         content = content["after"]
         queries = path.with_name(QUERIES)
         if queries.is_file():
-            content["per_query"] = json.loads(queries.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and "galleries" in content:
+            content["per_query"] = read_json(queries, "the scores of single queries")
+    if "galleries" in content:
         raise InputError(f"{path}: holds several galleries; compare reports of one each")
-    if not isinstance(content, dict) or not {"map@r", "split_hash", "protocol", "num_queries"} <= content.keys():
+    if not {"map@r", "split_hash", "protocol", "num_queries"} <= content.keys():
         raise InputError(f"{path}: not a retrieval report: it lacks map@r, split_hash, protocol or num_queries")
     return content
 

@@ -5,7 +5,6 @@ memory map. Until the last batch is in, their names end in ``.part.npy``, ``done
 the batch is on the disk, and ``extraction.json`` says what is being extracted, so that nothing else is continued there.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
-from hgsl.common.files import write_json
+from hgsl.common.files import read_json, write_json
 
 ARRAYS = ("embeddings", "labels", "ids")
 FLUSH_SECONDS = 2.0  # at most this much work is lost
@@ -104,7 +103,7 @@ class EmbeddingStore:
                 raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
             write_json(note, what)
         barrier()
-        if json.loads(note.read_text(encoding="utf-8")) != what:
+        if read_json(note, "the identity of stored embeddings") != what:
             raise InputError(
                 f"{self.folder}: holds the embeddings of another network, data set or setting: "
                 "remove the folder or name another"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
+from hgsl.common.no_match import FILE_NAME, read_no_match
 from hgsl.search.encoder import Encoder
 from hgsl.search.photos import Listing, folder_labels, table_labels
 
-NO_MATCH = "no_match.json"  # in a run folder: the threshold that its evaluation calibrated
 FOLDERS = "folders"
 
 
@@ -46,15 +46,11 @@ def no_match(given: float | None, checkpoint: str | Path | None, notes: list[str
         if not -1 <= given <= 1:
             raise InputError(f"no_match is a cosine similarity from -1 to 1, found {given}")
         return {"threshold": float(given), "source": "given"}
-    path = Path(checkpoint or "") / NO_MATCH
-    if checkpoint is None or not path.is_file():
+    content = None if checkpoint is None else read_no_match(checkpoint)
+    if checkpoint is None or content is None:
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        threshold, metric = float(content["threshold"]), content["metric"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}): calibrate again, or give --no-match") from None
-    if metric != "cosine" or content.get("post_processing") or not math.isfinite(threshold):
+    path, threshold = Path(checkpoint) / FILE_NAME, content["threshold"]
+    if content["metric"] != "cosine" or content.get("post_processing") or not math.isfinite(threshold):
         notes.append(f"{path} was calibrated for other scores than plain cosine similarity and is not used")
         return None
     return {"threshold": threshold, "source": str(path)}

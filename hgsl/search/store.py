@@ -11,7 +11,6 @@ The files of state N + 1 are written beside those of state N, then ``index.json`
 moment and after any crash, sees one state or the other. Nothing is unpickled.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from numpy.lib.format import open_memmap
 
 from hgsl.common import files
 from hgsl.common.errors import InputError
-from hgsl.common.files import atomic_path, write_json
+from hgsl.common.files import atomic_path, read_json, write_json
 from hgsl.common.fingerprint import file_checksum
 from hgsl.common.paths import is_inside
 from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
@@ -112,7 +111,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         unfinished = (folder / UNFINISHED).is_dir()
         way_out = "its first run was cut off, start it again" if unfinished else "make one with hgsl-search index"
         raise FileNotFoundError(f"no index in {folder}: {way_out}")
-    record = _json(path)
+    record = read_json(path, "the record of an index")
     for key, kind in KEYS.items():
         if not isinstance(record.get(key), kind):
             raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl, or was changed since")
@@ -127,7 +126,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _read_state(folder: Path, record: dict[str, Any]) -> State:
     files = record["files"]
     path = folder / _plain_name(files.get("photos"))
-    table = _table(_json(path), path)
+    table = _table(read_json(path, "the photos of an index"), path)
     vectors = open_vectors(load_array(folder / _plain_name(files.get("embeddings")), "embeddings"))
     if len(vectors) != len(table.photos):
         raise InputError(f"{folder}: {len(vectors)} vectors for {len(table.photos)} photos: the index is damaged")
@@ -213,16 +212,6 @@ def _plain_name(name: Any) -> str:
     if not isinstance(name, str) or not name or name != Path(name).name:
         raise InputError(f"{RECORD} names the file {name!r}, expected one beside it: it was tampered with")
     return name
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}): it was damaged after it was written") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object, found a {type(content).__name__}")
-    return content
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

@@ -207,7 +207,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
     (run / "no_match.json").write_text(json.dumps({**note, "post_processing": ["PCA-whitening to 8 dimensions"]}))
     assert threshold(checkpoint=run)[0] == 0.3
     (run / "no_match.json").write_text("[]")
-    with pytest.raises(InputError, match=r"no_match\.json is damaged"):
+    with pytest.raises(InputError, match=r"no_match\.json holds a JSON list: expected a calibrated threshold"):
         threshold(checkpoint=run)
     with pytest.raises(InputError, match="from -1 to 1"):
         threshold(no_match=2)
@@ -341,7 +341,7 @@ def test_a_missing_file_names_the_way_out(tmp_path, index, photos, file):
     [
         ("index.json", lambda _: "{", "not valid JSON"),
         ("index.json", lambda _: "[" * 100_000, "not valid JSON"),
-        ("index.json", lambda _: "[]", "must hold a JSON object"),
+        ("index.json", lambda _: "[]", "holds a JSON list: expected the record of an index"),
         ("index.json", lambda text: text.replace('"format": 1', '"format": 2'), "is of format 2"),
         ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
         ("index.json", lambda text: text.replace('"no_match": null', '"no_match": {}'), "no usable threshold"),

@@ -1,12 +1,12 @@
 """Dataset cards: where a data set comes from, and the counts it must have."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hgsl.common.errors import InputError
+from hgsl.common.files import read_json
 from hgsl.data.files.download import download
 from hgsl.data.files.layout import datasets_dir
 from hgsl.data.files.unpack import unpack
@@ -19,7 +19,7 @@ Counts = dict[str, dict[str, int]]
 def read_card(name: str) -> Card | None:
     """The card of a data set, ``datasets/NAME/card.json``; None for one that has no fixed content (``folder``)."""
     file = datasets_dir() / name / "card.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_json(file, "the card of a data set") if file.is_file() else None
 
 
 def count(manifest: Manifest) -> Counts:
