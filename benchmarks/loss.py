@@ -14,7 +14,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from pytorch_metric_learning import losses as peers
 from torch import Tensor, nn
 
+from hgsl.common.latency import fastest_seconds
 from hgsl.losses import HardGlobalSoftminLoss, sparse_optimizer
 
 BATCH, DIMENSION, TOP_K = 128, 512, 10
@@ -83,14 +83,7 @@ AT_ALONE = ("bare product", "HGSL chunked + sparse", "HGSL chunked + sparse + SG
 def measure_times(names: list[str], classes: int, rounds: int) -> dict[str, float]:
     """Returns the fastest of ``rounds`` turns of each method, in seconds."""
     steps = {name: METHODS[name](classes) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        for name, run in steps.items():
-            start = time.perf_counter()
-            run()
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in times.items()}
+    return fastest_seconds(steps, rounds)
 
 
 def measure_memory(name: str, classes: int) -> float:

@@ -1,10 +1,12 @@
 """How near an exported model is to its original, and how fast."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from hgsl.common.latency import fastest_seconds
 
 TOLERANCE = 1e-4  # of each number of a unit vector
 
@@ -33,14 +35,8 @@ def latencies(
     found: dict[str, dict[int, float]] = {name: {} for name in networks}
     for size in batch_sizes:
         images = torch.randn(size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-        times: dict[str, list[float]] = {name: [] for name in networks}
         with torch.inference_mode():
-            for turn in range(repeats + 1):
-                for name, network in networks.items():
-                    start = time.perf_counter()
-                    network(images)
-                    if turn:
-                        times[name].append(1000 * (time.perf_counter() - start))
-        for name, values in times.items():
-            found[name][size] = min(values)
+            seconds = fastest_seconds({name: partial(network, images) for name, network in networks.items()}, repeats)
+        for name, value in seconds.items():
+            found[name][size] = 1000 * value
     return found

@@ -5,16 +5,10 @@ from typing import Any
 
 import yaml
 
+from hgsl.common.tables import columns_of
 from hgsl.models.description import Description
 
-SCORES = {
-    "recall@1": "Recall@1",
-    "recall@2": "Recall@2",
-    "recall@4": "Recall@4",
-    "recall@8": "Recall@8",
-    "r_precision": "R-Precision",
-    "map@r": "MAP@R",
-}
+SCORES = columns_of((1, 2, 4, 8))
 TASK = "image-feature-extraction"
 
 BODY = """---

@@ -1,8 +1,8 @@
 """What a network costs here and now: measured time beside parameters, operations and file size."""
 
 import tempfile
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hgsl.common.latency import fastest_seconds
 from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.storage import save
 
@@ -33,18 +34,15 @@ def benchmark(
         ``images_per_second``, ``parameters``, ``nonzero``, ``flops`` (of one image, a multiply-add is two; zeros are
         counted, for dense kernels compute them too), ``file_bytes`` (by ``save``), and the quality.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    calls = {name: partial(model, example) for name, model in models.items()}
     with evaluation_mode(*models.values()):
-        for turn in range(repeats + 2):
-            for name, model in models.items():
-                spent = _seconds(model, example)
-                if turn >= 2:
-                    seconds[name].append(spent)
+        with torch.inference_mode():
+            seconds = fastest_seconds(calls, repeats, warmup=2, device=example.device)
         counts = {name: _counts(model, example) for name, model in models.items()}
     return {
         name: {
-            "latency_ms": 1000 * min(seconds[name]),
-            "images_per_second": len(example) / min(seconds[name]),
+            "latency_ms": 1000 * seconds[name],
+            "images_per_second": len(example) / seconds[name],
             **counts[name],
             **(quality or {}).get(name, {}),
         }
@@ -93,14 +91,3 @@ def _counts(model: nn.Module, example: Tensor) -> dict[str, int]:
         "flops": counter.get_total_flops(),
         "file_bytes": file_bytes,
     }
-
-
-@torch.inference_mode()
-def _seconds(model: nn.Module, example: Tensor) -> float:
-    if example.is_cuda:
-        torch.cuda.synchronize(example.device)
-    start = time.perf_counter()
-    model(example)
-    if example.is_cuda:
-        torch.cuda.synchronize(example.device)
-    return time.perf_counter() - start
