@@ -1,8 +1,13 @@
-"""Rank and size of the process group; one process without a group is rank 0 of 1."""
+"""Rank, world size and collectives of the process group; one process without a group is rank 0 of 1."""
 
 import os
+from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+Group = dist.ProcessGroup | None  # None is the default group
 
 
 def is_initialized() -> bool:
@@ -10,27 +15,57 @@ def is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def rank() -> int:
-    """This process's number among all processes of the run."""
-    return dist.get_rank() if is_initialized() else 0
+def rank(group: Group = None) -> int:
+    """The rank of this process."""
+    return dist.get_rank(group) if is_initialized() else 0
 
 
-def world_size() -> int:
-    """How many processes the run has."""
-    return dist.get_world_size() if is_initialized() else 1
+def world_size(group: Group = None) -> int:
+    """The number of processes."""
+    return dist.get_world_size(group) if is_initialized() else 1
 
 
-def launched() -> int:
-    """How many processes torchrun has started, whether they have joined a group yet or not; 1 without torchrun."""
+def launched_world_size() -> int:
+    """The number of processes that torchrun has started, whether a group exists yet or not; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and prints."""
+    """Whether this process has rank 0: the one that writes files and prints."""
     return rank() == 0
 
 
 def print_main(text: str) -> None:
-    """Prints a result, on one process only."""
+    """Prints on rank 0 only."""
     if is_main():
         print(text, flush=True)
+
+
+def barrier() -> None:
+    """Waits until every process has reached this line."""
+    if is_initialized():
+        dist.barrier()
+
+
+def all_reduce(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, *, device: torch.device) -> Tensor:
+    """Returns the reduction of every process's ``value``, where ``value`` is; it may be changed in place.
+
+    Args:
+        value: Of the same shape and dtype in every process.
+        op: Sum, maximum, ...
+        device: The device of this process, on which NCCL exchanges; gloo exchanges in memory.
+    """
+    if not is_initialized():
+        return value
+    exchanged = value.to(device if dist.get_backend() == "nccl" else torch.device("cpu"))
+    dist.all_reduce(exchanged, op=op)
+    return exchanged.to(value.device)
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """Returns every process's small ``value``, in rank order."""
+    if not is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     Raises:
         InputError: The device cannot be shared out to several processes.
     """
-    if ranks.launched() == 1:
+    if ranks.launched_world_size() == 1:
         yield device
         return
     if device.type == "mps":
@@ -43,15 +42,6 @@ def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
     found[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
     dist.all_reduce(found)
     return float(found[:, 0].mean()), int(found[:, 1].max())
-
-
-def gather_objects(value: Any) -> list[Any]:
-    """Every process's small ``value``, in rank order."""
-    if not ranks.is_initialized():
-        return [value]
-    found = [None] * ranks.world_size()
-    dist.all_gather_object(found, value)
-    return found
 
 
 def share_buffers(*modules: nn.Module) -> None:

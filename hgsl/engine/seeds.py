@@ -45,7 +45,7 @@ def train_seeds(
         InputError: Settings, data or folder are not usable, or there are several processes.
         Stopped: A signal ended the run after its state was saved.
     """
-    if ranks.launched() > 1:
+    if ranks.launched_world_size() > 1:
         raise InputError(
             "--seeds trains one after the other in one process: under torchrun start each run.seed by itself"
         )

@@ -69,11 +69,11 @@ def embed(
         raise InputError("the data set has no images: there is nothing to embed")
     if device is not None:
         model.to(device)
-    place = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
     sink: EmbeddingStore | _Memory
     if store is None:
-        sink = _Memory(count, len(batches), place)
+        sink = _Memory(count, len(batches), device)
     else:
         weights = fingerprint(model, f"{batch_size} {precision}")[:16]
         sink = EmbeddingStore(store, count, len(batches), f"{weights} {identity}")
@@ -91,13 +91,13 @@ def embed(
         )
         bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)
         for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
-            vectors = forward(model, images.to(place, non_blocking=True), precision)
+            vectors = forward(model, images.to(device, non_blocking=True), precision)
             if not opened:
-                sink.open(_common_width(vectors.shape[1], place))
+                sink.open(_common_width(vectors.shape[1], device))
                 opened = True
             sink.write(number, rows, (vectors, labels, ids))
     if not opened:  # a rank without a batch learns the width from the others
-        sink.open(_common_width(0, place))
+        sink.open(_common_width(0, device))
     return Embeddings(*sink.finish())
 
 
@@ -115,8 +115,8 @@ def forward(model: nn.Module, images: torch.Tensor, precision: str = "float32") 
 class _Memory:
     """The same as an ``EmbeddingStore``, in memory: ranks exchange their parts at the end."""
 
-    def __init__(self, count: int, batches: int, place: torch.device) -> None:
-        self.count, self.batches, self.place = count, batches, place
+    def __init__(self, count: int, batches: int, device: torch.device) -> None:
+        self.count, self.batches, self.device = count, batches, device
 
     def pending(self) -> list[int]:
         return list(range(self.batches))
@@ -132,26 +132,11 @@ class _Memory:
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         # As integers: each row is nonzero on one rank only, and so the sum keeps every bit.
         vectors, labels, ids = self.arrays
-        vectors = _sum(vectors.view(torch.int32), self.place).view(torch.float32)
-        return vectors.numpy(), _sum(labels, self.place).numpy(), _sum(ids, self.place).numpy()
+        bits, labels, ids = (
+            ranks.all_reduce(array, device=self.device) for array in (vectors.view(torch.int32), labels, ids)
+        )
+        return bits.view(torch.float32).numpy(), labels.numpy(), ids.numpy()
 
 
-def _common_width(width: int, place: torch.device) -> int:
-    if not ranks.is_initialized():
-        return width
-    widest = torch.tensor(width, device=_meeting_place(place))
-    dist.all_reduce(widest, op=dist.ReduceOp.MAX)
-    return int(widest)
-
-
-def _sum(values: torch.Tensor, place: torch.device) -> torch.Tensor:
-    if not ranks.is_initialized():
-        return values
-    values = values.to(_meeting_place(place))
-    dist.all_reduce(values)
-    return values.cpu()
-
-
-def _meeting_place(place: torch.device) -> torch.device:
-    """Where the process group's tensors live: NCCL has none on the CPU."""
-    return place if dist.get_backend() == "nccl" else torch.device("cpu")
+def _common_width(width: int, device: torch.device) -> int:
+    return int(ranks.all_reduce(torch.tensor(width), dist.ReduceOp.MAX, device=device))

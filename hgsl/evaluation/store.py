@@ -64,7 +64,7 @@ class EmbeddingStore:
                 dtype = np.float32 if name == "embeddings" else np.int64
                 open_memmap(self._path(name, part=True), mode="w+", dtype=dtype, shape=shape).flush()
             open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: it says all are there
-        barrier()
+        ranks.barrier()
         self.arrays = {
             name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS
         }
@@ -88,11 +88,11 @@ class EmbeddingStore:
         """Gives the files their final names once every rank is done, and returns them as read-only memory maps."""
         if not self._path("embeddings").is_file():
             self._flush()
-            barrier()
+            ranks.barrier()
             if ranks.is_main():
                 for name in reversed(ARRAYS):  # the vectors last: their presence says that all is there
                     os.replace(self._path(name, part=True), self._path(name))
-        barrier()
+        ranks.barrier()
         embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return embeddings, labels, ids
 
@@ -102,7 +102,7 @@ class EmbeddingStore:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
             write_json(note, what)
-        barrier()
+        ranks.barrier()
         if read_json(note, "the identity of stored embeddings") != what:
             raise InputError(
                 f"{self.folder}: holds the embeddings of another network, data set or setting: "
@@ -119,9 +119,3 @@ class EmbeddingStore:
 
     def _path(self, name: str, *, part: bool = False) -> Path:
         return self.folder / f"{name}.part.npy" if part else self.folder / f"{name}.npy"
-
-
-def barrier() -> None:
-    """Waits until every rank is here."""
-    if ranks.is_initialized():
-        torch.distributed.barrier()

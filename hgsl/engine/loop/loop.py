@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hgsl.common import ranks
 from hgsl.common.files import write_text
 from hgsl.common.random_state import random_state, restore_random_state
-from hgsl.engine.distributed import agree, gather_objects, share_buffers
+from hgsl.engine.distributed import agree, share_buffers
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.folder.run_folder import LAST_BATCH
 from hgsl.engine.loop.meter import Meter
@@ -196,7 +196,7 @@ class Loop:
 
     def _not_finite(self, loss: float, batch: Batch) -> Diverged:
         path = self.folder / LAST_BATCH
-        names = gather_objects(self.name_images(batch[2]))  # a batch is shared out to the processes
+        names = ranks.all_gather_object(self.name_images(batch[2]))  # a batch is shared out to the processes
         if ranks.is_main():
             write_text(path, "".join(f"{name}\n" for name in itertools.chain(*names)))
         return Diverged(

@@ -55,7 +55,7 @@ def search(
     if resume and (finished := run_folder.finished_report(folder, config_yaml)):
         ranks.print_main(f"{folder} is finished: {finished['scores']}")
         return finished
-    if ranks.launched() > 1:
+    if ranks.launched_world_size() > 1:
         raise InputError(
             "a search runs in one process: start several searches side by side, each with its own --run.dir"
         )
