@@ -1,4 +1,4 @@
-"""``tools/search.py`` and ``hgsl-search``: index a folder of photos, search it, serve a page that does."""
+"""``hgsl search``: index a folder of images, query it, serve its web page."""
 
 import argparse
 import json
@@ -16,58 +16,66 @@ BROKEN_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 after bad input."""
+    """Returns the exit status: 0, or 2 after bad input."""
     options = _parser().parse_args(arguments)
     return run(lambda: options.work(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Search a folder of photos by photo.")
+    parser = argparse.ArgumentParser(description="Search a folder of images by image.")
     commands = parser.add_subparsers(required=True, metavar="index | query | serve")
+    for name, summary, add in (
+        ("index", "Embed a folder of images, or update its index.", _add_index),
+        ("query", "Print the nearest images of each query image.", _add_query),
+        ("serve", "Serve a local web page and its JSON API.", _add_serve),
+    ):
+        add(commands.add_parser(name, help=summary, description=summary))
+    return parser
 
-    index = commands.add_parser("index", help="embed a folder of photos, or bring its index up to date")
-    index.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="folder of photos, folders below it too"
-    )
-    index.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    index.add_argument("--checkpoint", metavar="RUN", help="trained model; an index that is there has its own copy")
-    index.add_argument(
-        "--labels", metavar="FILE.csv", help="table with columns path and label; or 'folders': names of class folders"
-    )
-    index.add_argument("--faiss", metavar="FACTORY", help="'Flat' (exact, default) or such as 'IVF256,Flat nprobe=16'")
-    index.add_argument(
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="Image folder, searched recursively.")
+    add("--out", type=Path, required=True, metavar="INDEX", help="Index folder; created if missing.")
+    add("--checkpoint", metavar="RUN", help="Trained model; an existing index has its own copy.")
+    add("--labels", metavar="TABLE.csv", help="Table with columns path and label, or 'folders': class folder names.")
+    add("--faiss", metavar="FACTORY", help="'Flat' (exact, the default) or a factory such as 'IVF256,Flat nprobe=16'.")
+    add(
         "--no-match",
         type=float,
         metavar="SIMILARITY",
-        help="below it a search says 'no match'; by default what hgsl-eval --no-match calibrated for the run",
+        help="Similarity below which a search reports no match; by default the one calibrated by hgsl-eval --no-match.",
     )
-    index.add_argument("--batch-size", type=int, default=64, metavar="N", help="photos a forward pass (default 64)")
-    index.add_argument("--workers", type=int, metavar="N", help="processes that read photos")
-    index.set_defaults(work=_index)
+    add("--batch-size", type=int, default=64, metavar="N", help="Images per forward pass (default 64).")
+    add("--workers", type=int, metavar="N", help="Processes that load images (default: by the number of CPUs).")
+    _add_device(parser)
+    parser.set_defaults(work=_index)
 
-    query = commands.add_parser("query", help="print the nearest photos of each image")
-    query.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    query.add_argument("-k", type=int, default=10, metavar="K", help="how many (default 10)")
-    query.add_argument("--label", help="only photos of this label")
-    query.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw them")
-    query.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    query.set_defaults(work=_query)
 
-    serve = commands.add_parser("serve", help="a local web page with a JSON API behind it")
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
-    )
-    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
-    serve.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="domain name it is reached by; repeatable"
-    )
-    serve.set_defaults(work=_serve)
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", metavar="IMAGE", help="Query image files.")
+    add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
+    add("-k", type=int, default=10, metavar="K", help="Number of images per query (default 10).")
+    add("--label", help="Search only images of this label.")
+    add("--sheet", type=Path, metavar="FILE.png", help="Write the results as a contact sheet.")
+    add("--json", action="store_true", help="Print JSON instead of a table.")
+    _add_device(parser)
+    parser.set_defaults(work=_query)
 
-    for command in (query, serve):
-        command.add_argument("--index", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    for command in (index, query, serve):
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    return parser
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
+    add("--host", default="127.0.0.1", help="Address to listen on (default 127.0.0.1: this machine only).")
+    add("--port", type=int, default=8000, help="Port to listen on (default 8000); 0 takes a free one.")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="Host name it is reached by; repeatable.")
+    _add_device(parser)
+    parser.set_defaults(work=_serve)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto).")
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -92,22 +100,23 @@ def _print_report(report: "IndexReport", folder: Path) -> None:
     counts = (
         f"{report.new:,} new, {report.changed:,} changed, {report.unchanged:,} unchanged, {report.dropped:,} dropped"
     )
-    print(f"photos: {counts}")
+    print(f"images: {counts}")
     if report.resumed:
-        print(f"{report.resumed:,} of them were embedded by a run that was cut off")
-    if report.ignored:
-        print("other files: " + ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(report.ignored.items())))
+        print(f"{report.resumed:,} of them were embedded by an interrupted run")
+    if report.other_files:
+        files = sorted(report.other_files.items())
+        print("other files: " + ", ".join(f"{count:,} {suffix}" for suffix, count in files))
     if report.broken:
         print(f"broken and skipped: {len(report.broken):,}")
         for path, reason in list(report.broken.items())[:BROKEN_SHOWN]:
             print(f"  {path}: {reason}")
         if len(report.broken) > BROKEN_SHOWN:
-            print(f"  ... all are in {folder / report.record['files']['photos']}")
+            print(f"  ... {folder / report.record['files']['images']} lists all")
     for note in report.notes:
         print(f"note: {note}")
     no_match = report.record["no_match"]
     below = "none" if no_match is None else f"below {no_match['threshold']:.4f} ({no_match['source']})"
-    print(f"index {folder}: {report.photos:,} photos, {report.record['dimensions']:,} dimensions, "
+    print(f"index {folder}: {report.images:,} images, {report.record['dimensions']:,} dimensions, "
           f"{report.record['faiss']}; no match: {below}")  # fmt: skip
 
 
@@ -118,17 +127,17 @@ def _query(options: argparse.Namespace) -> None:
     if missing:
         raise FileNotFoundError(f"no such image: {missing[0]}")
     index = SearchIndex.open(options.index, device=options.device)
-    found = index.search(options.images, options.k, label=options.label)
+    results = index.search(options.images, options.k, label=options.label)
     if options.json:
-        queries = [_as_json(index, path, hits) for path, hits in zip(options.images, found, strict=True)]
+        queries = [_as_json(index, path, hits) for path, hits in zip(options.images, results, strict=True)]
         print(json.dumps({"index": str(options.index), "threshold": index.threshold, "queries": queries}, indent=2))
     else:
-        for path, hits in zip(options.images, found, strict=True):
+        for path, hits in zip(options.images, results, strict=True):
             _print_hits(index, path, hits)
     if options.sheet:
-        from hgsl.search.sheet import write_query_sheet
+        from hgsl.search.query_sheet import write_query_sheet
 
-        write_query_sheet(options.sheet, index, options.images, found)
+        write_query_sheet(options.sheet, index, options.images, results)
         if not options.json:
             print(f"written: {options.sheet}")
 
@@ -139,7 +148,7 @@ def _as_json(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> dict[st
 
 def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None:
     print(path)
-    if not hits:  # a probe of a FAISS index may meet an empty cell
+    if not hits:  # the probed cells of a FAISS index may be empty
         print("  nothing found")
         return
     if index.accepts(hits) is False:

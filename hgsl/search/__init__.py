@@ -1,6 +1,27 @@
-"""An index of a folder of photos: built once, kept up to date, searched by photo from Python, a command or a page."""
+"""Image search: an index of a folder of images, kept up to date, and the queries against it.
 
-from hgsl.search.build import IndexReport, build_index
-from hgsl.search.index import Hit, SearchIndex
+The public names are imported on first use, so that a command can check its arguments before PyTorch is loaded.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hgsl.search.index import Hit, SearchIndex
+    from hgsl.search.indexing.build import build_index
+    from hgsl.search.indexing.report import IndexReport
+
+_HOME = {
+    "Hit": "hgsl.search.index",
+    "IndexReport": "hgsl.search.indexing.report",
+    "SearchIndex": "hgsl.search.index",
+    "build_index": "hgsl.search.indexing.build",
+}
 
 __all__ = ["Hit", "IndexReport", "SearchIndex", "build_index"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hgsl.search' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,8 +1,9 @@
-"""From photos to vectors: one way for the photos of an index and for everything that is asked of it."""
+"""The model of an index with its preprocessing: the same for indexed images and for queries."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,37 +17,39 @@ from hgsl.models import Embedder
 
 
 class Encoder:
-    """A model with its preprocessing, on a device; it computes in float32, so that every machine gives the same.
+    """A model on a device; it computes in float32, so that all machines return the same vectors.
 
     Args:
-        model: In evaluation mode.
-        device: Where the model computes.
+        model: The model, whose ``transform`` prepares the images.
+        device: Where it computes.
 
     Attributes:
-        side: The shortest side, in pixels, to which a photo is resized; a larger JPEG need not be decoded in full.
-        fingerprint: The same for two encoders if, and only if, weights and preprocessing are the same.
+        dimensions: D.
+        side: The shortest side, in pixels, to which an image is resized; a larger JPEG need not be decoded in full.
+        fingerprint: Equal for two encoders if and only if weights and preprocessing are.
     """
 
     def __init__(self, model: Embedder, device: torch.device) -> None:
         self.model = model.eval()
         self.device = device
+        self.dimensions = model.embedding_size
         self.transform = model.transform()
         self.side = self.transform.resize.side
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = fingerprint_of(model)
         if model.is_convolutional:
             model.to(memory_format=torch.channels_last)
         model.to(device)
 
     def read(self, path: Path) -> Tensor:
-        """A photo as the model wants it: file -> (3, S, S).
+        """Reads an image file as model input, (3, S, S).
 
         Raises:
-            InputError: It is missing, no image, or damaged.
+            InputError: It is missing, not an image, or damaged.
         """
         return self.transform(read_image(path, self.side))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """An upright RGB picture as the model wants it: -> (3, S, S)."""
+        """Converts an upright RGB image to model input, (3, S, S)."""
         return self.transform(image)
 
     def vectors(self, tensors: Sequence[Tensor]) -> Floats:
@@ -54,7 +57,18 @@ class Encoder:
         with torch.inference_mode():
             return forward(self.model, torch.stack(list(tensors)).to(self.device)).numpy()
 
+    def description(self) -> dict[str, Any]:
+        """Fingerprint, architecture and preprocessing, as JSON returns them (lists for tuples)."""
+        content = {
+            "fingerprint": self.fingerprint,
+            "architecture": self.model.architecture,
+            "data_config": self.model.data_config,
+        }
+        copy: dict[str, Any] = json.loads(json.dumps(content))
+        return copy
 
-def _fingerprint(model: Embedder) -> str:
+
+def fingerprint_of(model: Embedder) -> str:
+    """A hash of the weights and the preprocessing of a model."""
     settings = {"architecture": model.architecture, "data_config": model.data_config}
     return fingerprint(model, json.dumps(settings, sort_keys=True))[:16]

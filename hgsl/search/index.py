@@ -1,4 +1,4 @@
-"""Search an index: by photos, pictures or vectors, all of them or those of one label."""
+"""Search in an index by image files, PIL images or vectors, among all images or those of one label."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, open_vectors
 from hgsl.models import load_embedder
-from hgsl.search import neighbors as neighbors
-from hgsl.search import store
 from hgsl.search.encoder import Encoder
+from hgsl.search.storage import faiss_file
+from hgsl.search.storage.layout import MODEL
+from hgsl.search.storage.reader import Snapshot, open_snapshot
 
-BATCH = 64  # queries a forward pass
+BATCH = 64  # queries per forward pass
 
-Query = str | Path | Image.Image
-Queries = Query | Sequence[Query] | NDArray[Any] | torch.Tensor
+ImageQuery = str | Path | Image.Image
+Queries = ImageQuery | Sequence[ImageQuery] | NDArray[Any] | torch.Tensor
 
 
 class Hit(NamedTuple):
-    """A photo that was found: its number in the index, its path in the folder, its label, its cosine similarity."""
+    """An image of the index: its number, its path in the image folder, its label, and its cosine similarity."""
 
     id: int
     path: str
@@ -39,45 +40,46 @@ class Hit(NamedTuple):
 
 
 class SearchIndex:
-    """An index, opened with :meth:`open`; while its folder is brought up to date, it stays at the state that it found.
+    """An index, opened with :meth:`open`; it keeps its snapshot while the folder is updated.
 
     >>> index = SearchIndex.open("my/index")                 # doctest: +SKIP
     >>> for hit in index.search("photo.jpg", k=5)[0]:        # doctest: +SKIP
     ...     print(f"{hit.similarity:.3f}  {hit.label}  {hit.path}")
 
     Attributes:
-        folder: Of the index.
-        root: Of the photos.
-        record: What ``index.json`` says: model, preprocessing, threshold.
-        labels: Label -> how many photos it has.
-        threshold: The similarity below which nothing counts as found, or None.
+        folder: The index folder.
+        root: The image folder.
+        record: The contents of ``index.json``: model, preprocessing, threshold.
+        labels: Label -> number of images.
+        threshold: The similarity below which a search reports no match, or None.
     """
 
-    def __init__(self, folder: Path, state: store.State, backend: Backend, device: torch.device) -> None:
+    def __init__(self, folder: Path, snapshot: Snapshot, backend: Backend, device: torch.device) -> None:
         self.folder = folder
-        self.root = Path(state.record["root"])
-        self.record = state.record
-        self.labels = Counter(label for label in state.table.labels if label is not None)
-        no_match = state.record.get("no_match")
+        self.root = Path(snapshot.record["root"])
+        self.record = snapshot.record
+        self.labels = Counter(label for label in snapshot.table.labels if label is not None)
+        no_match = snapshot.record.get("no_match")
         self.threshold: float | None = None if no_match is None else no_match["threshold"]
-        self._table = state.table
+        self._table = snapshot.table
         self._device = device
-        exact = state.record["faiss"] == neighbors.FLAT
-        self._gallery = Gallery(state.vectors, np.arange(len(state.vectors)), "cosine", backend, exact)
+        exact = snapshot.record["faiss"] == faiss_file.FLAT
+        rows = np.arange(len(snapshot.vectors))
+        self._gallery = Gallery(snapshot.vectors, rows, faiss_file.METRIC, backend, exact)
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str = "auto") -> "SearchIndex":
-        """Opens the index in ``folder``; the model is loaded when the first photo is asked for.
+        """Opens the index in ``folder``; the model is loaded by the first image query.
 
         Raises:
-            FileNotFoundError: There is none.
-            InputError: A file of it is missing or damaged.
+            FileNotFoundError: There is no index.
+            InputError: One of its files is missing or damaged.
         """
         folder = Path(folder).expanduser()
-        return cls(folder, *store.read_to_search(folder), pick_device(device))
+        return cls(folder, *open_snapshot(folder), pick_device(device))
 
     def __len__(self) -> int:
-        return len(self._table.photos)
+        return len(self._table.images)
 
     @property
     def dimensions(self) -> int:
@@ -86,127 +88,128 @@ class SearchIndex:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model that the photos were embedded with.
+        """The model that embedded the images.
 
         Raises:
             InputError: ``model/`` holds another one.
         """
-        encoder = Encoder(load_embedder(self.folder / store.MODEL), self._device)
-        recorded = self.record["model"].get("fingerprint")
-        if encoder.fingerprint != recorded:
+        encoder = Encoder(load_embedder(self.folder / MODEL), self._device)
+        expected = self.record["model"].get("fingerprint")
+        if encoder.fingerprint != expected:
             raise InputError(
-                f"{self.folder / store.MODEL} is another model ({encoder.fingerprint}) than the one that embedded the "
-                f"photos ({recorded}): put that one back, or make the index anew"
+                f"{self.folder / MODEL} is not the model that embedded the images ({encoder.fingerprint}, not "
+                f"{expected}): give that model to hgsl-search index with --checkpoint"
             )
         return encoder
 
     def search(self, images: Queries, k: int = 10, *, label: str | None = None) -> list[list[Hit]]:
-        """Finds the nearest photos of each query, the nearest first; equally near ones in the order of their ids.
+        """Returns the k nearest images of each query, most similar first, equal similarities by ascending id.
 
         Args:
-            images: Paths, PIL images (turned upright by their EXIF orientation), one of these or several; or vectors
-                of the same model, (Q, D) or (D,), NumPy or torch.
-            k: How many; fewer come back if the index (or the label) has fewer.
-            label: Only photos of this label.
+            images: Paths or PIL images (turned upright by their EXIF orientation), one or several; or vectors of the
+                same model, (Q, D) or (D,), NumPy or torch.
+            k: Number of images; fewer are returned if the index (or the label) has fewer.
+            label: Only images of this label.
 
         Returns:
-            One list a query.
+            One list per query.
 
         Raises:
-            InputError: A query cannot be read or is of another model, ``k`` is below 1, or no photo has the label.
+            InputError: A query cannot be read or is of another model, ``k`` is below 1, or no image has the label.
         """
         if isinstance(images, (np.ndarray, torch.Tensor)):
             return self.nearest(images[None] if images.ndim == 1 else images, k, label=label)
         queries = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
         return self.nearest(self.embed(queries), k, label=label) if queries else []
 
-    def similar(self, photo: int, k: int = 10, *, label: str | None = None) -> list[Hit]:
-        """Finds the photos nearest to a photo of the index, itself left out."""
-        return [hit for hit in self.nearest(self.vector(photo)[None], k + 1, label=label)[0] if hit.id != photo][:k]
+    def similar(self, image: int, k: int = 10, *, label: str | None = None) -> list[Hit]:
+        """Returns the k nearest images of an image of the index, itself excluded."""
+        return [hit for hit in self.nearest(self.vector(image)[None], k + 1, label=label)[0] if hit.id != image][:k]
 
-    def embed(self, images: Sequence[Query]) -> Floats:
-        """The vectors of photos, (Q, D) float32 of unit norm."""
-        parts = []
-        for start in range(0, len(images), BATCH):
-            tensors = [
-                self.encoder.prepare(to_rgb(ImageOps.exif_transpose(image)))
-                if isinstance(image, Image.Image)
-                else self.encoder.read(Path(image))
-                for image in images[start : start + BATCH]
-            ]
-            parts.append(self.encoder.vectors(tensors))
-        return np.concatenate(parts)
+    def embed(self, images: Sequence[ImageQuery]) -> Floats:
+        """Returns the vectors of images, (Q, D) float32 of unit norm."""
+        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        return np.concatenate([self.encoder.vectors([self._prepare(image) for image in batch]) for batch in batches])
 
     def nearest(self, vectors: NDArray[Any] | torch.Tensor, k: int, *, label: str | None = None) -> list[list[Hit]]:
-        """The same as :meth:`search` for vectors (Q, D)."""
+        """Returns the k nearest images of each vector, (Q, D); see :meth:`search`."""
         if k < 1:
             raise InputError(f"k must be at least 1, found {k}")
         queries = open_vectors(vectors, "queries")
         if queries.width != self.dimensions:
             raise InputError(
-                f"the queries are vectors of {queries.width} numbers, the index has {self.dimensions}: another model's"
+                f"the queries have {queries.width} dimensions, the index has {self.dimensions}: they are vectors of "
+                "another model"
             )
-        gallery, places = self._gallery, None
-        if label is not None:
-            places = self._places(label)
-            part = gallery.vectors.pick(places)
-            gallery = Gallery(part, places, gallery.metric, neighbors.flat(part))
+        gallery = self._gallery if label is None else self._labeled_gallery(label)
         depths = np.full(len(queries), min(k, len(gallery.vectors)))
-        found: list[list[Hit]] = [[] for _ in range(len(queries))]
-        for rows, positions in k_nearest(gallery, queries, depths, max_memory=neighbors.MAX_MEMORY):
-            scores = neighbor_scores(gallery.vectors, positions, queries, rows, gallery.metric)
-            for row, line, values in zip(rows, positions, scores, strict=True):
-                found[row] = self._hits(line, values, places)
-        return found
+        results: list[list[Hit]] = [[] for _ in range(len(queries))]
+        for rows, positions in k_nearest(gallery, queries, depths, max_memory=faiss_file.MAX_MEMORY):
+            similarities = neighbor_scores(gallery.vectors, positions, queries, rows, gallery.metric)
+            for row, neighbors, values in zip(rows, positions, similarities, strict=True):
+                results[row] = self._hits(gallery.ids, neighbors, values)
+        return results
 
     def accepts(self, hits: Sequence[Hit]) -> bool | None:
-        """Whether the nearest is near enough to be believed; None if the index has no threshold."""
+        """Whether the nearest image is similar enough to be a match; None if the index has no threshold."""
         if self.threshold is None:
             return None
         return bool(hits) and bool(hits[0].similarity >= np.float32(self.threshold))
 
-    def photo(self, photo: int) -> Hit:
-        """A photo of the index by its number, as if it had found itself."""
-        place = self._checked(photo)
-        return Hit(place, self._table.photos[place].path, self._table.labels[place], 1.0)
+    def image(self, number: int) -> Hit:
+        """Returns an image of the index by its number, with similarity 1."""
+        self._check_number(number)
+        return Hit(number, self._table.images[number].path, self._table.labels[number], 1.0)
 
     def spread(self, count: int, label: str | None = None) -> list[int]:
-        """So many photos, or all if there are fewer, spread evenly over the index or over those of a label."""
-        places = np.arange(len(self)) if label is None else self._places(label)
-        return places[np.unique(np.linspace(0, len(places) - 1, count).astype(int))].tolist()
+        """Returns ``count`` image numbers, or all, spaced evenly over the index or over the images of a label."""
+        numbers = np.arange(len(self)) if label is None else self._numbers_of(label)
+        return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))].tolist()
 
-    def vector(self, photo: int) -> Floats:
-        """The vector (D,) of a photo of the index."""
-        return self._gallery.vectors.rows(np.array([self._checked(photo)]))[0]
+    def vector(self, number: int) -> Floats:
+        """Returns the vector (D,) of an image of the index."""
+        self._check_number(number)
+        return self._gallery.vectors.rows(np.array([number]))[0]
 
-    def path(self, photo: int) -> Path:
-        """Where a photo lies, or lay when the index was made."""
-        return self.root / self._table.photos[self._checked(photo)].path
+    def path(self, number: int) -> Path:
+        """Returns the path of an image, as it was when it was indexed."""
+        self._check_number(number)
+        return self.root / self._table.images[number].path
 
-    def _checked(self, photo: int) -> int:
-        if not 0 <= photo < len(self):
-            raise InputError(f"photo {photo} is not in the index, which has {len(self)}")
-        return photo
+    def _prepare(self, image: ImageQuery) -> torch.Tensor:
+        if isinstance(image, Image.Image):
+            return self.encoder.prepare(to_rgb(ImageOps.exif_transpose(image)))
+        return self.encoder.read(Path(image))
+
+    def _check_number(self, number: int) -> None:
+        if not 0 <= number < len(self):
+            raise InputError(f"image {number} is not in the index, which has {len(self)}")
 
     @cached_property
-    def _places_of(self) -> dict[str, Ints]:
-        places: dict[str, list[int]] = {}
-        for place, label in enumerate(self._table.labels):
+    def _label_numbers(self) -> dict[str, Ints]:
+        numbers: dict[str, list[int]] = {}
+        for number, label in enumerate(self._table.labels):
             if label is not None:
-                places.setdefault(label, []).append(place)
-        return {label: np.array(rows) for label, rows in places.items()}
+                numbers.setdefault(label, []).append(number)
+        return {label: np.array(rows) for label, rows in numbers.items()}
 
-    def _places(self, label: str) -> Ints:
-        if label not in self._places_of:
+    def _numbers_of(self, label: str) -> Ints:
+        if label not in self._label_numbers:
             close = nearest(label, self.labels)
             hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
-            raise InputError(f"no photo of the index is labeled {label!r}: {hint}")
-        return self._places_of[label]
+            raise InputError(f"no image of the index has the label {label!r}: {hint}")
+        return self._label_numbers[label]
 
-    def _hits(self, positions: Ints, scores: Floats, places: Ints | None) -> list[Hit]:
-        ids = positions if places is None else places[positions]
+    def _labeled_gallery(self, label: str) -> Gallery:
+        """The images of one label as a gallery, always searched exactly."""
+        numbers = self._numbers_of(label)
+        vectors = self._gallery.vectors.pick(numbers)
+        return Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
+
+    def _hits(self, numbers: Ints, positions: Ints, similarities: Floats) -> list[Hit]:
+        """Positions (K,) in a gallery whose rows have ``numbers``; -1 marks the absence of a neighbor."""
+        valid = positions >= 0
         return [
-            Hit(int(place), self._table.photos[place].path, self._table.labels[place], float(score))
-            for place, position, score in zip(ids, positions, scores, strict=True)
-            if position >= 0
+            Hit(number, self._table.images[number].path, self._table.labels[number], similarity)
+            for number, similarity in zip(numbers[positions[valid]].tolist(), similarities[valid].tolist(), strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The search command from a trained model to answers, and into every known mistake."""
+"""The search command: index, query and serve, and the message of every known mistake."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from hgsl.search import SearchIndex
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, photo_folder):
-    """A folder of one's own with a run and photos."""
+    """A working folder with a run and images."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     save_embedder(create_embedder("test_resnet", weights="none", image_size=32), tmp_path / "run")
@@ -44,7 +44,7 @@ def test_index_then_query(capsys):
     Path("photos/broken.jpg").write_text("x")
     assert search.main(INDEX) == 0
     printed = capsys.readouterr().out
-    for part in ("25 new", "broken and skipped: 1\n  broken.jpg: cannot identify", "index idx: 24 photos", "Flat"):
+    for part in ("25 new", "broken and skipped: 1\n  broken.jpg: cannot identify", "index idx: 24 images", "Flat"):
         assert part in printed
     images = ["photos/kind_00/00.jpg", "photos/kind_04/03.jpg"]
     assert search.main([*QUERY, *images, "-k", "3", "--sheet", "out/sheet.png"]) == 0
@@ -63,7 +63,7 @@ def test_index_then_query(capsys):
     assert answer["queries"][0]["match"] is None
 
 
-def test_no_match_is_said(capsys):
+def test_no_match_is_printed(capsys):
     assert search.main([*INDEX, "--no-match", "1"]) == 0
     assert "no match: below 1.0000 (given)" in capsys.readouterr().out
     Image.effect_noise((64, 64), 90).save("stranger.png")
@@ -71,7 +71,7 @@ def test_no_match_is_said(capsys):
     assert "no match: the nearest is 0." in capsys.readouterr().out
 
 
-def test_nothing_found_is_said(capsys, monkeypatch):
+def test_an_empty_result_is_printed(capsys, monkeypatch):
     assert search.main([*INDEX, "--no-match", "0.5"]) == 0
     monkeypatch.setattr(SearchIndex, "search", lambda self, images, k, label: [[] for _ in images])
     assert search.main([*QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.png"]) == 0
@@ -83,7 +83,7 @@ def test_nothing_found_is_said(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_as_a_program_of_its_own():
+def test_serve_as_a_process():
     assert search.main(INDEX) == 0
     tool = Path(search.__file__).parents[2] / "tools" / "search.py"
     command = [sys.executable, str(tool), "serve", "--index", "idx", "--port", "0", "--device", "cpu"]
@@ -93,8 +93,8 @@ def test_the_page_as_a_program_of_its_own():
     ) as server:
         try:
             line = server.stdout.readline()
-            assert line.startswith("24 photos: http://127.0.0.1:")
-            with urllib.request.urlopen(line.split()[2] + "/api/photos/3/similar?k=2") as response:
+            assert line.startswith("24 images: http://127.0.0.1:")
+            with urllib.request.urlopen(line.split()[2] + "/api/images/3/similar?k=2") as response:
                 assert len(json.load(response)["hits"]) == 2
         finally:
             server.send_signal(signal.SIGINT)
@@ -127,5 +127,5 @@ def test_an_address_in_use_is_named(capsys):
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):
-    found = fails(capsys, *words)
-    assert any(part in found for part in message.split("|"))
+    error = fails(capsys, *words)
+    assert any(part in error for part in message.split("|"))

@@ -1,4 +1,4 @@
-"""A tiny model, and an index of a few photos."""
+"""A tiny model, an index of a few images, and its server."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ from hgsl.search.web.server import make_server
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a maker of run folders with a model of random weights."""
+    """Returns a function that makes a run folder with a model of random weights."""
 
     def make(name: str = "run", seed: int = 0) -> Path:
         torch.manual_seed(seed)
@@ -35,7 +35,7 @@ def run(make_run: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def photos(photo_folder: Callable[..., Path]) -> Path:
-    """24 photos of 6 kinds in class folders."""
+    """24 images of 6 classes in class folders."""
     return photo_folder()
 
 
@@ -47,7 +47,7 @@ def index(tmp_path: Path, run: Path, photos: Path) -> SearchIndex:
 
 @pytest.fixture(scope="session")
 def shared_index(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
-    """An index of 24 photos of 6 kinds that no test may change."""
+    """An index of 24 images of 6 classes that no test may change."""
     folder = tmp_path_factory.mktemp("shared")
     generator = np.random.default_rng(0)
     for kind in range(6):

@@ -1,4 +1,4 @@
-"""An index follows its folder: what is new, changed, gone, broken, cut off, or of another model."""
+"""Construction and update of an index: new, changed, deleted and broken images, labels, thresholds, models."""
 
 import json
 import os
@@ -14,8 +14,9 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.models import load_embedder
-from hgsl.search import SearchIndex, build_index, store, unfinished
+from hgsl.search import SearchIndex, build_index
 from hgsl.search.encoder import Encoder
+from hgsl.search.storage import reader, writer
 
 
 def build(folder, photos, **options):
@@ -25,30 +26,30 @@ def build(folder, photos, **options):
 def vectors_of(folder):
     """Path -> vector, read as any other program would."""
     record = json.loads((folder / "index.json").read_text())
-    table = json.loads((folder / record["files"]["photos"]).read_text())
+    table = json.loads((folder / record["files"]["images"]).read_text())
     vectors = np.load(folder / record["files"]["embeddings"], allow_pickle=False)
     return dict(zip(table["paths"], vectors, strict=True))
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many photos the model has seen."""
-    seen = []
+    """The sizes of the batches that the model has embedded."""
+    sizes = []
     vectors = Encoder.vectors
-    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: seen.append(len(tensors)) or vectors(self, tensors))
-    return seen
+    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: sizes.append(len(tensors)) or vectors(self, tensors))
+    return sizes
 
 
-def test_every_photo_has_the_vector_that_the_model_gives(tmp_path, run, photos):
+def test_every_image_has_the_vector_of_the_model(tmp_path, run, photos):
     report = build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
-    assert (report.photos, report.new, report.dropped) == (24, 24, 0)
-    encoder = Encoder(load_embedder(run), device=__import__("torch").device("cpu"))
+    assert (report.images, report.new, report.dropped) == (24, 24, 0)
+    encoder = Encoder(load_embedder(run), device=torch.device("cpu"))
     for path, vector in vectors_of(tmp_path / "index").items():
         np.testing.assert_allclose(vector, encoder.vectors([encoder.read(photos / path)])[0], atol=1e-6)
         assert abs(np.linalg.norm(vector) - 1) < 1e-5
 
 
-def test_only_what_changed_is_embedded_and_what_is_gone_is_dropped(tmp_path, run, photos, counted):
+def test_only_changed_images_are_embedded_and_deleted_ones_are_dropped(tmp_path, run, photos, counted):
     folder = tmp_path / "index"
     build(folder, photos, checkpoint=run)
     before, opened = vectors_of(folder), SearchIndex.open(folder)
@@ -63,12 +64,12 @@ def test_only_what_changed_is_embedded_and_what_is_gone_is_dropped(tmp_path, run
     assert after.keys() == before.keys() - {"kind_00/00.jpg"} | {"kind_09.jpg"}
     different = {path for path in before.keys() & after.keys() if not np.array_equal(before[path], after[path])}
     assert different == {"kind_01/01.jpg"}
-    # Who had the earlier state open still reads it, and nothing of it is left in the folder.
+    # An index that is open keeps its snapshot, and no file of that is left in the folder.
     assert opened.similar(0, k=3)[0].similarity <= 1
     assert len(list(folder.glob("embeddings.*"))) == 1
 
 
-def test_nothing_to_do_writes_nothing(tmp_path, run, photos, counted):
+def test_an_unchanged_folder_writes_nothing(tmp_path, run, photos, counted):
     build(tmp_path / "index", photos, checkpoint=run)
     counted.clear()
     record = (tmp_path / "index/index.json").read_text()
@@ -83,76 +84,74 @@ def test_another_model_is_refused(tmp_path, run, photos, make_run):
         build(tmp_path / "index", photos, checkpoint=make_run("other", seed=1))
     with pytest.raises(InputError, match="give the trained model with --checkpoint"):
         build(tmp_path / "new", photos)
-    # A model put in its place behind its back is noticed too.
+    # A model that was copied over the one of the index is detected too.
     for file in (tmp_path / "other").iterdir():
         (tmp_path / "index/model" / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(InputError, match="is another model"):
+    with pytest.raises(InputError, match="is not the model that embedded"):
         SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg")
-    with pytest.raises(InputError, match="put it back"):
+    with pytest.raises(InputError, match=r"is not the model that embedded .* --checkpoint"):
         build(tmp_path / "index", photos)
 
 
-def test_broken_photos_are_counted_named_and_skipped(tmp_path, run, photos, counted):
+def test_broken_images_are_counted_named_and_skipped(tmp_path, run, photos, counted):
     (photos / "kind_00/cut.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes()[:300])
     (photos / "kind_00/text.png").write_text("no picture")
     (photos / "kind_00/empty.webp").touch()
     (photos / "notes.txt").write_text("not a photo")
     (photos / os.fsdecode(b"latin-\xe9.jpg")).write_bytes((photos / "kind_00/00.jpg").read_bytes())
     report = build(tmp_path / "index", photos, checkpoint=run)
-    assert report.photos == 24
+    assert report.images == 24
     assert set(report.broken) == {f"kind_00/{name}" for name in ("cut.jpg", "text.png", "empty.webp")} | {
         "latin-\\xe9.jpg"
     }
     assert all(len(reason) > 5 and "\n" not in reason for reason in report.broken.values())
-    assert report.ignored == {".txt": 1}
+    assert report.other_files == {".txt": 1}
     counted.clear()
-    assert len(build(tmp_path / "index", photos).broken) == 4  # still named, but not read again
+    assert build(tmp_path / "index", photos).broken == report.broken
     assert counted == []
     (photos / "kind_00/cut.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes())
     report = build(tmp_path / "index", photos)
-    assert (report.photos, report.changed, len(report.broken)) == (25, 1, 3)
+    assert (report.images, report.changed, len(report.broken)) == (25, 1, 3)
 
 
-def test_only_broken_photos_make_no_index(tmp_path, run):
+def test_a_folder_of_broken_images_makes_no_index(tmp_path, run):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_text("x")
-    with pytest.raises(InputError, match=r"none of the 1 photos .* a\.jpg: cannot identify"):
+    with pytest.raises(InputError, match=r"none of the 1 images .* a\.jpg: cannot identify"):
         build(tmp_path / "index", tmp_path / "bad", checkpoint=run)
 
 
 def test_an_unmounted_folder_does_not_empty_the_index(tmp_path, run, photos):
     build(tmp_path / "index", photos, checkpoint=run)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no photos"):
+    with pytest.raises(InputError, match="holds no images"):
         build(tmp_path / "index", tmp_path / "empty")
     assert len(SearchIndex.open(tmp_path / "index")) == 24
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path, run, photos):
+def test_a_folder_with_other_files_is_refused(tmp_path, run, photos):
     with pytest.raises(InputError, match="holds other files"):
         build(photos, photos, checkpoint=run)
 
 
-def test_links_that_run_in_circles_end(tmp_path, run, photos):
+def test_links_in_a_circle_are_listed_once(tmp_path, run, photos):
     (photos / "kind_00/back").symlink_to(photos)
-    assert build(tmp_path / "index", photos, checkpoint=run).photos == 24
+    assert build(tmp_path / "index", photos, checkpoint=run).images == 24
 
 
-def test_a_pipe_is_not_waited_for(tmp_path, run, photos):
+def test_a_pipe_is_not_read(tmp_path, run, photos):
     os.mkfifo(photos / "kind_00/pipe.jpg")
-    assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is no regular file"}
+    assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is not a regular file"}
 
 
-@pytest.mark.parametrize(
-    "part", ["", "{", "[]", "{}", '{"model": "MODEL", "photos": [["kind_00/00.jpg", 1, 1]], "broken": []}']
-)
-def test_a_damaged_part_of_an_unfinished_run_is_computed_again(tmp_path, run, photos, part):
+@pytest.mark.parametrize("part", ["", "{", "[]", "{}", '{"model": "MODEL", "images": [["kind_00/00.jpg", 1, 1]]}'])
+def test_a_damaged_part_of_an_interrupted_run_is_computed_again(tmp_path, run, photos, part):
     fingerprint = Encoder(load_embedder(run), torch.device("cpu")).fingerprint
     folder = tmp_path / "index"
-    (folder / "unfinished").mkdir(parents=True)
-    (folder / "unfinished/000001.json").write_text(part.replace("MODEL", fingerprint))
-    assert build(folder, photos, checkpoint=run).photos == 24
-    assert not (folder / "unfinished").exists()
+    (folder / "pending").mkdir(parents=True)
+    (folder / "pending/000001.json").write_text(part.replace("MODEL", fingerprint))
+    assert build(folder, photos, checkpoint=run).images == 24
+    assert not (folder / "pending").exists()
 
 
 def test_exif_orientation_is_honored(tmp_path, run):
@@ -161,7 +160,7 @@ def test_exif_orientation_is_honored(tmp_path, run):
     pixels[:10] = (20, 20, 250)
     upright = Image.fromarray(pixels)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # displayed rotated by 90 degrees clockwise
     (tmp_path / "p").mkdir()
     upright.save(tmp_path / "p/upright.png")
     upright.rotate(90, expand=True).save(tmp_path / "p/turned.png", exif=exif)
@@ -172,14 +171,14 @@ def test_exif_orientation_is_honored(tmp_path, run):
     assert not np.allclose(vectors["lying.png"], vectors["upright.png"], atol=1e-3)
 
 
-def test_labels_of_a_table_are_kept_and_replaceable(tmp_path, run, photos):
+def test_labels_of_a_table_are_recorded_and_replaceable(tmp_path, run, photos):
     table = tmp_path / "labels.csv"
     table.write_text(
         f"path,label\nkind_00/00.jpg,rose\n{photos}/kind_00/01.jpg,rose\nkind_01/00.jpg,oak\ngone.jpg,oak\n"
     )
     report = build(tmp_path / "index", photos, checkpoint=run, labels=table)
     assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
-    assert "labels 1 photos that are not in" in report.notes[0]
+    assert "labels 1 images that are not in" in report.notes[0]
     build(tmp_path / "index", photos)
     assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
     build(tmp_path / "index", photos, labels="folders")
@@ -198,7 +197,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
     note = {"threshold": 0.61, "metric": "cosine", "false_accept_rate": 0.05}
     (run / "no_match.json").write_text(json.dumps(note))
     assert threshold(checkpoint=run)[0] == 0.61
-    assert threshold()[0] == 0.61  # kept
+    assert threshold()[0] == 0.61  # recorded
     assert threshold(no_match=0.3)[0] == 0.3
     (run / "no_match.json").write_text(json.dumps({**note, "metric": "l2"}))
     value, notes = threshold(checkpoint=run)
@@ -213,7 +212,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
         threshold(no_match=2)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path, run, photos, counted, monkeypatch):
+def test_an_interrupted_run_resumes(tmp_path, run, photos, counted, monkeypatch):
     vectors = Encoder.vectors
 
     def interrupted(self, tensors):
@@ -226,7 +225,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, run, photos, counted,
         build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
     monkeypatch.setattr(Encoder, "vectors", vectors)
     report = build(tmp_path / "index", photos, batch_size=5)
-    assert (report.photos, report.new, report.resumed) == (24, 24, 15)
+    assert (report.images, report.new, report.resumed) == (24, 24, 15)
     assert sum(counted) == 24
     build(tmp_path / "straight", photos, checkpoint=run, batch_size=5)
     straight, resumed = vectors_of(tmp_path / "straight"), vectors_of(tmp_path / "index")
@@ -235,12 +234,13 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, run, photos, counted,
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_its_finished_work_is_kept(tmp_path, run, photo_folder, counted):
+def test_a_killed_run_resumes_with_its_finished_work(tmp_path, run, photo_folder, counted):
     photos = photo_folder(classes=10, images=12, name="many")
     folder = tmp_path / "index"
     script = (
-        "import sys, time; from hgsl.search import build_index, unfinished; from hgsl.search.encoder import Encoder\n"
-        "unfinished.SECONDS = 0; vectors = Encoder.vectors\n"
+        "import sys, time; from hgsl.search import build_index; from hgsl.search.encoder import Encoder\n"
+        "from hgsl.search.storage import pending\n"
+        "pending.FLUSH_SECONDS = 0; vectors = Encoder.vectors\n"
         "def slow(self, tensors): time.sleep(0.2); return vectors(self, tensors)\n"
         "Encoder.vectors = slow\n"
         "build_index(sys.argv[1], sys.argv[2], checkpoint=sys.argv[3], device='cpu', batch_size=4, progress=False)"
@@ -248,28 +248,27 @@ def test_a_killed_run_goes_on_and_its_finished_work_is_kept(tmp_path, run, photo
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script, folder, photos, run], env=environment)
     try:
-        while len(list((folder / "unfinished").glob("*.json"))) < 2 and process.poll() is None:
+        while len(list((folder / "pending").glob("*.json"))) < 2 and process.poll() is None:
             time.sleep(0.02)
         with pytest.raises(InputError, match="another process is writing"):
             build(folder, photos)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with pytest.raises(FileNotFoundError, match="cut off"):
+    with pytest.raises(FileNotFoundError, match="interrupted"):
         SearchIndex.open(folder)
     report = build(folder, photos)
-    assert report.photos == 120
+    assert report.images == 120
     assert 8 <= report.resumed < 120
     assert sum(counted) == 120 - report.resumed
     build(tmp_path / "straight", photos, checkpoint=run)
     straight, resumed = vectors_of(tmp_path / "straight"), vectors_of(folder)
     for path, vector in straight.items():
         np.testing.assert_allclose(resumed[path], vector, atol=1e-6)
-    assert not (folder / "unfinished").exists()
-    assert unfinished.SECONDS > 0
+    assert not (folder / "pending").exists()
 
 
-def test_an_update_that_dies_leaves_the_index_as_it_was(tmp_path, run, photos, monkeypatch):
+def test_a_failed_update_leaves_the_previous_snapshot(tmp_path, run, photos, monkeypatch):
     folder = tmp_path / "index"
     build(folder, photos, checkpoint=run)
     Image.new("RGB", (60, 50), "red").save(photos / "kind_01/new.jpg")
@@ -277,22 +276,20 @@ def test_an_update_that_dies_leaves_the_index_as_it_was(tmp_path, run, photos, m
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "_remove_others", full)
-    real, calls = store.write_json, []
+    real = writer.write_json
 
-    def third(path, value):
-        calls.append(path)
+    def fails_at_the_record(path, value):
         if path.name == "index.json":
             full()
         real(path, value)
 
-    monkeypatch.setattr(store, "write_json", third)
+    monkeypatch.setattr(writer, "write_json", fails_at_the_record)
     with pytest.raises(OSError, match="No space"):
         build(folder, photos)
     monkeypatch.undo()
     assert len(SearchIndex.open(folder)) == 24
     report = build(folder, photos)
-    assert (report.photos, report.resumed) == (25, 1)
+    assert (report.images, report.resumed) == (25, 1)
     assert len(list(folder.glob("embeddings.*"))) == 1
 
 
@@ -300,7 +297,7 @@ def test_faiss_factory_index(tmp_path, run, photos):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     build(tmp_path / "flat", photos, checkpoint=run)
     approximate, flat = SearchIndex.open(tmp_path / "index"), SearchIndex.open(tmp_path / "flat")
-    for photo in range(24):  # both cells are looked at, so it is exact
+    for photo in range(24):  # both cells are probed, so it is exact
         assert approximate.similar(photo, 5) == flat.similar(photo, 5)
     (photos / "kind_00/00.jpg").unlink()
     assert build(tmp_path / "index", photos).record["faiss"] == "IVF2,Flat nprobe=2"
@@ -314,26 +311,33 @@ def test_faiss_factory_index(tmp_path, run, photos):
 
 
 @pytest.mark.parametrize("read", ["load_array", "file_checksum"])
-def test_an_index_that_is_updated_while_it_is_opened(tmp_path, run, photos, monkeypatch, read):
+def test_an_index_is_opened_while_it_is_updated(tmp_path, run, photos, monkeypatch, read):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     (photos / "kind_00/00.jpg").unlink()
-    real = getattr(store, read)
+    real = getattr(reader, read)
 
     def slow(*arguments):
         monkeypatch.undo()
         build(tmp_path / "index", photos)
         return real(*arguments)
 
-    monkeypatch.setattr(store, read, slow)
+    monkeypatch.setattr(reader, read, slow)
     assert len(SearchIndex.open(tmp_path / "index")) == 23
 
 
-@pytest.mark.parametrize("file", ["photos.1.json", "embeddings.1.npy"])
-def test_a_missing_file_names_the_way_out(tmp_path, index, photos, file):
-    (tmp_path / "index" / file).unlink()
-    for call in (SearchIndex.open, lambda folder: build(folder, photos)):
-        with pytest.raises(InputError, match=f"lacks {file}: remove it and make the index anew"):
-            call(tmp_path / "index")
+@pytest.mark.parametrize("file", ["images.1.json", "embeddings.1.npy", "index.json"])
+def test_a_damaged_index_is_named_and_rebuilt(tmp_path, run, photos, file, counted):
+    folder = tmp_path / "index"
+    build(folder, photos, checkpoint=run, no_match=0.5)
+    (folder / file).write_text("{") if file == "index.json" else (folder / file).unlink()
+    with pytest.raises(InputError, match="not valid JSON" if file == "index.json" else f"lacks {file}: rebuild it"):
+        SearchIndex.open(folder)
+    counted.clear()
+    report = build(folder, photos)
+    assert sum(counted) == 24
+    assert "was damaged and has been rebuilt" in report.notes[0]
+    assert SearchIndex.open(folder).threshold == (None if file == "index.json" else 0.5)
+    assert len(list(folder.glob("embeddings.*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -342,14 +346,18 @@ def test_a_missing_file_names_the_way_out(tmp_path, index, photos, file):
         ("index.json", lambda _: "{", "not valid JSON"),
         ("index.json", lambda _: "[" * 100_000, "not valid JSON"),
         ("index.json", lambda _: "[]", "holds a JSON list: expected the record of an index"),
-        ("index.json", lambda text: text.replace('"format": 1', '"format": 2'), "is of format 2"),
+        ("index.json", lambda text: text.replace('"format": 2', '"format": 3'), "has format 3"),
         ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
         ("index.json", lambda text: text.replace('"no_match": null', '"no_match": {}'), "no usable threshold"),
         ("index.json", lambda text: text.replace("embeddings.1.npy", "../../secret.npy"), "tampered"),
-        ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "../../etc/passwd"), "not inside the folder"),
-        ("photos.1.json", lambda text: text.replace("kind_00/00.jpg", "/etc/passwd"), "not inside the folder"),
-        ("photos.1.json", lambda text: text.replace('"times"', '"tims"'), "is damaged"),
-        ("photos.1.json", lambda text: text.replace('"labels": [\n    0,', '"labels": ['), "23 labels for 24"),
+        (
+            "images.1.json",
+            lambda text: text.replace("kind_00/00.jpg", "../../etc/passwd"),
+            "not inside the image",
+        ),
+        ("images.1.json", lambda text: text.replace("kind_00/00.jpg", "/etc/passwd"), "not inside the image"),
+        ("images.1.json", lambda text: text.replace('"times"', '"tims"'), "is damaged"),
+        ("images.1.json", lambda text: text.replace('"labels": [\n    0,', '"labels": ['), "23 labels for 24"),
     ],
 )
 def test_a_tampered_index_is_refused(tmp_path, index, file, change, message):
@@ -371,5 +379,5 @@ def test_pickled_or_cut_vectors_are_refused(tmp_path, index):
     with pytest.raises(InputError, match=r"cannot be read as \.npy"):
         SearchIndex.open(tmp_path / "index")
     np.save(path, np.ones((3, 16), np.float32))
-    with pytest.raises(InputError, match="3 vectors for 24 photos"):
+    with pytest.raises(InputError, match="3 vectors for 24 images"):
         SearchIndex.open(tmp_path / "index")

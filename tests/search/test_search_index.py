@@ -1,4 +1,4 @@
-"""What a search returns, against all similarities computed in float64."""
+"""Search results, compared with all similarities in float64."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 import hgsl
 from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex, build_index
-from hgsl.search.sheet import write_query_sheet
+from hgsl.search.query_sheet import write_query_sheet
 
 
 def stored(index):
@@ -16,7 +16,7 @@ def stored(index):
 
 
 def oracle(index, query, k, rows=None):
-    """Ids and similarities of the k nearest, equal ones by id."""
+    """Ids and similarities of the k nearest images, equal ones by id."""
     vectors = stored(index)
     rows = np.arange(len(vectors)) if rows is None else rows
     scores = (vectors[rows] @ (query / np.linalg.norm(query))).astype(np.float32)
@@ -28,58 +28,58 @@ def test_public_name(index):
     assert hgsl.SearchIndex is SearchIndex
 
 
-def test_vectors_find_what_is_nearest(index):
+def test_vectors_find_the_nearest_images(index):
     queries = np.random.default_rng(0).standard_normal((7, 16)).astype(np.float32)
-    for found, query in zip(index.search(queries, k=5), queries, strict=True):
+    for hits, query in zip(index.search(queries, k=5), queries, strict=True):
         ids, scores = oracle(index, query.astype(np.float64), 5)
-        assert [hit.id for hit in found] == ids
-        np.testing.assert_allclose([hit.similarity for hit in found], scores, atol=1e-6)
+        assert [hit.id for hit in hits] == ids
+        np.testing.assert_allclose([hit.similarity for hit in hits], scores, atol=1e-6)
     one = index.search(torch.from_numpy(queries[0]), k=5)
     assert [hit.id for hit in one[0]] == [hit.id for hit in index.search(queries, k=5)[0]]
 
 
-def test_a_photo_finds_itself_however_it_is_given(index, photos):
+def test_an_image_finds_itself_in_every_query_type(index, photos):
     path = photos / "kind_03/02.jpg"
     for query in (path, str(path), Image.open(path)):
-        [found] = index.search(query, k=3)
-        assert found[0].path == "kind_03/02.jpg"
-        assert found[0].label == "kind_03"
-        assert found[0].similarity == pytest.approx(1, abs=1e-4)
+        [hits] = index.search(query, k=3)
+        assert hits[0].path == "kind_03/02.jpg"
+        assert hits[0].label == "kind_03"
+        assert hits[0].similarity == pytest.approx(1, abs=1e-4)
     assert len(index.search([path, path, path], k=1)) == 3
     assert index.search([], k=1) == []
 
 
 def test_a_label_filters_exactly(index):
     query = np.random.default_rng(1).standard_normal(16).astype(np.float32)
-    rows = np.array([place for place in range(24) if index.photo(place).label == "kind_02"])
-    [found] = index.search(query, k=10, label="kind_02")
-    assert [hit.id for hit in found] == oracle(index, query.astype(np.float64), 10, rows)[0]
-    assert {hit.label for hit in found} == {"kind_02"}
-    assert len(found) == 4
+    rows = np.array([number for number in range(24) if index.image(number).label == "kind_02"])
+    [hits] = index.search(query, k=10, label="kind_02")
+    assert [hit.id for hit in hits] == oracle(index, query.astype(np.float64), 10, rows)[0]
+    assert {hit.label for hit in hits} == {"kind_02"}
+    assert len(hits) == 4
     with pytest.raises(InputError, match="did you mean 'kind_02'"):
         index.search(query, label="kind_02x")
 
 
-def test_similar_leaves_the_photo_itself_out(index):
-    for photo in range(len(index)):
-        ids, _ = oracle(index, stored(index)[photo], 6)
-        assert [hit.id for hit in index.similar(photo, 5)] == [place for place in ids if place != photo][:5]
+def test_similar_excludes_the_image_itself(index):
+    for number in range(len(index)):
+        ids, _ = oracle(index, stored(index)[number], 6)
+        assert [hit.id for hit in index.similar(number, 5)] == [i for i in ids if i != number][:5]
     assert len(index.similar(0, 1000)) == 23
 
 
-def test_copies_come_in_the_order_of_their_names(tmp_path, run, photos):
+def test_copies_are_ranked_by_path(tmp_path, run, photos):
     for name in ("b", "a", "c"):
         (photos / f"kind_00/copy_{name}.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes())
     build_index(tmp_path / "index", photos, checkpoint=run, device="cpu", progress=False)
-    [found] = SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg", k=4)
-    assert [hit.path for hit in found] == ["kind_00/00.jpg"] + [f"kind_00/copy_{name}.jpg" for name in "abc"]
+    [hits] = SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg", k=4)
+    assert [hit.path for hit in hits] == ["kind_00/00.jpg"] + [f"kind_00/copy_{name}.jpg" for name in "abc"]
 
 
 def test_the_threshold_decides_what_is_a_match(tmp_path, index, run, photos):
     query = np.random.default_rng(0).standard_normal(16).astype(np.float32)
-    [found] = index.search(query, k=2)
-    assert index.accepts(found) is None
-    best = np.float32(found[0].similarity)
+    [hits] = index.search(query, k=2)
+    assert index.accepts(hits) is None
+    best = np.float32(hits[0].similarity)
     for threshold, matches in ((best, True), (np.nextafter(best, np.float32(1)), False)):
         build_index(index.folder, photos, no_match=float(threshold), device="cpu", progress=False)
         again = SearchIndex.open(index.folder)
@@ -90,7 +90,7 @@ def test_the_threshold_decides_what_is_a_match(tmp_path, index, run, photos):
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [
-        (np.ones((1, 8), np.float32), {}, "vectors of 8 numbers, the index has 16"),
+        (np.ones((1, 8), np.float32), {}, "queries have 8 dimensions, the index has 16"),
         (np.full((1, 16), np.nan, np.float32), {}, "row 0 is not finite"),
         (np.zeros((1, 16), np.float32), {}, "row 0 is zero"),
         (np.ones((1, 16), np.int64), {}, "a matrix"),
@@ -103,19 +103,19 @@ def test_mistakes_are_named(index, query, options, message):
         index.search(query, **options)
 
 
-def test_ids_outside_the_index_are_refused(index):
-    for photo in (-1, 24):
+def test_numbers_outside_the_index_are_refused(index):
+    for number in (-1, 24):
         with pytest.raises(InputError, match="not in the index"):
-            index.path(photo)
+            index.path(number)
 
 
-def test_a_sheet_shows_every_line(tmp_path, index, photos):
+def test_a_sheet_has_a_line_per_query(tmp_path, index, photos):
     queries = [photos / "kind_00/00.jpg", photos / "kind_01/00.jpg"]
-    found = index.search(queries, k=3)
-    (photos / "kind_00/00.jpg").rename(photos / "moved.jpg")  # gone since: a gray tile
-    write_query_sheet(tmp_path / "sheet.png", index, queries, found)
+    results = index.search(queries, k=3)
+    (photos / "kind_00/00.jpg").rename(photos / "moved.jpg")  # deleted since it was indexed: a gray tile
+    write_query_sheet(tmp_path / "sheet.png", index, queries, results)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 160
         assert sheet.height > 2 * 160
     with pytest.raises(InputError, match=r"sheet\.nothing"):
-        write_query_sheet(tmp_path / "sheet.nothing", index, queries, found)
+        write_query_sheet(tmp_path / "sheet.nothing", index, queries, results)

@@ -1,4 +1,4 @@
-"""The page in a real browser, from a photo that is dropped, pasted or picked to what it finds."""
+"""The search page in a real browser: queries by upload, drop, paste and click, boxes, labels and errors."""
 
 import base64
 import re
@@ -18,7 +18,7 @@ def url(serve, shared_index):
 
 @pytest.fixture
 def open_page(browser, watched):
-    """Returns a function that opens a tab; whatever goes wrong in one, or leaves it for the network, fails the test."""
+    """Returns a function that opens a tab; errors in it and requests to other sites fail the test."""
     tabs, contexts = [], []
 
     def start(address, **options):
@@ -51,7 +51,7 @@ def until(page, expression):
 
 
 def searched(page):
-    """Waits until an answer is shown; returns the file names and similarities."""
+    """Waits until an answer is shown; returns the paths and similarities."""
     until(
         page,
         "document.getElementById('status').textContent.includes('nearest') && !document.querySelector('.grid.old')",
@@ -67,7 +67,7 @@ def expected(index, query, k, **options):
     return [hit.path for hit in hits]
 
 
-def test_a_picked_photo_finds_what_the_index_finds(page, shared_index):
+def test_a_chosen_image_finds_what_the_index_finds(page, shared_index):
     path = shared_index.root / "kind_02/01.jpg"
     page.set_input_files("#file", path)
     names, scores = searched(page)
@@ -81,7 +81,7 @@ def test_a_picked_photo_finds_what_the_index_finds(page, shared_index):
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_dropped_and_a_pasted_photo(page, shared_index, way):
+def test_a_dropped_and_a_pasted_image(page, shared_index, way):
     path = shared_index.root / "kind_04/02.jpg"
     page.evaluate(
         """([way, content]) => {
@@ -90,8 +90,8 @@ def test_a_dropped_and_a_pasted_photo(page, shared_index, way):
             data.items.add(new File([bytes], "holiday.jpg", { type: "image/jpeg" }));
             if (way === "paste") return dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }));
             const options = { dataTransfer: data, bubbles: true, cancelable: true };
-            for (const kind of ["dragenter", "dragover"]) document.body.dispatchEvent(new DragEvent(kind, options));
-            if (document.getElementById("over").hidden) throw new Error("nothing says that the photo can be dropped");
+            for (const type of ["dragenter", "dragover"]) document.body.dispatchEvent(new DragEvent(type, options));
+            if (document.getElementById("over").hidden) throw new Error("the drop target is not shown");
             document.body.dispatchEvent(new DragEvent("drop", options));
         }""",
         [way, base64.b64encode(path.read_bytes()).decode()],
@@ -103,16 +103,18 @@ def test_a_dropped_and_a_pasted_photo(page, shared_index, way):
 
 def drag(page, start, end):
     frame = page.locator("#crop").bounding_box()
-    place = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
-    page.mouse.move(*place[0])
+    points = [(frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in (start, end)]
+    page.mouse.move(*points[0])
     page.mouse.down()
-    page.mouse.move(*place[1], steps=3)
+    page.mouse.move(*points[1], steps=3)
     with page.expect_response(lambda response: "/api/search" in response.url) as answer:
         page.mouse.up()
-    return [float(share) for share in re.search(r"box=([^&]+)", answer.value.url)[1].replace("%2C", ",").split(",")]
+    return [
+        float(fraction) for fraction in re.search(r"box=([^&]+)", answer.value.url)[1].replace("%2C", ",").split(",")
+    ]
 
 
-def test_a_box_is_drawn_moved_resized_and_taken_off(page, shared_index):
+def test_a_box_is_drawn_moved_resized_and_removed(page, shared_index):
     page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
     whole = searched(page)
     box = drag(page, (0.2, 0.25), (0.6, 0.75))
@@ -139,14 +141,14 @@ def test_the_box_moves_by_keyboard(page, shared_index):
         page.keyboard.press("Escape")
 
 
-def test_a_click_searches_by_that_photo_and_back_returns(page, shared_index):
+def test_a_click_searches_by_that_image_and_back_returns(page, shared_index):
     page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
     first = searched(page)
     page.locator("#grid button").nth(3).click()
     until(page, "document.getElementById('name').textContent.includes('/')")
-    photo = next(hit for hit in range(24) if shared_index.photo(hit).path == first[0][3])
-    assert searched(page)[0] == [hit.path for hit in shared_index.similar(photo, 24)]
-    # A part of it can be searched too, as of a photo from outside.
+    image = next(hit for hit in range(24) if shared_index.image(hit).path == first[0][3])
+    assert searched(page)[0] == [hit.path for hit in shared_index.similar(image, 24)]
+    # A part of it can be searched too, as of an uploaded image.
     drag(page, (0.2, 0.2), (0.8, 0.8))
     searched(page)
     page.go_back()
@@ -158,7 +160,7 @@ def test_a_click_searches_by_that_photo_and_back_returns(page, shared_index):
 
 
 def test_everything_works_by_keyboard(page):
-    page.on("filechooser", lambda chooser: None)  # asked for early: the browser may hear a key before a late request
+    page.on("filechooser", lambda chooser: None)  # registered early: the browser may get a key before a late request
     page.locator("#grid button").nth(2).focus()
     page.keyboard.press("Enter")
     assert len(searched(page)[0]) == 23
@@ -167,7 +169,7 @@ def test_everything_works_by_keyboard(page):
         page.keyboard.press("Enter")
 
 
-def test_label_and_number_of_photos(page, shared_index):
+def test_label_and_number_of_images(page, shared_index):
     path = shared_index.root / "kind_02/01.jpg"
     page.set_input_files("#file", path)
     searched(page)
@@ -180,15 +182,15 @@ def test_label_and_number_of_photos(page, shared_index):
     assert page.locator("#labels option").count() == 6
 
 
-def test_no_match_is_said_plainly(open_page, serve, shared_index, tmp_path):
+def test_no_match_is_shown(open_page, serve, shared_index, tmp_path):
     build_index(
         tmp_path / "strict", shared_index.root, checkpoint=shared_index.folder.parent / "run", no_match=1, device="cpu",
         progress=False,
     )  # fmt: skip
     page = open_page(serve(SearchIndex.open(tmp_path / "strict", device="cpu")))
     page.locator("#grid button").first.click()
-    page.wait_for_selector("#refused:not([hidden])")
-    text = page.locator("#refused").inner_text()
+    page.wait_for_selector("#no-match:not([hidden])")
+    text = page.locator("#no-match").inner_text()
     assert "No match" in text
     assert "needs 1.000" in text
     assert page.locator("#grid li").count() == 0
@@ -196,20 +198,20 @@ def test_no_match_is_said_plainly(open_page, serve, shared_index, tmp_path):
     assert page.locator("#grid li").count() == 23
 
 
-def test_what_cannot_be_searched_says_why(browser, url, tmp_path):
+def test_the_page_shows_why_an_upload_is_refused(browser, url, tmp_path):
     (tmp_path / "vector.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(url)
         page.set_input_files("#file", tmp_path / "vector.svg")
         page.wait_for_selector("#error:not([hidden])")
-        assert "not a photo" in page.locator("#error").inner_text()
+        assert "not an image" in page.locator("#error").inner_text()
         (tmp_path / "large.jpg").write_bytes(bytes((20 << 20) + 1))
         page.set_input_files("#file", tmp_path / "large.jpg")
         until(page, "document.getElementById('error').textContent.includes('larger than 20 MB')")
 
 
-def test_names_stay_text(open_page, serve, shared_index, tmp_path):
+def test_names_are_shown_as_text(open_page, serve, shared_index, tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     folder = tmp_path / "photos" / evil
     folder.mkdir(parents=True)
@@ -225,7 +227,7 @@ def test_names_stay_text(open_page, serve, shared_index, tmp_path):
 
 
 @pytest.mark.parametrize("width", [360, 768])
-def test_nothing_reaches_over_the_edge_of_a_small_screen(page, shared_index, width):
+def test_nothing_overflows_a_small_screen(page, shared_index, width):
     page.set_viewport_size({"width": width, "height": 800})
     page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
     searched(page)

@@ -1,4 +1,4 @@
-"""The server over real sockets: answers, batches, limits, and everything hostile that can be sent to it."""
+"""The server over real sockets: answers, batches, limits, and hostile requests."""
 
 import asyncio
 import copy
@@ -21,11 +21,11 @@ from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex, build_index
 from hgsl.search.encoder import Encoder
 from hgsl.search.web import app as web
-from hgsl.search.web import uploads
+from hgsl.search.web import request_body, uploads
 from hgsl.search.web.batcher import Batcher
-from hgsl.search.web.questions import Question, answer
-from hgsl.search.web.refusal import Refusal
-from hgsl.search.web.server import MAX_HEAD, _listen
+from hgsl.search.web.errors import RequestError
+from hgsl.search.web.queries import Query, answer_batch
+from hgsl.search.web.server import MAX_HEAD, listen
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def photos(shared_index):
     return shared_index.root
 
 
-def encoded(image, kind="PNG", **options):
+def encoded(image, image_format="PNG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -66,92 +66,94 @@ def refused(response, status):
 
 def test_what_the_index_holds(client):
     about = client.get("/api/index").json()
-    assert about["photos"] == 24
+    assert about["images"] == 24
     assert about["labels"]["kind_03"] == 4
     assert about["threshold"] is None
     assert about["backbone"] == "test_resnet"
 
 
-def test_a_photo_that_is_sent_finds_what_the_index_finds(client, index, photos):
+def test_an_uploaded_image_finds_what_the_index_finds(client, index, photos):
     path = photos / "kind_02/03.jpg"
-    found = client.post("/api/search", params={"k": 5}, content=path.read_bytes()).json()
+    answer = client.post("/api/search", params={"k": 5}, content=path.read_bytes()).json()
     [expected] = index.search(path, k=5)
-    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
-    assert found["hits"][0] == pytest.approx(expected[0]._asdict())
-    assert found["match"] is None
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected]
+    assert answer["hits"][0] == pytest.approx(expected[0]._asdict())
+    assert answer["match"] is None
     only = client.post("/api/search", params={"k": 50, "label": "kind_05"}, content=path.read_bytes()).json()
     assert [hit["label"] for hit in only["hits"]] == ["kind_05"] * 4
 
 
-@pytest.mark.parametrize("kind", uploads.FORMATS)
-def test_every_format_that_is_offered(client, photos, kind):
+@pytest.mark.parametrize("image_format", uploads.FORMATS)
+def test_every_supported_format(client, photos, image_format):
     with Image.open(photos / "kind_02/03.jpg") as image:
-        content = encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        content = encoded(image, image_format, **({"lossless": True} if image_format == "WEBP" else {}))
     hits = client.post("/api/search", content=content, headers={"content-type": "text/html"}).json()["hits"]
     assert hits[0]["path"] == "kind_02/03.jpg"
 
 
-def test_a_box_is_searched_as_a_photo_cut_by_hand(client, index):
+def test_a_box_is_searched_like_a_cropped_image(client, index):
     pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)
-    sent = client.post("/api/search", params={"box": "0.25,0.5,0.75,1", "k": 3}, content=encoded(image)).json()
+    cropped = client.post("/api/search", params={"box": "0.25,0.5,0.75,1", "k": 3}, content=encoded(image)).json()
     [expected] = index.search(image.crop((30, 40, 90, 80)), k=3)
-    assert [hit["similarity"] for hit in sent["hits"]] == pytest.approx([hit.similarity for hit in expected], abs=1e-5)
-    # The box is of the upright photo.
+    assert [hit["similarity"] for hit in cropped["hits"]] == pytest.approx(
+        [hit.similarity for hit in expected], abs=1e-5
+    )
+    # The box refers to the upright image.
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encoded(image.rotate(90, expand=True), exif=exif)
     again = client.post("/api/search", params={"box": "0.25,0.5,0.75,1", "k": 3}, content=turned).json()
-    assert again == sent
+    assert again == cropped
 
 
-def test_a_photo_of_the_index_finds_others(client, index):
-    found = client.get("/api/photos/7/similar", params={"k": 4}).json()["hits"]
-    assert [hit["id"] for hit in found] == [hit.id for hit in index.similar(7, 4)]
-    spread = client.get("/api/photos", params={"k": 3}).json()
-    assert [photo["id"] for photo in spread] == [0, 11, 23]
-    assert len(client.get("/api/photos", params={"label": "kind_01"}).json()) == 4
+def test_an_image_of_the_index_finds_others(client, index):
+    hits = client.get("/api/images/7/similar", params={"k": 4}).json()["hits"]
+    assert [hit["id"] for hit in hits] == [hit.id for hit in index.similar(7, 4)]
+    spread = client.get("/api/images", params={"k": 3}).json()
+    assert [image["id"] for image in spread] == [0, 11, 23]
+    assert len(client.get("/api/images", params={"label": "kind_01"}).json()) == 4
 
 
 def test_no_match_below_the_threshold(serve, tmp_path, run, photos):
     build_index(tmp_path / "strict", photos, checkpoint=run, no_match=1, device="cpu", progress=False)
     url = serve(SearchIndex.open(tmp_path / "strict", device="cpu"))
-    found = httpx.get(f"{url}/api/photos/7/similar").json()
-    assert found["match"] is False
-    assert found["threshold"] == 1
-    assert found["hits"]
+    answer = httpx.get(f"{url}/api/images/7/similar").json()
+    assert answer["match"] is False
+    assert answer["threshold"] == 1
+    assert answer["hits"]
 
 
-def test_photos_are_drawn_anew_and_revalidated(serve, shared_index, tmp_path):
+def test_images_are_encoded_anew_and_revalidated(serve, shared_index, tmp_path):
     photos = shutil.copytree(shared_index.root, tmp_path / "photos")
     index = copy.copy(shared_index)
     index.root = photos
     client = httpx.Client(base_url=serve(index))
-    first = client.get("/api/photos/0/image", params={"side": 32})
+    first = client.get("/api/images/0/jpeg", params={"side": 32})
     assert first.headers["content-type"] == "image/jpeg"
     with Image.open(io.BytesIO(first.content)) as image:
         assert max(image.size) == 32
-    again = client.get("/api/photos/0/image?side=32", headers={"if-none-match": first.headers["etag"]})
+    again = client.get("/api/images/0/jpeg?side=32", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     (photos / "kind_00/00.jpg").write_text("<script>alert(1)</script>")
-    assert "bring the index up to date" in refused(client.get("/api/photos/0/image"), 410)
+    assert "update the index" in refused(client.get("/api/images/0/jpeg"), 410)
     (photos / "kind_00/00.jpg").unlink()
-    refused(client.get("/api/photos/0/image"), 410)
+    refused(client.get("/api/images/0/jpeg"), 410)
 
 
-def test_only_photos_of_the_index_are_served(client):
+def test_only_images_of_the_index_are_served(client):
     for path in ("24", "-1", "x", "1.5", "9999999999999999999999", "..%2f..%2fetc%2fpasswd", "%00", "0/../../x"):
-        assert client.get(f"/api/photos/{path}/image").status_code in (404, 422), path
-        assert client.get(f"/api/photos/{path}/similar").status_code in (404, 422), path
+        assert client.get(f"/api/images/{path}/jpeg").status_code in (404, 422), path
+        assert client.get(f"/api/images/{path}/similar").status_code in (404, 422), path
     for path in ("/page/../app.py", "/..%2fapp.py", "//etc/passwd", "/docs", "/redoc", "/index.html"):
         assert refused(client.get(path), 404) == "Not Found"
     assert refused(client.put("/api/index"), 405)
 
 
-def test_headers_keep_the_page_to_itself(client):
+def test_security_headers(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    for response in (page, client.get("/api/index"), client.get("/api/photos/99/image")):
+    for response in (page, client.get("/api/index"), client.get("/api/images/99/jpeg")):
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
@@ -169,18 +171,18 @@ def test_headers_keep_the_page_to_itself(client):
     "host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "[::1", "[evil]:80"]
 )
 def test_a_foreign_host_name_is_refused(client, host):
-    refused(client.get("/api/photos/0/image", headers={"host": host}), 400)
+    refused(client.get("/api/images/0/jpeg", headers={"host": host}), 400)
 
 
-def test_own_host_names_pass(serve, index):
-    url = serve(index, names=["photos.example"])
-    for host in ("localhost", "LOCALHOST:99", "127.0.0.1:1", "[::1]:80", "[::1]", "192.168.1.7", "Photos.example:443"):
+def test_allowed_host_names_pass(serve, index):
+    url = serve(index, names=["images.example"])
+    for host in ("localhost", "LOCALHOST:99", "127.0.0.1:1", "[::1]:80", "[::1]", "192.168.1.7", "Images.example:443"):
         assert httpx.get(f"{url}/api/index", headers={"host": host}).status_code == 200, host
 
 
 def png(width, height, data=b""):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -215,7 +217,7 @@ SMALL = encoded(Image.new("RGB", (9, 7), "red"))
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", 415),
         (SMALL[:50], 422),
         (encoded(Image.effect_noise((99, 99), 50), "JPEG")[:600], 422),
-        (png(60_000, 60_000, zlib.compress(bytes(10_000))), 413),  # says 3,600 million pixels
+        (png(60_000, 60_000, zlib.compress(bytes(10_000))), 413),  # declares 3,600 million pixels
         (png(10_000, 10_000, zlib.compress(bytes(300_000_000), 9)), 413),  # has 100 million, in 300 KB
         (png(2**31 - 1, 2**31 - 1), 413),
         (png(0, 5), 415),
@@ -226,11 +228,11 @@ SMALL = encoded(Image.new("RGB", (9, 7), "red"))
     ],
     ids=lambda value: str(value) if isinstance(value, int) else f"{value[:8]!r}-{len(value)}",
 )
-def test_what_is_no_proper_photo_is_refused(client, content, status):
+def test_invalid_uploads_are_refused(client, content, status):
     refused(client.post("/api/search", content=content), status)
 
 
-def test_a_long_body_without_a_length_is_cut_off(client):
+def test_a_long_body_without_a_length_is_refused(client):
     def chunks():
         for _ in range(25):
             yield bytes(1 << 20)
@@ -255,12 +257,12 @@ def test_a_long_body_without_a_length_is_cut_off(client):
     ],
     ids=lambda params: str(params)[:30],
 )
-def test_wrong_settings_are_named(client, params):
+def test_wrong_parameters_are_named(client, params):
     assert refused(client.post("/api/search", params=params, content=SMALL), 422)
 
 
 def test_an_unknown_label_is_refused(client):
-    for url in ("/api/photos?label=none", "/api/photos/0/similar?label=kind"):
+    for url in ("/api/images?label=none", "/api/images/0/similar?label=kind"):
         refused(client.get(url), 404)
 
 
@@ -279,7 +281,7 @@ def test_overlong_requests_are_refused(client):
     ],
     ids=["tls", "endless header", "no target", "no http"],
 )
-def test_what_is_no_http_gets_json_too(client, request_bytes):
+def test_invalid_http_gets_json_too(client, request_bytes):
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
         connection.sendall(request_bytes)
         answer = b""
@@ -290,14 +292,14 @@ def test_what_is_no_http_gets_json_too(client, request_bytes):
     assert "error" in json.loads(body)
 
 
-def test_a_slow_body_is_not_waited_for(client, monkeypatch):
-    monkeypatch.setattr(web, "BODY_SECONDS", 0.05)
+def test_a_slow_body_is_refused(client, monkeypatch):
+    monkeypatch.setattr(request_body, "BODY_SECONDS", 0.05)
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
         connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
 
 
-def test_a_sender_that_goes_away_leaves_no_traceback(index):
+def test_a_client_that_disconnects_leaves_no_traceback(index):
     messages = iter([{"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}])
     sent = []
 
@@ -309,7 +311,7 @@ def test_a_sender_that_goes_away_leaves_no_traceback(index):
 
     scope = {"type": "http", "method": "POST", "path": "/api/search", "query_string": b"", "http_version": "1.1"}
     asyncio.run(web.create_app(index)({**scope, "headers": [(b"host", b"localhost")]}, receive, send))
-    assert sent[0]["status"] == 400  # which nobody hears
+    assert sent[0]["status"] == 400  # which no client reads
 
 
 def test_uploads_are_counted(serve, index, monkeypatch):
@@ -318,17 +320,17 @@ def test_uploads_are_counted(serve, index, monkeypatch):
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
         connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
         while (answer := httpx.post(f"{url}/api/search", content=SMALL)).status_code == 200:
-            pass  # until the server has seen the one that does not end
+            pass  # until the server has received the one that does not end
         assert "too many" in refused(answer, 429)
     while httpx.post(f"{url}/api/search", content=SMALL).status_code == 429:
-        pass  # until it has seen that it is gone
+        pass  # until it has noticed the disconnect
 
 
-def test_many_at_once_share_forward_passes_and_get_their_own_answers(client, index, photos, monkeypatch):
+def test_concurrent_requests_share_forward_passes(client, index, photos, monkeypatch):
     sizes, gate, vectors = [], threading.Event(), Encoder.vectors
 
     def counted(self, tensors):
-        gate.wait(30)  # until all are waiting, so that the batches are as large as they may be
+        gate.wait(30)  # until all are waiting, so that the batches are as large as possible
         sizes.append(len(tensors))
         return vectors(self, tensors)
 
@@ -339,25 +341,25 @@ def test_many_at_once_share_forward_passes_and_get_their_own_answers(client, ind
         asked = [pool.submit(client.post, "/api/search", params={"k": 3}, content=path.read_bytes()) for path in paths]
         threading.Timer(0.5, gate.set).start()
         answers = [future.result().json()["hits"] for future in asked]
-    for found, right in zip(answers, expected, strict=True):
-        assert [hit["id"] for hit in found] == [hit.id for hit in right]
+    for hits, right in zip(answers, expected, strict=True):
+        assert [hit["id"] for hit in hits] == [hit.id for hit in right]
     assert sum(sizes) == len(paths)
     assert max(sizes) > 4
     assert len(sizes) < len(paths) / 2
 
 
-def test_a_batch_answers_every_question_as_if_it_were_alone(index, photos):
+def test_a_batch_answers_each_query_like_a_single_one(index, photos):
     tensors = [index.encoder.read(path) for path in sorted(photos.glob("*/02.jpg"))]
-    questions = [
-        *(Question(tensors[0], 1), Question(tensors[1], 5, "kind_01"), Question(tensors[2], 3)),
-        *(Question(3, 4), Question(3, 4, "kind_00"), Question(9, 24)),
+    queries = [
+        *(Query(tensors[0], 1), Query(tensors[1], 5, "kind_01"), Query(tensors[2], 3)),
+        *(Query(3, 4), Query(3, 4, "kind_00"), Query(9, 24)),
     ]
-    together = answer(index, questions)
-    for question, found in zip(questions, together, strict=True):
-        [alone] = answer(index, [question])
-        assert [hit.id for hit in found] == [hit.id for hit in alone]
-        assert len(found) <= question.k
-    assert len(together[4]) == 3  # the label's four photos, itself left out
+    together = answer_batch(index, queries)
+    for query, hits in zip(queries, together, strict=True):
+        [alone] = answer_batch(index, [query])
+        assert [hit.id for hit in hits] == [hit.id for hit in alone]
+        assert len(hits) <= query.k
+    assert len(together[4]) == 3  # the four images of the label, itself excluded
 
 
 def test_the_batcher_refuses_a_flood_and_survives_an_error():
@@ -370,14 +372,14 @@ def test_the_batcher_refuses_a_flood_and_survives_an_error():
         async with Batcher(work, max_batch=2, max_waiting=3) as batcher:
             results = await asyncio.gather(*(batcher.submit(word) for word in "abcde"), return_exceptions=True)
             assert [result for result in results if isinstance(result, str)] == ["A", "B", "C"]
-            assert [result.status for result in results if isinstance(result, Refusal)] == [429, 429]
+            assert [result.status for result in results if isinstance(result, RequestError)] == [429, 429]
             with pytest.raises(RuntimeError):
                 await batcher.submit("bad")
             assert await batcher.submit("good") == "GOOD"
             gone = asyncio.ensure_future(batcher.submit("gone"))
             await asyncio.sleep(0)
             gone.cancel()
-            assert await batcher.submit("there") == "THERE"
+            assert await batcher.submit("next") == "NEXT"
 
     asyncio.run(scenario())
 
@@ -387,8 +389,8 @@ def test_load_on_loopback_without_an_error(client, photos):
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda i: client.post("/api/search", content=contents[i % 24]), range(200)))
     assert {answer.status_code for answer in answers} == {200}
-    for place, found in enumerate(answers):
-        assert found.json()["hits"][0]["id"] == place % 24
+    for number, answer in enumerate(answers):
+        assert answer.json()["hits"][0]["id"] == number % 24
 
 
 @pytest.mark.slow
@@ -406,7 +408,7 @@ def test_schemathesis_finds_no_server_error(serve, index):
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
     schema = schemathesis.openapi.from_url(f"{serve(index)}/openapi.json")
     modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
-    seen = Counter()
+    statuses = Counter()
     for operation in (result.ok() for result in schema.get_all_operations()):
         for mode in modes:
 
@@ -420,18 +422,18 @@ def test_schemathesis_finds_no_server_error(serve, index):
                 suppress_health_check=list(HealthCheck),
             )
             def call(case):
-                seen[case.call_and_validate(checks=checks).status_code] += 1
+                statuses[case.call_and_validate(checks=checks).status_code] += 1
 
             try:
                 call()
             except Unsatisfiable:  # nothing about GET /api/index can be wrong
                 assert operation.path == "/api/index"
-    assert sum(seen.values()) > 300
-    assert {200, 404, 415, 422} <= set(seen)
+    assert sum(statuses.values()) > 300
+    assert {200, 404, 415, 422} <= set(statuses)
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999])
-def test_a_port_that_there_is_not_is_refused(port):
+def test_a_port_out_of_range_is_refused(port):
     """The system would listen on its lower 16 bits."""
     with pytest.raises(InputError, match="from 0 to 65535"):
-        _listen("127.0.0.1", port)
+        listen("127.0.0.1", port)

@@ -1,1 +1,1 @@
-"""The local web page of an index, and the JSON API behind it; needs the extra ``[serve]``."""
+"""Local web page of an index and the JSON API behind it; needs the extra ``[serve]``."""

@@ -1,11 +1,15 @@
-"""Runs the application under uvicorn."""
+"""The web application under uvicorn: listening address, startup, and an exit that never waits for a client."""
 
 import ipaddress
+import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,19 +19,32 @@ from hgsl.search.index import SearchIndex
 from hgsl.search.web.app import create_app
 
 MAX_HEAD = 1 << 18  # bytes of request line and headers that are read at all; ``limits`` refuses far shorter ones
+GRACE_SECONDS = 1  # for requests in progress when the server is told to exit
+EXIT_SECONDS = 1.5  # until the process exits, whatever is still running
 
 
 class JsonProtocol(H11Protocol):
-    """HTTP/1.1 that answers what is no HTTP, or endless, in JSON like everything else."""
+    """HTTP/1.1 that answers invalid or endless requests with JSON, like every other error."""
 
     def send_400_response(self, msg: str) -> None:
-        body = b'{"error": "this is no valid HTTP request, or a far too long one"}'
+        body = b'{"error": "this is not a valid HTTP request, or far too long"}'
         head = (
             b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
             b"content-length: %d\r\n\r\n" % len(body)
         )
         self.transport.write(head + body)
         self.transport.close()
+
+
+class ExitingServer(uvicorn.Server):
+    """A server whose process exits at most ``EXIT_SECONDS`` after a signal, even while an image is decoded."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        status = 0 if sig == signal.SIGINT else 128 + sig
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [status])  # nothing is written here that could be lost
+        timer.daemon = True
+        timer.start()
 
 
 def serve(
@@ -38,33 +55,33 @@ def serve(
     allowed_hosts: Iterable[str] = (),
     device: str = "auto",
 ) -> None:
-    """Opens an index and serves its page until it is interrupted; the address is printed.
+    """Opens an index, prints the address of its page, and serves it until the process is interrupted.
 
     Args:
-        folder: Of the index.
+        folder: The index folder.
         host: Address to listen on; the default is reachable from this machine only.
         port: 0 takes a free one.
-        allowed_hosts: Domain names by which the server may be reached, besides localhost and addresses.
+        allowed_hosts: Host names by which the server may be reached, besides localhost and IP addresses.
         device: Where the model computes.
 
     Raises:
         FileNotFoundError: There is no index.
         InputError: It is damaged, or the address cannot be listened on.
     """
+    listener = listen(host, port)
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files: whoever sends one gets an answer
-    listener = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
-    print(f"{len(index):,} photos: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    print(f"{len(index):,} images: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
-        print("note: whoever can reach this address can see these photos", flush=True)
+        print("note: everyone who can reach this address can see these images", flush=True)
     with suppress(KeyboardInterrupt):
         make_server(index, [host, *allowed_hosts]).run(sockets=[listener])
 
 
 def make_server(index: SearchIndex, names: Iterable[str] = ()) -> uvicorn.Server:
-    """The server over an opened index; ``names`` are the host names it may be reached by, as for ``create_app``."""
+    """Creates the server over an opened index; ``names`` are its allowed host names, as in ``create_app``."""
     config = uvicorn.Config(
         create_app(index, names),
         http=JsonProtocol,
@@ -72,19 +89,25 @@ def make_server(index: SearchIndex, names: Iterable[str] = ()) -> uvicorn.Server
         log_level="warning",
         h11_max_incomplete_event_size=MAX_HEAD,
         server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    return uvicorn.Server(config)
+    return ExitingServer(config)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 1 << 16:  # the system would take the lower 16 bits of it
-        raise InputError(f"--port is a number from 0 to 65535, found {port}")
+def listen(host: str, port: int) -> socket.socket:
+    """Opens a listening socket.
+
+    Raises:
+        InputError: The port is out of range, or the address is in use or not of this machine.
+    """
+    if not 0 <= port < 1 << 16:  # the system would use its lower 16 bits
+        raise InputError(f"--port must be a number from 0 to 65535, found {port}")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
     except OSError as error:
         raise InputError(f"cannot listen on {host} port {port}: {error}; --host and --port name another") from None
-    # Accepted connections inherit it; without it the end of an answer waits 40 ms for the client's acknowledgement.
+    # Accepted connections inherit it; without it the end of a response waits 40 ms for the client's acknowledgment.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

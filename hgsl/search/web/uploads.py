@@ -1,25 +1,33 @@
-"""From the bytes that a stranger sends to a picture, or a refusal.
+"""Conversion of uploaded bytes to model input, limited in pixels, shape and memory.
 
-The type is read from the bytes, never believed; only the decoders of five formats are ever tried. Width and height are
-in the head of a file and are checked before a single pixel is decoded, so that a bomb never goes off.
+The format is read from the bytes, never from a header or a name, and only the decoders of five formats are tried. Width
+and height are at the start of a file and are checked before any pixel is decoded, so a decompression bomb is refused.
 """
 
 import io
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
+from torch import Tensor
 
+from hgsl.common.errors import InputError
 from hgsl.data.files.images import DAMAGED, to_rgb
-from hgsl.search.web.refusal import Refusal
+from hgsl.search.web.errors import RequestError
+
+if TYPE_CHECKING:
+    from hgsl.search.encoder import Encoder
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 20 << 20
-MAX_PIXELS = 50_000_000  # a large camera's photo; 150 MB once decoded
-MIN_SIDE = 2  # pixels of what is searched
+MAX_PIXELS = 50_000_000  # an image of a large camera; 150 MB as RGB
+MIN_SIDE = 2  # pixels of the part that is searched
+
+# Errors of Pillow's decoders and of torch's resize for damaged or absurd files, besides those of ``DAMAGED``.
+FAILURES = (*DAMAGED, MemoryError, OverflowError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 
 
 class Box(NamedTuple):
-    """A part of an upright photo, in shares of its width and height from the upper left corner."""
+    """A part of an upright image, as fractions of its width and height from the upper left corner."""
 
     left: float
     top: float
@@ -28,44 +36,48 @@ class Box(NamedTuple):
 
 
 def parse_box(text: str | None) -> Box | None:
-    """``x1,y1,x2,y2`` -> the box.
+    """Parses ``x1,y1,x2,y2``.
 
     Raises:
-        Refusal: Not four numbers from 0 to 1, or nothing between them.
+        RequestError: Not four numbers from 0 to 1, or an empty box.
     """
     if text is None:
         return None
     try:
         left, top, right, bottom = (float(part) for part in text.split(","))
     except ValueError:
-        raise Refusal(422, "box must be four numbers x1,y1,x2,y2: shares of the photo's width and height") from None
+        raise RequestError(422, "box must be four numbers x1,y1,x2,y2: fractions of the width and height") from None
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise Refusal(422, "box must lie inside the photo: 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1")
+        raise RequestError(422, "box must lie inside the image: 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1")
     return Box(left, top, right, bottom)
 
 
-def decode(content: bytes, box: Box | None, min_side: int) -> Image.Image:
-    """Decodes a photo: upright, RGB, cut to the box.
+def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
+    """Converts an uploaded file to model input, (3, S, S).
 
     Args:
-        content: The file as it was sent.
-        box: What of it is searched, or None for all.
-        min_side: The shortest side, in pixels, that is enough for what is searched: a JPEG is not decoded larger.
+        content: The file.
+        box: The part to search, or None for the whole image.
+        encoder: The model and its preprocessing.
 
     Raises:
-        Refusal: 415 it is none of ``FORMATS``; 413 it has too many pixels; 422 it is damaged, or the box has no pixels.
+        RequestError: 415 a format other than ``FORMATS``; 413 too many pixels; 422 damaged, of a shape that the
+            preprocessing refuses, or a box without pixels.
     """
     try:
-        return _decode(content, box, min_side)
+        return encoder.prepare(_decode(content, box, encoder.side))
     except Image.UnidentifiedImageError:
-        raise Refusal(415, f"this is not a photo: {', '.join(FORMATS)} are understood") from None
+        raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are understood") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels() from None
-    except (*DAMAGED, MemoryError, OverflowError, KeyError, TypeError, AttributeError, RuntimeError):
-        raise Refusal(422, "the photo is damaged: it cannot be decoded") from None
+    except InputError as error:
+        raise RequestError(422, str(error)) from None
+    except FAILURES:
+        raise RequestError(422, "the image is damaged: it cannot be decoded") from None
 
 
 def _decode(content: bytes, box: Box | None, min_side: int) -> Image.Image:
+    """Decodes a file as upright RGB, cut to the box; a JPEG no larger than ``min_side`` pixels of the box require."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels()
@@ -81,9 +93,9 @@ def _cut(image: Image.Image, box: Box) -> Image.Image:
     left, top = round(box.left * width), round(box.top * height)
     right, bottom = round(box.right * width), round(box.bottom * height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
-        raise Refusal(422, f"the box holds less than {MIN_SIDE} x {MIN_SIDE} pixels: draw a larger one")
+        raise RequestError(422, f"the box holds less than {MIN_SIDE} x {MIN_SIDE} pixels: draw a larger one")
     return image.crop((left, top, right, bottom))
 
 
-def _too_many_pixels() -> Refusal:
-    return Refusal(413, f"the photo has more than {MAX_PIXELS // 1_000_000} million pixels: send a smaller one")
+def _too_many_pixels() -> RequestError:
+    return RequestError(413, f"the image has more than {MAX_PIXELS // 1_000_000} million pixels: send a smaller one")

@@ -1,4 +1,4 @@
-// A box on a photo, drawn, moved and resized by pointer or keyboard; in shares of the photo's width and height.
+// A box on an image, drawn, moved and resized by pointer or keyboard; in fractions of the image's width and height.
 
 const ALL = [0, 0, 1, 1];
 const SMALLEST = 0.02;
@@ -8,7 +8,7 @@ export function cropper(area, element, changed) {
   let box = ALL;
   let drag = null;
 
-  const isAll = () => box.every((value, place) => value === ALL[place]);
+  const isAll = () => box.every((value, i) => value === ALL[i]);
 
   function show() {
     const [left, top, right, bottom] = box.map((value) => `${100 * value}%`);
@@ -23,11 +23,11 @@ export function cropper(area, element, changed) {
 
   function at(event) {
     const frame = area.getBoundingClientRect();
-    const share = (value) => Math.min(1, Math.max(0, value));
-    return [share((event.clientX - frame.left) / frame.width), share((event.clientY - frame.top) / frame.height)];
+    const clamp = (value) => Math.min(1, Math.max(0, value));
+    return [clamp((event.clientX - frame.left) / frame.width), clamp((event.clientY - frame.top) / frame.height)];
   }
 
-  // A corner is dragged away from the opposite one, which stays.
+  // The opposite corner of the one that is dragged; it stays where it is.
   function corner(name) {
     const [left, top, right, bottom] = box;
     return [name.endsWith("w") ? right : left, name.startsWith("n") ? bottom : top];
@@ -61,7 +61,7 @@ export function cropper(area, element, changed) {
     drag = null;
     const small = box[2] - box[0] < SMALLEST || box[3] - box[1] < SMALLEST;
     if (small || event.type === "pointercancel") set(before); // a click, or a finger that scrolls
-    if (box.some((value, place) => value !== before[place])) changed();
+    if (box.some((value, i) => value !== before[i])) changed();
   }
   area.addEventListener("pointerup", release);
   area.addEventListener("pointercancel", release);

@@ -1,24 +1,24 @@
-// The page: what is searched, what is asked, and what was found. Names from the index are only ever set as text.
+// The search page: query image, search requests and results. Names from the index are only ever set as text.
 
 import { cropper } from "/crop.js";
 
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const crop = cropper($("crop"), $("box"), () => searchSoon());
-let about = { photos: 0, labels: {}, max_bytes: Infinity };
-let query = null; // {blob, name} of a photo that was given, or {id, name, label} of one of the index; box of either
-let queries = []; // all of this visit, so that the browser's Back returns to one
+let about = { images: 0, labels: {}, max_bytes: Infinity };
+let query = null; // {blob, name} of an uploaded image, or {id, name, label} of one of the index; either may have a box
+let queries = []; // all of this visit, for the browser's Back
 let running = null;
 let timer = 0;
 
 async function start() {
   about = await (await fetch("/api/index")).json();
   const names = Object.keys(about.labels);
-  const kinds = names.length ? `, ${number.format(names.length)} ${names.length === 1 ? "label" : "labels"}` : "";
-  $("about").textContent = `${number.format(about.photos)} photos${kinds}`;
+  const labels = names.length ? `, ${number.format(names.length)} ${names.length === 1 ? "label" : "labels"}` : "";
+  $("about").textContent = `${number.format(about.images)} images${labels}`;
   $("limits").textContent = `JPEG, PNG, WebP, GIF or BMP, up to ${about.max_bytes >> 20} MB`;
   $("label-field").hidden = !names.length;
-  $("labels").replaceChildren(...names.map((name) => new Option(`${number.format(about.labels[name])} photos`, name)));
+  $("labels").replaceChildren(...names.map((name) => new Option(`${number.format(about.labels[name])} images`, name)));
   history.replaceState(null, "");
   browse();
 }
@@ -29,20 +29,20 @@ function choose(next, remember = true) {
   $("drop").hidden = Boolean(query);
   $("chosen").hidden = !query;
   if (!query) {
-    $("photo").removeAttribute("src");
+    $("image").removeAttribute("src");
     return browse();
   }
   if (remember) {
     queries.push(query);
     history.pushState(queries.length - 1, "");
   }
-  query.url ??= query.blob ? URL.createObjectURL(query.blob) : `/api/photos/${query.id}/image?side=1200`;
-  $("photo").src = query.url;
+  query.url ??= query.blob ? URL.createObjectURL(query.blob) : `/api/images/${query.id}/jpeg?side=1200`;
+  $("image").src = query.url;
   $("name").textContent = query.label ? `${query.label}: ${query.name}` : query.name;
   search();
 }
 
-function give(file) {
+function upload(file) {
   if (!file) return;
   if (file.size > about.max_bytes) return fail(`${file.name} is larger than ${about.max_bytes >> 20} MB: choose a smaller one`);
   choose({ blob: file, name: file.name });
@@ -54,7 +54,7 @@ function searchSoon() {
   timer = setTimeout(search, 200);
 }
 
-function settings() {
+function parameters() {
   const values = new URLSearchParams({ k: $("k").value });
   const label = $("label").value.trim();
   if (label) values.set("label", label);
@@ -63,14 +63,14 @@ function settings() {
 
 async function request(signal) {
   const { box, id } = query;
-  const values = settings();
-  if (id !== undefined && !box) return fetch(`/api/photos/${id}/similar?${values}`, { signal });
-  if (box) values.set("box", box.map((share) => share.toFixed(5)).join());
-  query.blob ??= await (await fetch(query.url, { signal })).blob(); // a part of a photo of the index
+  const values = parameters();
+  if (id !== undefined && !box) return fetch(`/api/images/${id}/similar?${values}`, { signal });
+  if (box) values.set("box", box.map((fraction) => fraction.toFixed(5)).join());
+  query.blob ??= await (await fetch(query.url, { signal })).blob(); // a part of an image of the index
   return fetch(`/api/search?${values}`, { method: "POST", body: query.blob, signal });
 }
 
-// Asks, unless something newer is asked meanwhile, and hands over the answer with the time it took.
+// Sends a request, aborts the previous one, and passes the answer on with the time it took.
 async function ask(send, receive) {
   running?.abort();
   const { signal } = (running = new AbortController());
@@ -95,16 +95,16 @@ function search() {
 }
 
 function browse() {
-  return ask((signal) => fetch(`/api/photos?${settings()}`, { signal }), (photos) => {
+  return ask((signal) => fetch(`/api/images?${parameters()}`, { signal }), (images) => {
     clear("Or start from one of these:");
-    $("grid").replaceChildren(...photos.map(tile));
+    $("grid").replaceChildren(...images.map(tile));
   });
 }
 
 function clear(status) {
   $("grid").replaceChildren();
   $("grid").classList.remove("old");
-  $("refused").hidden = $("error").hidden = true;
+  $("no-match").hidden = $("error").hidden = true;
   $("status").textContent = status;
 }
 
@@ -116,14 +116,14 @@ function fail(message) {
 
 function show({ match, threshold, hits }, milliseconds) {
   const label = $("label").value.trim();
-  const among = label ? `labeled ${label}` : `of ${number.format(about.photos)}`;
-  clear(match === false ? "" : `The ${hits.length} nearest photos ${among}, in ${Math.round(milliseconds)} ms`);
+  const among = label ? `labeled ${label}` : `of ${number.format(about.images)}`;
+  clear(match === false ? "" : `The ${hits.length} nearest images ${among}, in ${Math.round(milliseconds)} ms`);
   const tiles = hits.map(tile);
   if (match !== false) return $("grid").replaceChildren(...tiles);
-  const nearest = label ? `The nearest photo labeled ${label}` : "The nearest photo";
+  const nearest = label ? `The nearest image labeled ${label}` : "The nearest image";
   const best = hits.length ? `${nearest} reaches ${hits[0].similarity.toFixed(3)}; ` : "";
-  $("refused-text").textContent = `${best}a match needs ${threshold.toFixed(3)} or more.`;
-  $("refused").hidden = false;
+  $("no-match-text").textContent = `${best}a match needs ${threshold.toFixed(3)} or more.`;
+  $("no-match").hidden = false;
   $("anyway").hidden = !hits.length;
   $("anyway").onclick = () => {
     $("grid").replaceChildren(...tiles);
@@ -134,9 +134,9 @@ function show({ match, threshold, hits }, milliseconds) {
 
 function tile(hit) {
   const score = hit.similarity?.toFixed(3);
-  const image = make("img", "", { loading: "lazy", alt: "", src: `/api/photos/${hit.id}/image` });
+  const image = make("img", "", { loading: "lazy", alt: "", src: `/api/images/${hit.id}/jpeg` });
   const thumb = make("span", "thumb", {}, image);
-  image.addEventListener("error", () => thumb.replaceChildren(make("span", "lost", {}, "no longer there")));
+  image.addEventListener("error", () => thumb.replaceChildren(make("span", "missing", {}, "not available")));
   const lines = [];
   if (score) {
     const bar = make("i");
@@ -154,9 +154,9 @@ function tile(hit) {
   return make("li", "", {}, button);
 }
 
-function make(name, kind = "", properties = {}, ...children) {
+function make(name, className = "", properties = {}, ...children) {
   const element = Object.assign(document.createElement(name), properties);
-  if (kind) element.className = kind;
+  if (className) element.className = className;
   element.append(...children);
   return element;
 }
@@ -169,8 +169,8 @@ $("whole").addEventListener("click", () => {
   search();
 });
 $("file").addEventListener("change", () => {
-  give($("file").files[0]);
-  $("file").value = ""; // so that the same file can be chosen again
+  upload($("file").files[0]);
+  $("file").value = ""; // the same file can be chosen again
 });
 $("controls").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -182,12 +182,12 @@ $("label").addEventListener("input", () => {
   if (!text || Object.hasOwn(about.labels, text)) search();
 });
 addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
-  if (file) give(file);
+  const file = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+  if (file) upload(file);
 });
 addEventListener("popstate", (event) => choose(queries[event.state] ?? null, false));
 
-let depth = 0; // of elements that a dragged photo is over
+let depth = 0; // number of nested elements under a dragged file
 addEventListener("dragenter", (event) => {
   depth += 1;
   $("over").hidden = !event.dataTransfer.types.includes("Files");
@@ -201,13 +201,13 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
   $("over").hidden = true;
-  give(event.dataTransfer.files[0]);
+  upload(event.dataTransfer.files[0]);
 });
-$("photo").addEventListener("load", () => {
-  const { naturalWidth, naturalHeight } = $("photo");
+$("image").addEventListener("load", () => {
+  const { naturalWidth, naturalHeight } = $("image");
   $("crop").style.setProperty("--ratio", naturalWidth / naturalHeight);
 });
-$("photo").addEventListener("error", () => {
+$("image").addEventListener("error", () => {
   if (query?.blob) $("name").textContent = `${query.name} (the browser cannot show it)`;
 });
 

@@ -1,0 +1,206 @@
+"""Construction and update of an index: only images that are new or changed are embedded."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hgsl.common.device import pick_device
+from hgsl.common.errors import InputError
+from hgsl.evaluation.knn.vectors import Floats
+from hgsl.models import load_embedder, save_embedder
+from hgsl.search.checks import check_counts, check_index_folder
+from hgsl.search.encoder import Encoder, fingerprint_of
+from hgsl.search.indexing.embedding import embed_images
+from hgsl.search.indexing.image_folder import FolderListing, list_images
+from hgsl.search.indexing.labels import label_source, read_labels
+from hgsl.search.indexing.no_match import no_match_record
+from hgsl.search.indexing.report import IndexReport, make_report
+from hgsl.search.storage import faiss_file
+from hgsl.search.storage.layout import MODEL, MODEL_COMPLETE, PENDING, ImageFile, ImageTable, has_index, locked
+from hgsl.search.storage.pending import PendingEmbeddings, VectorRow
+from hgsl.search.storage.reader import FormatError, Snapshot, is_intact, read_record, read_snapshot
+from hgsl.search.storage.writer import check_free_space, write_snapshot
+from hgsl.version import __version__
+
+
+def build_index(
+    folder: str | Path,
+    images: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    labels: str | Path | None = None,
+    faiss: str | None = None,
+    no_match: float | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = True,
+) -> IndexReport:
+    """Indexes a folder of images, or updates its index: new and changed images are embedded, deleted ones dropped.
+
+    An image is unchanged while its path, size and modification time are. An interrupted call loses a few seconds of
+    work. Readers see the previous snapshot until the new one is complete. Images that could not be read are tried
+    again by every call.
+
+    Args:
+        folder: The index; created if missing.
+        images: The image folder, searched recursively.
+        checkpoint: The folder of a trained model, or a model on the Hub. The index stores a copy, so that later calls
+            need none; another model is refused, since vectors of two models cannot be compared.
+        labels: A table with columns ``path`` and ``label``, or "folders" for the names of the class folders. None keeps
+            the recorded source, at first "folders".
+        faiss: "Flat" (exact) or a FAISS factory string such as "IVF256,Flat nprobe=16". None keeps the recorded one,
+            at first "Flat".
+        no_match: The similarity below which a search reports no match. None takes what evaluation has calibrated for
+            the checkpoint, else keeps the recorded one.
+        device: Where the model computes.
+        batch_size: Images per forward pass.
+        workers: Processes that load images; 0 loads in this one.
+        progress: Whether to show a progress bar on stderr, if that is a terminal.
+
+    Raises:
+        FileNotFoundError: The image folder, the checkpoint or the table does not exist.
+        InputError: Another model, no readable image, no space, or any other mistake in the arguments.
+        OSError: The index folder cannot be written.
+    """
+    folder, root = Path(folder).expanduser(), Path(images).expanduser().absolute()
+    check_counts(batch_size, workers)
+    target = pick_device(device)
+    listing = list_images(root)
+    check_index_folder(folder)
+    with locked(folder):
+        notes: list[str] = []
+        previous_record, previous = _read_previous(folder, notes)
+        encoder = _prepare_encoder(folder, checkpoint, target, previous_record)
+        record: dict[str, Any] = {
+            "root": str(root),
+            "faiss": faiss or previous_record.get("faiss", faiss_file.FLAT),
+            "labels": label_source(labels, previous_record),
+            "no_match": no_match_record(no_match, checkpoint, notes) or previous_record.get("no_match"),
+            "model": _model_record(encoder, checkpoint, previous_record),
+            "hgsl": __version__,
+        }
+        label_of = read_labels(record["labels"], root, [image.path for image in listing.images], notes)
+        pending = PendingEmbeddings(folder / PENDING, encoder.fingerprint)
+        vectors = _known_vectors(previous) | pending.vectors
+        missing = [image for image in listing.images if image not in vectors]
+        resumed = sum(image in pending.vectors for image in listing.images)
+        check_free_space(folder, len(listing.images), len(missing), encoder.dimensions, record["faiss"])
+        broken = embed_images(missing, root, encoder, pending, batch_size, workers, progress)
+        vectors |= pending.vectors
+        table = _make_table(root, listing, vectors, label_of, broken)
+        record |= {"images": len(table.images), "dimensions": encoder.dimensions}
+        if _differs(previous, table, record):
+            record = write_snapshot(folder, table, encoder.dimensions, _rows_of(table, vectors), record)
+        else:
+            record = read_record(folder)
+        pending.remove()
+    return make_report(None if previous is None else previous.table, listing, table, resumed, record, notes)
+
+
+def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snapshot | None]:
+    """The settings and the snapshot of the index so far; a damaged index is noted and built anew."""
+    if not has_index(folder):
+        return {}, None
+    record: dict[str, Any] = {}
+    try:
+        record = read_record(folder)
+        snapshot = read_snapshot(folder)
+    except FormatError:
+        raise
+    except InputError as error:
+        kept = "its settings are kept" if record else "labels, FAISS factory and threshold are those of a new index"
+        notes.append(f"the index was damaged and has been rebuilt, {kept} ({error})")
+        return record, None
+    return record, snapshot if is_intact(folder, snapshot) else None
+
+
+def _prepare_encoder(
+    folder: Path, checkpoint: str | Path | None, device: torch.device, record: Mapping[str, Any]
+) -> Encoder:
+    """The model of the index, with a copy of it in the index folder.
+
+    Raises:
+        InputError: The index has no model, or another one than ``record`` names.
+    """
+    copy = folder / MODEL
+    expected = record["model"].get("fingerprint") if record else None
+    if checkpoint is None:
+        if not (copy / MODEL_COMPLETE).is_file():
+            raise InputError(f"{folder} has no model yet: give the trained model with --checkpoint RUN")
+        encoder = Encoder(load_embedder(copy), device)
+        if record and encoder.fingerprint != expected:
+            raise InputError(f"{copy} is not the model that embedded the images: give that model with --checkpoint RUN")
+        return encoder
+    encoder = Encoder(load_embedder(checkpoint), device)
+    if record and encoder.fingerprint != expected:
+        raise InputError(
+            f"{folder} was made with another model than {checkpoint} ({expected}, not {encoder.fingerprint}): their "
+            "vectors cannot be compared, so name another folder for the index"
+        )
+    if not _is_copy(copy, encoder.fingerprint):
+        save_embedder(encoder.model, copy)
+    return encoder
+
+
+def _is_copy(folder: Path, fingerprint: str) -> bool:
+    """Whether the folder holds an undamaged model of this fingerprint."""
+    if not (folder / MODEL_COMPLETE).is_file():
+        return False
+    try:
+        return fingerprint_of(load_embedder(folder)) == fingerprint
+    except (InputError, OSError):
+        return False
+
+
+def _model_record(
+    encoder: Encoder, checkpoint: str | Path | None, previous_record: Mapping[str, Any]
+) -> dict[str, Any]:
+    recorded = previous_record.get("model", {}).get("checkpoint")
+    return {**encoder.description(), "checkpoint": recorded if checkpoint is None else str(checkpoint)}
+
+
+def _known_vectors(previous: Snapshot | None) -> dict[ImageFile, VectorRow]:
+    if previous is None:
+        return {}
+    matrix = np.asarray(previous.vectors.data)
+    return {image: (matrix, row) for row, image in enumerate(previous.table.images)}
+
+
+def _make_table(
+    root: Path,
+    listing: FolderListing,
+    vectors: Mapping[ImageFile, VectorRow],
+    label_of: Mapping[str, str],
+    broken: dict[ImageFile, str],
+) -> ImageTable:
+    """The image table of the next snapshot.
+
+    Raises:
+        InputError: No image could be embedded.
+    """
+    images = [image for image in listing.images if image in vectors]
+    if not images:
+        first, reason = next(iter(broken.items()))
+        raise InputError(
+            f"none of the {len(listing.images)} images in {root} can be read, the first is {first.path}: {reason}"
+        )
+    return ImageTable(images, [label_of.get(image.path) for image in images], broken)
+
+
+def _rows_of(table: ImageTable, vectors: Mapping[ImageFile, VectorRow]) -> Callable[[slice], Floats]:
+    """Slice of the table -> the vectors of its images, (B, D)."""
+
+    def rows(part: slice) -> Floats:
+        return np.stack([matrix[row] for matrix, row in (vectors[image] for image in table.images[part])])
+
+    return rows
+
+
+def _differs(previous: Snapshot | None, table: ImageTable, record: Mapping[str, Any]) -> bool:
+    if previous is None:
+        return True
+    return previous.table != table or any(previous.record.get(key) != value for key, value in record.items())

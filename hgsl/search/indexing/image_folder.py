@@ -1,0 +1,65 @@
+"""Listing of an image folder."""
+
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import as_text, walk_files
+from hgsl.data.files.images import IMAGE_SUFFIXES
+from hgsl.search.storage.layout import ImageFile
+
+
+class FolderListing(NamedTuple):
+    """The contents of an image folder.
+
+    Attributes:
+        images: Sorted by path.
+        other_files: Suffix -> number of files that are not images.
+        unusable: Path -> why an image file cannot be indexed at all.
+    """
+
+    images: list[ImageFile]
+    other_files: Counter[str]
+    unusable: dict[str, str]
+
+
+def list_images(root: Path) -> FolderListing:
+    """Lists every image file below ``root`` by its suffix; hidden files and folders are skipped, links are followed.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        InputError: It holds no image: an index must not be emptied because a disk is not mounted.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the images")
+    listing = FolderListing([], Counter(), {})
+    for path in walk_files(root):
+        name = path.relative_to(root).as_posix()
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            listing.other_files[as_text(path.suffix.lower()) or "no suffix"] += 1
+            continue
+        try:
+            name.encode()
+            facts = path.stat()
+        except UnicodeEncodeError:
+            listing.unusable[as_text(name)] = "its name is not UTF-8: rename it"
+        except OSError as error:
+            listing.unusable[name] = error.strerror or "cannot be read"
+        else:
+            if stat.S_ISREG(facts.st_mode):
+                listing.images.append(ImageFile(name, facts.st_size, facts.st_mtime_ns))
+            else:  # such as a pipe, on which reading would block
+                listing.unusable[name] = "is not a regular file"
+    if not listing.images:
+        raise InputError(_nothing_to_index(root, listing))
+    listing.images.sort()
+    return listing
+
+
+def _nothing_to_index(root: Path, listing: FolderListing) -> str:
+    files = ", ".join(f"{count} {suffix}" for suffix, count in listing.other_files.most_common(5))
+    unusable = next((f"{name}: {reason}" for name, reason in listing.unusable.items()), None)
+    detail = f" (only {files})" if files else f" ({unusable})" if unusable else ""
+    return f"{root} holds no images{detail}: is it the right folder?"

@@ -1,0 +1,49 @@
+"""Contact sheet of a search: one line per query with its nearest images."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from hgsl.common.errors import InputError
+from hgsl.data.files.images import read_image
+from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
+from hgsl.search.index import Hit, SearchIndex
+
+SIDE = 160
+GRAY = "#a8a29e"
+
+
+def write_query_sheet(
+    path: str | os.PathLike[str], index: SearchIndex, queries: Sequence[Path], results: Sequence[Sequence[Hit]]
+) -> None:
+    """Writes an image file with one line per query; a query without a match is marked.
+
+    Args:
+        path: A file whose suffix Pillow knows, such as ``.png``.
+        index: The index that was searched.
+        queries: The query images.
+        results: The hits of each query.
+    """
+    lines = [_sheet_line(index, query, hits) for query, hits in zip(queries, results, strict=True)]
+    write_sheet(path, lines, max(len(hits) for hits in results), side=SIDE)
+
+
+def _sheet_line(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Tile]:
+    rejected = not hits or index.accepts(hits) is False
+    title = "nothing found" if not hits else "no match" if rejected else "query"
+    tiles = [Tile(partial(_load, query), title, query.name, WRONG if rejected else INK)]
+    for hit in hits:
+        load = partial(_load, index.path(hit.id))
+        title = f"{hit.similarity:.3f}  {hit.label or ''}"
+        tiles.append(Tile(load, title, Path(hit.path).name, GRAY if rejected else INK))
+    return tiles
+
+
+def _load(path: Path) -> Image.Image:
+    try:
+        return read_image(path, SIDE)
+    except InputError:  # deleted or changed since it was indexed; the other images are still worth showing
+        return Image.new("RGB", (SIDE, SIDE), GRAY)

@@ -1,0 +1,15 @@
+"""The error of a request that is not answered: an HTTP status and one sentence, sent as JSON."""
+
+
+class RequestError(Exception):
+    """A request that is not answered.
+
+    Attributes:
+        status: The HTTP status, 4xx, or 503 where the server lacks memory.
+        message: What is wrong and the way out; it names no path of this machine.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message

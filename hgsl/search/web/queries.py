@@ -1,0 +1,40 @@
+"""Queries of the web API, and the answer to several of them in one forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from hgsl.search.index import Hit, SearchIndex
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search.
+
+    Attributes:
+        image: The model input of an image, (3, S, S), or the number of an image of the index, which is then excluded.
+        k: Number of hits.
+        label: Only images of this label.
+    """
+
+    image: Tensor | int
+    k: int
+    label: str | None = None
+
+
+def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]]:
+    """Answers all queries with one forward pass, and one search per label that they are limited to."""
+    tensors = [query.image for query in queries if isinstance(query.image, Tensor)]
+    embedded = iter(index.encoder.vectors(tensors) if tensors else ())
+    vectors = [next(embedded) if isinstance(query.image, Tensor) else index.vector(query.image) for query in queries]
+    answers: list[list[Hit]] = [[] for _ in queries]
+    for label in {query.label for query in queries}:
+        rows = [row for row, query in enumerate(queries) if query.label == label]
+        depth = max(queries[row].k for row in rows) + 1  # one more for an image that finds itself
+        results = index.nearest(np.stack([vectors[row] for row in rows]), depth, label=label)
+        for row, hits in zip(rows, results, strict=True):
+            excluded = queries[row].image if isinstance(queries[row].image, int) else None
+            answers[row] = [hit for hit in hits if hit.id != excluded][: queries[row].k]
+    return answers

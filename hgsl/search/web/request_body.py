@@ -1,0 +1,53 @@
+"""Reading of an uploaded file from a request, limited in size and time."""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from hgsl.search.web.errors import RequestError
+from hgsl.search.web.uploads import MAX_BYTES
+
+BODY_SECONDS = 30.0  # in which an upload must have arrived
+DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
+
+
+async def read_body(request: Request) -> bytes:
+    """Returns the body of a request.
+
+    A body that is somewhat too long is read to its end and discarded: a browser that is still sending reads no answer.
+
+    Raises:
+        RequestError: 413 too long, 408 too slow, 400 the client disconnected, 422 empty.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > DISCARDED:
+        raise _too_long()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _collect(request)
+    except TimeoutError:
+        raise RequestError(408, f"the image did not arrive within {BODY_SECONDS:.0f} seconds") from None
+    except ClientDisconnect:
+        raise RequestError(400, "the image did not arrive completely") from None
+    if not content:
+        raise RequestError(422, "the body is empty: send the bytes of an image file")
+    return content
+
+
+async def _collect(request: Request) -> bytes:
+    content, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > DISCARDED:
+            raise _too_long()
+        if size > MAX_BYTES:
+            content.clear()
+        else:
+            content += chunk
+    if size > MAX_BYTES:
+        raise _too_long()
+    return bytes(content)
+
+
+def _too_long() -> RequestError:
+    return RequestError(413, f"the file is larger than {MAX_BYTES >> 20} MB: send a smaller one")
