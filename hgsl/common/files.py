@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,20 +20,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; on success it is renamed to ``path``, on error removed.
 
     The folder is made if it is missing. The file is flushed to disk before the rename and the folder after it, so a
-    crash at any moment leaves either the old file or the new one.
+    crash at any moment leaves either the old file or the new one. Its mode is that of a new file under the process's
+    umask, whatever the writer gave it.
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full. Nothing is left behind.
+        OSError: The folder cannot be written, or the disk is full; it names ``path``. Nothing is left behind.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: several writers (PNG, safetensors) choose their format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{PARTIAL}{target.suffix}")
     try:
+        with temporary.open("x") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
+        temporary.chmod(stat.S_IMODE(mode))  # safetensors makes its files private
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, target)
         _flush(target.parent, os.O_RDONLY)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

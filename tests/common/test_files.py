@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, walk_files, write_json, write_text
@@ -16,6 +18,33 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) ->
         raise RuntimeError("in the middle")
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "model.safetensors") as temporary:
+            save_file({"x": torch.zeros(1)}, temporary)  # which makes a private file
+        write_text(tmp_path / "report.json", "{}")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "model.safetensors": mode,
+        "report.json": mode,
+    }
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "report.json"
+    for filename in (None, "the temporary one"):
+        with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(target) as temporary:
+            raise OSError(28, "No space left on device", None if filename is None else str(temporary))
+        assert caught.value.filename == str(target)
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(target):
+        (tmp_path / "source").read_bytes()
+    assert caught.value.filename == str(tmp_path / "source")
+    assert not os.listdir(tmp_path)
 
 
 def test_folders_are_made_and_the_suffix_is_kept(tmp_path: Path) -> None:
