@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from hgsl.cli._main import run
-from hgsl.cli._settings import CONFIGS, build_parser, parse, to_yaml
+from hgsl.cli._settings import CONFIGS, build_parser, parse
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
 from hgsl.data import Manifest, load_manifest
@@ -144,7 +144,7 @@ class Bench:
         print(f"\n{phase}: {loss}, seed {seed}, {describe(setting)}", flush=True)
         begun = (work / STATE).is_file()
         try:
-            report = train(config, to_yaml(config), work, resume=begun, overwrite=(work / CONFIG).is_file())
+            report = train(config, work, resume=begun, overwrite=(work / CONFIG).is_file())
             scores, seconds = report["after"], report["seconds"]
         except Diverged as error:
             print(error)

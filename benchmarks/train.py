@@ -30,14 +30,16 @@ from torchvision import transforms
 from hgsl.common.device import pick_device, pick_precision
 from hgsl.config import Config, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
 from hgsl.data import RetrievalDataset
-from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.loop import Batch, LoopOptions, train_step
 from hgsl.engine.loop.meter import Meter
 from hgsl.engine.loop.state import build_state
-from hgsl.engine.parts.build import build_manifest, build_model, build_runtime, build_train_set
+from hgsl.engine.parts.build import build_manifest
 from hgsl.engine.parts.freeze import train_mode
 from hgsl.engine.parts.objective import build_objective
 from hgsl.engine.parts.optim import create_optimizer, parameter_groups
+from hgsl.engine.retrieval import Retrieval
+from hgsl.engine.runtime import build_runtime
+from hgsl.engine.stages import training_stages
 from hgsl.models import create_embedder
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
@@ -62,17 +64,15 @@ def settings(args: argparse.Namespace) -> Config:
 def ours(config: Config, constant: bool) -> Iterator[Meter]:
     """Takes steps of the engine; yields a meter that is told of each."""
     runtime = build_runtime(config)
-    manifest = build_manifest(config.data)
-    model = build_model(config, runtime)
-    images = build_train_set(config, manifest, model)
-    batches = RunBatches(images.labels, config.train.batch_size, config.train.epochs, seed=0)
-    state = build_state(config, model, images.num_classes, batches.steps_per_epoch, runtime)
-    options = LoopOptions(batches.steps_per_epoch, config.train.epochs, 1, config.optim.clip, "none", 10**9)
-    stream: Iterator[Batch] = iter(run_loader(images, batches, workers=runtime.workers, device=runtime.device))
+    problem = Retrieval(config, runtime).problem(measure_before=False)
+    [stage] = training_stages(config)
+    state = build_state(config, problem, stage, runtime)
+    options = LoopOptions(problem.steps_per_epoch, stage.epochs, 1, config.optim.clip, "none", 10**9)
+    stream: Iterator[Batch] = problem.batches(stage.seed, 0)
     if constant:
         same = next(stream)
         stream = iter(lambda: same, None)
-    train_mode(model, "none")
+    train_mode(problem.model, "none")
     meter = Meter()
     for step in count(1):
         with meter.waiting():

@@ -12,12 +12,13 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from hgsl.common import ranks
-from hgsl.common.device import pick_device
+from hgsl.common.device import dtype_name, pick_device
 from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.engine.distributed import process_group
-from hgsl.engine.parts.build import Runtime, build_eval_set, build_manifest, build_model, build_runtime, move_to_device
+from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, move_to_device
+from hgsl.engine.runtime import Runtime, build_runtime
 from hgsl.evaluation import RetrievalTask, embed, load_array, make_task
 from hgsl.evaluation.knn.vectors import Array
 from hgsl.evaluation.refine.tta import AveragedViews
@@ -216,7 +217,7 @@ def _embedded(
         batch_size=config.eval.batch_size,
         num_workers=runtime.workers,
         device=runtime.device,
-        precision=runtime.precision,
+        precision=dtype_name(runtime.dtype),
         store=store,
         identity=f"{manifest.split_hash} {identity}",
     )

@@ -55,11 +55,6 @@ def parse_as(
     return config, built
 
 
-def to_yaml(config: Config) -> str:
-    """Writes a config such that ``--config`` reads the same one back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
-
-
 def setting_names(settings: type = Config, prefix: str = "") -> Iterator[str]:
     """The dotted name of every setting and group of settings."""
     for field in dataclasses.fields(settings):
@@ -129,9 +124,3 @@ def _unknown_setting(what: str, key: str, known: set[str]) -> str:
 
 def _flatten(text: str) -> str:
     return " ".join(text.split())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -7,10 +7,10 @@ from typing import Any
 
 import jsonargparse
 
-from hgsl.cli._settings import AnyConfig, build_parser, parse_as, to_yaml
+from hgsl.cli._settings import AnyConfig, build_parser, parse_as
 from hgsl.common.errors import InputError
 
-Engine = Callable[..., Any]  # (config, its YAML, folder, *, overwrite, resume)
+Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
 
 def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
@@ -40,7 +40,7 @@ def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Na
     from hgsl.engine.loop.stop import Stopped
 
     try:
-        engine(config, to_yaml(config), folder, overwrite=flags.overwrite, resume=flags.resume, **more)
+        engine(config, folder, overwrite=flags.overwrite, resume=flags.resume, **more)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

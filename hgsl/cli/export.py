@@ -120,7 +120,8 @@ def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]
     from hgsl.cli._settings import build_parser, parse
     from hgsl.common.tables import format_table
     from hgsl.engine.evaluation import evaluate
-    from hgsl.engine.parts.build import build_eval_set, build_manifest, build_runtime
+    from hgsl.engine.parts.build import build_eval_set, build_manifest
+    from hgsl.engine.runtime import build_runtime
 
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from hgsl.cli._main import run
-from hgsl.cli._settings import CONFIGS, to_yaml
+from hgsl.cli._settings import CONFIGS
 from hgsl.cli._training import read, run_engine, training_parser
 from hgsl.common.errors import InputError
 from hgsl.config import Config
@@ -36,7 +36,7 @@ def _train(words: list[str]) -> int:
     if flags.seeds > 1:
         from hgsl.engine.seeds import train_seeds
 
-        return run_engine(train_seeds, config, folder, flags, count=flags.seeds, to_yaml=to_yaml)
+        return run_engine(train_seeds, config, folder, flags, count=flags.seeds)
     from hgsl.engine.run import train
 
     code = run_engine(train, config, folder, flags)

@@ -60,3 +60,12 @@ def cpu_has_bfloat16() -> bool:
         found: Mapping[str, Any] = query()
         return any(bool(found.get(unit)) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns the name that :func:`pick_precision` knows a dtype by.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")

@@ -1,9 +1,13 @@
-"""The settings of a run: typed, checked against each other before anything is loaded.
+"""Settings of a run: typed, and checked against each other before anything is loaded.
 
 The text under a field is what ``--help`` prints for it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
 
 from hgsl.config.checks import refuse
 from hgsl.config.data import DataConfig, EvalConfig, RunConfig
@@ -28,7 +32,7 @@ __all__ = [
 
 @dataclass
 class Config:
-    """Everything a run is made of; ``config.yaml`` in the run folder is this, resolved."""
+    """All settings of a run; ``config.yaml`` in the run folder holds them resolved."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -66,6 +70,10 @@ class Config:
         if self.train.mode == "head":
             self._check_head(masked)
 
+    def to_yaml(self) -> str:
+        """Returns the text of a config file from which ``--config`` reads the same settings back."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True)
+
     def _check_head(self, masked: bool) -> None:
         """Refuses what trains, masks or saves memory in a backbone that runs only once."""
         refuse(
@@ -87,7 +95,7 @@ class Config:
 
 @dataclass
 class SparsifyRunConfig(Config):
-    """A run of tools/sparsify.py."""
+    """Settings of a ticket search (``hgsl sparsify``)."""
 
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
 
@@ -106,3 +114,9 @@ class SparsifyRunConfig(Config):
         refuse(
             self.train.mode == "head", "a search masks the backbone, which train.mode 'head' does not train: use full"
         )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

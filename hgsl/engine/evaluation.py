@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from hgsl.common.device import dtype_name
 from hgsl.common.errors import InputError
 from hgsl.config import EvalConfig
 from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.loop.stop import Diverged
-from hgsl.engine.parts.build import Runtime
 from hgsl.engine.parts.head import PooledSet
+from hgsl.engine.runtime import Runtime
 from hgsl.evaluation import RetrievalResult, RetrievalTask, embed, evaluate_task, make_task
 
 
@@ -40,7 +41,7 @@ def measure(
         batch_size=settings.batch_size,
         num_workers=runtime.workers if isinstance(dataset, RetrievalDataset) else 0,
         device=runtime.device,
-        precision=runtime.precision,
+        precision=dtype_name(runtime.dtype),
     )
     if not np.isfinite(found.embeddings).all():
         raise Diverged(

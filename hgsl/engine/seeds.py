@@ -1,7 +1,7 @@
 """The same run with several seeds: what of a score is the method, and what is luck."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from hgsl.engine.run import train
 
 def train_seeds(
     config: Config,
-    config_yaml: str,
     folder: Path,
     *,
     count: int,
-    to_yaml: Callable[[Config], str],
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -31,10 +29,8 @@ def train_seeds(
 
     Args:
         config: The settings of all.
-        config_yaml: The same as text, written to the folder, which makes it a run folder.
         folder: Of the runs.
         count: How many seeds.
-        to_yaml: Writes the settings of one.
         overwrite: Whether earlier runs there may be replaced.
         resume: Go on with what is there.
 
@@ -52,16 +48,16 @@ def train_seeds(
     if not resume:
         run_folder.check_free(folder, overwrite=overwrite)
     elif (folder / run_folder.CONFIG).is_file():  # a mean is of runs under the same settings
-        run_folder.check_same(folder, config_yaml)
+        run_folder.check_same(folder, config)
     with run_folder.locked(folder):
         if not resume:
-            run_folder.create(folder, config_yaml, overwrite=overwrite)
+            run_folder.create(folder, config, overwrite=overwrite)
         reports = {}
         for seed in range(config.run.seed, config.run.seed + count):
             own, place = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
             print(f"\nseed {seed} in {place}", flush=True)
             begun = resume and any((place / name).is_file() for name in (run_folder.STATE, run_folder.REPORT))
-            reports[seed] = train(own, to_yaml(own), place, overwrite=overwrite or resume, resume=begun)
+            reports[seed] = train(own, place, overwrite=overwrite or resume, resume=begun)
         found = spread([report["after"] for report in reports.values()])
         write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **found})
     print(f"\n{count} seeds, in percent: mean and standard deviation\n{seeds_table(reports, found)}")

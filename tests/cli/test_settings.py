@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as, to_yaml
+from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyRunConfig
 
@@ -24,7 +24,7 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
     config = read("--data.crop_scale", "[0.2, 0.9]", "--eval.ks", "[1, 10]", "--data.options.num_classes", "7")
     assert config.data.options == {"num_classes": 7}
     path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config))
+    path.write_text(config.to_yaml())
     assert read("--config", str(path)) == config
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from hgsl.cli import eval_retrieval, train
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.loop import loop
-from hgsl.engine.run import Run
+from hgsl.engine.run import TrainingRun
 
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
@@ -257,7 +257,7 @@ def stopped_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Leaves in ``out`` a run that was stopped at the end of its only epoch; returns its words."""
     words = [*ON_FOLDER, "--data.root", str(root), "--train.epochs", "1", "--run.dir", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_watched", lambda run: os.kill(os.getpid(), signal.SIGINT) or {})
+        patch.setattr(TrainingRun, "_after_epoch", lambda *given: os.kill(os.getpid(), signal.SIGINT) or {})
         assert train.main(words) == 128 + signal.SIGINT
     return words
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hgsl.config import Config
-from hgsl.engine.parts.build import Runtime, build_runtime
 from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_at_means
 from hgsl.engine.parts.objective import build_objective
+from hgsl.engine.runtime import Runtime, build_runtime
 
 
 @dataclass
@@ -46,7 +46,7 @@ def means(points: Points) -> torch.Tensor:
 @pytest.fixture
 def runtime() -> Runtime:
     config = Config()
-    config.run.device, config.data.workers = "cpu", 0
+    config.run.device, config.run.precision, config.data.workers = "cpu", "float32", 0
     return build_runtime(config)
 
 

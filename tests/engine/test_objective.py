@@ -9,6 +9,7 @@ from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.masking import MaskedObjective
 from hgsl.engine.parts.objective import build_objective
 from hgsl.losses.functional import hard_global_softmin_loss
+from hgsl.sparsity import sparsify
 
 
 def test_the_nearest_negatives_under_a_schedule() -> None:
@@ -33,12 +34,11 @@ def test_a_run_under_a_schedule_of_nearest_negatives(photo_folder: Callable[...,
     assert all(record["grad_norm"] > 0 for record in read_metrics(tmp_path / "out" / "metrics.jsonl"))
 
 
-def test_masks_add_their_price_to_the_objective() -> None:
-    told: list[int] = []
+def test_the_penalty_of_the_masks_is_added_to_the_loss() -> None:
     inner = build_objective(LossConfig(top_k=2), num_classes=4, embedding_size=3)
-    masked = MaskedObjective(inner, lambda: torch.tensor(5.0), told.append)
+    masks = sparsify(torch.nn.Linear(3, 5))[1]
     embeddings, labels = torch.eye(3), torch.arange(3)
-    masked.start_epoch(7)
-    torch.testing.assert_close(masked(embeddings, labels), inner(embeddings, labels) + 5)
-    assert told == [7]
+    masked = MaskedObjective(inner, masks, lmbda=0.1)
+    penalty = 0.1 * 15  # every mask is 1 while its score is at its initial value
+    torch.testing.assert_close(masked(embeddings, labels), inner(embeddings, labels) + penalty)
     assert masked.loss_fn is inner.loss_fn

@@ -7,6 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hgsl.cli import train
+from hgsl.config import Config, DataConfig, LossConfig, RunConfig
 from hgsl.engine.folder import run_folder
 
 ROOT = Path(train.__file__).parents[2]
@@ -24,27 +25,32 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begun", "given"),
+    "loss",
     [
-        ("loss: {options: {}}", "loss: {options: {margin: 5.0}}"),
-        ("loss: {top_k_schedule: {0: null, 1: 2}}", "loss: {top_k_schedule: {}}"),
-        ("loss: {alpha: 0.1}", "loss: {alpha: 0.2}"),
-        ("sparsify: null", "sparsify: {lmbda: 0.1}"),
+        LossConfig(name="ArcFaceLoss", options={"margin": 5.0}),
+        LossConfig(top_k_schedule={0: None, 1: 2}),
+        LossConfig(alpha=0.2),
     ],
+    ids=["options", "schedule", "alpha"],
 )
-def test_settings_must_be_the_same_to_go_on(begun: str, given: str) -> None:
-    Path(run_folder.CONFIG).write_text(begun)
-    run_folder.check_same(Path(), begun)
-    with pytest.raises(ValueError, match=r"and the run in \. began with"):
-        run_folder.check_same(Path(), given)
-    Path(run_folder.CONFIG).write_text(given)
-    with pytest.raises(ValueError, match=r"and the run in \. began with"):
-        run_folder.check_same(Path(), begun)
+def test_settings_must_be_the_same_to_resume(loss: LossConfig) -> None:
+    default, other = Config(), Config(loss=loss)
+    for first, second in ((default, other), (other, default)):
+        Path(run_folder.CONFIG).write_text(first.to_yaml())
+        run_folder.check_same(Path(), first)
+        with pytest.raises(ValueError, match=r"loss\..* and the run in \. began with"):
+            run_folder.check_same(Path(), second)
 
 
-def test_where_a_run_computes_may_change() -> None:
-    Path(run_folder.CONFIG).write_text("run: {device: cpu}\ndata: {workers: 0}")
-    run_folder.check_same(Path(), "run: {device: cuda}\ndata: {workers: 4}")
+def test_a_setting_that_the_run_did_not_know_counts_as_another() -> None:
+    Path(run_folder.CONFIG).write_text("sparsify: null")
+    with pytest.raises(ValueError, match=r"and the run in \. began with not given"):
+        run_folder.check_same(Path(), Config())
+
+
+def test_device_and_workers_may_change_on_resuming() -> None:
+    Path(run_folder.CONFIG).write_text(Config(run=RunConfig(device="cpu"), data=DataConfig(workers=0)).to_yaml())
+    run_folder.check_same(Path(), Config(run=RunConfig(device="cuda"), data=DataConfig(workers=4)))
 
 
 def test_what_a_killed_process_was_writing_is_cleared() -> None:
@@ -62,19 +68,19 @@ def test_a_run_that_came_meanwhile_is_not_cleared() -> None:
     folder = Path("run")
     run_folder.check_free(folder, overwrite=False)
     with run_folder.locked(folder):
-        run_folder.create(folder, "a: 1", overwrite=False)
+        run_folder.create(folder, Config(), overwrite=False)
         with pytest.raises(ValueError, match="--overwrite replaces it"):
-            run_folder.create(folder, "b: 2", overwrite=False)
-        assert (folder / run_folder.CONFIG).read_text() == "a: 1"
+            run_folder.create(folder, Config(run=RunConfig(seed=2)), overwrite=False)
+        assert (folder / run_folder.CONFIG).read_text() == Config().to_yaml()
 
 
 def test_what_earlier_seeds_left_goes_with_them() -> None:
     folder = Path("run")
-    run_folder.create(folder, "a: 1", overwrite=False)
+    run_folder.create(folder, Config(), overwrite=False)
     for name in ("seed_2/config.yaml", "seed_mine/notes.txt", "seeds.json", "compact.safetensors", "notes.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
-    run_folder.create(folder, "a: 1", overwrite=True)
+    run_folder.create(folder, Config(), overwrite=True)
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert left == {"config.yaml", "environment.json", "notes.txt", "seed_mine/notes.txt"}
 

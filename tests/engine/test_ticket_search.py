@@ -14,6 +14,7 @@ from hgsl.cli._settings import CONFIGS
 from hgsl.cli._training import read, training_parser
 from hgsl.cli.sparsify import main
 from hgsl.common.errors import InputError
+from hgsl.common.random_state import seed_all
 from hgsl.config import (
     DataConfig,
     EvalConfig,
@@ -26,14 +27,16 @@ from hgsl.config import (
     TrainConfig,
 )
 from hgsl.data.cifar10 import MEAN, STD
+from hgsl.engine import driver
 from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.loop.loader import mixed_seed
 from hgsl.engine.parts.build import build_eval_set, build_manifest
+from hgsl.engine.runtime import build_runtime
 from hgsl.engine.sparsify import report as sparsify_report
-from hgsl.engine.sparsify import search as engine
-from hgsl.engine.sparsify.problems import PROBLEMS, Classifier, classification
-from hgsl.engine.sparsify.search import TicketSearch, search
+from hgsl.engine.sparsify.problems import PROBLEMS, Classifier, SparsifyProblem, classification
+from hgsl.engine.sparsify.search import search
 from hgsl.models import load_embedder
-from hgsl.sparsity import load
+from hgsl.sparsity import load, sparsify
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(root: Path, **sparsify_options: Any) -> SparsifyRunConfig:
     return SparsifyRunConfig(
-        run=RunConfig(device="cpu", threads=1),
+        run=RunConfig(device="cpu", precision="float32", threads=1),
         data=DataConfig(name="cifar10", root=str(root), val_share=0.2, workers=0),
         model=ModelConfig(backbone="test_resnet", weights="none"),
         optim=OptimConfig(name="sgd", nesterov=True, lr=0.05, schedule="constant", warmup=0.0, clip=None),
@@ -70,7 +73,7 @@ def settings(root: Path, **sparsify_options: Any) -> SparsifyRunConfig:
 def retrieval_settings(**sparsify_options: Any) -> SparsifyRunConfig:
     """Two rounds of two epochs of two steps, of channels."""
     return SparsifyRunConfig(
-        run=RunConfig(device="cpu", threads=1),
+        run=RunConfig(device="cpu", precision="float32", threads=1),
         data=DataConfig(
             name="synthetic",
             image_size=32,
@@ -96,71 +99,73 @@ def retrieval_settings(**sparsify_options: Any) -> SparsifyRunConfig:
     )
 
 
-def build(config: SparsifyRunConfig, folder: Path) -> TicketSearch:
-    runtime = engine.build_runtime(config)
-    torch.manual_seed(config.run.seed)
-    return TicketSearch(config, folder, PROBLEMS[config.sparsify.task](config, runtime), runtime)
+def problem_of(config: SparsifyRunConfig) -> SparsifyProblem:
+    seed_all(config.run.seed)
+    return PROBLEMS[config.sparsify.task](config, build_runtime(config))
 
 
-def test_rounds_then_the_ticket(cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = build(settings(cifar, mask_initial_value=0.05, lmbda=1e-6), tmp_path)
-    events: list[tuple[str, Any]] = []
-    masks = run.masks
-    assert masks is not None
-    at_checkpoint: dict[str, torch.Tensor] = {}
-    prune, rewind, checkpoint = masks.prune, masks.rewind, masks.checkpoint
+def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers that are no part of a mask."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {name: t for name, t in tensors.items() if not name.endswith((".scores", ".temperature", ".initial_value"))}
 
-    def pruned(temperature: float | None) -> None:
-        before = [scores.clone() for scores in masks.mask_parameters()]
-        events.append(("prune", masks.temperature))
-        prune(temperature)
-        for old, new in zip(before, masks.mask_parameters(), strict=True):
-            torch.testing.assert_close(new.detach(), (200 * old).clamp(max=0.05).detach())
 
-    def rewound() -> None:
-        events.append(("rewind", None))
-        rewind()
-        for name, value in run.network.state_dict().items():
-            if not name.endswith((".scores", ".temperature", ".initial_value")):
-                assert torch.equal(value, at_checkpoint[name]), name
+def slow_search(config: SparsifyRunConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Continuous Sparsification written out: the ticket's tensors, and the density after each epoch of a round."""
+    problem, settings = problem_of(config), config.sparsify
+    network, masks = sparsify(problem.model, settings.mask_initial_value, exclude=settings.exclude, inplace=True)
+    scores, checkpoint, densities = masks.mask_parameters(), {}, []
+    weights = [weight for weight in network.parameters() if all(weight is not s for s in scores)]
+    for stage in range(settings.rounds + 1):
+        ticket = stage == settings.rounds
+        groups = [{"params": weights, "weight_decay": 1e-4}, *([] if ticket else [{"params": scores}])]
+        optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+        if ticket:
+            for name, tensor in weights_of(network).items():
+                tensor.data.copy_(checkpoint[name])
+            masks.ticket = True
+        batches = problem.batches(mixed_seed(config.run.seed, stage), 0)
+        for epoch in range(3):
+            masks.temperature = 200 ** (epoch / 2)
+            if (stage, epoch) == (0, settings.rewind_epoch):
+                checkpoint = {name: tensor.detach().clone() for name, tensor in weights_of(network).items()}
+            network.train()
+            for _ in range(problem.steps_per_epoch):
+                images, labels, _ = next(batches)
+                loss = torch.nn.functional.cross_entropy(network(images), labels)
+                if not ticket:
+                    loss = loss + settings.lmbda * masks.penalty()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if not ticket:
+                kept = sum(int((s > 0).sum()) for s in scores)
+                densities.append(kept / sum(s.numel() for s in scores))
+        if stage + 1 < settings.rounds:
+            for s in scores:
+                s.data = (200 * s.data).clamp(max=settings.mask_initial_value)
+    return masks.finalize().state_dict(), densities
 
-    def checked() -> None:
-        events.append(("checkpoint", masks.temperature))
-        at_checkpoint.update({name: value.clone() for name, value in run.network.state_dict().items()})
-        checkpoint()
 
-    monkeypatch.setattr(masks, "prune", pruned)
-    monkeypatch.setattr(masks, "rewind", rewound)
-    monkeypatch.setattr(masks, "checkpoint", checked)
-    states = []
-    make_state = run._state
-    monkeypatch.setattr(run, "_state", lambda number: states.append(make_state(number)) or states[-1])
-    (tmp_path / "report").mkdir()
-    report = run.to_the_end(None)
+def test_rounds_and_ticket_follow_the_algorithm_step_by_step(cifar: Path, tmp_path: Path) -> None:
+    config = settings(cifar, mask_initial_value=0.05, lmbda=1e-3)
+    report = search(config, tmp_path / "run")
+    expected, densities = slow_search(config)
+    problem = problem_of(config)
+    untrained = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
+    load(problem.model, tmp_path / "run" / "ticket.safetensors")
+    ticket = problem.model.state_dict()
+    torch.testing.assert_close(ticket, expected)
+    assert not torch.equal(ticket["network.fc.weight"], untrained["network.fc.weight"])
 
-    # One checkpoint, in epoch 1 of the first round; pruned between the rounds at 200, not after the last; one rewind.
-    assert [event for event, _ in events] == ["checkpoint", "prune", "rewind"]
-    assert dict(events)["checkpoint"] == pytest.approx(200**0.5)
-    assert dict(events)["prune"] == pytest.approx(200)
     stages = [(record["stage"], record["epoch"]) for record in report["history"]]
     assert stages == [(stage, epoch) for stage in ("round 1", "round 2", "ticket") for epoch in (1, 2, 3)]
+    assert [record["density"] for record in report["history"][:6]] == pytest.approx(densities)
+    assert {record["density"] for record in report["history"][6:]} == {densities[-1]} == {report["density"]}
+    assert 0 < report["density"] < report["overall_density"] < 1
     temperatures = [record.get("temperature") for record in report["history"]]
     assert temperatures[:6] == pytest.approx([1, 200**0.5, 200] * 2, rel=1e-4)
     assert temperatures[6:] == [None] * 3
-
-    for state, with_masks in zip(states, (True, True, False), strict=True):
-        groups = {group["name"]: group for group in state.optimizer.param_groups}
-        assert set(groups) == {"weights"} | ({"masks"} if with_masks else set())
-        assert len(groups["weights"]["params"]) == len(masks.weight_parameters()), "the last optimizer has parameters"
-        assert groups["weights"]["weight_decay"] == 1e-4
-        if with_masks:
-            assert groups["masks"]["weight_decay"] == 0.0
-    densities = {record["density"] for record in report["history"] if record["stage"] == "ticket"}
-    assert densities == {report["density"]}, "a ticket's masks stand still"
-    assert 0 < report["density"] < 1
-    assert report["overall_density"] > report["density"]
-    moved = [name for name, value in run.network.state_dict().items() if not torch.equal(value, at_checkpoint[name])]
-    assert any(name.endswith("fc.weight") for name in moved), "the ticket is trained"
 
 
 class StopHere(Exception):
@@ -168,7 +173,7 @@ class StopHere(Exception):
 
 
 def stop_at_save(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
-    done, write = [], engine.save_state
+    done, write = [], driver.save_state
 
     def save_and_stop(path: Path, content: dict[str, Any]) -> None:
         write(path, content)
@@ -176,7 +181,7 @@ def stop_at_save(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
         if len(done) == saves:
             raise StopHere
 
-    monkeypatch.setattr(engine, "save_state", save_and_stop)
+    monkeypatch.setattr(driver, "save_state", save_and_stop)
 
 
 @pytest.mark.parametrize("saves", [2, 8, pytest.param(13, marks=pytest.mark.slow)])
@@ -187,10 +192,10 @@ def test_a_resumed_search_ends_the_same_to_the_bit(
     config, folder = settings(cifar), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(StopHere):
         stop_at_save(patch, saves)
-        search(config, "optim: {lr: 0.1}\neval: {batch_size: 8}", folder)
-    with pytest.raises(InputError, match=r"lr is 0.2, and the run in .* began with 0.1"):
-        search(config, "optim: {lr: 0.2}", folder, resume=True)
-    report = search(config, "optim: {lr: 0.1}\neval: {batch_size: 9}", folder, resume=True)
+        search(config, folder)
+    with pytest.raises(InputError, match=r"optim.lr is 0.2, and the run in .* began with 0.05"):
+        search(replace(config, optim=replace(config.optim, lr=0.2)), folder, resume=True)
+    report = search(replace(config, eval=EvalConfig(batch_size=9)), folder, resume=True)
     assert (folder / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
     expected = json.loads((whole_run / "report.json").read_text())
     assert report["history"] == expected["history"]
@@ -200,7 +205,7 @@ def test_a_resumed_search_ends_the_same_to_the_bit(
 @pytest.fixture(scope="module")
 def whole_run(cifar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, config = tmp_path_factory.mktemp("runs") / "whole", settings(cifar)
-    search(replace(config, train=replace(config.train, keep=4)), "", folder)
+    search(replace(config, train=replace(config.train, keep=4)), folder)
     return folder
 
 
@@ -222,18 +227,18 @@ def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
     assert {"density", "temperature", "score"} <= set(json.loads(lines[3]))
 
     config = settings(cifar)
-    task = classification(config, engine.build_runtime(config))
+    task = classification(config, build_runtime(config))
     load(task.model, whole_run / "ticket.safetensors")
     assert task.final(task.model)["accuracy"] == report["scores"]["accuracy"]
-    assert search(config, "", whole_run, resume=True) == report, "a finished run is only reported"
+    assert search(config, whole_run, resume=True) == report, "a finished run is only reported"
 
 
 def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
-    report = search(settings(cifar, rounds=0), "", tmp_path / "dense")
+    report = search(settings(cifar, rounds=0), tmp_path / "dense")
     assert report["density"] == 1.0
     assert [record["stage"] for record in report["history"]] == ["dense"] * 3
     assert list(report["costs"]) == ["dense"]
-    beside = search(settings(cifar, rounds=1, dense_run=str(tmp_path / "dense")), "", tmp_path / "ticket")
+    beside = search(settings(cifar, rounds=1, dense_run=str(tmp_path / "dense")), tmp_path / "ticket")
     assert beside["costs"]["dense"]["accuracy"] == report["scores"]["accuracy"]
 
 
@@ -254,7 +259,7 @@ def test_a_wrong_dense_run_is_refused_before_the_search(
         dense.mkdir()
         (dense / "report.json").write_text(report)
     with pytest.raises(InputError, match=message):
-        search(settings(cifar, dense_run=str(dense)), "", tmp_path / "run")
+        search(settings(cifar, dense_run=str(dense)), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
@@ -276,13 +281,13 @@ def test_a_classifier_refuses_settings_that_it_would_not_heed(
     config = settings(cifar)
     config = replace(config, **{section: replace(getattr(config, section), **change)})
     with pytest.raises(InputError, match=message):
-        classification(config, engine.build_runtime(config))
+        classification(config, build_runtime(config))
 
 
 def test_the_published_config_is_taken(cifar: Path) -> None:
     words = ["--config", str(CONFIGS / "cifar10_cs.yaml"), "--data.root", str(cifar), "--train.batch_size", "10"]
     config, _, _ = read(SparsifyRunConfig, training_parser("", SparsifyRunConfig), words)
-    assert classification(config, engine.build_runtime(config)).steps_per_epoch == 4
+    assert classification(config, build_runtime(config)).steps_per_epoch == 4
 
 
 def test_a_classifier_normalizes_bytes_channel_by_channel() -> None:
@@ -299,7 +304,7 @@ def test_a_search_that_cannot_be_compacted_is_reported(
 
     monkeypatch.setattr(sparsify_report, "compact", refuse)
     config = settings(cifar, rounds=1, rewind_epoch=0, granularity="channel")
-    report = search(replace(config, train=replace(config.train, epochs=1)), "", tmp_path)
+    report = search(replace(config, train=replace(config.train, epochs=1)), tmp_path)
     assert report["notes"] == ["no compacted ticket: Classifier cannot be traced"]
     assert report["notes"][0] in capsys.readouterr().out
     assert list(report["costs"]) == ["dense", "ticket"]
@@ -308,19 +313,16 @@ def test_a_search_that_cannot_be_compacted_is_reported(
     assert not (tmp_path / "compact.safetensors").exists()
 
 
-def test_class_centers_start_at_the_means_of_their_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_centers_start_at_the_means_of_their_classes() -> None:
     config = replace(retrieval_settings(granularity="weight"), loss=LossConfig(centers="class_means"))
-    run = build(config, tmp_path)
-    monkeypatch.setattr(run, "_stage", lambda number, saved: None)
-    monkeypatch.setattr(run, "_finish", dict)
-    run.to_the_end(None)
-    manifest = build_manifest(config.data)
-    images = build_eval_set(config.data, manifest, run.network, "train")
+    problem = problem_of(config)
+    assert problem.start() == {}
+    model, centers = problem.model, problem.objective.loss_fn.centers.detach()
+    images = build_eval_set(config.data, build_manifest(config.data), model, "train")
     with torch.inference_mode():
-        embeddings = run.network.eval()(torch.stack([image for image, _, _ in images]))
+        embeddings = model.eval()(torch.stack([image for image, _, _ in images]))
     labels = torch.tensor([label for _, label, _ in images])
     means = torch.stack([embeddings[labels == label].mean(0) for label in range(3)])
-    centers = run.task.objective.loss_fn.centers.detach()
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(centers, means), torch.ones(3))
 
 
@@ -330,7 +332,7 @@ def test_kept_states_lead_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_
     folder = shutil.copytree(whole_run, tmp_path / "run")
     (folder / "report.json").unlink()
     shutil.copy(folder / "states" / "000000030.safetensors", folder / "state.safetensors")
-    search(settings(cifar), "", folder, resume=True)
+    search(settings(cifar), folder, resume=True)
     assert (folder / "ticket.safetensors").read_bytes() == (whole_run / "ticket.safetensors").read_bytes()
 
 
@@ -339,9 +341,9 @@ def test_kept_states_lead_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_
 def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
     """Round and ticket are compiled each; sums in another order let a few scores near zero change sides."""
     plain = settings(cifar, rounds=1)
-    expected = search(plain, "", tmp_path / "plain")
+    expected = search(plain, tmp_path / "plain")
     torch._dynamo.utils.counters.clear()
-    found = search(replace(plain, run=replace(plain.run, compile=True)), "", tmp_path / "compiled")
+    found = search(replace(plain, run=replace(plain.run, compile=True)), tmp_path / "compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
     assert not torch._dynamo.utils.counters["graph_break"]
     for row, wanted in zip(found["history"], expected["history"], strict=True):
@@ -351,7 +353,7 @@ def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
 
 def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
     config = settings(cifar)
-    task = classification(config, engine.build_runtime(config))
+    task = classification(config, build_runtime(config))
     assert task.steps_per_epoch == 4
     whole, late = task.batches(0, 0), task.batches(0, 6)
     batches = [next(whole) for _ in range(9)]
@@ -374,11 +376,11 @@ def test_a_resumed_search_for_channels_ends_the_same_to_the_bit(
         sparsify_report, "compact", lambda model, example: model
     )  # whose trace takes seconds, and which reads only the ticket
     config, folder = retrieval_settings(), tmp_path / "run"
-    expected = search(config, "", tmp_path / "whole")
+    expected = search(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(StopHere):
         stop_at_save(patch, saves)
-        search(config, "", folder)
-    report = search(config, "", folder, resume=True)
+        search(config, folder)
+    report = search(config, folder, resume=True)
     assert (report["history"], report["scores"]) == (expected["history"], expected["scores"])
     for name in ("ticket.safetensors", "model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -386,7 +388,7 @@ def test_a_resumed_search_for_channels_ends_the_same_to_the_bit(
 
 @pytest.mark.slow
 def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
-    report = search(retrieval_settings(), "", tmp_path)
+    report = search(retrieval_settings(), tmp_path)
     assert {"recall@1", "map@r"} <= set(report["scores"])
     dense, ticket, small = (report["costs"][name] for name in ("dense", "ticket", "ticket, compacted"))
     assert ticket["parameters"] == dense["parameters"] > small["parameters"]

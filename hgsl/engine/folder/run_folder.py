@@ -14,6 +14,7 @@ import yaml
 from hgsl.common import files, ranks
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
+from hgsl.config import Config
 from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
@@ -72,7 +73,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def finished_report(folder: Path, config_yaml: str) -> dict[str, Any] | None:
+def finished_report(folder: Path, config: Config) -> dict[str, Any] | None:
     """The report of the run in ``folder``, or None if it is not finished; says so if it is of other settings.
 
     Raises:
@@ -82,25 +83,25 @@ def finished_report(folder: Path, config_yaml: str) -> dict[str, Any] | None:
         raise FileNotFoundError(f"no run to resume in {folder}: start one without --resume")
     if not (folder / REPORT).is_file():
         return None
-    if found := _difference(folder, config_yaml):
+    if found := _difference(folder, config):
         ranks.print_main(f"note: {found}: what follows is of that run")
     return read_json(folder / REPORT, "the report of a finished run")
 
 
-def check_same(folder: Path, config_yaml: str) -> None:
+def check_same(folder: Path, config: Config) -> None:
     """Refuses to go on with a run under settings that decide its weights and are not those that it began with.
 
     Raises:
         InputError: They are not; the message names the first.
     """
-    if found := _difference(folder, config_yaml):
+    if found := _difference(folder, config):
         raise InputError(f"{found}: give the same settings to go on with it, or --overwrite to start again")
 
 
-def _difference(folder: Path, config_yaml: str) -> str | None:
+def _difference(folder: Path, config: Config) -> str | None:
     """The first setting that decides a run's weights and is not what the run in ``folder`` began with, in words."""
     begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
-    given = _flat(yaml.safe_load(config_yaml) or {})
+    given = _flat(yaml.safe_load(config.to_yaml()) or {})
     for key in {**given, **begun}:
         found, first = (repr(settings[key]) if key in settings else "not given" for settings in (given, begun))
         if found != first and not key.startswith(MAY_CHANGE):
@@ -115,7 +116,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
+def create(folder: Path, config: Config, *, overwrite: bool) -> None:
     """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions.
 
     Raises:
@@ -127,7 +128,7 @@ def create(folder: Path, config_yaml: str, *, overwrite: bool) -> None:
     seeds = [path for path in folder.glob("seed_*") if (path / CONFIG).is_file()]
     for path in [*(folder / name for name in FOLDERS), *seeds]:
         shutil.rmtree(path, ignore_errors=True)
-    write_text(folder / CONFIG, config_yaml)
+    write_text(folder / CONFIG, config.to_yaml())
     write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
 
 

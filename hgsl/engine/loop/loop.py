@@ -24,11 +24,11 @@ from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.folder.run_folder import LAST_BATCH
 from hgsl.engine.loop.meter import Meter
 from hgsl.engine.loop.stop import Diverged, Stopped, StopRequest
-from hgsl.engine.parts.build import Runtime
 from hgsl.engine.parts.freeze import train_mode
 from hgsl.engine.parts.masking import MaskedObjective
 from hgsl.engine.parts.objective import Objective, scale_parameter
 from hgsl.engine.parts.shards import clip_gradients, load_optimizer_state, optimizer_state, sharded_loss
+from hgsl.engine.runtime import Runtime
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
@@ -110,6 +110,7 @@ class Loop:
         options: See :class:`LoopOptions`.
         runtime: Device and precision.
         log: Gets loss, rates, gradient norm and speed of every step.
+        before_epoch: Called with the number of each epoch, also of one that a resumed run enters in the middle.
         after_epoch: Called with the epoch's number before its state is saved; returns numbers to log.
         save: Writes the state; called every ``save_every`` steps, after each epoch, and when a signal asks to stop.
         name_images: Ids -> paths, for the message about a loss that is not finite.
@@ -120,6 +121,7 @@ class Loop:
     options: LoopOptions
     runtime: Runtime
     log: MetricLog | None
+    before_epoch: Callable[[int], None]
     after_epoch: Callable[[int], dict[str, float]]
     save: Callable[[], None]
     name_images: Callable[[Tensor], list[str]]
@@ -135,7 +137,7 @@ class Loop:
         with StopRequest() as stop:
             for epoch in range(self.state.step // self.options.steps_per_epoch, self.options.epochs):
                 train_mode(self.state.model, self.options.frozen)
-                self.state.objective.start_epoch(epoch)
+                self.before_epoch(epoch)
                 self._epoch(epoch, batches, stop)
             # It may have come after the last step; and no process goes on before the first one has saved.
             _, signal_number = agree(0.0, stop.number or 0, self.runtime.device)

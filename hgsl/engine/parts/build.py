@@ -1,14 +1,11 @@
 """From settings to the parts of a run."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from hgsl.common.device import pick_device, pick_precision
 from hgsl.common.errors import InputError, unknown
-from hgsl.common.memory import keep_freed_memory
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
@@ -22,46 +19,9 @@ from hgsl.data import (
     train_transform,
     verify_files,
 )
-from hgsl.engine.loop.loader import default_workers
 from hgsl.engine.parts.freeze import freeze
+from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder, create_embedder
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Where and in which number format the network computes, and how many processes read images for it."""
-
-    device: torch.device
-    dtype: torch.dtype
-    workers: int
-
-    def __str__(self) -> str:
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
-
-    @property
-    def precision(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    def prepare(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
-        """Moves a batch, of images or of their features, to the device, in the memory format of the model."""
-        images = images.to(self.device, non_blocking=True)
-        channels_last = channels_last and images.ndim == 4
-        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
-
-
-def build_runtime(config: Config) -> Runtime:
-    """Picks device, precision and workers, and sets PyTorch's threads and, on a CPU, the use of memory."""
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-    torch.use_deterministic_algorithms(config.run.deterministic)
-    device = pick_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    workers = default_workers() if config.data.workers is None else config.data.workers
-    return Runtime(device, pick_precision(config.run.precision, device), workers)
 
 
 def build_manifest(settings: DataConfig) -> Manifest:

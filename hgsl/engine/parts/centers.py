@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from hgsl.common.device import dtype_name
 from hgsl.config import LossConfig
 from hgsl.data import RetrievalDataset
-from hgsl.engine.parts.build import Runtime
 from hgsl.engine.parts.head import Head, PooledSet
+from hgsl.engine.runtime import Runtime
 from hgsl.evaluation import embed
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
@@ -47,7 +48,12 @@ def start_at_means(
         batch: Images a forward pass.
     """
     found = embed(
-        model, images, batch_size=batch, num_workers=runtime.workers, device=runtime.device, precision=runtime.precision
+        model,
+        images,
+        batch_size=batch,
+        num_workers=runtime.workers,
+        device=runtime.device,
+        precision=dtype_name(runtime.dtype),
     )
     sums = torch.zeros(images.num_classes, model.embedding_size)
     sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))

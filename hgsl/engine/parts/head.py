@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgsl.common import ranks
+from hgsl.common.device import dtype_name
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.random_state import seeded_torch
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
 from hgsl.data.files.cache import file_key
-from hgsl.engine.parts.build import Runtime
+from hgsl.engine.runtime import Runtime
 from hgsl.evaluation import embed
 from hgsl.models import Embedder
 from hgsl.models.backbone import spatial_features
@@ -76,17 +77,18 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         runtime: Where to compute.
     """
     network = Pooled(model)
-    kept = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
-    how = {**kept, "batch": config.eval.batch_size, "precision": runtime.precision}
-    folder = default_cache_dir().with_name("features") / _key(network, images.manifest, how)
+    transform = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
+    precision, batch_size = dtype_name(runtime.dtype), config.eval.batch_size
+    settings = {**transform, "batch": batch_size, "precision": precision}
+    folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)
     ranks.print_main(f"pooled features of {len(images)} images in {folder}")
     found = embed(
         network,
         images,
-        batch_size=config.eval.batch_size,
+        batch_size=batch_size,
         num_workers=runtime.workers,
         device=runtime.device,
-        precision=runtime.precision,
+        precision=precision,
         store=folder,
     )
     return PooledSet(images, found.embeddings)
@@ -114,8 +116,8 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
     layer.bias.zero_()
 
 
-def _key(network: nn.Module, manifest: Manifest, how: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(fingerprint(network, json.dumps(how, sort_keys=True, default=str)).encode())
+def _key(network: nn.Module, manifest: Manifest, settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(fingerprint(network, json.dumps(settings, sort_keys=True, default=str)).encode())
     boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
     for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
         drawn = manifest.render is not None  # its path tells how it is drawn

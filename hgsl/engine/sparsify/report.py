@@ -1,4 +1,4 @@
-"""What a search leaves behind: the ticket's files, its costs, a table of its layers, and its curves."""
+"""Results of a ticket search: its files, its costs, a table of its layers, and its curves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from hgsl.common.errors import InputError, first_line
 from hgsl.common.files import atomic_path, read_json, write_text
 from hgsl.config import SparsifyRunConfig
 from hgsl.engine.folder.run_folder import COMPACT, COSTS, CURVES, LAYERS, REPORT, TICKET
-from hgsl.engine.parts.build import Runtime
+from hgsl.engine.runtime import Runtime
 from hgsl.engine.sparsify.problems import SparsifyProblem
 from hgsl.models import Embedder, save_embedder
 from hgsl.sparsity import benchmark, compact, save
@@ -34,44 +34,49 @@ def read_scores(folder: Path, quality: Sequence[str]) -> dict[str, Any]:
     if not isinstance(scores, dict) or not all(isinstance(scores.get(name), (int, float)) for name in quality):
         raise InputError(
             f"sparsify.dense_run: {path} holds no scores {', '.join(quality)}: "
-            "give a run of the same task by tools/sparsify.py --rounds 0"
+            "give a run of the same task by hgsl sparsify --rounds 0"
         )
     return scores
 
 
 def save_and_measure(
-    folder: Path, config: SparsifyRunConfig, task: SparsifyProblem, runtime: Runtime, trained: Measured, dense: Measured
+    folder: Path,
+    config: SparsifyRunConfig,
+    problem: SparsifyProblem,
+    runtime: Runtime,
+    trained: Measured,
+    dense: Measured,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Saves the network, and what is left of it without its closed channels, and measures them beside the dense one.
+    """Saves the network, and the network without its closed channels, and measures both beside the dense one.
 
     Args:
         folder: The run folder.
         config: The settings.
-        task: Its test images score the compacted network.
+        problem: Its test images score the compacted network.
         runtime: Where the time is measured.
         trained: The ticket with its masks multiplied in, or the dense network.
-        dense: The network before the search, for what it costs, and the scores of another run of it, or none.
+        dense: The network before the search, whose costs are measured, and the scores of a dense run, or none.
 
     Returns:
-        The measurements by name; and notes, of what could not be done.
+        The measurements by name, and notes on what could not be done.
     """
     settings, (plain, _) = config.sparsify, trained
     save(plain, folder / TICKET)
     if isinstance(plain, Embedder):
         save_embedder(plain, folder)
-    contestants = {"dense": dense, "ticket": trained} if settings.rounds else {"dense": trained}
+    networks_and_scores = {"dense": dense, "ticket": trained} if settings.rounds else {"dense": trained}
     notes = []
     if settings.rounds and settings.granularity == "channel":
         try:
-            contestants["ticket, compacted"] = _save_compacted(plain, folder, task)
+            networks_and_scores["ticket, compacted"] = _save_compacted(plain, folder, problem)
         except Exception as error:  # whatever it is: hours of search are worth a report without this row
             notes.append(f"no compacted ticket: {first_line(error)}")
             ranks.print_main(f"note: {notes[-1]}")
-    example = runtime.prepare(task.example, channels_last=True)
-    networks = {name: network for name, (network, _) in contestants.items()}
+    example = runtime.prepare(problem.example, channels_last=True)
+    networks = {name: network for name, (network, _) in networks_and_scores.items()}
     quality = {
-        name: {key: float(found[key]) for key in task.quality if key in found}
-        for name, (_, found) in contestants.items()
+        name: {key: float(scores[key]) for key in problem.quality if key in scores}
+        for name, (_, scores) in networks_and_scores.items()
     }
     costs = benchmark(networks, example, quality=quality)
     write_text(folder / COSTS, f"{table(costs)}\n")
@@ -79,9 +84,9 @@ def save_and_measure(
     return costs, notes
 
 
-def _save_compacted(plain: nn.Module, folder: Path, task: SparsifyProblem) -> Measured:
-    small = compact(plain, task.example[:2])
-    scores = task.final(small)
+def _save_compacted(plain: nn.Module, folder: Path, problem: SparsifyProblem) -> Measured:
+    small = compact(plain, problem.example[:2])
+    scores = problem.final(small)
     save(small, folder / COMPACT)
     return small, scores
 

@@ -1,0 +1,216 @@
+"""Driver of every run: takes a problem through its stages, saves and resumes in the middle of them."""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hgsl.common import ranks
+from hgsl.common.device import dtype_name
+from hgsl.common.errors import InputError
+from hgsl.config import Config
+from hgsl.engine.folder import run_folder
+from hgsl.engine.folder.checkpoint import keep_states, save_state
+from hgsl.engine.folder.logging import MetricLog
+from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
+from hgsl.engine.loop.state import build_state
+from hgsl.engine.problem import Problem
+from hgsl.engine.runtime import Runtime
+from hgsl.engine.stages import Stage
+from hgsl.sparsity import Masks, temperature_at
+
+AfterEpoch = Callable[[Stage, int, TrainState], dict[str, float]]
+
+
+class Driver:
+    """Trains a problem stage by stage.
+
+    Args:
+        config: The settings.
+        folder: The run folder.
+        runtime: Device and precision.
+        problem: The model and how it is trained.
+        stages: See :class:`Stage`.
+        masks: The masks on the problem's model, if it has any.
+        after_epoch: (stage, epoch, state) -> numbers to log, called before the state is saved.
+        started: Reading of ``time.perf_counter`` at the beginning of the run.
+
+    Attributes:
+        before: The scores before training, or {}.
+        history: A record an epoch: ``stage``, ``epoch`` and the numbers of ``after_epoch``.
+        state: Of the stage that was trained last.
+    """
+
+    state: TrainState
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        runtime: Runtime,
+        problem: Problem,
+        stages: list[Stage],
+        masks: Masks | None,
+        after_epoch: AfterEpoch,
+        started: float,
+    ) -> None:
+        self.config, self.folder, self.runtime = config, folder, runtime
+        self.problem, self.stages, self.masks, self.after_epoch = problem, stages, masks, after_epoch
+        self.before: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self._objective_at_checkpoint: dict[str, Any] | None = None
+        self._precisions = [dtype_name(runtime.dtype)]
+        self._started = started
+
+    def run(self, saved: dict[str, Any] | None) -> None:
+        """Goes through all stages, or those that ``saved`` has left, and keeps the state of the last.
+
+        Raises:
+            InputError: The images are not those that the saved run began with.
+        """
+        first = 0
+        if saved:
+            self._restore(saved)
+            first = saved["stage"]
+        else:
+            self.before = self.problem.start()
+        for number in range(first, len(self.stages)):
+            self._run_stage(number, saved["train"] if saved and number == first else None)
+
+    def finished_model(self) -> tuple[Any, Masks | None]:
+        """Returns the trained model, closed weights set to zero, and the masks that closed them, if there were any.
+
+        It is the model itself or, where one is kept, the running mean of its weights.
+        """
+        model = self.state.final_model
+        if self.masks is None:
+            return model, None
+        masks = Masks(model)
+        masks.ticket = True
+        return masks.finalize(), masks
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what every report states of its run besides the results."""
+        return {
+            "seed": self.config.run.seed,
+            "device": str(self.runtime.device),
+            "precision": ", then ".join(self._precisions),
+            "processes": ranks.world_size(),
+            "seconds": round(time.perf_counter() - self._started, 1),
+            "versions": run_folder.versions(),
+            "machine": run_folder.machine(),
+        }
+
+    def _run_stage(self, number: int, saved: dict[str, Any] | None) -> None:
+        stage, model = self.stages[number], self.problem.model
+        if saved:
+            model.load_state_dict(saved["model"])  # the masks, before they turn hard
+        elif stage.rewinds:
+            self._rewind()
+        if stage.masks == "ticket":
+            self._harden_masks()
+        self.state = build_state(self.config, self.problem, stage, self.runtime, self.masks)
+        if saved:
+            self.state.load_state_dict(saved)
+            total = stage.epochs * self.problem.steps_per_epoch
+            ranks.print_main(f"resuming {stage.name} at step {self.state.step} of {total}")
+        self._fit(number)
+        if stage.prunes and self.masks:
+            self.masks.prune(stage.prune_temperature)
+
+    def _fit(self, number: int) -> None:
+        stage, state, train = self.stages[number], self.state, self.config.train
+        options = LoopOptions(
+            steps_per_epoch=self.problem.steps_per_epoch,
+            epochs=stage.epochs,
+            accumulate=train.accumulate,
+            clip=self.config.optim.clip,
+            frozen=self.config.model.freeze,
+            save_every=train.save_every,
+        )
+        with ExitStack() as stack:
+            log = None
+            if ranks.is_main():
+                log_folder = self.folder / stage.log_folder
+                log_folder.mkdir(parents=True, exist_ok=True)
+                log = stack.enter_context(MetricLog(log_folder, keep_steps=state.step))
+            Loop(
+                state,
+                options,
+                self.runtime,
+                log,
+                before_epoch=lambda epoch: self._before_epoch(stage, epoch),
+                after_epoch=lambda epoch: self._after_epoch(stage, epoch),
+                save=lambda: self._save(number),
+                name_images=self.problem.name_images,
+                folder=self.folder,
+            ).run(self.problem.batches(stage.seed, state.step))
+
+    def _before_epoch(self, stage: Stage, epoch: int) -> None:
+        self.problem.objective.start_epoch(epoch)
+        if not self.masks or stage.masks != "soft":
+            return
+        self.masks.temperature = temperature_at(epoch, stage.epochs, self.config.sparsify.final_temp)
+        # A run that resumes in this epoch has the checkpoint already.
+        if epoch == stage.checkpoint_epoch and self.masks.saved is None:
+            self.masks.checkpoint()
+            self._objective_at_checkpoint = copy.deepcopy(self.problem.objective.state_dict())
+
+    def _after_epoch(self, stage: Stage, epoch: int) -> dict[str, float]:
+        numbers = self.after_epoch(stage, epoch, self.state)
+        self.history.append({"stage": stage.name, "epoch": epoch + 1, **numbers})
+        return numbers
+
+    def _rewind(self) -> None:
+        assert self.masks is not None
+        self.masks.rewind()
+        if self._objective_at_checkpoint is not None:
+            self.problem.objective.load_state_dict(self._objective_at_checkpoint)
+
+    def _harden_masks(self) -> None:
+        assert self.masks is not None
+        for scores in self.masks.mask_parameters():
+            scores.requires_grad_(False)
+        self.masks.ticket = True
+        ranks.print_main(f"ticket: {100 * self.masks.density():.1f} % of the masked weights are kept")
+
+    def _save(self, number: int) -> None:
+        content = {
+            "stage": number,
+            "train": self.state.state_dict(),  # sharded centers are gathered: by all processes
+            "before": self.before,
+            "history": self.history,
+            "checkpoint": self.masks.saved if self.masks else None,
+            "objective_at_checkpoint": self._objective_at_checkpoint,
+            "precisions": self._precisions,
+            "seconds": time.perf_counter() - self._started,
+            "split": self.problem.split,
+        }
+        if ranks.is_main():
+            path = self.folder / run_folder.STATE
+            steps_before = sum(stage.epochs for stage in self.stages[:number]) * self.problem.steps_per_epoch
+            save_state(path, content)
+            keep_states(path, self.folder / run_folder.STATES, steps_before + self.state.step, self.config.train.keep)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if saved["split"] != self.problem.split:
+            raise InputError(
+                f"the images are not those that the run began with (split {self.problem.split}, then "
+                f"{saved['split']}): restore them, or start again with --overwrite"
+            )
+        self.before, self.history = saved["before"], saved["history"]
+        self._objective_at_checkpoint = saved["objective_at_checkpoint"]
+        if self.masks:
+            self.masks.saved = self._on_device(saved["checkpoint"])
+        if saved["precisions"][-1:] != self._precisions:
+            self._precisions = [*saved["precisions"], *self._precisions]
+        else:
+            self._precisions = saved["precisions"]
+        self._started -= saved["seconds"]
+
+    def _on_device(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        return tensors and {name: tensor.to(self.runtime.device) for name, tensor in tensors.items()}

@@ -1,0 +1,105 @@
+"""Training of an embedder for retrieval: its images, model, loss and scores."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from hgsl.common import ranks
+from hgsl.config import Config
+from hgsl.data import Manifest, RetrievalDataset, summary
+from hgsl.engine.evaluation import evaluate, measure
+from hgsl.engine.loop.loader import RunBatches, run_loader
+from hgsl.engine.loop.loop import Batch
+from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
+from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
+from hgsl.engine.parts.mode import build_mode
+from hgsl.engine.parts.objective import build_objective
+from hgsl.engine.parts.optim import parameter_groups
+from hgsl.engine.problem import Problem
+from hgsl.engine.runtime import Runtime
+from hgsl.evaluation import RetrievalResult, RetrievalTask
+from hgsl.models import Embedder
+
+
+class Retrieval:
+    """The parts of a training for retrieval; building them reads everything and writes nothing."""
+
+    def __init__(self, config: Config, runtime: Runtime) -> None:
+        self.config, self.runtime = config, runtime
+        self.manifest: Manifest = build_manifest(config.data)
+        ranks.print_main(summary(self.manifest))
+        self.model = build_model(config, runtime)
+        self.train_set = build_train_set(config, self.manifest, self.model)
+        self.mode = build_mode(config, self.model, runtime)
+        classes, width = self.train_set.num_classes, self.model.embedding_size
+        self.objective = build_objective(config.loss, classes, width).to(runtime.device)
+        self.steps_per_epoch = self._plan(config.run.seed).steps_per_epoch
+        self._names = dict(zip(self.train_set.ids.tolist(), self.train_set.manifest.paths, strict=True))
+        self._inputs: dict[str, Any] = {}
+
+    def problem(self, *, measure_before: bool) -> Problem:
+        """Returns the training as the driver takes it.
+
+        Args:
+            measure_before: Whether the start of a run measures the model on the searched classes.
+        """
+        return Problem(
+            model=self.model,
+            network=self.mode.view(self.model),
+            objective=self.objective,
+            start=lambda: self.start(measure_before),
+            steps_per_epoch=self.steps_per_epoch,
+            batches=self.batches,
+            groups=lambda: parameter_groups(self.model, self.objective, self.config.optim),
+            name_images=self.name_images,
+            split=self.manifest.split_hash,
+        )
+
+    def start(self, measure_before: bool) -> dict[str, Any]:
+        """Sets what training starts from, and returns the scores before it if they are asked for."""
+        plain = self.inputs("train")
+        self.mode.start(self.model, plain)
+        before = self.scores(self.model, "test") if measure_before else {}
+        view, batch_size = self.mode.view(self.model), self.config.eval.batch_size
+        start_centers(self.objective.loss_fn, self.config.loss, view, plain, self.runtime, batch_size)
+        return before
+
+    def batches(self, seed: int, start: int) -> Iterator[Batch]:
+        """The batches of a stage from step ``start`` on."""
+        plan = self._plan(seed)
+        plan.start_step = start
+        images = self.mode.training_inputs(self.train_set, lambda: self.inputs("train"))
+        return iter(run_loader(images, plan, workers=self.mode.loader_workers, device=self.runtime.device))
+
+    def images(self, split: str) -> RetrievalDataset:
+        """The images of a split, transformed as in an evaluation."""
+        return build_eval_set(self.config.data, self.manifest, self.model, split)
+
+    def inputs(self, split: str) -> Any:
+        """The split as the evaluated model consumes it: images, or cached features in head mode."""
+        if split not in self._inputs:
+            self._inputs[split] = self.mode.inputs(self.model, self.images(split))
+        return self._inputs[split]
+
+    def scores(self, model: Embedder, split: str) -> dict[str, Any]:
+        """Evaluates ``model`` on a split and returns the report's numbers."""
+        return evaluate(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
+
+    def measured(self, model: Embedder, split: str) -> tuple[RetrievalTask, RetrievalResult]:
+        """Evaluates ``model`` on a split and returns the task and its result."""
+        return measure(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
+
+    def center_similarity(self) -> float | None:
+        """Mean cosine of a class center to the nearest other; None for a loss without centers."""
+        classes, width = self.train_set.num_classes, self.model.embedding_size
+        centers = class_vectors(self.objective.loss_fn, classes, width)
+        return None if centers is None else nearest_similarity(centers if centers.shape[1] == width else centers.T)
+
+    def name_images(self, ids: Tensor) -> list[str]:
+        """Paths of a batch's images."""
+        return [self._names[row] for row in ids.tolist()]
+
+    def _plan(self, seed: int) -> RunBatches:
+        train, data = self.config.train, self.config.data
+        return RunBatches(self.train_set.labels, train.batch_size, train.epochs, seed, data.sampler, data.per_class)
