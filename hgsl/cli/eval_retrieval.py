@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from hgsl.cli._main import run
 from hgsl.cli._settings import build_parser, parse
 from hgsl.common.errors import InputError
+from hgsl.config import Config
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
 and --data.root, on another one), of a pretrained network without training (--model TIMM_NAME with --data...), or of
@@ -95,7 +96,7 @@ def _evaluate(words: list[str]) -> None:
             if subject.validation is None:
                 raise InputError("--no-match needs validation images: give --calibration-embeddings")
             validation = subject.validation()
-            subject = subject.with_note(_note_on_calibration(flags.checkpoint))
+            subject = subject.with_note(_note_on_calibration(config, flags.checkpoint))
         if not ranks.is_main():  # all have embedded their share; one searches and writes
             return
     subject, measured = _eval_steps.score(subject, validation, flags, flags.k or config.eval.ks)
@@ -152,12 +153,12 @@ def _check(flags: Namespace, words: list[str]) -> None:
         raise InputError(f"--bootstrap needs at least 2 samples, found {flags.bootstrap}")
 
 
-def _note_on_calibration(checkpoint: str | None) -> str | None:
-    """What a reader must know if the classes that calibrate were trained on."""
+def _note_on_calibration(config: Config, checkpoint: str | None) -> str | None:
+    """The note for a calibration on classes that the run has trained on."""
     if checkpoint is None:
         return None
-    data = yaml.safe_load((Path(checkpoint) / "config.yaml").read_text(encoding="utf-8"))["data"]
-    if data.get("val_share") or data.get("val_fold") is not None:
+    run = yaml.safe_load((Path(checkpoint) / "config.yaml").read_text(encoding="utf-8"))["data"]
+    if (run.get("val_share") or 0, run.get("val_fold")) == (config.data.val_share, config.data.val_fold):
         return None
     return "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"
 

@@ -1,4 +1,4 @@
-"""``prepare_dataset.py NAME --root DIR``: download, verify, audit and list a data set, in that order."""
+"""Command ``hgsl prepare NAME --root DIR``: downloads, verifies, audits and lists a data set, in that order."""
 
 import argparse
 import json
@@ -8,114 +8,145 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.cli._main import run
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
-from hgsl.data import DATASETS, PROTOCOLS, load_manifest, summary
-from hgsl.data.adapters.csv import write_table
+from hgsl.data import DATASETS, PROTOCOLS, Manifest, check_options, load_manifest, summary
+from hgsl.data.adapters.table import write_table
 from hgsl.data.audit import audit
 from hgsl.data.files.cards import Card, count, fetch, read_card
 from hgsl.data.files.layout import default_root
 from hgsl.data.overview import missing_files
 
-EXIT_FOUND = 1
+EXIT_PROBLEM = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 0 if all is well, 1 if ``--verify`` or ``--audit`` found a problem, 2 after bad input."""
-    options = _parser().parse_args(arguments)
-    return run(lambda: prepare(options))
+    """Returns 0 on success, 1 if ``--verify`` or ``--audit`` found a problem, 2 after bad input."""
+    flags = _parser().parse_args(arguments)
+    return run(lambda: prepare(flags))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Fetch, check and list a data set. Without an action, prints what is there.",
-        epilog="Exit code: 0 all is well, 1 --verify or --audit found a problem, 2 bad input.",
+        description="Downloads, verifies, audits and lists a data set; without a flag, prints its contents.",
+        epilog="Exit status: 0 success, 1 --verify or --audit found a problem, 2 bad input.",
     )
-    parser.add_argument("name", help=f"one of {', '.join(sorted(DATASETS))}")
-    parser.add_argument("--root", type=Path, help="folder of the data set (for csv: the table); default datasets/NAME")
-    parser.add_argument("--download", action="store_true", help="fetch and unpack the official archives into the root")
-    parser.add_argument("--verify", action="store_true", help="compare the counts with the card's, look for every file")
-    parser.add_argument("--audit", action="store_true", help="open every image: broken, odd and duplicate ones")
-    parser.add_argument("--audit-report", type=Path, metavar="FILE.json", help="write all findings of --audit there")
-    parser.add_argument("--manifest", type=Path, metavar="FILE.csv", help="write the table of all images there")
-    parser.add_argument("--protocol", default="zero-shot", help=f"{', '.join(PROTOCOLS)} (default zero-shot)")
+    parser.add_argument("name", help=f"Data set: {', '.join(sorted(DATASETS))}.")
+    parser.add_argument("--root", type=Path, help="Folder of the data set, or table of csv (default: datasets/NAME).")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set, such as seed=1; repeatable"
+        "--download", action="store_true", help="Download and unpack the official archives into the root."
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="Compare counts with the card and check that every file exists."
+    )
+    parser.add_argument("--audit", action="store_true", help="Open every image: damaged, unusual and duplicate ones.")
+    parser.add_argument("--audit-report", type=Path, metavar="FILE.json", help="Write all findings of --audit as JSON.")
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE.csv", help="Write the table of all images and their splits."
+    )
+    parser.add_argument("--protocol", default="zero-shot", help=f"{', '.join(PROTOCOLS)} (default: zero-shot).")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Option of the data set, such as seed=1; repeatable.",
     )
     return parser
 
 
-def prepare(options: argparse.Namespace) -> int:
-    """Does what the options ask for.
+def prepare(flags: argparse.Namespace) -> int:
+    """Runs the steps that the flags ask for and returns the exit status.
 
     Raises:
         InputError: A name, an option or a list is wrong, or a download failed.
         OSError: A file is missing or cannot be written.
     """
-    if options.name not in DATASETS:
-        raise unknown("data set", options.name, DATASETS)
-    if options.audit_report and not options.audit:
+    options = _options(flags)
+    if flags.audit_report and not flags.audit:
         raise InputError("--audit-report is written by --audit: add --audit")
-    card, root = read_card(options.name), options.root or default_root(options.name)
-    settings = dict(_setting(text) for text in options.option)
-    if options.download:
-        if card is None:
-            raise InputError(f"{options.name} is no data set to download: it reads your own files")
-        root.mkdir(parents=True, exist_ok=True)
-        print("\n".join(fetch(card, root)))
+    card = read_card(flags.name)
+    if flags.download:
+        _download(card, flags)
+    manifest = _load(card, flags, options)
+    print(summary(manifest))
+    status = 0
+    if flags.verify and not verify(card, flags.name, flags.root, options):
+        status = EXIT_PROBLEM
+    if flags.audit and not _audit(manifest, flags.audit_report):
+        status = EXIT_PROBLEM
+    if flags.manifest:
+        write_table(manifest, flags.manifest)
+        print(f"wrote {len(manifest):,} rows to {flags.manifest}, with paths relative to {manifest.root}")
+    return status
+
+
+def _options(flags: argparse.Namespace) -> dict[str, Any]:
+    """The values of ``--option``: JSON where an option is not text, such as ``seed=1``."""
+    options: dict[str, Any] = {}
+    for word in flags.option:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f"--option {word!r} must be KEY=VALUE")
+        try:
+            options[key] = json.loads(text)
+            check_options(flags.name, {key: options[key]}, source="--option")
+        except (json.JSONDecodeError, InputError):
+            options[key] = text
+    check_options(flags.name, options, source="--option")
+    return options
+
+
+def _download(card: Card | None, flags: argparse.Namespace) -> None:
+    if card is None:
+        raise InputError(f"{flags.name} cannot be downloaded: it reads your own files")
+    root = flags.root or default_root(flags.name)
+    root.mkdir(parents=True, exist_ok=True)
+    print("\n".join(fetch(card, root)))
+
+
+def _load(card: Card | None, flags: argparse.Namespace, options: dict[str, Any]) -> Manifest:
     try:
-        manifest = load_manifest(options.name, options.root, options.protocol, **settings)
+        return load_manifest(flags.name, flags.root, flags.protocol, **options)
     except FileNotFoundError as error:
-        if card is None or options.download:
+        if card is None or flags.download:
             raise
         raise FileNotFoundError(f"{error}; or add --download; or by hand: {card['by_hand']}") from None
-    print(summary(manifest))
-    code = 0
-    if options.verify and not verify(card, options.name, options.root, settings):
-        code = EXIT_FOUND
-    if options.audit:
-        found = audit(manifest)
-        print(found.table())
-        if options.audit_report:
-            write_json(options.audit_report, asdict(found))
-        if not found.ok:
-            code = EXIT_FOUND
-    if options.manifest:
-        write_table(manifest, options.manifest)
-        print(f"wrote {len(manifest):,} rows to {options.manifest}; its paths are relative to {manifest.root}")
-    return code
 
 
-def verify(card: Card | None, name: str, root: Path | None, settings: dict[str, Any]) -> bool:
-    """Prints a line a count and one on the files; whether all are right."""
+def _audit(manifest: Manifest, report: Path | None) -> bool:
+    """Prints the findings, writes them to ``report``, and returns whether there is no problem among them."""
+    result = audit(manifest)
+    print(result.table())
+    if report:
+        write_json(report, asdict(result))
+    return result.ok
+
+
+def verify(card: Card | None, name: str, root: Path | None, options: dict[str, Any]) -> bool:
+    """Prints each count beside the card's, and the number of files that exist; returns whether all are right."""
+    expected = {} if card is None or options else card["expected"]
     right = True
-    expected = {} if card is None or settings else card["expected"]
     for protocol, counts in expected.items():
-        found = count(load_manifest(name, root, protocol))
-        for split, numbers in counts.items():
-            for what, number in numbers.items():
-                seen = found.get(split, {}).get(what, 0)
-                right &= seen == number
-                mark = "ok" if seen == number else f"WRONG, expected {number:,}"
-                print(f"{protocol:13} {split:5} {what:8} {seen:>8,}  {mark}")
+        right &= _counts_match(load_manifest(name, root, protocol), counts)
     if not expected:
-        print(
-            "no counts to compare: "
-            + ("with --option the card's do not apply" if card else "no card for your own data")
-        )
-    manifest = load_manifest(name, root, *list(expected)[:1], **settings)
+        reason = "the card does not apply with --option" if card else "your own data has no card"
+        print(f"no counts to compare: {reason}")
+    manifest = load_manifest(name, root, *list(expected)[:1], **options)
     missing = missing_files(manifest)
     print(f"files: {len(manifest) - len(missing):,} of {len(manifest):,} are in {manifest.root}")
     for row in missing[:10]:
-        print(f"  missing: row {manifest.ids[row]} {manifest.paths[row]}")
+        print(f"  missing: {manifest.paths[row]}")
     return right and not missing
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--option {text!r} must be KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+def _counts_match(manifest: Manifest, expected: dict[str, dict[str, int]]) -> bool:
+    """Prints each count of a protocol, and returns whether all equal the expected ones."""
+    right, counts = True, count(manifest)
+    for split, numbers in expected.items():
+        for column, number in numbers.items():
+            actual = counts.get(split, {}).get(column, 0)
+            right &= actual == number
+            mark = "ok" if actual == number else f"WRONG, expected {number:,}"
+            print(f"{manifest.protocol:13} {split:5} {column:8} {actual:>8,}  {mark}")
+    return right

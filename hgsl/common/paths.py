@@ -16,8 +16,11 @@ def is_inside(path: str) -> bool:
 def relative_to_root(path: str, root: Path) -> str:
     """Returns a path with forward slashes, relative to ``root`` where it is an absolute one inside it.
 
-    Any other path is returned as it is, so that :func:`is_inside` can refuse it.
+    A backslash separates folders, as Windows writes it, unless ``root`` has a file of that very name. Any path that is
+    not inside ``root`` is returned unchanged, so that :func:`is_inside` can refuse it.
     """
-    path = path.strip().replace("\\", "/")
+    path = path.rstrip()
+    if "\\" in path and not (root / path).is_file():
+        path = path.replace("\\", "/")
     root = root.absolute()
     return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path

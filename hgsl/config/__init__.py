@@ -44,11 +44,6 @@ class Config:
     sparsify: MaskConfig = field(default_factory=MaskConfig)
 
     def __post_init__(self) -> None:
-        has_validation = self.data.val_share > 0 or self.data.val_fold is not None
-        refuse(
-            self.train.select == "best" and not has_validation,
-            "train.select 'best' needs validation classes: set data.val_share (such as 0.2) or data.val_fold",
-        )
         refuse(
             self.train.epochs == 0 and self.train.select != "last",
             f"train.select {self.train.select!r} has no epoch to choose from, as train.epochs is 0: use 'last'",

@@ -1,11 +1,11 @@
-"""Data sets: every one becomes a manifest, and from there on they are all the same."""
+"""Data sets: adapters that read each into a manifest, protocols that split it, samplers, and its images in PyTorch."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from hgsl.common.errors import unknown
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
@@ -36,23 +36,29 @@ __all__ = [
 ]
 
 
-def check_options(name: str, options: Iterable[str], source: str = "") -> None:
-    """Checks the name of a data set and those of its options, before any file is read.
+def check_options(name: str, options: Mapping[str, Any], source: str = "") -> None:
+    """Checks the name of a data set and its options before any file is read.
 
     Args:
         name: One of ``DATASETS``.
-        options: Names of arguments of its adapter.
+        options: Arguments of its adapter.
         source: Where the options were given, for the message, such as "data.options".
 
     Raises:
-        InputError: There is no such data set, or it has no such option.
+        InputError: There is no such data set, or it has no such option, or the value is of another type.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    accepted = [option for option in inspect.signature(DATASETS[name]).parameters if option != "root"]
-    for option in options:
+    adapter = DATASETS[name]
+    accepted, types = set(inspect.signature(adapter).parameters) - {"root"}, get_type_hints(adapter)
+    where = f" in {source}" if source else ""
+    for option, value in options.items():
         if option not in accepted:
-            raise unknown(f"option of data set {name}{f' in {source}' if source else ''}", option, accepted)
+            raise unknown(f"option of data set {name}{where}", option, accepted)
+        hint = types.get(option, object)
+        if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("pathlib.", "")
+            raise InputError(f"option {option} of data set {name}{where} must be {expected}, found {value!r}")
 
 
 def load_manifest(
@@ -67,18 +73,18 @@ def load_manifest(
     crop_to_boxes: bool = False,
     **options: Any,
 ) -> Manifest:
-    """Lists a data set and splits it; no image file is opened.
+    """Lists and splits a data set; no image file is opened.
 
     Args:
         name: One of ``DATASETS``.
-        root: The folder of the unpacked archive (for ``csv``, the table); None for ``datasets/NAME``.
-        protocol: "zero-shot", "closed-set" or "query-gallery"; see ``hgsl.data.protocols``.
-        test_share: Share of the classes to search, where zero-shot has to choose them.
-        val_share: The last fraction of the training classes becomes the split "val".
-        val_fold: Or this one of ``val_folds`` class-disjoint folds does.
-        val_folds: How many folds.
-        crop_to_boxes: Cut every image to its box; reports then say so.
-        options: The adapter's own, such as ``seed`` of ``folder`` or ``encoding`` of ``csv``.
+        root: Folder of the unpacked archive (for ``csv``, the table); None for ``datasets/NAME``.
+        protocol: "zero-shot", "closed-set" or "query-gallery"; see :mod:`hgsl.data.protocols`.
+        test_share: Share of the classes in the test split, where zero-shot has to choose them.
+        val_share: Share of the training classes to move to the split "val": the last ones.
+        val_fold: Instead, one of ``val_folds`` class-disjoint folds of them.
+        val_folds: Number of such folds.
+        crop_to_boxes: Whether every image is cropped to its box; reports then say so.
+        options: Arguments of the adapter, such as ``seed`` of ``folder`` or ``encoding`` of ``csv``.
 
     Raises:
         FileNotFoundError: The root or a list in it is missing.
@@ -111,7 +117,7 @@ def build_dataset(
         split: "train", "val", "test" or "all".
         protocol: See :func:`load_manifest`.
         transform: From a PIL image to a tensor; None gives PIL images.
-        cache_dir: Where resized images are kept between epochs, or None; see :class:`RetrievalDataset`.
+        cache_dir: Folder that keeps resized images between epochs, or None; see :class:`RetrievalDataset`.
         options: See :func:`load_manifest`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One row an image: the table every data set becomes; it is checked once, and nothing after asks where it came from."""
+"""Manifest: the table of one row per image that every data set becomes, checked once when it is built."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,29 +14,37 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.paths import is_inside
 
 SPLITS = ("train", "val", "test")
+# Other spellings of a split, in any case, as folders and tables have them.
+SPLIT_NAMES = {name: name for name in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of a data set, N of them. Build one with :func:`make_manifest`, which checks it.
+    """The N rows of a data set, or of some of its splits. :func:`make_manifest` builds and checks one.
 
     Attributes:
         name: The data set's name, as in ``DATASETS``.
-        protocol: What ``split`` stands for: "zero-shot", "closed-set", "query-gallery", or "" while rows have no split.
-        root: The folder that ``paths`` are relative to.
+        protocol: Meaning of ``split``: "zero-shot", "closed-set", "query-gallery", or "" for rows without a split.
+        root: Folder that ``paths`` are relative to.
         paths: N relative POSIX paths.
         labels: (N,) int64, an index into ``class_names``.
-        class_names: One name a class.
-        split: (N,) str, "train", "val" or "test" ("" while rows have no split).
-        is_query: (N,) bool, whether the row asks when its split is evaluated.
-        is_gallery: (N,) bool, whether the row is searched when its split is evaluated.
+        class_names: One name per class.
+        split: (N,) str, "train", "val" or "test" ("" for rows without a split).
+        is_query: (N,) bool, whether the row is a query when its split is evaluated.
+        is_gallery: (N,) bool, whether the row is in the gallery when its split is evaluated.
         ids: (N,) int64, the row's number in the full manifest; a subset keeps it.
         boxes: (N, 4) float64 x1 y1 x2 y2 in pixels, x2 and y2 exclusive, or None.
-        groups: (N,) int64, such as a camera or a coarser category, or None.
-        crop_to_boxes: Whether an image is cut to its box when it is read.
-        skipped: (path, reason) of what was found and not taken.
+        groups: (N,) int64, such as the number of a camera or of a coarser category, or None. Any number is a group; a
+            row without a group has a number that no other row has.
+        crop_to_boxes: Whether an image is cropped to its box when it is read.
+        skipped: (path, reason) of each file or folder that was not taken.
         notes: Sentences that a report must carry, such as "cropped to boxes".
-        render: Makes the image of a row id, for data sets that have no files.
+        render: Draws the image of a row id, for data sets without files.
     """
 
     name: str
@@ -61,10 +69,11 @@ class Manifest:
 
     @property
     def split_hash(self) -> str:
-        """The first 16 hex digits of a SHA-256 over every row: path, class, split, query and gallery flags, cut box.
+        """The first 16 hex digits of a SHA-256 over every row: path, class, split, query and gallery flags, crop box.
 
-        Equal hashes mean that the same images played the same part under the same protocol; the machine, the root and
-        the name of the data set are left out.
+        Equal hashes mean the same images in the same roles under the same protocol; the machine, the root and the name
+        of the data set are not part of it. Reports carry the hash of the split that is evaluated,
+        ``manifest.subset("test").split_hash``; the hash of a full manifest covers all of its splits.
         """
         digest = hashlib.sha256(f"{self.protocol}\n".encode())
         for i, path in enumerate(self.paths):
@@ -86,10 +95,12 @@ class Manifest:
             raise unknown("split", split, (*SPLITS, "all"))
         rows = np.flatnonzero(self.split == split)
         if not len(rows):
-            found = ", ".join(name for name in SPLITS if np.any(self.split == name)) or "no split at all"
-            hint = "; set val_share or val_fold to cut one from the training classes" if split == "val" else ""
+            present = ", ".join(name for name in SPLITS if np.any(self.split == name)) or "images without a split"
+            hint = (
+                ": set data.val_share (such as 0.2) or data.val_fold to take some from train" if split == "val" else ""
+            )
             raise InputError(
-                f"{self.name} ({self.protocol or 'no protocol'}) has no {split!r} images, only {found}{hint}"
+                f"{self.name} ({self.protocol or 'no protocol'}) has no {split!r} images, only {present}{hint}"
             )
         return self.take(rows)
 
@@ -108,6 +119,17 @@ class Manifest:
         )
 
 
+def number_groups(names: Sequence[str | None]) -> NDArray[np.int64]:
+    """Group numbers of named groups; each row without a group (None) gets a number of its own.
+
+    >>> number_groups(["left", None, "left", None]).tolist()
+    [0, 1, 0, 2]
+    """
+    known = {name: number for number, name in enumerate(sorted({name for name in names if name is not None}))}
+    lone = iter(range(len(known), len(known) + len(names)))
+    return np.array([next(lone) if name is None else known[name] for name in names], np.int64)
+
+
 def make_manifest(
     name: str,
     root: Path,
@@ -124,10 +146,16 @@ def make_manifest(
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
     render: Callable[[int], Image.Image] | None = None,
+    locate: Callable[[int], str] | None = None,
 ) -> Manifest:
-    """Builds a checked manifest; what is left out means no split, and every row both query and gallery.
+    """Builds a checked manifest; omitted columns mean no split, and every row both query and gallery.
 
-    ``protocol`` names the protocol that the given ``split`` was made for by the source of the data.
+    Args:
+        name, root, paths, class_names, skipped, notes, render: See :class:`Manifest`.
+        labels: (N,) integers, an index into ``class_names``.
+        protocol: Name of the protocol that the source of the data made ``split`` for.
+        split, is_query, is_gallery, boxes, groups: (N,) or (N, 4) columns, see :class:`Manifest`.
+        locate: Source of a row, for messages, such as "birds.csv, line 5"; None gives "row 3".
 
     Raises:
         InputError: No rows, columns of different lengths, a label without a class, a box without an area, a path that
@@ -141,61 +169,77 @@ def make_manifest(
         protocol=protocol,
         root=Path(root),
         paths=tuple(paths),
-        labels=np.asarray(labels, np.int64),
+        labels=_integers(labels, "labels", name),
         class_names=tuple(class_names),
-        split=np.full(count, "", "<U5") if split is None else np.asarray(split, "<U5"),
+        split=np.full(count, "", "<U5") if split is None else np.asarray(split, str),
         is_query=np.ones(count, bool) if is_query is None else np.asarray(is_query, bool),
         is_gallery=np.ones(count, bool) if is_gallery is None else np.asarray(is_gallery, bool),
         ids=np.arange(count),
         boxes=None if boxes is None else np.asarray(boxes, np.float64),
-        groups=None if groups is None else np.asarray(groups, np.int64),
+        groups=None if groups is None else _integers(groups, "groups", name),
         skipped=tuple(skipped),
         notes=tuple(notes),
         render=render,
     )
-    _check_columns(manifest)
-    _check_paths(manifest)
+
+    def source(row: int) -> str:
+        return locate(row) if locate else f"row {row}"
+
+    _check_columns(manifest, source)
+    _check_paths(manifest, source)
     return manifest
 
 
-def _check_columns(manifest: Manifest) -> None:
+def _integers(values: ArrayLike, column: str, name: str) -> NDArray[np.int64]:
+    """A column as int64: signed or unsigned 64-bit numbers keep what tells them apart."""
+    array = np.asarray(values)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"{name}: {column} must be one integer per image, found {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
+
+
+def _check_columns(manifest: Manifest, source: Callable[[int], str]) -> None:
     count, classes = len(manifest), len(manifest.class_names)
     for column in ("labels", "split", "is_query", "is_gallery", "boxes", "groups"):
         values = getattr(manifest, column)
         if values is not None and len(values) != count:
             raise InputError(f"{manifest.name}: {len(values)} {column} for {count} images")
+    strange = sorted(set(np.unique(manifest.split).tolist()) - {"", *SPLITS})
+    if strange:
+        raise InputError(f"{manifest.name}: the split {strange[0]!r} is none of {', '.join(SPLITS)}")
     wrong = np.flatnonzero((manifest.labels < 0) | (manifest.labels >= classes))
     if len(wrong):
         raise InputError(
-            f"{manifest.name}: row {wrong[0]} ({manifest.paths[wrong[0]]}) has label {manifest.labels[wrong[0]]}, "
+            f"{manifest.name}: {source(wrong[0])} ({manifest.paths[wrong[0]]}) has label {manifest.labels[wrong[0]]}, "
             f"outside 0..{classes - 1}: the list of classes and the list of labels do not belong together"
         )
     if manifest.boxes is not None:
+        if manifest.boxes.shape != (count, 4):
+            raise InputError(f"{manifest.name}: boxes have the shape {manifest.boxes.shape}, expected ({count}, 4)")
         x1, y1, x2, y2 = manifest.boxes.T
         wrong = np.flatnonzero(~((x2 > x1) & (y2 > y1)))  # NaN counts as wrong
         if len(wrong):
             box = manifest.boxes[wrong[0]].tolist()
             raise InputError(
-                f"{manifest.name}: row {wrong[0]} ({manifest.paths[wrong[0]]}) has a box without area: "
+                f"{manifest.name}: {source(wrong[0])} ({manifest.paths[wrong[0]]}) has a box without area: "
                 f"x1, y1, x2, y2 = {box}"
             )
 
 
-def _check_paths(manifest: Manifest) -> None:
+def _check_paths(manifest: Manifest, source: Callable[[int], str]) -> None:
     first: dict[tuple[Any, ...], int] = {}
     for row, path in enumerate(manifest.paths):
         if not is_inside(path):
             raise InputError(
-                f"{manifest.name}: row {row} has the path {path!r}, which is not inside the data root: "
-                "paths are relative to it and do not climb out"
+                f"{manifest.name}: {source(row)} has the path {path!r}, which is not inside the data root "
+                f"{manifest.root}: paths are relative to it and do not climb out"
             )
         box = () if manifest.boxes is None else manifest.boxes[row].tolist()
         other = first.setdefault((PurePosixPath(path).as_posix(), *box), row)
         if other != row:
-            labels = [manifest.class_names[manifest.labels[i]] for i in (other, row)]
-            what = (
-                f"as {labels[0]!r} and as {labels[1]!r}" if labels[0] != labels[1] else f"both times as {labels[0]!r}"
-            )
+            names = [manifest.class_names[manifest.labels[i]] for i in (other, row)]
+            classes = f"as {names[0]!r} and as {names[1]!r}" if names[0] != names[1] else f"both times as {names[0]!r}"
             raise InputError(
-                f"{manifest.name}: {path} is listed twice, in rows {other} and {row}, {what}: keep one of them"
+                f"{manifest.name}: {path} is listed twice, in {source(other)} and {source(row)}, {classes}: "
+                "keep one of them"
             )

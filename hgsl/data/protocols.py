@@ -1,4 +1,4 @@
-"""Who trains, who is searched, who asks: a protocol turns the rows of a data set into a split."""
+"""Protocols: the split of a data set into training, validation, queries and gallery."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.data.manifest import Manifest
+from hgsl.data.manifest import SPLITS, Manifest
 
 PROTOCOLS = ("zero-shot", "closed-set", "query-gallery")
 
@@ -15,35 +15,51 @@ PROTOCOLS = ("zero-shot", "closed-set", "query-gallery")
 def apply_protocol(manifest: Manifest, protocol: str, test_share: float = 0.5) -> Manifest:
     """Returns ``manifest`` with the split of ``protocol``.
 
-    * ``zero-shot``: no class is both trained and searched. A split that the source made so is kept; otherwise the
-      last ``test_share`` of the classes is searched (rounded down) and the others train.
-    * ``closed-set``: the source's own split of the images; every class that is searched was trained.
-    * ``query-gallery``: the source's split, whose test images either ask or are searched.
+    * ``zero-shot``: no class is in two splits. A split that the source made so is kept; otherwise the last
+      ``test_share`` of the classes (rounded down) is the test split and the others train. A split of images that the
+      source gives is then not used, and a note says so.
+    * ``closed-set``: the source's own split of the images; every test class has training images.
+    * ``query-gallery``: the source's split, whose test images are queries or gallery.
+
+    Validation images of a source without test images are its test split, and a note says so.
 
     Raises:
         InputError: The protocol is unknown, or these rows cannot follow it.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    manifest = _test_on_validation(manifest)
     if protocol == "zero-shot":
         return _zero_shot(manifest, test_share)
     test = manifest.split == "test"
     if not np.any(test) or not np.any(manifest.split == "train"):
-        raise InputError(f"{manifest.name} has no train and test split of its own for {protocol}: use zero-shot")
+        raise InputError(
+            f"{manifest.name} has {_present(manifest)}, but {protocol} needs a train and a test split of its own: "
+            "use zero-shot"
+        )
     if protocol == "query-gallery":
         if np.array_equal(manifest.is_query[test], manifest.is_gallery[test]):
             raise InputError(
-                f"{manifest.name} does not tell queries from gallery, which query-gallery needs: "
+                f"{manifest.name} does not distinguish queries from gallery, which query-gallery needs: "
                 "use zero-shot or closed-set"
             )
     else:
         unseen = np.setdiff1d(manifest.labels[test], manifest.labels[manifest.split == "train"])
         if len(unseen):
             raise InputError(
-                f"{manifest.name}: {_names(manifest, unseen)} in test have no training image, which closed-set needs: "
-                "use zero-shot"
+                f"{manifest.name}: {_names(manifest, unseen)} in test without a training image, which closed-set "
+                "needs: use zero-shot"
             )
     return replace(manifest, protocol=protocol)
+
+
+def _test_on_validation(manifest: Manifest) -> Manifest:
+    """Turns validation images into test images where a source, such as ImageNet, has no test images."""
+    if np.any(manifest.split == "test") or not np.any(manifest.split == "val"):
+        return manifest
+    note = "the data has no test split: its validation images are the test split"
+    split = np.where(manifest.split == "val", "test", manifest.split)
+    return replace(manifest, split=split, notes=(*manifest.notes, note))
 
 
 def _zero_shot(manifest: Manifest, test_share: float) -> Manifest:
@@ -51,35 +67,39 @@ def _zero_shot(manifest: Manifest, test_share: float) -> Manifest:
         _check_disjoint(manifest)
         return replace(manifest, protocol="zero-shot")
     if not 0 < test_share < 1:
-        raise InputError(f"test_share {test_share} must be between 0 and 1: it is the share of the classes to search")
+        raise InputError(f"test_share {test_share} must be between 0 and 1: it is the share of the classes in test")
     counts = np.bincount(manifest.labels, minlength=len(manifest.class_names))
     present, usable = np.flatnonzero(counts), np.count_nonzero(counts >= 2)
     if usable < 4:
         raise InputError(
-            f"{manifest.name}: {usable} classes in {manifest.root} have two images or more, and a class-disjoint split "
-            "needs 4 of them (2 to train, 2 to search): add classes or images"
+            f"{manifest.name}: {_classes(int(usable))} with two images or more in {manifest.root}, but a "
+            "class-disjoint split needs 4 (2 in train, 2 in test): add classes or images"
         )
     tested = min(max(int(len(present) * test_share + 1e-9), 2), len(present) - 2)
     is_test = np.isin(manifest.labels, present[-tested:])
-    for what, part in (("train", present[:-tested]), ("test", present[-tested:])):
+    for split, part in (("train", present[:-tested]), ("test", present[-tested:])):
         if np.count_nonzero(counts[part] >= 2) < 2:
             raise InputError(
-                f"{manifest.name}: fewer than 2 of the {len(part)} {what} classes have two images: "
+                f"{manifest.name}: fewer than 2 of the {len(part)} {split} classes have two images: "
                 "choose another seed or test_share"
             )
-    return replace(manifest, protocol="zero-shot", split=np.where(is_test, "test", "train").astype("<U5"))
+    notes = manifest.notes
+    if np.any(manifest.split != ""):
+        unused = f"zero-shot splits by class, not by the split of images that the data has ({_present(manifest)})"
+        notes = (*notes, f"{unused}; closed-set keeps that one")
+    return replace(manifest, protocol="zero-shot", split=np.where(is_test, "test", "train"), notes=notes)
 
 
 def cut_validation(
     manifest: Manifest, val_share: float = 0.0, val_fold: int | None = None, val_folds: int = 4
 ) -> Manifest:
-    """Moves some of the training classes to the split "val", so that a model can be chosen without looking at test.
+    """Moves some of the training classes to the split "val", so that a model is selected without its test images.
 
     Args:
-        manifest: After :func:`apply_protocol`.
+        manifest: Result of :func:`apply_protocol`.
         val_share: The last fraction of the training classes (rounded down, at least 2 classes); 0 for none.
-        val_fold: Instead, this one (from 0) of ``val_folds`` runs of consecutive training classes.
-        val_folds: How many such folds; 4 in "A Metric Learning Reality Check" (Musgrave et al., 2020).
+        val_fold: Instead, number (from 0) of one of ``val_folds`` runs of consecutive training classes.
+        val_folds: Number of such folds; 4 in "A Metric Learning Reality Check" (Musgrave et al., 2020).
 
     Raises:
         InputError: Both are given, a number is out of range, the protocol is not class-disjoint, or a part would
@@ -88,7 +108,7 @@ def cut_validation(
     if not val_share and val_fold is None:
         return manifest
     if val_share and val_fold is not None:
-        raise InputError(f"val_share={val_share} and val_fold={val_fold} are two ways to cut validation: give one")
+        raise InputError(f"val_share={val_share} and val_fold={val_fold} both choose validation classes: give one")
     if manifest.protocol == "closed-set":
         raise InputError("closed-set has no class-disjoint validation: leave out val_share and val_fold")
     if np.any(manifest.split == "val"):
@@ -97,11 +117,11 @@ def cut_validation(
     chosen = _last(classes, val_share) if val_fold is None else _fold(classes, val_fold, val_folds)
     if len(chosen) < 2 or len(classes) - len(chosen) < 2:
         raise InputError(
-            f"{manifest.name}: {len(classes)} training classes cannot give {len(chosen)} for validation, "
-            "2 must be on either side"
+            f"{manifest.name}: {len(chosen)} of {len(classes)} training classes for validation, but 2 are needed on "
+            "either side: change val_share or val_fold"
         )
     is_val = (manifest.split == "train") & np.isin(manifest.labels, chosen)
-    return replace(manifest, split=np.where(is_val, "val", manifest.split).astype("<U5"))
+    return replace(manifest, split=np.where(is_val, "val", manifest.split))
 
 
 def _last(classes: NDArray[np.int64], share: float) -> NDArray[np.int64]:
@@ -117,7 +137,7 @@ def _fold(classes: NDArray[np.int64], fold: int, folds: int) -> NDArray[np.int64
 
 
 def cut_to_boxes(manifest: Manifest) -> Manifest:
-    """Returns ``manifest`` with every image cut to its box when it is read, and a note that says so.
+    """Returns ``manifest`` with every image cropped to its box when it is read, and a note that says so.
 
     Raises:
         InputError: The data set has no boxes.
@@ -128,20 +148,40 @@ def cut_to_boxes(manifest: Manifest) -> Manifest:
 
 
 def _check_disjoint(manifest: Manifest) -> None:
-    owner: dict[int, str] = {}
-    for split in ("train", "val", "test"):
+    split_of: dict[int, str] = {}
+    for split in SPLITS:
         labels = np.unique(manifest.labels[manifest.split == split])
-        shared = [label for label in labels if label in owner]
+        shared = [label for label in labels if label in split_of]
         if shared:
             raise InputError(
-                f"{manifest.name}: {_names(manifest, shared)} are both in {owner[shared[0]]} and in {split}, "
-                "which zero-shot forbids: use closed-set or mend the split"
+                f"{manifest.name}: {_names(manifest, shared)} both in {split_of[shared[0]]} and in {split}, "
+                "which zero-shot forbids: use closed-set or correct the split"
             )
-        owner.update(dict.fromkeys(labels.tolist(), split))
-    if "test" not in owner.values() or "train" not in owner.values():
-        raise InputError(f"{manifest.name}: the split given with the data needs both train and test images")
+        split_of.update(dict.fromkeys(labels.tolist(), split))
+    if not {"train", "test"} <= set(split_of.values()):
+        raise InputError(
+            f"{manifest.name} has {_present(manifest)}, but zero-shot needs a train and a test split: add the "
+            "other, or give the data without a split"
+        )
+
+
+def _present(manifest: Manifest) -> str:
+    """The splits of a manifest in words.
+
+    Such as "4 train and 2 test images".
+    """
+    counts = [f"{np.count_nonzero(manifest.split == split):,} {split}" for split in SPLITS if split in manifest.split]
+    return f"{' and '.join(counts)} images" if counts else "no split"
 
 
 def _names(manifest: Manifest, labels: Sequence[int] | NDArray[np.int64]) -> str:
+    """A number of classes and the names of the first ones.
+
+    Such as "5 classes (a, b, c, ...)".
+    """
     names = ", ".join(manifest.class_names[i] for i in labels[:3])
-    return f"{len(labels)} classes ({names}{', ...' if len(labels) > 3 else ''})"
+    return f"{_classes(len(labels))} ({names}{', ...' if len(labels) > 3 else ''})"
+
+
+def _classes(count: int) -> str:
+    return "1 class" if count == 1 else f"{count:,} classes"

@@ -199,7 +199,7 @@ class Driver:
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["split"] != self.problem.split:
             raise InputError(
-                f"the images are not those that the run began with (split {self.problem.split}, then "
+                f"the images are not those that the run began with (manifest hash {self.problem.split}, then "
                 f"{saved['split']}): restore them, or start again with --overwrite"
             )
         self.before, self.history = saved["before"], saved["history"]

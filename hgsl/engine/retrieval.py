@@ -28,6 +28,8 @@ class Retrieval:
     def __init__(self, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
         self.manifest: Manifest = build_manifest(config.data)
+        if config.train.select == "best":
+            self.manifest.subset("val")  # refused before the model is built, where there is none
         ranks.print_main(summary(self.manifest))
         self.model = build_model(config, runtime)
         self.train_set = build_train_set(config, self.manifest, self.model)

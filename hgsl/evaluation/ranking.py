@@ -48,8 +48,8 @@ def evaluate_embeddings(
         labels: (Q,) integer labels.
         ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
         ids: (Q,) integers that name the images; row numbers by default.
-        groups: (Q,) integers, such as a camera's number, -1 for none: an image with both the label and the group of a
-            query is no neighbor of that query.
+        groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is no
+            neighbor of that query. Any 64-bit number is a group; an image without one takes a number of its own.
         is_query: (Q,) bool, which rows are queries where there is no gallery of its own; all by default.
         is_gallery: (Q,) bool, which rows are searched, likewise.
         gallery_embeddings: (N, D) gallery vectors; with them come ``gallery_labels`` and, where the gallery may hold

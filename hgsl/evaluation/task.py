@@ -117,9 +117,7 @@ def make_task(
 
     label_pair, excluded = (queries.labels, gallery.labels), [(queries.ids, gallery.ids)]
     if queries.groups is not None and gallery.groups is not None:
-        # Group -1 stands for none and equals nothing: the two sides get different keys for it.
-        known = np.where(queries.groups < 0, -1, queries.groups), np.where(gallery.groups < 0, -2, gallery.groups)
-        excluded.append(both_equal(label_pair, known))
+        excluded.append(both_equal(label_pair, (queries.groups, gallery.groups)))
     return RetrievalTask(
         queries=queries.vectors,
         query_labels=queries.labels,

@@ -16,8 +16,10 @@ def test_not_inside(path: str) -> None:
 
 
 def test_relative_to_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert relative_to_root(f" {tmp_path}/a/b.jpg ", tmp_path) == "a/b.jpg"
+    assert relative_to_root(f"{tmp_path}/a/b.jpg ", tmp_path) == "a/b.jpg"
     assert relative_to_root("a\\b.jpg", tmp_path) == "a/b.jpg"
+    (tmp_path / "a\\b.jpg").touch()
+    assert relative_to_root("a\\b.jpg", tmp_path) == "a\\b.jpg"  # a file of that name comes first
     assert relative_to_root("/elsewhere/b.jpg", tmp_path) == "/elsewhere/b.jpg"
     assert relative_to_root(f"{tmp_path}2/b.jpg", tmp_path) == f"{tmp_path}2/b.jpg"
     monkeypatch.chdir(tmp_path.parent)

@@ -276,7 +276,7 @@ def test_sop_keeps_its_categories(tmp_path: Path) -> None:
     manifest = load_manifest("sop", tmp_path)
     assert manifest.groups is not None
     assert set(manifest.groups.tolist()) == {2}
-    with pytest.raises(InputError, match="have no training image"):
+    with pytest.raises(InputError, match="in test without a training image"):
         load_manifest("sop", tmp_path, "closed-set")
 
 

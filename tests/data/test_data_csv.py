@@ -1,7 +1,8 @@
-"""Tables: the two formats, what they refuse by line and value, and a property test over generated ones."""
+"""Tables of images: the two formats, errors by line and value, and round trips of generated tables and folders."""
 
 import csv
 import io
+import itertools
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
 from hgsl.data import load_manifest, verify_files
-from hgsl.data.adapters.csv import load, write_table
+from hgsl.data.adapters.csv import load
+from hgsl.data.adapters.table import write_table
 
 
 def write(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:
@@ -20,7 +22,7 @@ def write(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-
     return folder / name
 
 
-def test_published_lists_count_labels_from_one(tmp_path: Path) -> None:
+def test_whole_numbers_are_ordered_by_number(tmp_path: Path) -> None:
     table = write(tmp_path, "img_path,label\nbirds\\a.jpg,10\nbirds/b.jpg,2\nbirds/c.jpg,1\n")
     manifest = load(table)
     assert manifest.paths == ("birds/a.jpg", "birds/b.jpg", "birds/c.jpg")
@@ -43,7 +45,7 @@ def test_lists_that_come_in_pairs(tmp_path: Path) -> None:
     assert manifest.subset("train").paths == tuple("abcd")
     assert manifest.subset("test").paths == tuple("efgh")
     write(tmp_path, "img_path,label\ne,2\nf,2\n", "test.csv")
-    with pytest.raises(InputError, match=r"1 classes \(2\) are both in train and in test"):
+    with pytest.raises(InputError, match=r"1 class \(2\) both in train and in test"):
         load_manifest("csv", table, test_list="test.csv")
 
 
@@ -57,6 +59,7 @@ def test_open_metric_learning_format(tmp_path: Path) -> None:
         "d,7,validation,False,True,dog,0,0,8.5,8\n",
     )
     manifest = load_manifest("csv", table, "query-gallery")
+    assert load(table).split.tolist() == ["train", "train", "val", "val"]
     assert manifest.split.tolist() == ["train", "train", "test", "test"]
     assert manifest.is_query.tolist() == [True, True, True, False]
     assert manifest.is_gallery.tolist() == [True, True, False, True]
@@ -64,7 +67,7 @@ def test_open_metric_learning_format(tmp_path: Path) -> None:
     assert manifest.groups.tolist() == [0, 1, 0, 1]
     assert manifest.boxes is not None
     assert manifest.boxes[3].tolist() == [0, 0, 8.5, 8]
-    assert manifest.notes == ("the table has no test rows, its validation rows are searched",)
+    assert manifest.notes == ("the data has no test split: its validation images are the test split",)
     assert not manifest.crop_to_boxes
 
 
@@ -87,7 +90,7 @@ def test_validation_beside_test_is_validation(tmp_path: Path) -> None:
 def test_encoding_is_an_option(tmp_path: Path) -> None:
     table = write(tmp_path, "img_path,label\n鸟/一.jpg,蓝鸟\n", encoding="gbk")
     assert load(table, encoding="gbk").paths == ("鸟/一.jpg",)
-    with pytest.raises(InputError, match=r"is not utf-8-sig text .*: name its encoding"):
+    with pytest.raises(InputError, match=r"is not utf-8-sig text .*: set the option encoding"):
         load(table)
     with pytest.raises(InputError, match="is not utf-99 text"):
         load(table, encoding="utf-99")
@@ -123,19 +126,19 @@ def test_absolute_paths_inside_the_root_become_relative(tmp_path: Path) -> None:
         ("path,img_path,label\na,a,1\n", "both a column"),
         ("path,label\na\n", "line 2: not 2 values"),
         ("path,label\na,1\nb,2,3\n", "line 3: not 2 values"),
-        ("path,label\na,1\nb,\n", "line 3: the label '' is neither a whole number nor a name"),
-        ("path,label\na,1.5\n", "line 2: the label '1.5'"),
-        ("path,label\na,nan\n", "line 2: the label 'nan'"),
-        ("path,label\na,-1\n", "line 2: the label '-1'"),
-        ("path,label\na,1\na,2\n", "a is listed twice, in rows 0 and 1, as '1' and as '2': keep one"),
-        ("path,label\na,1\n../b,2\n", "row 1 has the path '../b'"),
-        ("path,label,split\na,1,training\n", "line 2: the split 'training' is none of train, val"),
+        ("path,label\na,1\nb,\n", "line 3: the label is empty, expected a class name or number"),
+        ("path,label\na,cat\nb,cat \n", "line 3: the label 'cat ' differs from 'cat' in .*, line 2 by blanks only"),
+        ("path,label,label\na,1,2\n", "two columns 'label'"),
+        ("path,label\n\na,1\n\n\na,2\n", "a is listed twice, in .*csv, line 3 and .*csv, line 6, as '1' and as '2'"),
+        ("path,label\n\na,1\n../b,2\n", "list.csv, line 4 has the path '../b'"),
+        ("path,label\n\na,1\n\nb,2,3\n", "line 5: not 2 values"),
+        ("path,label,split\n\na,1,trainig\n", "line 3: the split 'trainig' is none of train, val"),
         ("path,label,split\na,1,\n", "line 2: the split ''"),
         ("path,label,split,is_query\na,1,test,\n", "line 2: is_query is '', expected True or False"),
         ("path,label,is_gallery\na,1,yes\n", "line 2: is_gallery is 'yes'"),
         ("path,label,x_1,y_1,x_2,y_2\na,1,0,0,,5\n", "line 2: the box 0, 0, , 5 is not four numbers"),
-        ("path,label,x_1,y_1,x_2,y_2\na,1,0,0,0,5\n", "row 0 .* has a box without area"),
-        ('path,label\n"a,1\n', "no comma-separated table"),
+        ("path,label,x_1,y_1,x_2,y_2\na,1,0,0,0,5\n", "list.csv, line 2 .* has a box without area"),
+        ('path,label\n"a,1\n', "is not a comma-separated table"),
     ],
 )
 def test_refuses_by_line_and_value(tmp_path: Path, text: str, message: str) -> None:
@@ -146,38 +149,115 @@ def test_refuses_by_line_and_value(tmp_path: Path, text: str, message: str) -> N
     assert list(tmp_path.iterdir()) == [table]  # nothing written
 
 
-def test_missing_files_are_named_by_row(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     rows = "".join(f"{label}{i},{label}\n" for label in "abcd" for i in range(2))
     manifest = load_manifest("csv", write(tmp_path, "path,label\n" + rows))
     (tmp_path / "a0").touch()
-    with pytest.raises(FileNotFoundError, match=r"7 of 8 images are not in .*: row 1 a1, row 2 b0"):
+    with pytest.raises(FileNotFoundError, match=r"7 of 8 images are not in .*: a1, b0, b1"):
         verify_files(manifest)
 
 
-names = st.text(
-    st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/\\"), min_size=1
-).filter(lambda text: text.strip(".") != "" and text == text.strip())
-words = names.filter(lambda text: not _number(text))
-labels = st.one_of(
-    st.lists(words, min_size=1, max_size=9), st.lists(st.integers(0, 10**6).map(str), min_size=1, max_size=9)
+def table_of(labels: list[str]) -> str:
+    return "path,label\n" + "".join(f"{row}.jpg,{label}\n" for row, label in enumerate(labels))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["007", "7", "0012", "12"], ["0012", "007", "12", "7"]),
+        (["007", "7", "0012", "12", "x"], ["0012", "007", "12", "7", "x"]),
+        (["12E3", "9", "1"], ["1", "12E3", "9"]),
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["1.0", "10.0", "9.0"], ["1.0", "10.0", "9.0"]),
+        (["1", "+1", "1_0"], ["+1", "1", "1_0"]),
+        (["nan", "None", "inf", "1e5"], ["1e5", "None", "inf", "nan"]),
+        (["9" * 30, "10"], ["10", "9" * 30]),
+        (["٣", "3"], ["3", "٣"]),
+    ],
 )
+def test_labels_are_text_unless_all_are_whole_numbers(tmp_path: Path, labels: list[str], classes: list[str]) -> None:
+    manifest = load(write(tmp_path, table_of(labels)))
+    assert manifest.class_names == tuple(classes)
+    assert [manifest.class_names[label] for label in manifest.labels] == labels
 
 
-def _number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def test_blanks_after_a_comma_are_no_part_of_a_value(tmp_path: Path) -> None:
+    manifest = load(write(tmp_path, 'path, label, split\na.jpg, 7, train\n" b.jpg", " 8", test\n'))
+    assert manifest.paths == ("a.jpg", " b.jpg")
+    assert manifest.class_names == ("7", " 8")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [["007", "7", "0012", "12"], ["12E3", "1", "2", "3"], [" a", "b ", "c\nd", 'e"f,g'], ["1", "2", "10", "é"]],
+)
+@pytest.mark.parametrize("protocol", ["zero-shot", "closed-set"])
+def test_folder_to_manifest_to_table_keeps_the_split(tmp_path: Path, classes: list[str], protocol: str) -> None:
+    tops = [""] if protocol == "zero-shot" else ["train/", "test/"]
+    for top, name, number in itertools.product(tops, classes, range(2)):
+        file = tmp_path / "photos" / f"{top}{name}" / f"\\{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    manifest = load_manifest("folder", tmp_path / "photos", protocol)
+    write_table(manifest, tmp_path / "copy.csv")
+    copy = load_manifest("csv", tmp_path / "copy.csv", protocol, image_root=tmp_path / "photos")
+    assert copy.split_hash == manifest.split_hash
+    verify_files(copy)
+
+
+def test_a_manifest_without_a_split_is_written_and_read_back(tmp_path: Path) -> None:
+    manifest = load(write(tmp_path, table_of(["a", "b"])))
+    write_table(manifest, tmp_path / "copy.csv")
+    assert load(tmp_path / "copy.csv").split_hash == manifest.split_hash
+
+
+def test_paired_tables_may_have_other_columns(tmp_path: Path) -> None:
+    train = write(tmp_path, "img_path,label\na,1\nb,1\nc,2\nd,2\n", "train.csv")
+    write(tmp_path, "label,camera,path,is_query,is_gallery\n3,x,e,1,0\n3,,f,0,1\n\n4,x,g,1,maybe\n", "test.csv")
+    with pytest.raises(InputError, match=r"test.csv, line 5: is_gallery is 'maybe', expected True or False"):
+        load(train, test_list="test.csv")
+    write(tmp_path, "label,category,path,is_query,is_gallery\n3,x,e,1,0\n3,,f,0,1\n4,x,g,1,0\n", "test.csv")
+    manifest = load(train, test_list="test.csv")
+    assert manifest.paths == tuple("abcdefg")
+    assert manifest.is_query.tolist() == [True] * 5 + [False, True]
+    assert manifest.groups is not None
+    x, *others = manifest.groups[[4, 0, 1, 2, 3, 5]]
+    assert manifest.groups[6] == x
+    assert len({x, *others}) == 6  # rows without a group share none
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label,split\ne,3,test\n", "test.csv has a column 'split', which contradicts the option test_list"),
+        ("path,label,x_1,y_1,x_2,y_2\ne,3,0,0,1,1\n", "train.csv lacks one of the columns x_1, .*which .*test.csv has"),
+        ("path,label\n\na,3\n", "a is listed twice, in .*train.csv, line 2 and .*test.csv, line 3"),
+        ("path,label\n\n../e,3\n", "test.csv, line 3 has the path '../e'"),
+        ("path,label\ne,\n", "test.csv, line 2: the label is empty"),
+    ],
+)
+def test_errors_in_paired_tables_name_the_right_one(tmp_path: Path, text: str, message: str) -> None:
+    train = write(tmp_path, "img_path,label\na,1\nb,1\n", "train.csv")
+    write(tmp_path, text, "test.csv")
+    with pytest.raises(InputError, match=message):
+        load(train, test_list="test.csv")
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=("C",), exclude_characters="/\\"), min_size=1).filter(
+    lambda text: text.strip(".") != "" and text == text.strip()
+)
+labels = st.one_of(
+    st.lists(names, min_size=1, max_size=9), st.lists(st.integers(-5, 10**6).map(str), min_size=1, max_size=9)
+)
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> list[dict[str, str]]:
     """Rows of a valid table in any of the forms, columns in any order, with one unrelated column."""
-    kinds = draw(labels)
+    classes = draw(labels)
     paths = draw(st.lists(st.lists(names, min_size=1, max_size=3).map("/".join), min_size=1, max_size=12, unique=True))
     rows = [
-        {draw(st.just("path")): path, "label": draw(st.sampled_from(kinds)), "remark": draw(names)} for path in paths
+        {draw(st.just("path")): path, "label": draw(st.sampled_from(classes)), "remark": draw(names)} for path in paths
     ]
     if draw(st.booleans()):
         for row in rows:
@@ -203,7 +283,7 @@ def test_every_row_of_a_valid_table_arrives_and_survives_a_round_trip(rows: list
         assert list(manifest.paths) == [row["path"] for row in rows]
         assert manifest.ids.tolist() == list(range(len(rows)))
         found = [manifest.class_names[label] for label in manifest.labels]
-        assert found == [str(int(row["label"])) if row["label"].isdecimal() else row["label"] for row in rows]
+        assert found == [row["label"] for row in rows]
         assert len(set(manifest.class_names)) == len(manifest.class_names)
         for i, row in enumerate(rows):
             train = row.get("split") == "train"

@@ -1,4 +1,4 @@
-"""Class folders as people have them: odd files, nested folders, lone images, given splits."""
+"""Class folders as users have them: odd files, nested folders, single images, split folders."""
 
 import os
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pytest
 
 from hgsl.common.errors import InputError
 from hgsl.data import build_dataset, load_manifest, summary
+from hgsl.search.indexing.labels import folder_labels
 
 Photos = Callable[..., Path]
 
@@ -73,7 +74,7 @@ def test_names_that_are_not_utf8_are_reported(tmp_path: Path) -> None:
     assert "\\xff.jpg" in summary(manifest)
 
 
-def test_what_is_not_taken_is_reported(tmp_path: Path) -> None:
+def test_skipped_files_are_reported(tmp_path: Path) -> None:
     root = touch(
         tmp_path, *two_each("abcd"), "a/deep/er/3.JPEG", "a/.hidden.jpg", "a/notes.txt", "b/Thumbs.db", "top.jpg"
     )
@@ -91,7 +92,7 @@ def test_what_is_not_taken_is_reported(tmp_path: Path) -> None:
         "a/zero.jpg": "an empty file",
         "c/gone.jpg": "a broken link",
     }
-    assert "1 class has a single image, which can be found but cannot ask: lone" in summary(manifest)
+    assert "1 class has a single image, which has no match as a query: lone" in summary(manifest)
 
 
 def test_links_to_photos_elsewhere_are_followed(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_given_class_disjoint_split_is_kept(tmp_path: Path) -> None:
         load_manifest("folder", root, val_share=0.5)
 
 
-def test_split_of_images_is_closed_set_or_set_aside(tmp_path: Path) -> None:
+def test_a_split_of_images_is_closed_set(tmp_path: Path) -> None:
     root = touch(tmp_path, *two_each("abcd", "train/"), *two_each("abcd", "test/"))
     closed = load_manifest("folder", root, "closed-set")
     assert all(path.startswith(split) for path, split in zip(closed.paths, closed.split, strict=True))
@@ -122,9 +123,50 @@ def test_split_of_images_is_closed_set_or_set_aside(tmp_path: Path) -> None:
         assert len(set(zero.split[zero.labels == label])) == 1
 
 
-def test_class_folders_that_happen_to_be_called_like_a_split(tmp_path: Path) -> None:
-    root = touch(tmp_path, *two_each(["train", "bus", "car", "bike"]))
-    assert sorted(load_manifest("folder", root).class_names) == ["bike", "bus", "car", "train"]
+def test_class_folders_with_the_name_of_a_split(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each(["train", "test", "bus", "car", "bike"]))
+    assert sorted(load_manifest("folder", root).class_names) == ["bike", "bus", "car", "test", "train"]
+
+
+@pytest.mark.parametrize(
+    "tops",
+    [("train", "valid", "test"), ("Train", "Val", "TEST"), ("training", "validation", "testing")],
+)
+def test_split_folders_in_any_spelling_with_other_folders_beside_them(tmp_path: Path, tops: tuple[str, ...]) -> None:
+    train, val, test = tops
+    root = touch(tmp_path, *two_each("ab", f"{train}/"), *two_each("cd", f"{val}/"), *two_each("ef", f"{test}/"))
+    touch(root, "docs/1.jpg", "extra/g/1.jpg", ".git/1.jpg")
+    manifest = load_manifest("folder", root)
+    assert sorted(manifest.class_names) == list("abcdef")
+    for split, names in (("train", {"a", "b"}), ("val", {"c", "d"}), ("test", {"e", "f"})):
+        part = manifest.subset(split)
+        assert {part.class_names[label] for label in part.labels} == names
+    reason = f"beside the split folders {', '.join(sorted(tops))}"
+    assert manifest.skipped == (("docs/", reason), ("extra/", reason))
+    labels = folder_labels([*manifest.paths, "docs/1.jpg", "extra/g/1.jpg"])  # the index of a search labels alike
+    assert labels == {path: path.split("/")[1] for path in manifest.paths}
+
+
+def test_validation_images_are_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("abcd", "train/"), *two_each("abcd", "val/"))  # as ImageNet is laid out
+    manifest = load_manifest("folder", root, "closed-set")
+    assert manifest.split.tolist() == ["train"] * 8 + ["test"] * 8
+    assert "note: the data has no test split: its validation images are the test split" in summary(manifest)
+
+
+def test_a_split_that_zero_shot_does_not_use_is_noted(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("abcd", "train/"), *two_each("abcd", "test/"))
+    (note,) = load_manifest("folder", root).notes
+    assert "not by the split of images that the data has (8 train and 8 test images)" in note
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    root = touch(tmp_path, *two_each("ab", "train/"), *two_each("cd", "val/"), *two_each("ef", "valid/"))
+    with pytest.raises(InputError, match="two folders for the split val, 'val' and 'valid': keep one"):
+        load_manifest("folder", root)
+    one = touch(tmp_path / "one", *two_each("abcd", "train/"))
+    with pytest.raises(InputError, match="folder has 8 train images, but zero-shot needs a train and a test split"):
+        load_manifest("folder", one)
 
 
 def test_errors_name_the_folder(tmp_path: Path) -> None:
@@ -132,7 +174,7 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
         load_manifest("folder", tmp_path / "nowhere")
     with pytest.raises(InputError, match="no images in class folders"):
         load_manifest("folder", touch(tmp_path / "flat", "1.jpg"))
-    with pytest.raises(InputError, match=r"2 classes in .* have two images or more"):
+    with pytest.raises(InputError, match=r"2 classes with two images or more in "):
         load_manifest("folder", touch(tmp_path / "few", *two_each("ab"), "c/1.jpg"))
     with pytest.raises(InputError, match="unknown option of data set folder 'sed': did you mean 'seed'"):
         load_manifest("folder", tmp_path / "few", sed=1)

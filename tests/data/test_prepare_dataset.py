@@ -83,7 +83,7 @@ def test_verify_compares_counts_and_files(flowers: Path, capsys: pytest.CaptureF
     assert main(["flowers17", "--root", str(flowers), "--verify"]) == 1
     out = capsys.readouterr().out
     assert "files: 1,359 of 1,360" in out
-    assert "missing: row 6 jpg/image_0007.jpg" in out
+    assert "missing: jpg/image_0007.jpg" in out
 
 
 def test_verify_marks_a_wrong_count(
@@ -119,11 +119,18 @@ def test_audit_fails_on_a_broken_file_and_reports_all(photo_folder: Callable[...
     ("arguments", "message"),
     [
         (["cubs"], "unknown data set 'cubs': did you mean 'cub'"),
-        (["folder", "--download"], "folder is no data set to download"),
+        (["folder", "--download"], "folder cannot be downloaded: it reads your own files"),
         (["inshop", "--root", "DIR", "--download"], "inshop has no direct link: agree to the terms at https"),
         (["cub", "--root", "DIR"], "images.txt is not in .*; or add --download; or by hand: get CUB_200_2011.tgz"),
         (["folder", "--root", "DIR", "--option", "seed"], "--option 'seed' must be KEY=VALUE"),
-        (["folder", "--root", "DIR", "--option", "sead=1"], "did you mean 'seed'"),
+        (
+            ["folder", "--root", "DIR", "--option", "sead=1"],
+            "option of data set folder in --option 'sead': did you mean 'seed'",
+        ),
+        (
+            ["folder", "--root", "DIR", "--option", "seed=x"],
+            "option seed of data set folder in --option must be int, found 'x'",
+        ),
         (["folder", "--root", "DIR", "--audit-report", "a.json"], "--audit-report is written by --audit"),
         (["folder", "--root", "DIR/none"], "does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""Splits: class-disjointness, the shares, the folds, and what each protocol refuses."""
+"""Protocols: class-disjointness, the shares, the folds, and the errors."""
 
 from pathlib import Path
 
@@ -60,11 +60,11 @@ def test_folds_cover_the_training_classes_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"val_share": 0.2, "val_fold": 1}, "val_share=0.2 and val_fold=1 are two ways"),
+        ({"val_share": 0.2, "val_fold": 1}, "val_share=0.2 and val_fold=1 both choose validation classes"),
         ({"val_share": 1.5}, "val_share 1.5 must be between"),
         ({"val_fold": 4}, "val_fold 4 of 4 must be 0 to 3"),
         ({"val_fold": 0, "val_folds": 1}, "at least 2 folds"),
-        ({"val_share": 0.95}, "2 must be on either side"),
+        ({"val_share": 0.95}, "9 of 10 training classes for validation, but 2 are needed on either side"),
     ],
 )
 def test_validation_refuses(arguments: dict[str, float], message: str) -> None:
@@ -74,7 +74,7 @@ def test_validation_refuses(arguments: dict[str, float], message: str) -> None:
 
 def test_too_few_usable_classes_says_why() -> None:
     with pytest.raises(
-        InputError, match="3 classes in photos have two images or more, and a class-disjoint split needs 4"
+        InputError, match="3 classes with two images or more in photos, but a class-disjoint split needs 4"
     ):
         apply_protocol(make(3), "zero-shot")
     with pytest.raises(InputError, match="0 classes"):
@@ -92,29 +92,44 @@ def test_a_given_class_disjoint_split_is_kept() -> None:
     given_split = ["test"] * 6 + ["train"] * 6
     manifest = apply_protocol(make(4, protocol="zero-shot", split=given_split), "zero-shot", 0.9)
     assert manifest.split.tolist() == given_split
-    with pytest.raises(InputError, match=r"1 classes \(c0\) are both in train and in test, which zero-shot forbids"):
+    with pytest.raises(InputError, match=r"1 class \(c0\) both in train and in test, which zero-shot forbids"):
         apply_protocol(make(4, protocol="zero-shot", split=["train"] + ["test"] * 5 + ["train"] * 6), "zero-shot")
-    with pytest.raises(InputError, match="needs both train and test"):
+    with pytest.raises(InputError, match="toy has 12 train images, but zero-shot needs a train and a test split"):
         apply_protocol(make(4, protocol="zero-shot", split=["train"] * 12), "zero-shot")
 
 
-def test_an_image_split_is_set_aside_by_zero_shot_and_kept_by_closed_set() -> None:
+def test_a_split_of_images_is_kept_by_closed_set_and_noted_by_zero_shot() -> None:
     official = make(4, protocol="closed-set", split=["train", "test", "val"] * 4)
-    assert classes_of(apply_protocol(official, "zero-shot"), "test") == [2, 3]
-    assert apply_protocol(official, "closed-set").split.tolist() == ["train", "test", "val"] * 4
+    zero_shot, closed = apply_protocol(official, "zero-shot"), apply_protocol(official, "closed-set")
+    assert classes_of(zero_shot, "test") == [2, 3]
+    assert zero_shot.notes == (
+        "zero-shot splits by class, not by the split of images that the data has "
+        "(4 train and 4 val and 4 test images); closed-set keeps that one",
+    )
+    assert closed.split.tolist() == ["train", "test", "val"] * 4
+    assert closed.notes == ()
     with pytest.raises(InputError, match="closed-set has no class-disjoint validation"):
         cut_validation(apply_protocol(official, "closed-set"), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "split"), [("zero-shot", ["train"] * 6 + ["val"] * 6), ("closed-set", ["train", "val", "train"] * 4)]
+)
+def test_without_test_images_the_validation_images_are_the_test_split(protocol: str, split: list[str]) -> None:
+    manifest = apply_protocol(make(4, protocol=protocol, split=split), protocol)
+    assert manifest.split.tolist() == [name.replace("val", "test") for name in split]
+    assert manifest.notes == ("the data has no test split: its validation images are the test split",)
 
 
 def test_protocols_that_the_rows_cannot_follow() -> None:
     with pytest.raises(InputError, match="did you mean 'zero-shot'"):
         apply_protocol(make(4), "zeroshot")
-    with pytest.raises(InputError, match="no train and test split of its own"):
+    with pytest.raises(InputError, match="toy has no split, but closed-set needs a train and a test split of its own"):
         apply_protocol(make(4), "closed-set")
     disjoint = make(4, protocol="zero-shot", split=["train"] * 6 + ["test"] * 6)
-    with pytest.raises(InputError, match=r"2 classes \(c2, c3\) in test have no training image"):
+    with pytest.raises(InputError, match=r"2 classes \(c2, c3\) in test without a training image"):
         apply_protocol(disjoint, "closed-set")
-    with pytest.raises(InputError, match="does not tell queries from gallery"):
+    with pytest.raises(InputError, match="does not distinguish queries from gallery"):
         apply_protocol(disjoint, "query-gallery")
     with pytest.raises(InputError, match=r"test_share 1.0 must be between"):
         apply_protocol(make(4), "zero-shot", 1.0)
@@ -122,7 +137,7 @@ def test_protocols_that_the_rows_cannot_follow() -> None:
         cut_to_boxes(make(4))
 
 
-def test_cutting_to_boxes_is_noted_and_changes_the_hash() -> None:
+def test_cropping_to_boxes_is_noted_and_changes_the_hash() -> None:
     manifest = make(4, boxes=np.tile([1, 2, 3, 4], (12, 1)))
     cut = cut_to_boxes(manifest)
     assert cut.notes == ("cropped to boxes",)

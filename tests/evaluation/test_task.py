@@ -84,10 +84,29 @@ def test_roles_choose_queries_and_gallery():
     assert (result.num_queries, result.num_gallery) == (10, 35)
 
 
+def test_any_64_bit_number_is_a_group():
+    rng = np.random.default_rng(3)
+    cameras, labels = rng.integers(0, 4, 60), rng.integers(0, 5, 60)
+    vectors = rng.normal(size=(60, 8)).astype(np.float32)
+    expected = make_task(vectors, labels, groups=cameras + 11)
+    for numbers in ([-7, -22, 33, -44], [-(2**63), 2**63 - 1, -1, 0]):
+        task = make_task(vectors, labels, groups=np.array(numbers)[cameras])
+        assert task.relevant.tolist() == expected.relevant.tolist()
+        paired = make_task(
+            vectors,
+            labels,
+            groups=np.array(numbers)[cameras],
+            gallery_embeddings=vectors,
+            gallery_labels=labels,
+            gallery_groups=np.array(numbers)[cameras],
+        )
+        assert paired.relevant.tolist() == expected.relevant.tolist()
+
+
 def test_relevant_images_are_counted_less_those_left_out():
     labels = np.array([0, 0, 0, 1, 1, 2])
     ids = np.array([1, 1, 2, 3, 4, 5])  # the first two are views of one image
-    groups = np.array([0, 1, 0, 7, 7, -1])
+    groups = np.array([0, 1, 0, 7, 7, 8])
     vectors = np.eye(6, dtype=np.float32)
     assert make_task(vectors, labels, ids=ids).relevant.tolist() == [1, 1, 2, 1, 1, 0]
     assert make_task(vectors, labels, ids=ids, groups=groups).relevant.tolist() == [0, 1, 1, 0, 0, 0]

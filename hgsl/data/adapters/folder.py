@@ -1,45 +1,49 @@
-"""Anybody's photos: a folder of class folders, or train, val and test folders of class folders."""
+"""Adapter of class folders, or of split folders of class folders: anybody's photos."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
+from hgsl.data.adapters.split_folders import split_folders
 from hgsl.data.files.images import IMAGE_SUFFIXES
-from hgsl.data.manifest import SPLITS, Manifest, make_manifest
+from hgsl.data.manifest import Manifest, make_manifest
+
+Skipped = list[tuple[str, str]]  # path, reason
 
 
 def load(root: Path, seed: int = 0) -> Manifest:
     """Lists a folder: each class is a folder, named after it, with its images directly or deeper inside.
 
-    If ``root`` holds nothing but folders called train, val and test, those hold the class folders and give the split;
-    where a class occurs in more than one of them, the split is of images (closed-set). Links are followed.
+    Split folders (train, valid and test, in any of their usual spellings) hold the class folders and give the split;
+    other folders beside them are skipped and reported. Where a class occurs in more than one split, the split is one of
+    images (closed-set). Links are followed.
 
     Args:
         root: The folder.
-        seed: Shuffles the order of the classes, and so decides which of them a class-disjoint split searches.
+        seed: Shuffles the order of the classes, and so decides which of them a class-disjoint split tests on.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        InputError: No class folder with an image, or a negative seed.
+        InputError: No class folder with an image, two folders for one split, or a negative seed.
     """
     if seed < 0:
         raise InputError(f"folder: the option seed cannot be negative, found {seed}")
     if not root.is_dir():
-        raise FileNotFoundError(f"folder: the data root {root} does not exist or is no folder")
-    rows: list[tuple[str, str, str]] = []  # path, class, split
-    skipped: list[tuple[str, str]] = []
-    top = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    splits = top if top and set(top) <= set(SPLITS) else [""]
-    for split in splits:
-        for path, name in _class_images(root, root / split, skipped):
-            rows.append((path, name, split))
+        raise FileNotFoundError(f"folder: the data root {root.absolute()} does not exist or is not a folder")
+    skipped: Skipped = []
+    splits = _split_folders(root, skipped)
+    rows = [
+        (path, name, split)
+        for top, split in (splits or {"": ""}).items()
+        for path, name in _class_images(root, root / top, skipped)
+    ]
     if not rows:
         raise InputError(
-            f"folder: no images in class folders of {root}: it needs one folder a class, such as CLASS/1.jpg"
+            f"folder: no images in class folders of {root}: expected one folder per class, such as CLASS/1.jpg"
         )
     names = sorted({name for _, name, _ in rows})
     names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -50,14 +54,34 @@ def load(root: Path, seed: int = 0) -> Manifest:
         [path for path, _, _ in rows],
         [index[name] for _, name, _ in rows],
         names,
-        protocol=_split_kind(rows) if splits != [""] else "",
+        protocol=_protocol(rows) if splits else "",
         split=[split for _, _, split in rows],
         skipped=skipped,
     )
 
 
-def _class_images(root: Path, top: Path, skipped: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yields (path relative to root, class) in sorted order; what is not taken goes to ``skipped`` with the reason."""
+def _split_folders(root: Path, skipped: Skipped) -> Mapping[str, str]:
+    """Split of each split folder in ``root``, sorted; folders beside them go to ``skipped``."""
+    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    splits = split_folders({top: _has_images(root / top) for top in tops})
+    for top, split in splits.items():
+        same = next(other for other, of in splits.items() if of == split)
+        if same != top:
+            raise InputError(f"folder: {root} has two folders for the split {split}, {same!r} and {top!r}: keep one")
+    if splits:
+        skipped += [
+            (f"{as_text(top)}/", f"beside the split folders {', '.join(splits)}") for top in tops if top not in splits
+        ]
+    return splits
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie directly in ``folder``."""
+    return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file() for entry in os.scandir(folder))
+
+
+def _class_images(root: Path, top: Path, skipped: Skipped) -> Iterator[tuple[str, str]]:
+    """Yields (path relative to root, class) in sorted order; skipped files and folders go to ``skipped``."""
     for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
         relative = as_text(Path(entry.path).relative_to(root))
         if entry.name.startswith("."):
@@ -65,20 +89,20 @@ def _class_images(root: Path, top: Path, skipped: list[tuple[str, str]]) -> Iter
         if not entry.is_dir():
             skipped.append((relative, "not in a class folder"))
             continue
-        found = 0
+        images = 0
         for path in walk_files(Path(entry.path), root, top):
             reason = _unusable(path)
             if reason is None:
-                found += 1
+                images += 1
                 yield path.relative_to(root).as_posix(), entry.name
             else:
                 skipped.append((as_text(path.relative_to(root)), reason))
-        if not found:
+        if not images:
             skipped.append((relative + "/", "a class folder without images"))
 
 
 def _unusable(path: Path) -> str | None:
-    """Why a file is not taken, or None if it is."""
+    """Why a file is skipped, or None if it is taken."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return f"not an image file ({as_text(path.suffix.lower()) or 'no suffix'})"
     try:
@@ -90,6 +114,7 @@ def _unusable(path: Path) -> str | None:
         return "a broken link"
 
 
-def _split_kind(rows: list[tuple[str, str, str]]) -> str:
+def _protocol(rows: list[tuple[str, str, str]]) -> str:
+    """The protocol that a given split was made for: zero-shot if no class is in two splits."""
     pairs = {(name, split) for _, name, split in rows}
     return "zero-shot" if len(pairs) == len({name for name, _ in pairs}) else "closed-set"

@@ -6,8 +6,8 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 from hgsl.common.paths import relative_to_root
-from hgsl.data.adapters.csv import PATH_COLUMNS, find_table, read_rows
-from hgsl.data.manifest import SPLITS
+from hgsl.data.adapters.split_folders import split_folders
+from hgsl.data.adapters.table import find_table, read_rows
 
 FOLDERS = "folders"
 
@@ -38,15 +38,21 @@ def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str])
 def folder_labels(paths: Iterable[str]) -> dict[str, str]:
     """Path -> the name of its class folder; images outside any folder have no label.
 
-    The class folder is the topmost one, or the one below where all topmost folders are called train, val or test.
+    The class folder is the topmost one, or the one below it inside split folders such as train, valid and test.
 
     >>> folder_labels(["rose/1.jpg", "2.jpg"])
     {'rose/1.jpg': 'rose'}
+    >>> folder_labels(["Train/rose/1.jpg", "test/rose/2.jpg"])
+    {'Train/rose/1.jpg': 'rose', 'test/rose/2.jpg': 'rose'}
     """
-    parts = {path: path.split("/")[:-1] for path in paths}
-    tops = {folders[0] if folders else "" for folders in parts.values()}
-    level = 1 if tops <= set(SPLITS) else 0
-    return {path: folders[level] for path, folders in parts.items() if len(folders) > level}
+    parents = {path: path.split("/")[:-1] for path in paths}
+    tops: dict[str, bool] = {}  # top-level folder -> whether images lie directly in it
+    for folders in filter(None, parents.values()):
+        tops[folders[0]] = tops.get(folders[0], False) or len(folders) == 1
+    splits = split_folders(tops)
+    if splits:
+        return {path: folders[1] for path, folders in parents.items() if len(folders) > 1 and folders[0] in splits}
+    return {path: folders[0] for path, folders in parents.items() if folders}
 
 
 def table_labels(table: Path, root: Path) -> dict[str, str]:
@@ -56,13 +62,9 @@ def table_labels(table: Path, root: Path) -> dict[str, str]:
         FileNotFoundError: There is no such table.
         InputError: A column is missing, a line is malformed, or an image is listed with two labels.
     """
-    table = find_table(table)
-    rows = read_rows(table, "utf-8-sig")
-    column = next(name for name in PATH_COLUMNS if name in rows[0])
     labels: dict[str, str] = {}
-    for line, row in enumerate(rows, 2):
-        path = PurePosixPath(relative_to_root(row[column], root))
-        label = row["label"].strip()
-        if labels.setdefault(path.as_posix(), label) != label:
-            raise InputError(f"{table}, line {line}: {path} is {label!r} here and {labels[path.as_posix()]!r} before")
-    return {path: label for path, label in labels.items() if label}
+    for row in read_rows(find_table(table)):
+        path = PurePosixPath(relative_to_root(row.path, root)).as_posix()
+        if labels.setdefault(path, row["label"]) != row["label"]:
+            raise InputError(f"{row}: {path} is {row['label']!r} here and {labels[path]!r} before")
+    return {path: label for path, label in labels.items() if label.strip()}

@@ -1,0 +1,25 @@
+"""Split folders: top-level folders such as train, valid and test, which hold the class folders of a split."""
+
+from collections.abc import Mapping
+
+from hgsl.data.manifest import SPLIT_NAMES
+
+
+def split_folders(tops: Mapping[str, bool]) -> dict[str, str]:
+    """Split of each top-level folder that is a split folder; empty where the top-level folders are classes.
+
+    The names of splits count in any case: train, training, val, valid, validation, test, testing. They mean splits if
+    there are no other folders, or if at least two different splits are among them and none of these folders has images
+    of its own: a class may well be called "train".
+
+    Args:
+        tops: Top-level folder -> whether images lie directly in it.
+
+    >>> split_folders({"Train": False, "valid": False, "docs": True})
+    {'Train': 'train', 'valid': 'val'}
+    >>> split_folders({"train": True, "bus": True})
+    {}
+    """
+    splits = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
+    several = len(set(splits.values())) >= 2 and not any(tops[top] for top in splits)
+    return splits if several or len(splits) == len(tops) else {}

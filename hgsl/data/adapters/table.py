@@ -1,0 +1,159 @@
+"""Tables of images: CSV files read into rows that know their file and line, and manifests written as such files."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import InputError, nearest
+from hgsl.common.files import atomic_path
+from hgsl.data.manifest import Manifest
+
+PATH_COLUMNS = ("img_path", "path")
+BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+MOST_DIGITS = 18  # of a whole number that fits 64 bits
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; ``row["label"]`` is the text in a column.
+
+    Attributes:
+        values: Column -> text.
+        table: The file.
+        line: Number of the line in it, from 1, as an editor counts.
+    """
+
+    values: dict[str, str]
+    table: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.table}, line {self.line}"
+
+    def __getitem__(self, column: str) -> str:
+        return self.values[column]
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.values
+
+    @property
+    def path(self) -> str:
+        """The text in the column of paths, whichever its name."""
+        return next(self.values[name] for name in PATH_COLUMNS if name in self.values)
+
+
+def find_table(root: Path) -> Path:
+    """The table at ``root``: the file itself, or the only ``.csv`` file of the folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        InputError: The folder has several.
+    """
+    if root.is_dir():
+        tables = sorted(root.glob("*.csv"))
+        if len(tables) > 1:
+            names = ", ".join(table.name for table in tables)
+            raise InputError(f"csv: {root} has several tables ({names}): give the path of one")
+        if tables:
+            return tables[0]
+    if not root.is_file():
+        raise FileNotFoundError(f"csv: there is no table at {root.absolute()}: give the path of a .csv file")
+    return root
+
+
+def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
+    """The rows of a table with a header line and the columns that every table of images needs.
+
+    Raises:
+        InputError: It cannot be decoded, has no rows or lacks a column, or a row is of another length than the header.
+    """
+    try:
+        with table.open(encoding=encoding, newline="") as file:
+            # Blanks after a comma are no part of a value, unless it is quoted.
+            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+            rows = [Row(values, table, reader.line_num) for values in reader]
+            columns = list(reader.fieldnames or [])
+    except (UnicodeDecodeError, LookupError) as error:
+        raise InputError(
+            f"{table} is not {encoding} text ({error}): set the option encoding, such as gbk or latin-1"
+        ) from None
+    except csv.Error as error:
+        raise InputError(f"{table} is not a comma-separated table: {error}") from None
+    _check_columns(table, columns)
+    if not rows:
+        raise InputError(f"{table} has a header but no rows")
+    for row in rows:
+        if None in row.values or None in row.values.values():
+            raise InputError(f"{row}: not {len(columns)} values, as the header has")
+    return rows
+
+
+def _check_columns(table: Path, columns: Sequence[str]) -> None:
+    if len(set(columns) & set(PATH_COLUMNS)) == 2:
+        raise InputError(f"{table} has both a column 'img_path' and a column 'path': keep one")
+    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{table} has two columns {repeated!r}: keep one")
+    for wanted in (PATH_COLUMNS, ("label",)):
+        if not set(wanted) & set(columns):
+            close = nearest(wanted[-1], columns)
+            hint = f" (is it {close!r}?)" if close else ""
+            missing = " or ".join(map(repr, wanted))
+            raise InputError(f"{table} has no column {missing}{hint}: its columns are {', '.join(columns) or 'none'}")
+
+
+def read_labels(rows: Sequence[Row]) -> tuple[list[int], list[str]]:
+    """Label numbers and class names of the column ``label``.
+
+    Labels are text, to the last character: "007" and "7" are two classes. Classes are ordered as text; where every
+    label is a whole number in its usual form (7, not 007, 7.0 or 7E0), by number.
+
+    Raises:
+        InputError: A label is empty, or two labels differ by blanks at their ends only.
+    """
+    first: dict[str, Row] = {}  # label without blanks at its ends -> the first row that has it
+    for row in rows:
+        bare = row["label"].strip()
+        if not bare:
+            raise InputError(f"{row}: the label is empty, expected a class name or number")
+        same = first.setdefault(bare, row)
+        if same["label"] != row["label"]:
+            raise InputError(
+                f"{row}: the label {row['label']!r} differs from {same['label']!r} in {same} by blanks only: "
+                "write them alike"
+            )
+    order = int if all(map(_is_canonical, first)) else str
+    names = sorted({row["label"] for row in first.values()}, key=order)
+    index = {name: number for number, name in enumerate(names)}
+    return [index[row["label"]] for row in rows], names
+
+
+def write_table(manifest: Manifest, file: str | Path) -> None:
+    """Writes a manifest as a table that the adapter ``csv`` reads back to the same split, with ``image_root`` its root.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    columns: dict[str, Any] = {
+        "path": manifest.paths,
+        "label": [manifest.class_names[label] for label in manifest.labels],
+    }
+    if any(manifest.split):
+        columns["split"] = manifest.split.tolist()
+    columns |= {"is_query": manifest.is_query, "is_gallery": manifest.is_gallery}
+    if manifest.groups is not None:
+        columns["category"] = manifest.groups
+    if manifest.boxes is not None:
+        columns |= dict(zip(BOX_COLUMNS, manifest.boxes.T.tolist(), strict=True))
+    with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC)  # quotes keep the blanks at the ends of a value
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _is_canonical(text: str) -> bool:
+    """Whether ``text`` is a whole number as Python would print it."""
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and len(digits) <= MOST_DIGITS and str(int(text)) == text
