@@ -1,10 +1,10 @@
-"""Continuous Sparsification: masks that are learned with the weights, and networks that get smaller for real."""
+"""Continuous Sparsification: masks trained with the weights, tickets, removal of channels, sparse files."""
 
 from hgsl.sparsity.benchmark import benchmark
-from hgsl.sparsity.compact import compact
+from hgsl.sparsity.channels.compact import compact
 from hgsl.sparsity.layers import SoftMaskedConv2d, SoftMaskedLinear
 from hgsl.sparsity.masks import MaskedNet, Masks
-from hgsl.sparsity.schedule import temperature_at
+from hgsl.sparsity.soft_mask import temperature_at
 from hgsl.sparsity.sparsify import sparsify
 from hgsl.sparsity.storage import load, save
 

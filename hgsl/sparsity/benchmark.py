@@ -1,4 +1,4 @@
-"""What a network costs here and now: measured time beside parameters, operations and file size."""
+"""Cost of networks: measured latency, parameters, operations and file size."""
 
 import tempfile
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ def benchmark(
     repeats: int = 10,
     quality: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures plain networks in evaluation mode, in turns, so that whatever else the machine does falls on all alike.
+    """Measures plain networks in evaluation mode, in turns, so that other load of the machine affects all of them.
 
     Args:
-        models: Name to what ``finalize`` or ``compact`` returned, or the dense network; on the device to measure.
+        models: Name to network, as ``finalize`` and ``compact`` return it, or the dense one; on the device to measure.
         example: A batch of inputs, ``(B, ...)``, on the same device.
-        repeats: Timed turns, after two that are not.
-        quality: Name to what the network is worth, such as ``{"accuracy": 0.91}``: put beside its costs.
+        repeats: Timed turns, after two warm-up turns.
+        quality: Name to the scores of the network, such as ``{"accuracy": 0.91}``, which are added to its row.
 
     Returns:
-        For each name ``latency_ms`` (of a batch, the fastest turn: other work on the machine only adds time),
-        ``images_per_second``, ``parameters``, ``nonzero``, ``flops`` (of one image, a multiply-add is two; zeros are
-        counted, for dense kernels compute them too), ``file_bytes`` (by ``save``), and the quality.
+        For each name ``latency_ms`` (per batch, the fastest turn, since other load only adds time),
+        ``images_per_second``, ``parameters``, ``nonzero``, ``flops`` (per image; a multiply-add is two, and zeros
+        count, since dense kernels compute them too), ``file_bytes`` (of ``save``), and the scores.
     """
     calls = {name: partial(model, example) for name, model in models.items()}
     with evaluation_mode(*models.values()):
@@ -51,16 +51,16 @@ def benchmark(
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Returns measurements as a table in Markdown, with the speed relative to the first row.
+    """Returns measurements as a Markdown table, with the speed relative to the first row.
 
     Args:
-        rows: What ``benchmark`` returned.
+        rows: The result of ``benchmark``.
     """
     first = next(iter(rows.values()))
-    usual = ("latency_ms", "images_per_second", "parameters", "nonzero", "flops", "file_bytes")
-    quality = list(dict.fromkeys(name for row in rows.values() for name in row if name not in usual))
-    head = ["model", "ms/batch", "images/s", "speed", "parameters", "nonzero", "MFLOPs/image", "file kB", *quality]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    costs = ("latency_ms", "images_per_second", "parameters", "nonzero", "flops", "file_bytes")
+    quality = list(dict.fromkeys(name for row in rows.values() for name in row if name not in costs))
+    header = ["model", "ms/batch", "images/s", "speed", "parameters", "nonzero", "MFLOPs/image", "file kB", *quality]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name, row in rows.items():
         cells = [
             name,
@@ -78,7 +78,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _counts(model: nn.Module, example: Tensor) -> dict[str, int]:
-    # Not in inference mode, in which operators reach the counter already decomposed.
+    # Not in inference mode, where the counter sees decomposed operators.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example[:1])
     with tempfile.TemporaryDirectory() as folder:

@@ -12,12 +12,12 @@ from hgsl.sparsity.soft_mask import SoftMask, attach
 
 
 class _MaskedLayer(MaskedNet):
-    """What masked layers have in common: the mask of their weight, in the state held or in one given for a call."""
+    """Base of masked layers: the mask of their weight, at the held temperature and mode or at those of one call."""
 
     weight: Tensor
 
     def compute_mask(self, temp: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, the shape of the weight, in the state held by the controller or in the one given.
+        """Returns the mask, of the shape of the weight, at the held temperature and mode or at those given.
 
         Raises:
             InputError: ``temp`` is not positive, or the layer is finalized.
@@ -28,7 +28,7 @@ class _MaskedLayer(MaskedNet):
         return chain.weight[0].mask(temp, ticket)
 
     def _masked_weight(self, temp: float | None, ticket: bool | None) -> Tensor:
-        if not parametrize.is_parametrized(self):  # finalized: no state is left to override
+        if not parametrize.is_parametrized(self):  # finalized: there is no mask
             return self.weight
         chain: Any = self.parametrizations
         return chain.weight[0](chain.weight.original, temp, ticket)
@@ -41,9 +41,9 @@ class SoftMaskedConv2d(_MaskedLayer, nn.Conv2d):
     """``nn.Conv2d`` whose weight is masked; called as ``layer(x)``, or ``layer(x, temp=..., ticket=...)``.
 
     Args:
-        *args: Those of ``nn.Conv2d``.
-        mask_initial_value: s0, where every score starts.
-        **kwargs: Those of ``nn.Conv2d``.
+        *args: Arguments of ``nn.Conv2d``.
+        mask_initial_value: s0, the initial value of every score.
+        **kwargs: Keyword arguments of ``nn.Conv2d``.
     """
 
     def __init__(self, *args: Any, mask_initial_value: float = 0.0, **kwargs: Any) -> None:
@@ -59,9 +59,9 @@ class SoftMaskedLinear(_MaskedLayer, nn.Linear):
     """``nn.Linear`` whose weight is masked; called as ``layer(x)``, or ``layer(x, temp=..., ticket=...)``.
 
     Args:
-        *args: Those of ``nn.Linear``.
-        mask_initial_value: s0, where every score starts.
-        **kwargs: Those of ``nn.Linear``.
+        *args: Arguments of ``nn.Linear``.
+        mask_initial_value: s0, the initial value of every score.
+        **kwargs: Keyword arguments of ``nn.Linear``.
     """
 
     def __init__(self, *args: Any, mask_initial_value: float = 0.0, **kwargs: Any) -> None:

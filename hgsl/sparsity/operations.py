@@ -1,4 +1,4 @@
-"""How often a forward pass uses each weight, so that a penalty can weigh time rather than size."""
+"""Multiplications per weight: the prices of a penalty that counts time instead of size."""
 
 import copy
 from collections.abc import Collection
@@ -8,49 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 from hgsl.common.modules import evaluation_mode
-from hgsl.sparsity.compact import tensors_in
+from hgsl.sparsity.channels.equivalence import tensors_in
 from hgsl.sparsity.masks import masked_weights
 from hgsl.sparsity.soft_mask import SoftMask
 
 
 def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -> dict[str, int]:
-    """Returns, by name, in how many places of one input each weight of a convolution or linear layer is multiplied.
+    """Returns how often one input multiplies each weight of a convolution or linear layer, by name.
 
-    For a convolution that is the number of its output pixels, for a linear layer that of its tokens, summed over calls.
+    That is the number of output pixels of a convolution, or of tokens of a linear layer, summed over its calls.
 
     Args:
-        model: The network, not masked yet; the modes of its parts are left as they were.
+        model: The network, not masked yet; the training mode of each module is restored.
         example: An input, ``(B, ...)``.
-        names: The weights to count, each under all of its names if several layers share it.
+        names: The weights to count; one that several layers share, under each of its names.
 
     Raises:
-        InputError: One of them is used, but by no convolution or linear layer that the network calls; or none is.
+        InputError: A weight affects the output but belongs to no convolution or linear layer that is called, or none
+            of the weights is used.
     """
-    counts: dict[str, int] = {}
-
-    def counter(name: str, width: int) -> Any:
-        def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            counts[name] = counts.get(name, 0) + output.numel() // (len(example) * width)
-
-        return count
-
-    hooks = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, _ConvNd | nn.Linear):
-            width = layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
-            hooks.append(layer.register_forward_hook(counter(f"{name}.weight".lstrip("."), width)))
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
+    counts = _count_calls(model, example)
     counted = {id(model.get_parameter(name)) for name in counts}
-    unseen = [name for name in names if id(model.get_parameter(name)) not in counted]
-    for name in _reaching_the_output(model, example, unseen) if unseen else ():
+    uncounted = [name for name in names if id(model.get_parameter(name)) not in counted]
+    for name in _with_gradient(model, example, uncounted) if uncounted else ():
         raise InputError(
             f"penalty='operations' does not know how often {name} is used, as no convolution or linear layer of "
             "its own reads it: exclude it, or use penalty='weights'"
@@ -61,39 +43,75 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
     return uses
 
 
-def _reaching_the_output(model: nn.Module, example: Tensor, names: Collection[str]) -> list[str]:
-    """Returns which of these parameters the output depends on: those that have a gradient."""
-    copied = copy.deepcopy(model).eval()
-    parameters = {name: copied.get_parameter(name).requires_grad_() for name in names}
-    with torch.enable_grad():
-        returned = [tensor for tensor in tensors_in(copied(example)) if tensor.requires_grad]
-        if not returned:
-            return []
-        total = torch.stack([tensor.abs().sum().float() for tensor in returned]).sum()
-    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
-
-
 @torch.no_grad()
 def price_operations(network: nn.Module, uses: dict[str, int]) -> None:
     """Makes the penalty of every mask in ``network`` count multiplications instead of weights.
 
-    The prices are scaled to add up to the number of masked weights, so that one lambda suits both.
+    The prices are scaled to add up to the number of masked weights, so that one lambda suits both penalties.
 
     Args:
         network: The masked network.
-        uses: What ``uses_of_weights`` counted before it was masked.
+        uses: The result of ``uses_of_weights`` for the network before it was masked.
     """
     prices: dict[SoftMask, Tensor] = {}
     for name, tensor, weight, mask in masked_weights(network):
-        used = uses[f"{name}.{tensor}".lstrip(".")]
+        use_count = uses[f"{name}.{tensor}".lstrip(".")]
         if isinstance(mask, SoftMask):
-            prices[mask] = prices.get(mask, torch.zeros((), device=weight.device)) + used
+            prices[mask] = prices.get(mask, torch.zeros((), device=weight.device)) + use_count
         else:
-            rows = torch.full((len(weight),), float(used * weight[0].numel()), device=weight.device)
-            index = torch.arange(len(rows), device=rows.device) if mask.index is None else mask.index
-            empty = torch.zeros(mask.source.scores.shape, device=rows.device)
-            prices[mask.source] = prices.get(mask.source, empty).index_add(0, index, rows)
-    total = sum(float((price * torch.ones_like(mask.scores)).sum()) for mask, price in prices.items())
+            row_prices = torch.full((len(weight),), float(use_count * weight[0].numel()), device=weight.device)
+            index = torch.arange(len(weight), device=weight.device) if mask.index is None else mask.index
+            zeros = torch.zeros(mask.source.scores.shape, device=weight.device)
+            prices[mask.source] = prices.get(mask.source, zeros).index_add(0, index, row_prices)
+    total_price = sum(float((price * torch.ones_like(mask.scores)).sum()) for mask, price in prices.items())
+    weight_count = sum(mask.count_masked() for mask in prices)
     for mask, price in prices.items():
-        mask.price = price * (sum(other.total() for other in prices) / total)
+        mask.price = price * (weight_count / total_price)
+
+
+def _count_calls(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """Returns how often one input multiplies the weight of each convolution and linear layer that is called."""
+    counts: dict[str, int] = {}
+
+    def counter(name: str) -> Any:
+        def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+            counts[name] = counts.get(name, 0) + _positions(layer, inputs[0], output) // len(example)
+
+        return count
+
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, _ConvNd | nn.Linear):
+            hooks.append(layer.register_forward_hook(counter(f"{name}.weight".lstrip("."))))
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(example)
+    except Exception as error:  # whatever a forward raises
+        raise InputError(
+            f"{type(model).__name__} fails for an input of shape {tuple(example.shape)} ({first_line(error)}): "
+            "pass an example input that it takes, or use penalty='weights'"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+def _positions(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Returns at how many positions a call multiplies the weight: output pixels, or the input's if transposed."""
+    if isinstance(layer, _ConvNd):
+        return x.numel() // layer.in_channels if layer.transposed else output.numel() // layer.out_channels
+    return output.numel() // output.shape[-1]
+
+
+def _with_gradient(model: nn.Module, example: Tensor, names: Collection[str]) -> list[str]:
+    """Returns which of these parameters the output depends on: those that have a gradient."""
+    network = copy.deepcopy(model).eval()
+    parameters = {name: network.get_parameter(name).requires_grad_() for name in names}
+    with torch.enable_grad():
+        outputs = [tensor for tensor in tensors_in(network(example)) if tensor.requires_grad]
+        if not outputs:
+            return []
+        total = torch.stack([tensor.abs().sum().float() for tensor in outputs]).sum()
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]

@@ -1,9 +1,9 @@
-"""The mask of one weight: a score per entry, squashed by a temperature, as a parametrisation of the masked tensor.
+"""Masks as parametrizations of a weight: a score per entry or channel, and a sigmoid that a temperature sharpens.
 
 With s the scores, s0 their initial value and beta the temperature::
 
-    soft mask    m = sigmoid(beta * s) / sigmoid(s0)     (one everywhere at the start, when s = s0 and beta = 1)
-    ticket mask  m = 1[s > 0] / sigmoid(s0)              (the limit of the soft mask for beta to infinity)
+    soft mask    m = sigmoid(beta * s) / sigmoid(s0)     (one everywhere at the start, where s = s0 and beta = 1)
+    ticket mask  m = 1[s > 0] / sigmoid(s0)              (the limit of the soft mask as beta goes to infinity)
 
 Source: Savarese et al., "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, arXiv:1912.04427.
 """
@@ -20,17 +20,17 @@ from hgsl.common.errors import InputError
 
 
 class SoftMask(nn.Module):
-    """Multiplies a weight by its mask; it knows its temperature, whether it is a ticket, and what it costs.
+    """Multiplies a weight by its mask; holds the scores, the temperature, the ticket mode and the cost of each score.
 
     ``temperature`` and ``initial_value`` are buffers: they move with the weight, a state dict restores them, and a new
-    temperature needs no new compilation. ``ticket`` is a mode, as ``training`` is, and no state dict holds it.
+    temperature needs no recompilation. ``ticket`` is a mode like ``training``, and in no state dict.
 
     Args:
-        shape: Shape of the scores: that of the weight, or ``(C,)`` for a mask that closes whole channels.
+        shape: Shape of the scores: that of the weight, or ``(C,)`` for a mask on whole channels.
         initial_value: s0; below zero the search ends sparser, above zero denser.
-        cost: How many weights each score opens or closes, ``(C,)`` int64; None is one weight a score.
-        device: Where the weight lives.
-        dtype: What the weight is stored in.
+        cost: How many weights each score opens or closes, ``(C,)`` int64; None is one weight per score.
+        device: Device of the weight.
+        dtype: Dtype of the weight.
 
     Raises:
         InputError: ``initial_value`` is not between -10 and 10.
@@ -39,7 +39,7 @@ class SoftMask(nn.Module):
     temperature: Tensor
     initial_value: Tensor
     cost: Tensor | None
-    price: Tensor | None  # what each score adds to the penalty, if not its cost: (C,), or one number for all
+    price: Tensor | None  # replaces the cost in the penalty: (C,), or one number for all scores
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SoftMask(nn.Module):
         self.ticket = False
 
     def mask(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, the shape of the scores, in the state held or in the one given.
+        """Returns the mask, of the shape of the scores, at the held temperature and mode or at those given.
 
         Raises:
             InputError: ``temperature`` is not positive.
@@ -68,16 +68,16 @@ class SoftMask(nn.Module):
         return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
     def forward(self, weight: Tensor, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns ``weight`` times the mask in the state held or in the one given."""
+        """Returns ``weight`` times the mask, at the held temperature and mode or at those given."""
         return weight * self.mask(temperature, ticket)
 
     def penalty(self) -> Tensor:
-        """Returns the sum of the mask over the masked weights, or of its price, a scalar."""
+        """Returns the sum of the mask over the masked weights, each weighted by its price if it has one, a scalar."""
         price = self.cost if self.price is None else self.price
-        wide = torch.promote_types(self.scores.dtype, torch.float32)  # half precision ends at 65,504 weights
-        gate = self._gate().to(wide)
+        dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 ends at 65,504 weights
+        gate = self._gate().to(dtype)
         total = (gate if price is None else gate * price).sum()
-        return total / torch.sigmoid(self.initial_value.to(wide))  # divided once and not entry by entry
+        return total / torch.sigmoid(self.initial_value.to(dtype))  # one division for all entries
 
     def _gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
         beta = self.temperature if temperature is None else check_temperature(temperature)
@@ -85,46 +85,46 @@ class SoftMask(nn.Module):
             return (self.scores > 0).to(self.scores.dtype)
         return torch.sigmoid(beta * self.scores)
 
-    def kept(self) -> int:
-        """Returns how many weights the ticket keeps."""
+    def count_kept(self) -> int:
+        """Returns the number of weights in the ticket."""
         is_open = self.scores > 0
         return int(is_open.sum() if self.cost is None else (is_open * self.cost).sum())
 
-    def total(self) -> int:
-        """Returns how many weights are masked."""
+    def count_masked(self) -> int:
+        """Returns the number of masked weights, in the ticket or not."""
         return self.scores.numel() if self.cost is None else int(self.cost.sum())
 
     @torch.no_grad()
     def prune(self, temperature: float | None = None) -> None:
-        """Ends a round: s <- min(beta * s, s0), and the temperature, which the scores now hold, starts again at 1.
+        """Ends a round: s <- min(beta * s, s0), then beta <- 1.
 
-        What was closed stays closed in the next round (a score far below s0 has almost no gradient left); what was
-        kept starts again at s0.
+        Closed weights stay closed in the next round, since scores far below s0 have almost no gradient; the others
+        start again at s0.
 
         Args:
-            temperature: beta in place of the temperature held; 1 is what the published code does.
+            temperature: beta in place of the held temperature; 1 is what the published code uses.
         """
         beta = self.temperature if temperature is None else check_temperature(temperature)
         self.scores.copy_(torch.minimum(beta * self.scores, self.initial_value))
         self.temperature.fill_(1.0)
 
     def extra_repr(self) -> str:
-        """Shows the state in ``print(model)``."""
+        """Returns what ``print(model)`` shows."""
         shape = tuple(self.scores.shape)
         return f"{shape}, initial_value={self.initial_value:g}, temperature={self.temperature:g}, ticket={self.ticket}"
 
 
 class ChannelMask(nn.Module):
-    """Multiplies a tensor, channel by channel, by a mask that several tensors share.
+    """Multiplies the rows of a tensor by a channel mask that several tensors share.
 
-    One channel is closed in the filters that make it, in their bias and in the norm that follows; layers joined by
-    a residual connection or a depthwise convolution share it too. The first of these tensors owns the ``SoftMask``; the
-    others refer to it without registering it, so that the scores appear once in the state dict.
+    A channel has one score, which acts on its filters, their bias and the norm after them, in every layer of its
+    channel group. The first of these tensors registers the ``SoftMask`` as a submodule; the others only refer to it, so
+    that the scores appear once in the state dict.
 
     Args:
         source: The shared mask, ``(C,)``.
-        index: Which of its channels this tensor's rows are, ``(rows,)`` int64, -1 for those that it leaves as they are;
-            None for all of them in order.
+        index: The channel of each row of the tensor, ``(rows,)`` int64, -1 for rows that are not masked; None if the
+            rows are the channels in order.
         owner: Whether ``source`` is registered here.
     """
 
@@ -139,11 +139,11 @@ class ChannelMask(nn.Module):
             self.__dict__["source"] = source
 
     def rows(self, values: Tensor) -> Tensor:
-        """Picks this tensor's rows out of ``values``, ``(C,)``: one for a row that is none of the channels."""
+        """Returns the value of each row's channel from ``values``, ``(C,)``; 1 for rows that are not masked."""
         return values if self.index is None else torch.where(self.index < 0, 1.0, values[self.index])
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """Returns ``tensor``, ``(rows, ...)``, with each row times its channel's mask."""
+        """Returns ``tensor``, ``(rows, ...)``, with each row multiplied by the mask of its channel."""
         return tensor * self.rows(self.source.mask()).view(-1, *[1] * (tensor.ndim - 1))
 
 
@@ -155,15 +155,32 @@ def check_temperature(value: float) -> float:
     """
     if not (math.isfinite(value) and value > 0):
         raise InputError(
-            f"temperature is {value}: it must be a positive finite number (1 at a round's start, 200 at its end)"
+            f"temperature is {value}: it must be a positive finite number (1 at the start of a round, 200 at its end)"
         )
     return float(value)
 
 
-def owners_of_parameters(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Returns for each name of a parameter every layer that holds it, and under which name there.
+def temperature_at(epoch: int, epochs: int, final: float = 200.0) -> float:
+    """Returns beta at ``epoch`` of a round of ``epochs``: ``final ** (epoch / (epochs - 1))``, from 1 to ``final``.
 
-    A weight that two layers share has two owners, each of which must see its mask.
+    A round of one epoch runs at ``final``.
+
+    >>> [round(temperature_at(epoch, 3), 3) for epoch in range(3)]
+    [1.0, 14.142, 200.0]
+
+    Raises:
+        InputError: ``epoch`` is outside the round, or ``final`` is not positive.
+    """
+    check_temperature(final)
+    if not 0 <= epoch < epochs:
+        raise InputError(f"epoch {epoch} is outside a round of {epochs} epochs: expected 0 to {epochs - 1}")
+    return final if epochs == 1 else final ** (epoch / (epochs - 1))
+
+
+def owners_of_parameters(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Returns, for each parameter name, every layer that holds the parameter and its name in that layer.
+
+    A weight that two layers share has two owners, and its mask is attached to both.
     """
     owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
     for layer in model.modules():
@@ -173,17 +190,17 @@ def owners_of_parameters(model: nn.Module) -> dict[str, list[tuple[nn.Module, st
 
 
 def attach(layer: nn.Module, tensor: str, mask: SoftMask | ChannelMask) -> None:
-    """Puts ``mask`` on the parameter ``tensor`` of ``layer``, whose own forward then sees the masked value."""
-    # Masking a parameter moves it behind its neighbors; ``detach`` puts it back by this order.
+    """Masks the parameter ``tensor`` of ``layer``, whose forward then reads the masked value."""
+    # A parametrized parameter moves to the end of the state dict; ``detach`` restores this order.
     layer.__dict__.setdefault("_parameter_order", tuple(layer._parameters))
     parametrize.register_parametrization(layer, tensor, mask, unsafe=True)
 
 
 def detach(layer: nn.Module) -> None:
-    """Takes all masks off ``layer`` and leaves the unmasked parameters under their own names, in their own order."""
+    """Removes all masks from ``layer`` and restores the unmasked parameters, with their names and order."""
     chains: Any = layer.parametrizations
     originals = {tensor: chain.original for tensor, chain in chains.items()}
-    # Not remove_parametrizations: it takes the property off the class, and a deepcopy shares its source's class.
+    # Not remove_parametrizations, which deletes the property from the class: copies of the layer share that class.
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     order = layer.__dict__.pop("_parameter_order")

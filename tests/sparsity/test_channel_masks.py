@@ -264,7 +264,7 @@ def test_channels_that_a_forward_counts_are_refused_before_the_search() -> None:
         {"first": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 5, 3), "head": nn.Linear(5 * 144, 2)},
         lambda n, x: n.head(n.second(n.first(x).relu()).relu().view(-1, 5 * 144)),
     )
-    with pytest.raises(InputError, match=r"channels of second cannot be taken out: .*invalid for input of size"):
+    with pytest.raises(InputError, match=r"channels of second cannot be removed: .*invalid for input of size"):
         sparsify(net, granularity="channel", example=X, inplace=True)
     assert not any(hasattr(part, "parametrizations") for part in net.modules())
     _, masks = sparsify(net, granularity="channel", example=X, exclude="second")
@@ -289,5 +289,5 @@ def test_examples_of_tokens_and_of_several_inputs() -> None:
     assert set(masks.density_by_layer()) == {"1"}
     first_closed(masks)
     assert compact(masked, tokens)[1].weight.shape == (6, 4)
-    with pytest.raises(InputError, match="example is a tuple, and must be the network's one input tensor"):
+    with pytest.raises(InputError, match="example is a tuple, expected the network's one input tensor"):
         sparsify(net, granularity="channel", example=(tokens, tokens))  # type: ignore[arg-type]

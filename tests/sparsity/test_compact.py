@@ -254,7 +254,7 @@ def test_an_assertion_about_a_channel_count_is_refused_by_name() -> None:
             assert x.shape[1] == 5, "five channels"
             return self.head(x.mean((2, 3)))
 
-    with pytest.raises(InputError, match=r"channels of stem cannot be taken out: .*five channels"):
+    with pytest.raises(InputError, match=r"channels of stem cannot be removed: .*five channels"):
         sparsify(Asserts(), granularity="channel", example=X)
 
 
@@ -290,7 +290,7 @@ def test_a_changed_output_is_refused_even_if_it_is_no_number() -> None:
             y = super().forward(x)
             return y, y if self.stem.weight.shape[0] == 5 else y + self.worst
 
-    for worst, message in ((1.0, "Counts is off by"), (float("nan"), "Counts is off by nan")):
+    for worst, message in ((1.0, "output of Counts is off by"), (float("nan"), "output of Counts is off by nan")):
         net = Counts().eval()
         net.worst = worst
         for layer in (net.stem, net.narrow):

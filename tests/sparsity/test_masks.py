@@ -195,7 +195,7 @@ def test_a_fully_closed_layer_is_named(masked: tuple[nn.Module, Masks]) -> None:
 
 
 def test_a_network_without_masks_is_refused() -> None:
-    with pytest.raises(InputError, match="Net holds no mask"):
+    with pytest.raises(InputError, match="Net has no mask"):
         Masks(Net())
 
 
@@ -237,10 +237,10 @@ def test_a_hand_written_network_of_masked_layers() -> None:
     assert net.more.compute_mask(temp=5.0).equal(net.more.compute_mask()), "the controller sees a later layer"
 
 
-def test_finalize_refuses_a_parametrisation_that_it_would_lose() -> None:
+def test_finalize_refuses_a_parametrization_that_it_would_lose() -> None:
     masked, masks = sparsify(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
     parametrize.register_parametrization(masked[1], "bias", nn.Softplus())
-    with pytest.raises(InputError, match="bias of 1 has a parametrisation beside its mask"):
+    with pytest.raises(InputError, match="bias of 1 has a parametrization beside its mask"):
         masks.finalize()
 
 

@@ -140,7 +140,7 @@ def test_errors(options: dict[str, object], message: str) -> None:
 
 def test_a_masked_or_weightless_network_is_refused() -> None:
     masked, _ = sparsify(nn.Linear(3, 3))
-    with pytest.raises(InputError, match="parametrised already"):
+    with pytest.raises(InputError, match="is masked already"):
         sparsify(masked)
     with pytest.raises(InputError, match="LayerNorm has no weight of two or more axes"):
         sparsify(nn.LayerNorm(4))

@@ -1,1 +1,1 @@
-"""The channel graph: which channels of a network can be removed together."""
+"""Channel dependencies of a network, the masks that close channels, and their removal."""

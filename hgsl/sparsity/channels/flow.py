@@ -1,4 +1,4 @@
-"""Which channels of a network can go without a change of its output."""
+"""Zero propagation through the channel graph: the channels that can be removed without a change of the output."""
 
 from collections.abc import Mapping
 
@@ -6,81 +6,87 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from hgsl.sparsity.channels.graph import ChannelGraph, Step
+from hgsl.sparsity.channels.graph import ChannelGraph, Operator
 
 Flags = dict[Node, np.ndarray]  # (C,) bool for each tensor
 
 
 def removable(graph: ChannelGraph, values: Mapping[str, Tensor]) -> np.ndarray:
-    """Returns which groups of tied channels can be removed, ``(groups,)`` bool.
+    """Returns which dependency groups can be removed, ``(groups,)`` bool.
 
-    A group can go if each of its channels is zero whatever the input, or is used by nothing that reaches the output.
+    A group can be removed if each of its channels is zero whatever the input, or does not affect the output.
 
     Args:
-        graph: The network's channels.
-        values: Its parameters and buffers by name; only their zeros count.
+        graph: The channels of the network.
+        values: Its parameters and buffers by name; only which entries are zero matters.
     """
-    names = {name for step in graph.steps for name in (step.weight, step.bias, step.mean) if name}
-    closed = {name: (values[name].detach() == 0).cpu().numpy() for name in names}
-    zero: Flags = {}
-    for step in graph.steps:
-        zero[step.node] = _zero(graph, step, zero, closed)
-    need = {node: graph.pinned[layout.atoms] for node, layout in graph.layouts.items()}
-    for step in reversed(graph.steps):
-        _ask(step, need, zero, closed)
-    alive = graph.pinned.copy()
+    operators = graph.operators
+    names = {name for operator in operators for name in (operator.weight, operator.bias, operator.mean) if name}
+    is_zero = {name: (values[name].detach() == 0).cpu().numpy() for name in names}
+    zero: Flags = {}  # forward: channels that are zero whatever the input
+    for operator in operators:
+        zero[operator.node] = _zero_outputs(graph, operator, zero, is_zero)
+    needed: Flags = {node: graph.pinned[layout.ids] for node, layout in graph.layouts.items()}
+    for operator in reversed(operators):  # backward: channels that the output depends on
+        _mark_needed_inputs(operator, needed, zero, is_zero)
+    stays = graph.pinned.copy()
     for node, layout in graph.layouts.items():
-        alive[layout.atoms[need[node] & ~zero[node]]] = True
-    return ~alive
+        stays[layout.ids[needed[node] & ~zero[node]]] = True
+    return ~stays
 
 
-def _zero(graph: ChannelGraph, step: Step, zero: Flags, closed: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns which output channels of ``step`` are zero whatever the input."""
-    layout = graph.layouts[step.node]
-    channels = len(layout.atoms)
-    if step.kind == "opaque":
+def _zero_outputs(graph: ChannelGraph, operator: Operator, zero: Flags, is_zero: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns which output channels of ``operator`` are zero whatever the input, ``(C,)`` bool."""
+    layout = graph.layouts[operator.node]
+    channels = len(layout.ids)
+    if operator.kind == "opaque":
         return np.zeros(channels, bool)
-    if step.kind == "param":
-        return _per_channel(closed[step.weight or ""], layout.axis)
-    if step.kind in ("dense", "affine"):
-        no_bias = closed[step.bias] if step.bias else np.ones(channels, bool)
-        if step.kind == "affine":
-            arrives = zero[step.reads[0].source] & (closed[step.mean] if step.mean else True)  # 0 - mean is not zero
-            return no_bias & (_cut(step, closed) | arrives)
-        silent = _pairs(closed[step.weight or ""])
-        return no_bias & (silent | zero[step.reads[0].source] if step.reads else silent).all(axis=1)
-    result = np.full(channels, step.kind == "sum")
-    combine = np.logical_and if step.kind == "sum" else np.logical_or
-    for read in step.reads:
-        result[read.into] = combine(result[read.into], zero[read.source].repeat(read.repeat))
+    if operator.kind == "parameter":
+        return _zero_slices(is_zero[operator.weight or ""], layout.axis)
+    zero_bias = is_zero[operator.bias] if operator.bias else np.ones(channels, bool)
+    if operator.kind == "affine":
+        zero_mean = is_zero[operator.mean] if operator.mean else True  # 0 - mean is not zero
+        return zero_bias & (_zero_factors(operator, is_zero, channels) | zero[operator.operands[0].source] & zero_mean)
+    if operator.kind == "dense":
+        unconnected = _unconnected(is_zero[operator.weight or ""])
+        zero_input = zero[operator.operands[0].source] if operator.operands else False
+        return zero_bias & (unconnected | zero_input).all(axis=1)
+    is_sum = operator.kind == "sum"
+    result = np.full(channels, is_sum)
+    for operand in operator.operands:
+        zero_operand = zero[operand.source].repeat(operand.repeat)
+        part = result[operand.outputs]
+        result[operand.outputs] = part & zero_operand if is_sum else part | zero_operand
     return result
 
 
-def _ask(step: Step, need: Flags, zero: Flags, closed: dict[str, np.ndarray]) -> None:
-    """Adds to ``need`` the input channels on which the needed output channels of ``step`` depend."""
-    wanted = need[step.node]
-    for read in step.reads:
-        if step.kind == "dense":
-            asked = np.any(~_pairs(closed[step.weight or ""])[wanted], axis=0)
-        elif step.kind == "affine":
-            asked = wanted & ~_cut(step, closed)
+def _mark_needed_inputs(operator: Operator, needed: Flags, zero: Flags, is_zero: dict[str, np.ndarray]) -> None:
+    """Marks the input channels on which the needed output channels of ``operator`` depend."""
+    outputs = needed[operator.node]
+    for operand in operator.operands:
+        if operator.kind == "dense":
+            inputs = np.any(~_unconnected(is_zero[operator.weight or ""])[outputs], axis=0)
+        elif operator.kind == "affine":
+            inputs = outputs & ~_zero_factors(operator, is_zero, len(outputs))
         else:
-            asked = wanted[read.into]
-            if step.kind == "product":
-                for other in step.reads:
-                    asked = asked & ~zero[other.source] if other is not read else asked
-            asked = asked.reshape(-1, read.repeat).any(axis=1)
-        need[read.source] |= asked
+            inputs = outputs[operand.outputs]
+            if operator.kind == "product":
+                for other in operator.operands:
+                    inputs = inputs & ~zero[other.source] if other is not operand else inputs
+            inputs = inputs.reshape(-1, operand.repeat).any(axis=1)
+        needed[operand.source] |= inputs
 
 
-def _cut(step: Step, closed: dict[str, np.ndarray]) -> np.ndarray | bool:
-    return _per_channel(closed[step.weight], 0) if step.weight else False
+def _zero_factors(operator: Operator, is_zero: dict[str, np.ndarray], channels: int) -> np.ndarray:
+    """Returns which channels an affine operator multiplies by zero, ``(C,)`` bool."""
+    return _zero_slices(is_zero[operator.weight], 0) if operator.weight else np.zeros(channels, bool)
 
 
-def _pairs(weight: np.ndarray) -> np.ndarray:
-    """(out, in, ...) -> (out, in): whether nothing of an input channel reaches an output channel."""
-    return np.asarray(weight.all(axis=tuple(range(2, weight.ndim))))
+def _unconnected(is_zero: np.ndarray) -> np.ndarray:
+    """Returns, for a weight ``(out, in, ...)``, which pairs ``(out, in)`` have only zero weights."""
+    return np.asarray(is_zero.all(axis=tuple(range(2, is_zero.ndim))))
 
 
-def _per_channel(weight: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(weight.all(axis=tuple(i for i in range(weight.ndim) if i != axis)))
+def _zero_slices(is_zero: np.ndarray, axis: int) -> np.ndarray:
+    """Returns which slices along ``axis`` are all zero."""
+    return np.asarray(is_zero.all(axis=tuple(i for i in range(is_zero.ndim) if i != axis)))

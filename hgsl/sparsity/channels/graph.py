@@ -1,8 +1,8 @@
-"""The channels of a network: which tensors share a channel, and what each operator does with it.
+"""Channel dependency graph: the channels of each tensor of a network, and what each operator does with them.
 
-Each channel of each tensor is an *atom*. Operators that tie channels together (a residual sum, a depthwise
-convolution) tie their atoms into one group, which can only be removed as a whole. A group that an operator needs in
-full, whatever its values, is *pinned*: so is everything under a LayerNorm, where a zero counts too.
+Each channel of each tensor has an id. Operators that couple channels (a residual sum, a depthwise convolution) tie
+their ids. Tied ids form one *dependency group*, which can only be removed as a whole. A group is *pinned*, and so never
+removed, where an operator depends on it whatever its values: a LayerNorm averages zeros too.
 """
 
 from collections import defaultdict
@@ -17,106 +17,114 @@ from torch.fx import Node
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a tensor keeps its channels: along which axis, and which atom each of them is, ``(C,)`` int64."""
+    """The channel axis of a tensor, and the ids of its channels, ``(C,)`` int64."""
 
     axis: int
-    atoms: np.ndarray
+    ids: np.ndarray
 
 
 @dataclass(frozen=True)
-class Read:
-    """What an operator reads: the channels of ``source``, each ``repeat`` times, for its output channels ``into``."""
+class Operand:
+    """An input of an operator: each channel of ``source``, repeated ``repeat`` times, maps to ``outputs``."""
 
     source: Node
-    into: slice = field(default_factory=lambda: slice(None))
+    outputs: slice = field(default_factory=lambda: slice(None))
     repeat: int = 1
 
 
 @dataclass(frozen=True)
-class Step:
-    """One operator, reduced to what it does to channels.
+class Operator:
+    """One operator of the network, reduced to its effect on channels.
 
-    ``kind`` is "dense" (every output channel reads every input through ``weight``, ``(out, in, ...)``), "affine"
-    (channel by channel, less ``mean``, through ``weight``, plus ``bias``), "param" (a parameter used as an operand), or
-    channel by channel without weights: "sum" (zero if all it reads is), "product" (zero if any is), "opaque" (never
-    surely zero).
+    ``kind`` is one of
+
+    - "dense": every output channel depends on every input channel through ``weight``, ``(out, in, ...)``;
+    - "affine": channel by channel, ``(x - mean) * weight + bias``;
+    - "parameter": a parameter used as an operand;
+    - "sum": channel by channel; the output is zero where all operands are zero;
+    - "product": channel by channel; the output is zero where any operand is zero;
+    - "opaque": channel by channel; the output may be nonzero whatever the operands are.
+
+    ``weight``, ``bias`` and ``mean`` are names of parameters or buffers.
     """
 
     node: Node
     kind: str
-    reads: tuple[Read, ...] = ()
+    operands: tuple[Operand, ...] = ()
     weight: str | None = None
     bias: str | None = None
     mean: str | None = None
 
 
 class ChannelGraph:
-    """Collects the steps of a network and ties atoms; ``resolve`` turns atoms into groups when all steps are there.
+    """Collects the operators of a network and the ties between channels; ``resolve`` then numbers the groups.
 
     Args:
-        tensors: Placeholder name to the name of the parameter or buffer it stands for.
+        tensors: Placeholder name to the name of its parameter or buffer.
 
     Attributes:
-        steps: The operators, in order.
-        layouts: Node to layout, for tensors whose channels are followed.
-        claims: Parameter or buffer name to axis to the atoms along that axis.
-        groups: How many groups of tied atoms there are, once resolved; atoms are then group numbers.
-        pinned: Which groups must stay, ``(groups,)`` bool.
+        operators: The operators, in execution order.
+        layouts: Node to layout, for the tensors whose channels are known.
+        tensor_ids: Parameter or buffer name to axis to the channel ids along that axis.
+        group_count: Number of dependency groups, once resolved; from then on ids are group numbers.
+        pinned: Which groups must stay, ``(group_count,)`` bool.
     """
 
     def __init__(self, tensors: dict[str, str]) -> None:
         self.tensors = tensors
-        self.steps: list[Step] = []
+        self.operators: list[Operator] = []
         self.layouts: dict[Node, Layout] = {}
-        self.claims: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
-        self.groups = 0
+        self.tensor_ids: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        self.group_count = 0
         self.pinned = np.zeros(0, bool)
-        self._atoms = 0
+        self._id_count = 0
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
-        self._pins: list[np.ndarray] = []
+        self._pinned_ids: list[np.ndarray] = []
         self._pinned_tensors: set[str] = set()
 
-    def fresh(self, channels: int) -> np.ndarray:
-        """Makes ``channels`` new atoms."""
-        self._atoms += channels
-        return np.arange(self._atoms - channels, self._atoms)
+    def new_ids(self, channels: int) -> np.ndarray:
+        """Returns ``channels`` new ids."""
+        self._id_count += channels
+        return np.arange(self._id_count - channels, self._id_count)
+
+    def new_pinned_ids(self, channels: int) -> np.ndarray:
+        """Returns ``channels`` new ids of channels that must stay."""
+        self._pinned_ids.append(self.new_ids(channels))
+        return self._pinned_ids[-1]
 
     def tie(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Ties atom i of ``a`` to atom i of ``b``."""
+        """Ties ``a[i]`` to ``b[i]``."""
         self._ties.append((a, b))
 
     def pin(self, nodes: Sequence[Node]) -> None:
-        """Keeps all channels of these tensors: parameters stay whole, wherever else they are used."""
-        self._pins += [self.layouts[node].atoms for node in nodes if node in self.layouts]
+        """Pins all channels of these tensors; a pinned parameter keeps its shape wherever else it is used."""
+        self._pinned_ids += [self.layouts[node].ids for node in nodes if node in self.layouts]
         self._pinned_tensors |= {self.tensors[node.name] for node in nodes if node.name in self.tensors}
 
-    def kept(self, channels: int) -> np.ndarray:
-        """Makes ``channels`` new atoms that must stay."""
-        self._pins.append(self.fresh(channels))
-        return self._pins[-1]
-
-    def claim(self, node: Node, axis: int, atoms: np.ndarray) -> str:
-        """Notes that a parameter has these atoms along ``axis``, and returns its name."""
+    def assign(self, node: Node, axis: int, ids: np.ndarray) -> str:
+        """Assigns channel ids to one axis of a parameter or buffer, and returns its name."""
         name = self.tensors[node.name]
-        self.tie(self.claims[name].setdefault(axis, atoms), atoms)
+        self.tie(self.tensor_ids[name].setdefault(axis, ids), ids)
         return name
 
-    def emit(self, layout: Layout, step: Step) -> bool:
-        """Records an operator and where its output keeps its channels; True, so that a rule can end with it."""
-        self.layouts[step.node] = layout
-        self.steps.append(step)
+    def add(self, layout: Layout, operator: Operator) -> bool:
+        """Adds an operator and the layout of its output; returns True, the result of a rule that applies."""
+        self.layouts[operator.node] = layout
+        self.operators.append(operator)
         return True
 
     def resolve(self) -> None:
-        """Replaces every atom by the number of its group."""
+        """Replaces every id by the number of its dependency group."""
         pairs = np.concatenate([np.stack(tie) for tie in self._ties], axis=1) if self._ties else np.zeros((2, 0), int)
-        edges = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(self._atoms, self._atoms))
-        self.groups, group = connected_components(edges, directed=False)
-        self.layouts = {node: Layout(layout.axis, group[layout.atoms]) for node, layout in self.layouts.items()}
-        self.claims = {name: {axis: group[a] for axis, a in axes.items()} for name, axes in self.claims.items()}
-        self.pinned = np.zeros(self.groups, bool)
-        for atoms in self._pins:
-            self.pinned[group[atoms]] = True
-        for name in self._pinned_tensors & self.claims.keys():
-            for groups in self.claims[name].values():
+        edges = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(self._id_count, self._id_count))
+        self.group_count, group = connected_components(edges, directed=False)
+        self.layouts = {node: Layout(layout.axis, group[layout.ids]) for node, layout in self.layouts.items()}
+        self.tensor_ids = {
+            name: {axis: group[ids] for axis, ids in axes.items()} for name, axes in self.tensor_ids.items()
+        }
+        self.pinned = np.zeros(self.group_count, bool)
+        for ids in self._pinned_ids:
+            self.pinned[group[ids]] = True
+        for name in self._pinned_tensors & self.tensor_ids.keys():
+            for groups in self.tensor_ids[name].values():
                 self.pinned[groups] = True
