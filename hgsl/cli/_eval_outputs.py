@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: tables on the terminal, and the files that its flags name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from hgsl.common.no_match import write_no_match
 from hgsl.common.tables import columns_of, format_table
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.run_folder import METRICS, versions
-from hgsl.evaluation import RetrievalResult, RetrievalTask
-from hgsl.evaluation.refine.rerank import Reorder
+from hgsl.evaluation import Ranking, RetrievalResult, RetrievalTask
 from hgsl.evaluation.show.html import PageOptions, write_html
-from hgsl.evaluation.show.inspection import nearest
 from hgsl.evaluation.show.pictures import write_contact_sheet
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import build_report, class_rows, hash_of_task, query_csv
@@ -31,9 +29,12 @@ class Measured:
     """One gallery's task with its scores."""
 
     task: RetrievalTask
-    result: RetrievalResult
+    ranking: Ranking
     no_match: Mapping[str, Any] | None = None
-    reorder: Callable[[RetrievalTask], Reorder] | None = None
+
+    @property
+    def result(self) -> RetrievalResult:
+        return self.ranking.result
 
 
 def print_tables(
@@ -109,7 +110,7 @@ def write_files(
             if getattr(flags, flag):
                 raise InputError(f"--{flag} shows one gallery, but {len(measured)} are given: evaluate them one by one")
     part, report = measured[single], reports[single]
-    result, task = part.result, part.task
+    result = part.result
     if flags.json:
         write_json(flags.json, report if len(measured) == 1 else {"galleries": reports})
     if flags.csv:
@@ -120,9 +121,8 @@ def write_files(
             class_names=subject.class_names,
             image_names=subject.image_names,
             load_image=subject.load_image,
-            reorder=part.reorder,
         )
-        write_html(flags.html, report, result, task, options)
+        write_html(flags.html, report, part.ranking, options)
     if flags.sheet:
         _write_sheet(flags.sheet, subject, part)
     if flags.curves:
@@ -154,9 +154,11 @@ def _write_sheet(path: str, subject: Subject, part: Measured) -> None:
     result = part.result
     order = np.argsort(result.per_query["map@r"], kind="stable")  # from the worst query to the best, evenly
     rows = order[np.unique(np.linspace(0, len(order) - 1, SHEET_ROWS).astype(int))]
-    found = nearest(part.task, SHEET_COLUMNS, reorder=part.reorder)
+    neighbors = part.ranking.neighbors.first(SHEET_COLUMNS)
     names = subject.class_names or []
-    write_contact_sheet(path, rows.tolist(), result.query_ids, result.query_labels, found, subject.load_image, names)
+    write_contact_sheet(
+        path, rows.tolist(), result.query_ids, result.query_labels, neighbors, subject.load_image, names
+    )
 
 
 def _training_curves(checkpoint: str | None) -> dict[str, list[tuple[float, float]]] | None:

@@ -10,11 +10,11 @@ from jsonargparse import Namespace
 from hgsl.cli._eval_images import ImageSet, Subject
 from hgsl.cli._eval_outputs import Measured
 from hgsl.common.errors import InputError
-from hgsl.evaluation import RetrievalTask, evaluate_task
+from hgsl.evaluation import RetrievalTask, rank
 from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
-from hgsl.evaluation.refine.rerank import Reorder, k_reciprocal
+from hgsl.evaluation.refine.rerank import KReciprocal
 from hgsl.evaluation.refine.whitening import fit_whitening
-from hgsl.evaluation.threshold import calibrate, measure, top_scores
+from hgsl.evaluation.threshold import calibrate, measure
 
 
 def whitened(subject: Subject, flags: Namespace) -> Subject:
@@ -34,18 +34,17 @@ def score(
     """Searches every gallery; returns the subject, its steps completed, and the scores by gallery."""
     memory = int(flags.max_memory * 2**30)
     refine, steps = _refinement(flags, memory)
-    reorder: Callable[[RetrievalTask], Reorder] | None = None
-    if flags.rerank:
-        reorder = partial(k_reciprocal, max_memory=memory)
-        steps = [*steps, "k-reciprocal re-ranking, k1 20, k2 6, weight 0.3"]
+    reorder = KReciprocal() if flags.rerank else None
+    if reorder is not None:
+        steps = [*steps, str(reorder)]
     calibrated = None
     if validation is not None:
         held_out = refine(subject.task(validation, flags.metric))
-        calibrated = calibrate(top_scores(held_out, max_memory=memory), flags.no_match)
+        calibrated = calibrate(rank(held_out, 1, top=0, max_memory=memory).top_scores, flags.no_match)
     measured = {}
     for name, task in subject.tasks(flags.metric).items():
         task = refine(task)
-        result = evaluate_task(
+        ranking = rank(
             task,
             ks,
             index=flags.index,
@@ -56,9 +55,9 @@ def score(
         )
         no_match: dict[str, Any] | None = None
         if calibrated is not None:
-            here = measure(top_scores(task, max_memory=memory), calibrated.threshold)
+            here = measure(ranking.top_scores, calibrated.threshold)
             no_match = {**here.to_dict(), "metric": task.metric, "calibration": calibrated.to_dict()}
-        measured[name] = Measured(task, result, no_match, reorder)
+        measured[name] = Measured(task, ranking, no_match)
     return replace(subject, steps=[*subject.steps, *steps]), measured
 
 

@@ -12,7 +12,7 @@ from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.loop.stop import Diverged
 from hgsl.engine.parts.head import PooledSet
 from hgsl.engine.runtime import Runtime
-from hgsl.evaluation import RetrievalResult, RetrievalTask, embed, evaluate_task, make_task
+from hgsl.evaluation import Ranking, RetrievalResult, embed, make_task, rank
 
 
 def evaluate(
@@ -23,13 +23,11 @@ def evaluate(
     The dictionary has the scores in [0, 1] (``recall@1``, ``r_precision``, ``map@r``, ...), the counts, the protocol,
     the split's hash, and the notes that a reader must know (such as a crop to boxes).
     """
-    return report_of(measure(model, dataset, settings, runtime)[1], dataset.manifest)
+    return report_of(measure(model, dataset, settings, runtime).result, dataset.manifest)
 
 
-def measure(
-    model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: EvalConfig, runtime: Runtime
-) -> tuple[RetrievalTask, RetrievalResult]:
-    """Returns what was searched, and what was found.
+def measure(model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: EvalConfig, runtime: Runtime) -> Ranking:
+    """Returns the ranking of the data set's queries in its gallery.
 
     Raises:
         InputError: The network gives nothing but zeros, as one does that its masks have closed.
@@ -53,16 +51,14 @@ def measure(
             "every embedding is zero, the network lets nothing through: if its masks have closed it, lower "
             "sparsify.lmbda or sparsify.mask_lr"
         )
-    query, gallery = dataset.manifest.is_query, dataset.manifest.is_gallery
     task = make_task(
-        found.embeddings[query],
-        found.labels[query],
-        ids=found.ids[query],
-        gallery_embeddings=found.embeddings[gallery],
-        gallery_labels=found.labels[gallery],
-        gallery_ids=found.ids[gallery],
+        found.embeddings,
+        found.labels,
+        ids=found.ids,
+        is_query=dataset.manifest.is_query,
+        is_gallery=dataset.manifest.is_gallery,
     )
-    return task, evaluate_task(task, settings.ks)
+    return rank(task, settings.ks)
 
 
 def report_of(result: RetrievalResult, manifest: Manifest) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hgsl.engine.parts.objective import build_objective
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
-from hgsl.evaluation import RetrievalResult, RetrievalTask
+from hgsl.evaluation import Ranking
 from hgsl.models import Embedder
 
 
@@ -88,8 +88,8 @@ class Retrieval:
         """Evaluates ``model`` on a split and returns the report's numbers."""
         return evaluate(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
 
-    def measured(self, model: Embedder, split: str) -> tuple[RetrievalTask, RetrievalResult]:
-        """Evaluates ``model`` on a split and returns the task and its result."""
+    def measured(self, model: Embedder, split: str) -> Ranking:
+        """Evaluates ``model`` on a split and returns the ranking of its images."""
         return measure(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
 
     def center_similarity(self) -> float | None:

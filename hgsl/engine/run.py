@@ -19,10 +19,10 @@ from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
 from hgsl.engine.stages import Stage, training_stages
-from hgsl.evaluation import RetrievalResult, RetrievalTask
+from hgsl.evaluation import Ranking
 from hgsl.models import Embedder, save_embedder
 
-PAGE_QUERIES = 20_000  # more make a page of tens of megabytes, and a second search that takes minutes
+PAGE_QUERIES = 20_000  # more make a page of tens of megabytes
 
 
 def train(config: Config, folder: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -84,36 +84,32 @@ class TrainingRun:
         if self.best:
             self.best.restore(driver.state)
         model, _ = driver.finished_model()
-        task, result = self.retrieval.measured(model, "test")
+        ranking = self.retrieval.measured(model, "test")
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {
             "before": self._with_notes(driver.before),
-            "after": self._with_notes(report_of(result, self.test_images.manifest)),
+            "after": self._with_notes(report_of(ranking.result, self.test_images.manifest)),
             "selection": {"epoch_chosen": self.config.train.select, **driver.state.best},
             "training": training_facts(records, self.retrieval.steps_per_epoch),
             **driver.facts(),
         }
         if ranks.is_main():
-            self._write(model, report, records, task, result)
+            self._write(model, report, records, ranking)
         print_summary(self.folder, report)
         return report
 
     def _write(
-        self,
-        model: Embedder,
-        report: dict[str, Any],
-        records: list[dict[str, float]],
-        task: RetrievalTask,
-        result: RetrievalResult,
+        self, model: Embedder, report: dict[str, Any], records: list[dict[str, float]], ranking: Ranking
     ) -> None:
         save_embedder(model, self.folder)
-        write_queries(self.folder, result)
-        if self.config.eval.page and result.num_queries > PAGE_QUERIES:
-            ranks.print_main(f"no {run_folder.PAGE} for {result.num_queries:,} queries: hgsl eval --html writes it")
+        write_queries(self.folder, ranking.result)
+        queries = ranking.result.num_queries
+        if self.config.eval.page and queries > PAGE_QUERIES:
+            ranks.print_main(f"no {run_folder.PAGE} for {queries:,} queries: hgsl eval --html writes it")
         elif self.config.eval.page:
             from hgsl.engine.folder.page import write_page  # imports scikit-learn, which takes seconds
 
-            write_page(self.folder, report, records, task, result, self.test_images)
+            write_page(self.folder, report, records, ranking, self.test_images)
         write_json(self.folder / run_folder.REPORT, report)
 
     def _after_epoch(self, stage: Stage, epoch: int, state: TrainState) -> dict[str, float]:

@@ -8,6 +8,8 @@ left out before these functions are called (pytorch-metric-learning leaves it ou
 it as 0).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,6 +89,18 @@ def reciprocal_rank(hits: Bools, k: int) -> Floats:
     return np.where(top.any(axis=1), 1 / (top.argmax(axis=1) + 1), 0)
 
 
+def every_score(hits: Bools, relevant: Ints, ks: Sequence[int]) -> dict[str, Floats]:
+    """Returns every metric of these queries under its key of a report; MRR is taken at the largest K."""
+    return {
+        **{f"recall@{k}": recall_at_k(hits, k) for k in ks},
+        **{f"precision@{k}": precision_at_k(hits, k) for k in ks},
+        **{f"map@{k}": map_at_k(hits, k) for k in ks},
+        "r_precision": r_precision(hits, relevant),
+        "map@r": map_at_r(hits, relevant),
+        f"mrr@{max(ks)}": reciprocal_rank(hits, max(ks)),
+    }
+
+
 def _top(hits: Bools, k: int) -> Bools:
     if k < 1:
         raise InputError(f"K must be a rank of at least 1, found {k}")
@@ -107,5 +121,5 @@ def _precision_sum(hits: Bools) -> Floats:
     query, column = np.nonzero(hits)
     counts = _count(hits)
     earlier = np.cumsum(counts) - counts  # hits of the queries before this one
-    found = np.arange(1, len(query) + 1) - earlier[query]
-    return np.bincount(query, found / (column + 1), minlength=len(hits)).astype(np.float64)
+    rank_among_hits = np.arange(1, len(query) + 1) - earlier[query]
+    return np.bincount(query, rank_among_hits / (column + 1), minlength=len(hits)).astype(np.float64)

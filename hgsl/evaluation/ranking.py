@@ -1,175 +1,201 @@
-"""From embeddings and labels to retrieval scores."""
+"""The ranking of a retrieval task: searched once, and read by scores, threshold, pages and tables alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import clustering, metrics
+from hgsl.evaluation import clustering
+from hgsl.evaluation.approximation import overlap
 from hgsl.evaluation.knn.knn import k_nearest
-from hgsl.evaluation.knn.order import Gallery
-from hgsl.evaluation.knn.vectors import Array, Ints
-from hgsl.evaluation.refine.rerank import Reorder
+from hgsl.evaluation.knn.order import Gallery, neighbor_scores
+from hgsl.evaluation.knn.vectors import Ints
+from hgsl.evaluation.metrics import Bools, Floats, every_score
+from hgsl.evaluation.neighbors import Neighbors, TopScores
+from hgsl.evaluation.refine.rerank import KReciprocal, searches_itself
 from hgsl.evaluation.result import RetrievalResult
-from hgsl.evaluation.task import RetrievalTask, make_task
-
-OVERLAP_QUERIES = 1000
+from hgsl.evaluation.task import RetrievalTask
 
 
-def evaluate_embeddings(
-    embeddings: Array,
-    labels: Array,
-    ks: Sequence[int] = (1, 2, 4, 8),
+@dataclass(frozen=True, repr=False)
+class Ranking:
+    """What one search of a task gave.
+
+    Attributes:
+        task: The task of the queries that count: those with a match in the gallery. All below is in their order.
+        result: The scores, after re-ranking where there is any.
+        neighbors: The first ``top`` neighbors of each query, after re-ranking where there is any.
+        top_scores: The scores that a threshold of acceptance is set on, before any re-ranking.
+    """
+
+    task: RetrievalTask
+    result: RetrievalResult
+    neighbors: Neighbors
+    top_scores: TopScores
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the scores and counts of the result, and the metric."""
+        return {**self.result.to_dict(), "metric": self.task.metric}
+
+    def __repr__(self) -> str:
+        return repr(self.result)
+
+
+def rank(
+    task: RetrievalTask,
+    ks: int | Sequence[int] = (1, 2, 4, 8),
     *,
-    ids: Array | None = None,
-    groups: Array | None = None,
-    is_query: Array | None = None,
-    is_gallery: Array | None = None,
-    gallery_embeddings: Array | None = None,
-    gallery_labels: Array | None = None,
-    gallery_ids: Array | None = None,
-    gallery_groups: Array | None = None,
-    metric: str = "cosine",
+    reorder: KReciprocal | None = None,
+    top: int = 8,
     index: str = "Flat",
     cluster: bool = False,
-    device: torch.device | str = "cpu",
     max_memory: int = 1 << 30,
     progress: bool = False,
-) -> RetrievalResult:
-    """Searches every query's nearest images in the gallery and returns the retrieval scores.
+) -> Ranking:
+    """Searches every query of the task in its gallery, once, and returns everything that is read from that search.
 
-    Without a gallery, each image is searched among all the others. A gallery image with the query's id is never a
-    neighbor of that query, so a query cannot find itself; a duplicate image under another id can be found.
+    The depth is max(R + 1, ks, top, depth of the re-ranking), with R the number of a query's matches: the scores need
+    R, the threshold the first image of another label. What is kept are ``top`` neighbors of each query; re-ranking
+    keeps for a while the neighbors that it reorders and one bit for each further rank.
+
+    Re-ranking needs the neighborhood of every image too. Where every image is searched among all others this search
+    gives them; where queries and gallery differ, groups are excluded, queries were expanded or the index is
+    approximate, the union of queries and gallery is searched for them once more. The overlap of an approximate index
+    is measured by an exact search of a sample.
 
     Args:
-        embeddings: (Q, D) query vectors, any float dtype, NumPy (also memory-mapped) or torch.
-        labels: (Q,) integer labels.
+        task: From ``make_task``.
         ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
-        ids: (Q,) integers that name the images; row numbers by default.
-        groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is no
-            neighbor of that query. Any 64-bit number is a group; an image without one takes a number of its own.
-        is_query: (Q,) bool, which rows are queries where there is no gallery of its own; all by default.
-        is_gallery: (Q,) bool, which rows are searched, likewise.
-        gallery_embeddings: (N, D) gallery vectors; with them come ``gallery_labels`` and, where the gallery may hold
-            the queries themselves, ``ids`` and ``gallery_ids``.
-        metric: ``cosine``, ``inner_product`` or ``l2``.
+        reorder: Re-ranking of the neighbors.
+        top: How many neighbors of each query are kept, with exact scores.
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
         cluster: Whether to add NMI and AMI of a k-means clustering of the queries.
-        device: Where the exact search runs; the same neighbors come out on each.
         max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index).
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        InputError: Shapes disagree, a vector is not finite or is zero, or no query has a match in the gallery.
+        InputError: No query has a match in the gallery, or an argument is out of range.
     """
-    task = make_task(
-        embeddings,
-        labels,
-        ids=ids,
-        groups=groups,
-        is_query=is_query,
-        is_gallery=is_gallery,
-        gallery_embeddings=gallery_embeddings,
-        gallery_labels=gallery_labels,
-        gallery_ids=gallery_ids,
-        gallery_groups=gallery_groups,
-        metric=metric,
-        device=device,
-    )
-    return evaluate_task(task, ks, index=index, cluster=cluster, max_memory=max_memory, progress=progress)
-
-
-def evaluate_task(
-    task: RetrievalTask,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    *,
-    index: str = "Flat",
-    cluster: bool = False,
-    reorder: Callable[[RetrievalTask], Reorder] | None = None,
-    max_memory: int = 1 << 30,
-    progress: bool = False,
-) -> RetrievalResult:
-    """Returns the scores of a task; the arguments are those of ``evaluate_embeddings``.
-
-    Args:
-        reorder: Called with the task of the queries that count, it returns a function that reorders neighbors, such as
-            ``k_reciprocal``.
-    """
-    ks = _checked(ks)
-    whole, task = task, task.subset(task.answerable)
-    if not len(task.queries):
+    ks = checked_ks(ks)
+    if reorder is not None:
+        reorder.check(task)
+    answerable = task.answerable
+    if not len(answerable):
         raise InputError(
-            f"none of the {len(whole.queries)} queries has another image of its label among "
+            f"none of the {len(task.queries)} queries has another image of its label among "
             f"{len(task.gallery)} gallery images: give at least two images of one class"
         )
+    counted = task.subset(answerable)
     gallery = task.search_gallery(max_memory, index)
-    depths = np.maximum(task.relevant, max(ks))
+    shared = reorder is not None and gallery.exact and searches_itself(task)
+    searched, rows = (task, answerable) if shared else (counted, np.arange(len(answerable)))
+    number = np.full(len(searched.queries), -1)
+    number[rows] = np.arange(len(rows))
+    top_scores = TopScores.empty(len(searched.queries))
+    ordered = top if reorder is None else max(top, reorder.depth, reorder.neighborhood)
+    depths = np.maximum(searched.relevant + 1, max(*ks, ordered))
+    blocks = _searched(searched, gallery, depths, ordered, top_scores, max_memory, progress)
+    if reorder is not None:
+        blocks = _reranked(blocks, searched, reorder, shared, max_memory)
+    per_query, neighbors = _collected(blocks, counted, number, ks, min(top, len(task.gallery)))
+    result = RetrievalResult(
+        ks=ks,
+        per_query=per_query,
+        query_ids=counted.query_ids,
+        query_labels=counted.query_labels,
+        num_gallery=len(task.gallery),
+        num_skipped=len(task.queries) - len(answerable),
+        index=index,
+        index_overlap=None if gallery.exact else overlap(counted, gallery, max(ks), max_memory),
+        clustering=clustering.scores(task.queries, task.query_labels) if cluster else {},
+    )
+    return Ranking(counted, result, neighbors, top_scores.pick(rows))
+
+
+def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns K or several, rising and each once.
+
+    Raises:
+        InputError: There is none, or one is no integer of at least 1.
+    """
+    values = list(ks) if isinstance(ks, (Sequence, np.ndarray, set, frozenset)) else [ks]
+    for k in values:
+        if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
+    if not values:
+        raise InputError("ks: give at least one K")
+    return tuple(sorted({int(k) for k in values}))
+
+
+class _Block(NamedTuple):
+    """Some queries: their rows (B,), their first neighbors (B, P), and the hits (B, K) among all that were found."""
+
+    rows: Ints
+    positions: Ints
+    hits: Bools
+
+
+def _searched(
+    task: RetrievalTask,
+    gallery: Gallery,
+    depths: Ints,
+    ordered: int,
+    top_scores: TopScores,
+    max_memory: int,
+    progress: bool,
+) -> Iterator[_Block]:
+    """The search; what a threshold needs is noted on the way."""
     labels = task.query_labels, task.gallery_labels
-    rearrange = None if reorder is None else reorder(task)
-    per_query: dict[str, metrics.Floats] = {}
     with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
         for rows, positions in k_nearest(
             gallery,
             task.queries,
             depths,
             excluded=task.excluded,
-            labels=labels if rearrange is None else None,
+            labels=labels,
+            ordered=ordered,
             max_memory=max_memory,
         ):
-            if rearrange is not None:
-                positions = rearrange(rows, positions)
-            hits = (labels[1][positions] == labels[0][rows, None]) & (positions >= 0)
-            for key, values in _scores(hits, task.relevant[rows], ks).items():
-                per_query.setdefault(key, np.empty(len(depths)))[rows] = values
+            hits = task.hits(rows, positions)
+            top_scores.note(task, rows, positions, hits)
+            yield _Block(rows, positions, hits)
             bar.update(len(rows))
-    return RetrievalResult(
-        ks=ks,
-        per_query=per_query,
-        query_ids=task.query_ids,
-        query_labels=task.query_labels,
-        num_gallery=len(task.gallery),
-        num_skipped=len(whole.queries) - len(task.queries),
-        index=index,
-        index_overlap=None if gallery.exact else _overlap(task, gallery, max(ks), max_memory),
-        clustering=clustering.scores(whole.queries, whole.query_labels) if cluster else {},
-    )
 
 
-def _checked(ks: Sequence[int]) -> tuple[int, ...]:
-    for k in ks:
-        if isinstance(k, bool) or int(k) != k or k < 1:
-            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
-    if not len(ks):
-        raise InputError("ks: give at least one K")
-    return tuple(sorted({int(k) for k in ks}))
+def _reranked(
+    blocks: Iterator[_Block], task: RetrievalTask, reorder: KReciprocal, shared: bool, max_memory: int
+) -> Iterator[_Block]:
+    """The blocks with their first ``reorder.depth`` neighbors reordered, once all queries have been searched."""
+    depth = reorder.depth
+    nearest = np.empty((len(task.queries), reorder.neighborhood), dtype=np.int64) if shared else None
+    stored = []
+    for rows, positions, hits in blocks:
+        if nearest is not None:
+            nearest[rows] = positions[:, : reorder.neighborhood]
+        stored.append((rows, positions[:, :depth].astype(np.int32), np.packbits(hits[:, depth:], axis=1), hits.shape))
+    rearrange = reorder.fit(task, nearest, max_memory)
+    for rows, head, packed, shape in stored:
+        positions = rearrange(rows, head.astype(np.int64))
+        tail = np.unpackbits(packed, axis=1, count=shape[1] - depth).astype(bool)
+        yield _Block(rows, positions, np.hstack([task.hits(rows, positions), tail]))
 
 
-def _scores(hits: metrics.Bools, relevant: Ints, ks: tuple[int, ...]) -> dict[str, metrics.Floats]:
-    return {
-        **{f"recall@{k}": metrics.recall_at_k(hits, k) for k in ks},
-        **{f"precision@{k}": metrics.precision_at_k(hits, k) for k in ks},
-        **{f"map@{k}": metrics.map_at_k(hits, k) for k in ks},
-        "r_precision": metrics.r_precision(hits, relevant),
-        "map@r": metrics.map_at_r(hits, relevant),
-        f"mrr@{ks[-1]}": metrics.reciprocal_rank(hits, ks[-1]),
-    }
-
-
-def _overlap(task: RetrievalTask, gallery: Gallery, k: int, max_memory: int) -> float:
-    """The mean share of the exact k nearest that an approximate index found, on a seeded sample of queries."""
-    count = len(task.queries)
-    task = task.subset(np.random.default_rng(0).choice(count, min(count, OVERLAP_QUERIES), replace=False))
-    found = []
-    for searched in (task.search_gallery(max_memory), gallery):
-        nearest = np.empty((len(task.queries), k), dtype=np.int64)
-        depths = np.full(len(nearest), k)
-        for rows, positions in k_nearest(searched, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
-            nearest[rows] = positions
-        found.append(nearest)
-    exact, approximate = found
-    shared = [
-        len(np.intersect1d(a[a >= 0], b)) / max(1, len(a[a >= 0])) for a, b in zip(exact, approximate, strict=True)
-    ]
-    return float(np.mean(shared))
+def _collected(
+    blocks: Iterator[_Block], task: RetrievalTask, number: Ints, ks: tuple[int, ...], top: int
+) -> tuple[dict[str, Floats], Neighbors]:
+    """Scores and first neighbors of the task's queries; ``number`` is the row there of each query that was searched."""
+    per_query: dict[str, Floats] = {}
+    nearest = np.empty((len(task.queries), top), dtype=np.int64)
+    scores = np.empty(nearest.shape, dtype=np.float32)
+    for block in blocks:
+        rows, positions, hits = number[block.rows], block.positions[:, :top], block.hits
+        if (rows < 0).any():
+            rows, positions, hits = rows[rows >= 0], positions[rows >= 0], hits[rows >= 0]
+        for key, values in every_score(hits, task.relevant[rows], ks).items():
+            per_query.setdefault(key, np.empty(len(nearest)))[rows] = values
+        nearest[rows] = positions
+        scores[rows] = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric)
+    return per_query, Neighbors.of(task, nearest, scores)

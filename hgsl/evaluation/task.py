@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn import backends
@@ -56,6 +57,10 @@ class RetrievalTask:
             excluded=tuple((query_keys[rows], gallery_keys) for query_keys, gallery_keys in self.excluded),
             relevant=self.relevant[rows],
         )
+
+    def hits(self, rows: Ints, positions: Ints) -> NDArray[np.bool_]:
+        """Returns (B, K): whether gallery row ``positions[i, j]`` has the label of query ``rows[i]``; -1 has not."""
+        return (self.gallery_labels[positions] == self.query_labels[rows, None]) & (positions >= 0)
 
     def search_gallery(self, max_memory: int, index: str = "Flat") -> Gallery:
         """Returns the gallery ready to search: exactly on the task's device if the index is ``Flat``, else by it."""

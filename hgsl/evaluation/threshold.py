@@ -4,13 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.knn import k_nearest
-from hgsl.evaluation.knn.order import pair_scores
-from hgsl.evaluation.knn.vectors import Floats
-from hgsl.evaluation.task import RetrievalTask
+from hgsl.evaluation.neighbors import TopScores
 
 
 @dataclass(frozen=True)
@@ -34,33 +30,6 @@ class NoMatch:
     def to_dict(self) -> dict[str, Any]:
         """Returns the attributes for a JSON report."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class TopScores:
-    """What decides acceptance, per query: the best score, whether it is a hit, and the best score of another class."""
-
-    best: Floats
-    is_hit: NDArray[np.bool_]
-    best_other: Floats
-
-
-def top_scores(task: RetrievalTask, *, max_memory: int = 1 << 30) -> TopScores:
-    """Searches every query of the task with its match in the gallery, deep enough to meet another class."""
-    task = task.subset(task.answerable)
-    gallery = task.search_gallery(max_memory)
-    count = len(task.queries)
-    best, other = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.float32)
-    is_hit = np.empty(count, dtype=bool)
-    for rows, positions in k_nearest(
-        gallery, task.queries, task.relevant + 1, excluded=task.excluded, max_memory=max_memory
-    ):
-        hits = (task.gallery_labels[positions] == task.query_labels[rows, None]) & (positions >= 0)
-        is_hit[rows] = hits[:, 0]
-        best[rows] = pair_scores(task.gallery, positions[:, 0], task.queries, rows, task.metric)
-        first = np.take_along_axis(positions, hits.argmin(axis=1, keepdims=True), 1)[:, 0]  # there are R hits at most
-        other[rows] = pair_scores(task.gallery, first, task.queries, rows, task.metric)
-    return TopScores(best, is_hit, other)
 
 
 def calibrate(scores: TopScores, false_accept_rate: float) -> NoMatch:

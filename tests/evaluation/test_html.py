@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgsl.evaluation import evaluate_task, make_task
+from hgsl.evaluation import make_task, rank
+from hgsl.evaluation.neighbors import Neighbors
 from hgsl.evaluation.show.html import PageOptions, render_html, script_json, write_html
-from hgsl.evaluation.show.inspection import Neighbors, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.show.inspection import confusions, embedding_map, suspicious_pairs
 from hgsl.evaluation.show.pictures import write_contact_sheet
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import build_report
@@ -21,12 +22,11 @@ def make_page(count=60, noise=1.0, **options):
     rng = np.random.default_rng(0)
     labels = np.arange(count) % len(NAMES)
     vectors = rng.standard_normal((len(NAMES), 8))[labels] + noise * rng.standard_normal((count, 8))
-    task = make_task(np.float32(vectors), labels, ids=np.arange(count) + 100)
-    result = evaluate_task(task)
+    ranking = rank(make_task(np.float32(vectors), labels, ids=np.arange(count) + 100))
     report = build_report(
-        result, protocol="zero-shot", split_hash="abc", bootstrap=50, notes=[EVIL], versions={"hgsl": "0"}
+        ranking.result, protocol="zero-shot", split_hash="abc", bootstrap=50, notes=[EVIL], versions={"hgsl": "0"}
     )
-    return report, result, task, PageOptions(class_names=NAMES, progress=False, **options)
+    return report, ranking, PageOptions(class_names=NAMES, progress=False, **options)
 
 
 def color(image_id):
@@ -36,8 +36,8 @@ def color(image_id):
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    report, result, task, options = make_page(load_image=color)
-    write_html(path, report, result, task, options)
+    report, ranking, options = make_page(load_image=color)
+    write_html(path, report, ranking, options)
     return path
 
 
@@ -165,8 +165,8 @@ def test_dark_and_light_have_readable_colors(page, check_colors):
 
 
 def test_a_page_without_pictures_shows_names(browser, tmp_path):
-    report, result, task, options = make_page(image_names={100 + i: f"photos/{i}.jpg" for i in range(60)})
-    write_html(tmp_path / "names.html", report, result, task, options)
+    report, ranking, options = make_page(image_names={100 + i: f"photos/{i}.jpg" for i in range(60)})
+    write_html(tmp_path / "names.html", report, ranking, options)
     with browser.new_context() as context:
         tab = context.new_page()
         tab.goto((tmp_path / "names.html").as_uri())
@@ -174,8 +174,8 @@ def test_a_page_without_pictures_shows_names(browser, tmp_path):
 
 
 def test_six_thousand_queries_open(browser, tmp_path):
-    report, result, task, options = make_page(6000, load_image=color, max_pictures=500, map_images=100)
-    write_html(tmp_path / "large.html", report, result, task, options)
+    report, ranking, options = make_page(6000, load_image=color, max_pictures=500, map_images=100)
+    write_html(tmp_path / "large.html", report, ranking, options)
     assert (tmp_path / "large.html").stat().st_size < 6_000_000
     with browser.new_context() as context:
         tab = context.new_page()
@@ -193,15 +193,16 @@ def test_embedded_json_cannot_end_its_element():
 def test_all_perfect_is_a_page_too():
     vectors = np.float32(np.eye(5)[np.arange(20) % 5])
     task = make_task(vectors, np.arange(20) % 5)
-    result = evaluate_task(task)
-    report = build_report(result, protocol="p", split_hash="h")
-    assert "100.00" in render_html(report, result, task, PageOptions(class_names=NAMES, progress=False))
-    assert confusions(result.query_labels, nearest(task, 3)) == []
+    ranking = rank(task)
+    report = build_report(ranking.result, protocol="p", split_hash="h")
+    assert "100.00" in render_html(report, ranking, PageOptions(class_names=NAMES, progress=False))
+    assert confusions(ranking.result.query_labels, ranking.neighbors) == []
 
 
 def test_confusions_and_suspicious_pairs():
     neighbors = Neighbors(
-        ids=np.array([[1, 2], [0, 2], [0, -1]]),
+        positions=np.array([[1, 2], [0, 2], [0, -1]]),
+        ids=np.array([[1, 2], [0, 2], [0, 0]]),
         labels=np.array([[5, 7], [4, 7], [4, 0]]),
         scores=np.float32([[0.9, 0.2], [0.9, 0.5], [0.2, -np.inf]]),
         hits=np.array([[False, False], [False, False], [False, False]]),
@@ -213,24 +214,24 @@ def test_confusions_and_suspicious_pairs():
 
 
 def test_the_map_puts_like_with_like():
-    _, _, task, _ = make_page(100, noise=0.1)
-    shown, places = embedding_map(task)
-    assert (shown == np.arange(100)).all()
-    assert places.min() == 0
-    assert places.max() == 1
+    _, ranking, _ = make_page(100, noise=0.1)
+    rows, points = embedding_map(ranking.task)
+    assert (rows == np.arange(100)).all()
+    assert points.min() == 0
+    assert points.max() == 1
     labels = np.arange(100) % len(NAMES)
-    distance = np.linalg.norm(places[:, None] - places, axis=2)
+    distance = np.linalg.norm(points[:, None] - points, axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (labels[distance.argmin(axis=1)] == labels).all()
-    assert len(embedding_map(task, limit=30)[0]) == 30
+    assert len(embedding_map(ranking.task, limit=30)[0]) == 30
 
 
 def test_contact_sheet_frames_right_and_wrong(tmp_path):
-    _, result, task, _ = make_page()
-    found = nearest(task, 3)
-    row = int(np.flatnonzero(found.hits[:, 0] & ~found.hits[:, 1])[0])
+    _, ranking, _ = make_page()
+    result, neighbors = ranking.result, ranking.neighbors.first(3)
+    row = int(np.flatnonzero(neighbors.hits[:, 0] & ~neighbors.hits[:, 1])[0])
     write_contact_sheet(
-        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, found, color, NAMES, side=96
+        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, neighbors, color, NAMES, side=96
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         left = 96 + 24

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation import evaluate_task, make_task
+from hgsl.evaluation import make_task, rank
+from hgsl.evaluation.neighbors import TopScores
 from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
-from hgsl.evaluation.refine.rerank import k_reciprocal
 from hgsl.evaluation.refine.tta import AveragedViews
 from hgsl.evaluation.refine.whitening import fit_whitening
-from hgsl.evaluation.threshold import TopScores, calibrate, measure, top_scores
+from hgsl.evaluation.threshold import calibrate, measure
 
 
 def clusters(seed=0, count=120, width=8, noise=0.8):
@@ -80,83 +80,14 @@ def test_query_expansion_and_gallery_augmentation():
     augmented = augment_gallery(task, 5, 3.0)
     np.testing.assert_allclose(augmented.gallery.data, expected, atol=1e-6)
     np.testing.assert_array_equal(augmented.queries.data, vectors)
-    assert evaluate_task(expand_queries(augmented, 5)).map_at_r > evaluate_task(task).map_at_r
+    assert rank(expand_queries(augmented, 5)).result.map_at_r > rank(task).result.map_at_r
     with pytest.raises(InputError, match="the metric is 'l2'"):
         expand_queries(make_task(vectors, labels, metric="l2"))
 
 
-def reranked(vectors, k1, k2, weight):
-    """Distances of the paper, dense, by sets."""
-    count = len(vectors)
-    distance = 1 - np.float64(vectors) @ np.float64(vectors).T
-    np.fill_diagonal(distance, -1)  # an image is its own nearest
-    ranks = np.argsort(distance, axis=1, kind="stable")
-    np.fill_diagonal(distance, 0)
-
-    def reciprocal(p, k):
-        return {g for g in ranks[p, : k + 1] if p in ranks[g, : k + 1]}
-
-    encoding = np.zeros((count, count))
-    for p in range(count):
-        first = reciprocal(p, k1)
-        members = set(first)
-        for q in first:
-            more = reciprocal(q, max(1, round(k1 / 2)))
-            if len(more & first) > 2 / 3 * len(more):
-                members |= more
-        members = sorted(members)
-        encoding[p, members] = np.exp(-distance[p, members])
-        encoding[p] /= encoding[p].sum()
-    encoding = np.stack([encoding[ranks[p, :k2]].mean(axis=0) for p in range(count)])
-    jaccard = np.array([[1 - np.minimum(a, b).sum() / np.maximum(a, b).sum() for b in encoding] for a in encoding])
-    return (1 - weight) * jaccard + weight * distance
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_k_reciprocal_reranking(apart):
-    vectors, labels = clusters(count=60)
-    final = reranked(vectors, 8, 4, 0.3)
-    if apart:  # queries and gallery are different images; the gallery comes first in the joint set
-        queries, gallery = np.arange(40, 60), np.arange(40)
-        task = make_task(
-            vectors[queries], labels[queries], gallery_embeddings=vectors[gallery], gallery_labels=labels[gallery]
-        )
-    else:
-        queries = gallery = np.arange(60)
-        task = make_task(vectors, labels)
-    reorder = k_reciprocal(task, k1=8, k2=4, weight=0.3, depth=30)
-    similarity = vectors[queries] @ vectors[gallery].T
-    for row, query in enumerate(queries):
-        plain = np.argsort(-similarity[row], kind="stable")
-        plain = plain[gallery[plain] != query]
-        found = reorder(np.array([row]), plain[None])[0]
-        head = plain[:30][np.argsort(final[query, gallery[plain[:30]]], kind="stable")]
-        np.testing.assert_allclose(final[query, gallery[found[:30]]], final[query, gallery[head]], atol=1e-6)
-        np.testing.assert_array_equal(found[30:], plain[30:])
-
-
-def test_reranking_within_an_evaluation_raises_the_score():
-    task = make_task(*clusters(count=200, noise=1.0))
-    plain = evaluate_task(task)
-    better = evaluate_task(task, reorder=lambda part: k_reciprocal(part, depth=60))
-    assert better.map_at_r > plain.map_at_r + 0.02
-    assert better.num_queries == plain.num_queries
-
-
-def test_top_scores_are_the_best_and_the_best_of_another_class():
-    vectors, labels = clusters()
-    found = top_scores(make_task(vectors, labels))
-    similarity = np.float64(vectors) @ np.float64(vectors).T
-    np.fill_diagonal(similarity, -2)
-    np.testing.assert_allclose(found.best, similarity.max(axis=1), atol=1e-6)
-    np.testing.assert_array_equal(found.is_hit, labels[similarity.argmax(axis=1)] == labels)
-    others = np.where(labels[:, None] == labels, -2, similarity)
-    np.testing.assert_allclose(found.best_other, others.max(axis=1), atol=1e-6)
-
-
 @pytest.mark.parametrize("rate", [0, 0.05, 0.5])
 def test_the_threshold_is_the_lowest_that_keeps_the_rate(rate):
-    found = top_scores(make_task(*clusters()))
+    found = rank(make_task(*clusters())).top_scores
     no_match = calibrate(found, rate)
     assert no_match.false_accept_rate <= rate
     lower = measure(found, float(np.nextafter(np.float32(no_match.threshold), np.float32(-2))))

@@ -6,7 +6,7 @@ from typing import Any
 
 from hgsl.data import RetrievalDataset
 from hgsl.engine.folder.run_folder import CURVES, PAGE
-from hgsl.evaluation import RetrievalResult, RetrievalTask
+from hgsl.evaluation import Ranking
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import build_report
@@ -19,8 +19,7 @@ def write_page(
     folder: Path,
     report: Mapping[str, Any],
     records: Sequence[Mapping[str, float]],
-    task: RetrievalTask,
-    result: RetrievalResult,
+    ranking: Ranking,
     images: RetrievalDataset,
 ) -> None:
     """Writes ``report.html`` and ``curves.png``.
@@ -29,19 +28,18 @@ def write_page(
         folder: The run folder, whose name is the title.
         report: With ``before`` and ``after``.
         records: Of ``metrics.jsonl``.
-        task: What was searched after training.
-        result: What was found.
+        ranking: Of the searched classes, after training.
         images: Of the searched classes.
     """
     recalls = {
-        f"{moment} training": {k: report[moment][f"recall@{k}"] for k in result.ks}
+        f"{moment} training": {k: report[moment][f"recall@{k}"] for k in ranking.result.ks}
         for moment in ("before", "after")
         if report[moment]
     }
     write_curves(folder / CURVES, recalls, {"loss (running mean)": _smoothed(records)} if records else None)
     manifest = images.manifest
     row = {image: place for place, image in enumerate(images.ids.tolist())}
-    content = build_report(result, **{key: report["after"][key] for key in ("protocol", "split_hash", "notes")})
+    content = build_report(ranking.result, **{key: report["after"][key] for key in ("protocol", "split_hash", "notes")})
     options = PageOptions(
         title=f"{folder.name} on {manifest.name}",
         class_names=images.class_names,
@@ -50,7 +48,7 @@ def write_page(
         max_pictures=PICTURES,
         map_images=MAP_IMAGES,
     )
-    write_html(folder / PAGE, {**content, "dataset": manifest.name}, result, task, options)
+    write_html(folder / PAGE, {**content, "dataset": manifest.name}, ranking, options)
 
 
 def _smoothed(records: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:

@@ -84,7 +84,8 @@ def settle(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noi
     candidates = line_positions[line, column]
     gallery = request.gallery
     exact = pair_scores(gallery.vectors, candidates, request.queries, rows[lines[line]], gallery.metric)
-    error = np.abs(exact - line_scores[line, column])
+    with np.errstate(invalid="ignore"):  # padding: inf - inf
+        error = np.abs(exact - line_scores[line, column])
     np.maximum.at(errors, lines[line], np.where(np.isfinite(error), error, 0))
     order = np.lexsort((gallery.ids[candidates], -exact, run))
     line_scores[line, column], line_positions[line, column] = exact[order], candidates[order]

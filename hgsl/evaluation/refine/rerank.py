@@ -1,6 +1,7 @@
 """k-reciprocal re-ranking: images that have each other among their nearest are moved up."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +13,12 @@ from hgsl.evaluation.knn.order import pair_scores
 from hgsl.evaluation.knn.vectors import Ints, open_vectors
 from hgsl.evaluation.task import RetrievalTask
 
-REORDER_DEPTH = 100  # how many neighbors are reordered
 Reorder = Callable[[Ints, Ints], Ints]  # query rows (B,) and their neighbors (B, K) -> the neighbors, reordered
 
 
-def k_reciprocal(
-    task: RetrievalTask,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
-    depth: int = REORDER_DEPTH,
-    max_memory: int = 1 << 30,
-) -> Reorder:
-    """Returns a function that reorders the first ``depth`` neighbors of queries; those after them stay.
+@dataclass(frozen=True)
+class KReciprocal:
+    """k-reciprocal re-ranking of the first ``depth`` neighbors of each query; those after them keep their ranks.
 
     With N(p, k) the k nearest of image p and p itself, R(p, k) = {g in N(p, k): p in N(g, k)}. R*(p) is R(p, k1),
     joined with every R(q, k1 / 2), q in R(p, k1), that has more than two thirds of its images in R(p, k1). V_p weighs
@@ -33,63 +27,119 @@ def k_reciprocal(
 
         (1 - weight) (1 - sum min(V_p, V_g) / sum max(V_p, V_g)) + weight d(p, g),    d = 1 - cosine similarity.
 
-    Neighbors are looked for among gallery and queries together, without labels. Memory grows with their number times
-    k1, not with its square.
+    N is taken among gallery and queries together, without labels. Memory grows with their number times k1, not with
+    its square.
+
+    Attributes:
+        k1: Size of a neighborhood.
+        k2: How many neighbors an encoding V is averaged over.
+        weight: Of the original distance.
+        depth: How many neighbors are reordered; scores do not depend on how many more were searched for.
 
     Raises:
-        InputError: A parameter is out of range, or the task's metric is not ``cosine``.
+        InputError: A parameter is out of range.
 
     Source: Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
     """
-    if task.metric != "cosine":
-        raise InputError(f"re-ranking needs cosine similarities, but the metric is {task.metric!r}")
-    if min(k1, k2, depth) < 1 or not 0 <= weight <= 1:
-        raise InputError(f"re-ranking needs k1, k2, depth >= 1 and 0 <= weight <= 1, found {(k1, k2, depth, weight)}")
-    everything, own = _together(task)
-    nearest = _nearest(everything, max(k1, k2), max_memory)
-    encoding = _encoding(everything, nearest, k1, k2)
 
-    def reorder(rows: Ints, positions: Ints) -> Ints:
-        reordered = positions.copy()
-        for line, row in enumerate(rows):
-            found = positions[line, :depth]
-            found = found[found >= 0]
-            similarity = pair_scores(task.gallery, found, task.queries, np.full(len(found), row), task.metric)
-            distance = (1 - weight) * _jaccard(encoding, own[row], found) + weight * (1 - np.float64(similarity))
-            reordered[line, : len(found)] = found[np.lexsort((task.gallery_ids[found], distance))]
-        return reordered
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+    depth: int = 100
 
-    return reorder
+    def __post_init__(self) -> None:
+        if min(self.k1, self.k2, self.depth) < 1 or not 0 <= self.weight <= 1:
+            raise InputError(f"re-ranking needs k1, k2, depth >= 1 and 0 <= weight <= 1, found {self}")
+
+    def __str__(self) -> str:
+        return f"k-reciprocal re-ranking of the first {self.depth}, k1 {self.k1}, k2 {self.k2}, weight {self.weight:g}"
+
+    @property
+    def neighborhood(self) -> int:
+        """How many neighbors of every image are needed."""
+        return max(self.k1, self.k2)
+
+    def check(self, task: RetrievalTask) -> None:
+        """Raises an InputError if the task's metric is not ``cosine``."""
+        if task.metric != "cosine":
+            raise InputError(f"re-ranking needs cosine similarities, but the metric is {task.metric!r}")
+
+    def fit(self, task: RetrievalTask, nearest: Ints | None = None, max_memory: int = 1 << 30) -> Reorder:
+        """Returns a function that reorders neighbors of the task's queries.
+
+        Args:
+            task: What is searched.
+            nearest: (N, neighborhood) the nearest gallery rows of each gallery image, itself left out, where a search
+                has given them already: then queries and gallery must be the same images, row by row. By default
+                gallery and queries together are searched for them.
+            max_memory: Bytes that this search may use.
+
+        Raises:
+            InputError: The task's metric is not ``cosine``.
+        """
+        self.check(task)
+        if nearest is None:
+            union, query_row = _union(task)
+            nearest = _search_neighborhoods(union, self.neighborhood, max_memory)
+        else:
+            union, query_row = task, np.arange(len(task.queries))
+        itself = np.arange(len(nearest))[:, None]
+        encoding = _encoding(union, np.hstack([itself, nearest]), self.k1, self.k2)
+
+        def reorder(rows: Ints, positions: Ints) -> Ints:
+            reordered = positions.copy()
+            for line, row in enumerate(rows):
+                head = positions[line, : self.depth]
+                head = head[head >= 0]
+                similarity = pair_scores(task.gallery, head, task.queries, np.full(len(head), row), task.metric)
+                jaccard = _jaccard_distance(encoding, query_row[row], head)
+                distance = (1 - self.weight) * jaccard + self.weight * (1 - np.float64(similarity))
+                reordered[line, : len(head)] = head[np.lexsort((task.gallery_ids[head], distance))]
+            return reordered
+
+        return reorder
 
 
-def _together(task: RetrievalTask) -> tuple[RetrievalTask, Ints]:
+def searches_itself(task: RetrievalTask) -> bool:
+    """Whether every gallery image is a query too, row by row, and only itself is excluded.
+
+    Then the neighbors of the queries are the neighborhoods that re-ranking needs.
+    """
+    if task.queries is not task.gallery or len(task.excluded) != 1:
+        return False
+    same_ids = np.array_equal(task.query_ids, task.gallery_ids)
+    return same_ids and len(np.unique(task.gallery_ids)) == len(task.gallery)
+
+
+def _union(task: RetrievalTask) -> tuple[RetrievalTask, Ints]:
     """The gallery, then the queries that are not in it, as one set searched in itself; and each query's row there."""
     order = np.argsort(task.gallery_ids, kind="stable")
-    place = np.searchsorted(task.gallery_ids[order], task.query_ids).clip(max=len(order) - 1)
-    own = np.where(task.gallery_ids[order[place]] == task.query_ids, order[place], -1)
-    apart = np.flatnonzero(own < 0)
-    own[apart] = len(task.gallery) + np.arange(len(apart))
+    index = np.searchsorted(task.gallery_ids[order], task.query_ids).clip(max=len(order) - 1)
+    query_row = np.where(task.gallery_ids[order[index]] == task.query_ids, order[index], -1)
+    apart = np.flatnonzero(query_row < 0)
+    query_row[apart] = len(task.gallery) + np.arange(len(apart))
     vectors = task.gallery
     if len(apart):
         rows = [task.gallery.rows(slice(None)), task.queries.rows(apart)]
         vectors = open_vectors(np.concatenate(rows))
     ids = np.arange(len(vectors))
     ones = np.ones(len(vectors), dtype=np.int64)
-    return RetrievalTask(vectors, ones, ids, vectors, ones, ids, ((ids, ids),), ones, task.metric, task.device), own
+    union = RetrievalTask(vectors, ones, ids, vectors, ones, ids, ((ids, ids),), ones, task.metric, task.device)
+    return union, query_row
 
 
-def _nearest(task: RetrievalTask, count: int, max_memory: int) -> Ints:
-    """The rows of N(p, count), p itself first, (M, count + 1); -1 where there are fewer images."""
+def _search_neighborhoods(task: RetrievalTask, count: int, max_memory: int) -> Ints:
+    """The ``count`` nearest of each image, (M, count); -1 where there are fewer images."""
     gallery = task.search_gallery(max_memory)
-    nearest = np.empty((len(task.queries), count + 1), dtype=np.int64)
-    nearest[:, 0] = np.arange(len(nearest))
+    nearest = np.empty((len(task.queries), count), dtype=np.int64)
     depths = np.full(len(nearest), count)
     for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
-        nearest[rows, 1:] = positions
+        nearest[rows] = positions
     return nearest
 
 
 def _encoding(task: RetrievalTask, nearest: Ints, k1: int, k2: int) -> sparse.csr_array:
+    """V of every image, (M, M) sparse; ``nearest`` has an image itself in its first column."""
     near, nearer = _reciprocal(nearest, k1), _reciprocal(nearest, max(1, round(k1 / 2)))
     shared = (near @ nearer.T).multiply(near).tocoo()  # [p, q]: how many of R(q, k1 / 2) are in R(p, k1)
     sizes = np.diff(nearer.indptr)
@@ -115,11 +165,11 @@ def _adjacency(nearest: Ints) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(nearest), len(nearest)))
 
 
-def _jaccard(encoding: sparse.csr_array, own: int, others: Ints) -> NDArray[np.float64]:
+def _jaccard_distance(encoding: sparse.csr_array, row: int, others: Ints) -> NDArray[np.float64]:
     """1 - sum min / sum max of one row with others; each row sums to 1, so sum max = 2 - sum min."""
-    mine = encoding[[own]].toarray()[0]
-    theirs = encoding[others]
-    smaller = np.minimum(mine[theirs.indices], theirs.data)
-    lines = np.repeat(np.arange(len(others)), np.diff(theirs.indptr))
+    one = encoding[[row]].toarray()[0]
+    many = encoding[others]
+    smaller = np.minimum(one[many.indices], many.data)
+    lines = np.repeat(np.arange(len(others)), np.diff(many.indptr))
     shared = np.bincount(lines, smaller, minlength=len(others))
     return np.asarray(1 - shared / (2 - shared))

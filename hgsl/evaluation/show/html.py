@@ -1,8 +1,8 @@
-"""A report to look at: one HTML file that needs no network and no other file."""
+"""The report page: one HTML file that needs no network and no other file."""
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ from tqdm import tqdm
 from hgsl.common.files import write_text
 from hgsl.common.tables import columns_of
 from hgsl.evaluation.knn.vectors import Ints
-from hgsl.evaluation.refine.rerank import Reorder
+from hgsl.evaluation.neighbors import Neighbors
+from hgsl.evaluation.ranking import Ranking
 from hgsl.evaluation.result import RetrievalResult
-from hgsl.evaluation.show.inspection import MAP_IMAGES, Neighbors, confusions, embedding_map, nearest, suspicious_pairs
+from hgsl.evaluation.show.inspection import MAP_IMAGES, confusions, embedding_map, suspicious_pairs
 from hgsl.evaluation.show.pictures import LoadImage, thumbnail
 from hgsl.evaluation.show.report import class_rows
 from hgsl.evaluation.task import RetrievalTask
 
 TEMPLATES = Path(__file__).parent / "templates"
-NEIGHBOURS = 8
+NEIGHBORS = 8
 METRIC_WORDS = {"cosine": "cosine similarity", "inner_product": "inner product", "l2": "negative squared distance"}
-MAX_PICTURES = 4000  # about 10 MB; the worst queries and what they found come first
+MAX_PICTURES = 4000  # about 10 MB; the worst queries and their neighbors come first
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,6 @@ class PageOptions:
         load_image: Id -> the image; without it the page shows names only.
         max_pictures: How many different images are embedded at most.
         map_images: How many images the map shows at most.
-        reorder: What reordered the neighbors that the scores are of, as for ``evaluate_task``.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
     """
 
@@ -49,41 +49,35 @@ class PageOptions:
     load_image: LoadImage | None = None
     max_pictures: int = MAX_PICTURES
     map_images: int = MAP_IMAGES
-    reorder: Callable[[RetrievalTask], Reorder] | None = None
     progress: bool = True
 
 
 def write_html(
-    path: str | os.PathLike[str],
-    report: Mapping[str, Any],
-    result: RetrievalResult,
-    task: RetrievalTask,
-    options: PageOptions | None = None,
+    path: str | os.PathLike[str], report: Mapping[str, Any], ranking: Ranking, options: PageOptions | None = None
 ) -> None:
     """Writes the page.
 
     Args:
         path: Where to.
         report: From ``build_report``; its intervals, notes and no-match threshold are shown if it has them.
-        result: The scores of ``task``.
-        task: What was searched.
+        ranking: Scores and neighbors; the page shows up to 8 of those that it holds.
         options: Title, names and pictures.
     """
-    write_text(path, render_html(report, result, task, options or PageOptions()))
+    write_text(path, render_html(report, ranking, options or PageOptions()))
 
 
-def render_html(report: Mapping[str, Any], result: RetrievalResult, task: RetrievalTask, options: PageOptions) -> str:
+def render_html(report: Mapping[str, Any], ranking: Ranking, options: PageOptions) -> str:
     """Returns the page as text; the arguments are those of ``write_html``."""
-    found = nearest(task, NEIGHBOURS, reorder=options.reorder)
+    neighbors = ranking.neighbors.first(NEIGHBORS)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template("report.html").render(
         title=options.title,
         report=report,
-        cards=_cards(report, result),
-        neighbors=found.ids.shape[1],
+        cards=_cards(report, ranking.result),
+        neighbors=neighbors.ids.shape[1],
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        data=script_json(_data(result, task, found, options)),
+        data=script_json(_data(ranking, neighbors, options)),
     )
 
 
@@ -97,10 +91,10 @@ def script_json(value: Any) -> Markup:
 
 def _cards(report: Mapping[str, Any], result: RetrievalResult) -> list[dict[str, str]]:
     """The headline numbers, in percent, with their intervals."""
-    spread = report.get("intervals", {}).get("over_queries", {})
+    intervals = report.get("intervals", {}).get("over_queries", {})
     cards = []
     for key, heading in _columns(result).items():
-        low, high = spread.get(key, (None, None))
+        low, high = intervals.get(key, (None, None))
         interval = "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
         cards.append({"heading": heading, "value": f"{100 * report[key]:.2f}", "interval": interval})
     return cards
@@ -111,13 +105,14 @@ def _columns(result: RetrievalResult) -> dict[str, str]:
     return {"map@r": "MAP@R", **columns_of(result.ks)}
 
 
-def _data(result: RetrievalResult, task: RetrievalTask, found: Neighbors, options: PageOptions) -> dict[str, Any]:
+def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[str, Any]:
     """Everything the script shows; images are numbered, and each is stored once."""
-    worst = np.lexsort((result.query_ids, -found.scores[:, 0], result.per_query["map@r"]))
-    pairs = suspicious_pairs(result.query_ids, found)
-    ids, labels = _images(result, found, worst, pairs)
-    number = {image: place for place, image in enumerate(ids.tolist())}
-    shown, places = embedding_map(task, limit=options.map_images)
+    result, task = ranking.result, ranking.task
+    worst = np.lexsort((result.query_ids, -neighbors.scores[:, 0], result.per_query["map@r"]))
+    pairs = suspicious_pairs(result.query_ids, neighbors)
+    ids, labels = _images(result, neighbors, worst, pairs)
+    number = {image: index for index, image in enumerate(ids.tolist())}
+    mapped, points = embedding_map(task, limit=options.map_images)
     names = options.image_names or {}
     queries = [
         {
@@ -125,8 +120,10 @@ def _data(result: RetrievalResult, task: RetrievalTask, found: Neighbors, option
             "map": round(float(result.per_query["map@r"][row]), 4),
             "found": [
                 [number[int(image)], round(float(score), 4)]
-                for image, score in zip(found.ids[row], found.scores[row], strict=True)
-                if image >= 0
+                for image, score, present in zip(
+                    neighbors.ids[row], neighbors.scores[row], neighbors.present[row], strict=True
+                )
+                if present
             ],
         }
         for row in worst
@@ -145,22 +142,23 @@ def _data(result: RetrievalResult, task: RetrievalTask, found: Neighbors, option
         "perClass": [
             {**row, "label": label} for row, label in zip(class_rows(result), result.per_class()[0], strict=True)
         ],
-        "confusions": confusions(result.query_labels, found)[:200],
+        "confusions": confusions(result.query_labels, neighbors)[:200],
         "pairs": [[number[one], number[other], round(score, 4)] for one, other, score in pairs],
-        "map": [[int(rank[row]), *np.round(place, 4).tolist()] for row, place in zip(shown, places, strict=True)],
+        "map": [[int(rank[row]), *np.round(point, 4).tolist()] for row, point in zip(mapped, points, strict=True)],
     }
 
 
 def _images(
-    result: RetrievalResult, found: Neighbors, worst: Ints, pairs: list[tuple[int, int, float]]
+    result: RetrievalResult, neighbors: Neighbors, worst: Ints, pairs: list[tuple[int, int, float]]
 ) -> tuple[Ints, list[int]]:
     """Ids and labels of all images on the page, in the order in which they deserve a picture."""
-    label_of = dict(zip(found.ids.ravel().tolist(), found.labels.ravel().tolist(), strict=True))
+    present = neighbors.present
+    label_of = dict(zip(neighbors.ids[present].tolist(), neighbors.labels[present].tolist(), strict=True))
     label_of.update(zip(result.query_ids.tolist(), result.query_labels.tolist(), strict=True))
     ordered = [image for one, other, _ in pairs for image in (one, other)]
     for row in worst:
-        ordered += [int(result.query_ids[row]), *found.ids[row].tolist()]
-    unique = [image for image in dict.fromkeys(ordered) if image >= 0]
+        ordered += [int(result.query_ids[row]), *neighbors.ids[row][present[row]].tolist()]
+    unique = list(dict.fromkeys(ordered))
     return np.array(unique, dtype=np.int64), [label_of[image] for image in unique]
 
 

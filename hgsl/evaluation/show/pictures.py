@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
 from hgsl.evaluation.knn.vectors import Ints
-from hgsl.evaluation.show.inspection import Neighbors
+from hgsl.evaluation.neighbors import Neighbors
 
 LoadImage = Callable[[int], Image.Image]
 
@@ -59,7 +59,7 @@ def write_contact_sheet(
     def line(row: int) -> list[Tile]:
         query = int(query_ids[row])
         tiles = [Tile(partial(load_image, query), "query", class_names[query_labels[row]])]
-        for column in np.flatnonzero(neighbors.ids[row] >= 0):
+        for column in np.flatnonzero(neighbors.present[row]):
             image, hit = int(neighbors.ids[row, column]), bool(neighbors.hits[row, column])
             score = f"{'right' if hit else 'wrong'}  {neighbors.scores[row, column]:.3f}"
             name = class_names[neighbors.labels[row, column]]

@@ -1,0 +1,81 @@
+"""The part of a ranking that is kept of every query: its first neighbors, and the scores that a threshold is set on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hgsl.evaluation.knn.order import pair_scores
+from hgsl.evaluation.knn.vectors import Floats, Ints
+from hgsl.evaluation.task import RetrievalTask
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The first neighbors of every query that counts, best first.
+
+    Attributes:
+        positions: (Q, K) gallery rows; -1 where the gallery has no more images.
+        ids: (Q, K) ids of these images; 0 where there is none.
+        labels: (Q, K) their labels; 0 where there is none.
+        scores: (Q, K) their exact scores; -inf where there is none. After re-ranking they need not fall.
+        hits: (Q, K) whether they have the query's label.
+    """
+
+    positions: Ints
+    ids: Ints
+    labels: Ints
+    scores: Floats
+    hits: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, task: RetrievalTask, positions: Ints, scores: Floats) -> "Neighbors":
+        """The neighbors of the task's queries at these gallery rows."""
+        absent = positions < 0
+        return cls(
+            positions,
+            np.where(absent, 0, task.gallery_ids[positions]),
+            np.where(absent, 0, task.gallery_labels[positions]),
+            scores,
+            task.hits(np.arange(len(positions)), positions),
+        )
+
+    def first(self, count: int) -> "Neighbors":
+        """The first ``count`` neighbors of each query."""
+        return Neighbors(*(column[:, :count] for column in vars(self).values()))
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(Q, K) whether the gallery has an image at this rank."""
+        return self.positions >= 0
+
+
+@dataclass(frozen=True)
+class TopScores:
+    """The scores that decide acceptance, by the order of the search, before any re-ranking.
+
+    Attributes:
+        best: (Q,) score of the nearest image; -inf where there is none.
+        is_hit: (Q,) whether that image has the query's label.
+        best_other: (Q,) score of the nearest image of another label; -inf where there is none.
+    """
+
+    best: Floats
+    is_hit: NDArray[np.bool_]
+    best_other: Floats
+
+    @classmethod
+    def empty(cls, count: int) -> "TopScores":
+        """Scores of ``count`` queries, to be noted."""
+        return cls(np.empty(count, np.float32), np.empty(count, bool), np.empty(count, np.float32))
+
+    def note(self, task: RetrievalTask, rows: Ints, positions: Ints, hits: NDArray[np.bool_]) -> None:
+        """Notes the scores of queries ``rows``, whose neighbors are R + 1 deep at least."""
+        self.is_hit[rows] = hits[:, 0]
+        first_other = np.take_along_axis(positions, hits.argmin(axis=1, keepdims=True), 1)[:, 0]
+        for scores, nearest in ((self.best, positions[:, 0]), (self.best_other, first_other)):
+            scores[rows] = pair_scores(task.gallery, nearest, task.queries, rows, task.metric)
+
+    def pick(self, rows: Ints) -> "TopScores":
+        """The scores of some of the queries."""
+        return TopScores(self.best[rows], self.is_hit[rows], self.best_other[rows])
