@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
 import fcntl
 import json
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.disk import named_disk_errors
 from hgsl.common.errors import InputError
 
 PARTIAL = ".partial"  # in the name of a file that is being written
@@ -19,36 +20,33 @@ PARTIAL = ".partial"  # in the name of a file that is being written
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; on success it is renamed to ``path``, on error removed.
 
-    The folder is made if it is missing. The file is flushed to disk before the rename and the folder after it, so a
-    crash at any moment leaves either the old file or the new one. Its mode is that of a new file under the process's
-    umask, whatever the writer gave it.
+    The folder is created if it is missing. The file is flushed to disk before the rename and the folder after it, so a
+    crash at any moment leaves either the old file or the new one. Its mode follows the umask, whatever its writer sets
+    (safetensors makes files that only their owner can read).
 
     Raises:
-        OSError: The folder cannot be written, or the disk is full; it names ``path``. Nothing is left behind.
+        OSError: The folder cannot be written, or the disk is full; the error names ``path``. Nothing is left behind.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: several writers (PNG, safetensors) choose their format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{PARTIAL}{target.suffix}")
     try:
-        with temporary.open("x") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        yield temporary
-        temporary.chmod(stat.S_IMODE(mode))  # safetensors makes its files private
-        _flush(temporary, os.O_RDWR)
-        os.replace(temporary, target)
-        _flush(target.parent, os.O_RDONLY)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, temporary, str(temporary)):
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from error
+        with named_disk_errors(target, temporary):
+            temporary.touch(exist_ok=False)
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)
+            _flush(temporary, os.O_RDWR)
+            os.replace(temporary, target)
+            _flush(target.parent, os.O_RDONLY)
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is not there, or the disk is read-only: that error is already on its way
             temporary.unlink()
 
 
 def remove_partial(folder: Path) -> None:
-    """Removes what was half written in ``folder`` when its process was killed; nobody may be writing there now."""
+    """Removes the temporary files that killed processes left in ``folder``; no process may be writing there now."""
     for path in folder.glob(f".*{PARTIAL}*"):
         path.unlink(missing_ok=True)
 
@@ -58,8 +56,8 @@ def locked(path: str | os.PathLike[str], refusal: str) -> Iterator[None]:
     """Holds the lock file ``path`` for this process; the system frees it when the process ends, however it ends.
 
     Args:
-        path: Made if it is missing, and its folder too.
-        refusal: What to say if another process holds it.
+        path: Created if it is missing, and its folder too.
+        refusal: The message of the error if another process holds it.
 
     Raises:
         InputError: Another process holds it.
@@ -85,11 +83,11 @@ def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> dict[s
 
     Args:
         path: The file.
-        what: What it should be, for the message.
+        what: What the message says was expected.
 
     Raises:
         OSError: It cannot be read.
-        InputError: It is no JSON, is nested too deeply, or is no object.
+        InputError: It is not JSON, is nested too deeply, or is not an object.
     """
     try:
         content = json.loads(Path(path).read_bytes())
@@ -108,25 +106,25 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def walk_files(top: Path, *above: Path) -> Iterator[Path]:
     """Yields every file below ``top``, sorted; hidden files and folders are left out.
 
-    Links are followed, but not to a folder that has been walked, nor to one of ``above``: a link back up would have no
-    end. ``lost+found``, which a file system keeps to itself, is left out too.
+    Links are followed, but not to a folder that was visited before, nor to one of ``above``: a link to a parent would
+    be followed forever. ``lost+found``, which belongs to the file system, is left out too.
 
     Raises:
-        InputError: A folder cannot be read: what it holds must not seem to be gone.
+        InputError: A folder cannot be read: its files must not be taken for deleted ones.
     """
-    seen = {_place(folder) for folder in above}
+    visited = {_inode(folder) for folder in above}
     for folder, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
-        place = _place(folder)
-        if place in seen:
+        inode = _inode(folder)
+        if inode in visited:
             folders.clear()
             continue
-        seen.add(place)
+        visited.add(inode)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def as_text(path: str | os.PathLike[str]) -> str:
-    """A path as it can be written and printed: bytes of it that are no UTF-8 as ``\\xff``."""
+    """Returns a path as text that can be printed: bytes that are not UTF-8 are written as ``\\xff``."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
@@ -135,9 +133,9 @@ def _refuse(error: OSError) -> None:
     raise InputError(f"the folder {folder} cannot be read ({error.strerror}): make it readable, or move it elsewhere")
 
 
-def _place(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino
+def _inode(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _flush(path: Path, flags: int) -> None:

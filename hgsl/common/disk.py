@@ -1,0 +1,74 @@
+"""Errors of the disk that name the path, and a check before long work that a path can be written."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextmanager
+def named_disk_errors(path: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
+    """Raises what the disk refuses as an ``OSError`` that names ``path``.
+
+    Python's own errors of a full disk name no file, and those of libraries are no ``OSError``: NumPy, safetensors and
+    FAISS put the system's words into a message of their own.
+
+    Args:
+        path: What is written.
+        temporary: The file that is written in its place, which the error must not name.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _disk_error(error, temporary)
+        if code is None:
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
+
+
+def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
+    """Checks that a file can be written at ``path``, or in it if it is a folder; folders may be missing.
+
+    A command calls it for each output before long work, and so finds a wrong path, a missing permission, a read-only
+    or full disk at once. Nothing is left behind.
+
+    Args:
+        path: A file, which need not exist, or an existing folder.
+        size: Bytes that will be needed, if known.
+
+    Raises:
+        OSError: It cannot be written, or fewer than ``size`` bytes are free; the error names ``path``.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = folder.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        reason = f"{os.strerror(errno.ENOSPC)} ({free:,} bytes are free, {size:,} are needed)"
+        raise OSError(errno.ENOSPC, reason, os.fspath(path))
+
+
+def _disk_error(error: Exception, temporary: Path | None) -> int | None:
+    """The error number of what the disk refused without naming the file; None for any other error."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = error.filename if error.filename is None else os.fsdecode(error.filename)
+        if temporary is not None and named == os.fspath(temporary):
+            return error.errno
+        return error.errno if named is None and error.errno in DISK_ERRORS else None
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy.save
+        return errno.ENOSPC
+    return next((code for code in DISK_ERRORS if os.strerror(code) in str(error)), None)
