@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
@@ -52,23 +52,3 @@ def share_buffers(*modules: nn.Module) -> None:
     if ranks.is_initialized():
         for buffer in (buffer for module in dict.fromkeys(modules) for buffer in module.buffers()):
             dist.broadcast(buffer, 0)
-
-
-class GatherRows(torch.autograd.Function):
-    """The rows of all processes under each other, each process with the same number of them.
-
-    Backward returns, for the process's own rows, the sum of all processes' gradients: every process computes the same
-    loss over all rows, and DistributedDataParallel takes the mean of the parameters' gradients.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        found = [torch.empty_like(rows) for _ in range(ranks.world_size())]
-        dist.all_gather(found, rows.contiguous())
-        return torch.cat(found)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(ranks.world_size())[ranks.rank()]

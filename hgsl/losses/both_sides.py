@@ -1,11 +1,11 @@
-"""The hard set seen from the other side: each class center of a batch, and the images nearest to it."""
+"""The loss from the side of the class centers: each class of a batch against the images nearest to its center."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.losses.hard_set import largest
-from hgsl.losses.similarity import matrix_similarity, unit
+from hgsl.losses.scoring.similarity import matrix_similarity, unit
 
 
 def center_side_loss(
@@ -41,9 +41,9 @@ def center_side_loss(
     Returns:
         The loss, a scalar.
     """
-    own = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D): a class once for each image
+    w = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D): each class once per image of it
     same = labels[:, None] == labels  # (B, B): row i is the center of image i's class
-    z = scale * (matrix_similarity(own, x, similarity) - margin * same.to(x.dtype))
+    z = scale * (matrix_similarity(w, x, similarity) - margin * same.to(x.dtype))
     positive = z.masked_fill(~same, -torch.inf).logsumexp(dim=1, keepdim=True)
     negative = largest(z.masked_fill(same, -torch.inf), top_k or len(labels))
     losses = torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive[:, 0]

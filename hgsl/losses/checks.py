@@ -1,89 +1,164 @@
-"""What a loss refuses: each check is one line that names the value found and the way out."""
+"""Checks of a loss's settings and inputs; each error is one line that names the value, what was expected and a fix."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.losses.similarity import SIMILARITIES
+from hgsl.losses.scoring.similarity import NORM_RANGE, SIMILARITIES
 
 HARD_SETS = ("all", "negatives")
 ALPHA_RANGE = (1e-6, 1e6)  # within it, loss and gradients stay finite in float32
+
+
+def check_integer(name: str, value: object, minimum: int, otherwise: str | None = None) -> None:
+    """Refuses what is no integer of at least ``minimum``; ``otherwise`` says what None means, where it is allowed.
+
+    Raises:
+        InputError: Also for True, False and floats such as 2.0.
+    """
+    if value is None and otherwise:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < minimum:
+        alternative = f", or {otherwise}" if otherwise else ""
+        raise InputError(f"{name} is {value!r}: expected an integer of at least {minimum}{alternative}")
 
 
 def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:
     """Returns K for ``top_k`` (None: as many as there are).
 
     Raises:
-        InputError: ``hard_set`` is unknown, or ``top_k`` is below 1 or above the number of classes to choose from.
+        InputError: ``hard_set`` is unknown, or ``top_k`` is no integer from 1 to the number of classes to choose from.
     """
     if hard_set not in HARD_SETS:
         raise unknown("hard_set", hard_set, HARD_SETS)
     largest = num_classes if hard_set == "all" else num_classes - 1
     if top_k is None:
         return largest
-    if not 1 <= top_k <= largest:
+    if not isinstance(top_k, Integral) or isinstance(top_k, bool) or not 1 <= top_k <= largest:
         raise InputError(
-            f"top_k is {top_k}: with {num_classes} classes and hard_set {hard_set!r} use 1 to {largest}, "
+            f"top_k is {top_k!r}: with {num_classes} classes and hard_set {hard_set!r} use 1 to {largest}, "
             "or None for all of them"
         )
     return top_k
 
 
-def check_settings(margin: float, similarity: str, chunk_size: int | None) -> None:
-    """Refuses an unknown similarity, a margin that is negative or not finite, and a chunk of no rows."""
+def check_settings(
+    margin: float, similarity: str, chunk_size: int | None, decorrelation: float, both_sides: float
+) -> None:
+    """Refuses an unknown similarity, a margin or weight that is negative or not finite, and a chunk of no rows."""
     if similarity not in SIMILARITIES:
         raise unknown("similarity", similarity, SIMILARITIES)
-    if not 0 <= margin < float("inf"):
-        raise InputError(f"margin is {margin}: use 0 (none) or a positive number such as 0.1")
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError(f"chunk_size is {chunk_size}: use a positive number of centers, or None to have it chosen")
+    examples = {"margin": (margin, 0.1), "decorrelation": (decorrelation, 0.1), "both_sides": (both_sides, 1)}
+    for name, (value, example) in examples.items():
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{name} is {value}: use 0 (none) or a positive number such as {example}")
+    check_integer("chunk_size", chunk_size, 1, "None to have it chosen")
 
 
-def check_shapes(embeddings: Tensor, labels: Tensor, embedding_size: int) -> None:
-    """Refuses what is not a floating ``(B, embedding_size)`` and an integer ``(B,)`` with B at least 1."""
+def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights: Tensor | None = None) -> None:
+    """Refuses what is not floating ``(B, embedding_size)``, int64 ``(B,)`` and weights ``(B,)``, with B at least 1."""
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
             f"expected floating point (batch, {embedding_size}), the dimension of the class centers"
         )
-    if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) != len(embeddings):
+    count = len(embeddings)
+    if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: "
-            f"expected int64 of shape ({len(embeddings)},), one an embedding"
+            f"expected int64 of shape ({count},), one per embedding"
         )
-    if not len(embeddings):
+    if weights is not None and (weights.shape != (count,) or weights.is_complex()):
+        raise InputError(f"weights have shape {tuple(weights.shape)}: expected ({count},), one per embedding")
+    if not count:
         raise InputError("the batch is empty: the loss needs at least one embedding")
 
 
-def check_values(embeddings: Tensor, labels: Tensor, num_classes: int, alpha: float | Tensor) -> None:
-    """Refuses labels out of range, embeddings that are not finite, and an alpha outside ``ALPHA_RANGE``.
+def check_center_shape(centers: Tensor) -> None:
+    """Refuses centers that are not a floating ``(C, D)`` with C and D at least 1."""
+    if centers.ndim != 2 or not centers.numel() or not centers.is_floating_point():
+        raise InputError(
+            f"centers are {centers.dtype} of shape {tuple(centers.shape)}: "
+            "expected floating point (classes, dimension), with at least one of each"
+        )
 
-    All is looked at in one transfer, so a GPU waits once. Nothing is done while ``torch.compile`` traces.
+
+def check_values(
+    embeddings: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    alpha: float | Tensor,
+    centers: Tensor | None = None,
+    norms: Tensor | None = None,
+) -> None:
+    """Refuses labels out of range, values that are not finite, and an alpha outside ``ALPHA_RANGE``.
+
+    All is read in one transfer, so a GPU waits once. Nothing is done while ``torch.compile`` traces.
+
+    Args:
+        embeddings: ``(B, D)``.
+        labels: ``(B,)``.
+        num_classes: C.
+        alpha: softness.
+        centers: ``(C, D)``, read only if ``norms`` say that some are unusual.
+        norms: their smallest and largest norm ``(2,)``.
     """
     if torch.compiler.is_compiling():
         return
     wide = torch.float32 if labels.device.type == "mps" else torch.float64
     softness = torch.as_tensor(alpha, device=labels.device)
-    seen = (*labels.aminmax(), *embeddings.aminmax(), softness)  # the extremes are NaN if any value is
-    lowest, highest, low, high, softness = torch.stack([value.detach().to(wide) for value in seen]).tolist()
+    extremes = (*labels.aminmax(), *embeddings.aminmax(), softness)  # NaN if any value is
+    values = [value.detach().to(wide) for value in (*extremes, *(() if norms is None else norms))]
+    lowest, highest, low, high, softness, *center_norms = torch.stack(values).tolist()
     if lowest < 0 or highest >= num_classes:
-        found = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+        wrong = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise InputError(
-            f"labels {_few(found)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+            f"labels {few(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
         )
     if not math.isfinite(low + high):
         rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise InputError(
-            f"embeddings hold NaN or infinity in row {_few(rows)}: the network has diverged; lower its rate"
+            f"embeddings hold NaN or infinity in row {few(rows)}: the network has diverged; lower its learning rate"
         )
     if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # float32 rounds the ends
         raise InputError(
             f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
             "start higher, lower its learning rate, or fix it with learnable_scale=False"
         )
+    if centers is not None and not usual_norms(center_norms):
+        check_centers(centers)
 
 
-def _few(values: list[int]) -> str:
+def usual_norms(norms: list[float]) -> bool:
+    """Whether the smallest and the largest norm lie within ``NORM_RANGE``."""
+    return NORM_RANGE[0] < norms[0] and norms[1] < NORM_RANGE[1]
+
+
+def check_centers(centers: Tensor, first_class: int = 0) -> None:
+    """Refuses centers that are not finite, or of a norm outside ``NORM_RANGE`` without being zero.
+
+    Args:
+        centers: ``(C, D)``.
+        first_class: the class of the first row.
+    """
+    norms = torch.linalg.vector_norm(centers.detach(), dim=1, dtype=torch.promote_types(centers.dtype, torch.float32))
+    is_zero = (centers == 0).all(dim=1)
+    wrong = ~(is_zero | ((norms > NORM_RANGE[0]) & (norms < NORM_RANGE[1])))
+    if wrong.any():
+        rows = (wrong.nonzero().flatten() + first_class).tolist()
+        raise InputError(
+            f"centers are not finite, or of a norm outside {NORM_RANGE[0]:g} to {NORM_RANGE[1]:g}, in row {few(rows)}: "
+            "training has diverged, lower the learning rate of the centers, or scale the ones that were given"
+        )
+
+
+def few(values: list[int]) -> str:
+    """Returns the first five of ``values``, and how many more there are.
+
+    >>> few([1, 2, 3, 4, 5, 6, 7])
+    '1, 2, 3, 4, 5 and 2 more'
+    """
     return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")

@@ -1,13 +1,17 @@
 """The regularizer that turns class centers toward right angles."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from hgsl.common.errors import InputError
-from hgsl.losses.similarity import unit
+from hgsl.common.autograd import builds_graph
+from hgsl.losses.checks import check_integer
+from hgsl.losses.scoring.similarity import unit_of_any_norm
 
-EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 drawn ones
+EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 sampled ones
 BLOCK = 2**20  # dot products held at a time
+FEW = 32  # so many draws of one class out of dozens do not all coincide
 
 
 def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
@@ -19,58 +23,80 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
             pair.
 
     Raises:
-        InputError: ``sample`` is below 2.
+        InputError: ``sample`` is no integer of at least 2.
     """
-    rows = draw_rows(len(centers), sample, centers.device)
+    rows = sampled_rows(len(centers), sample, centers.device)
     with torch.autocast(centers.device.type, enabled=False):
-        w = unit(centers.to(torch.promote_types(centers.dtype, torch.float32)))
+        w = unit_of_any_norm(centers.to(torch.promote_types(centers.dtype, torch.float32)))
         return mean_abs_dots(w[rows], rows)
 
 
-def draw_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
-    """Returns every row number, or ``sample`` of them drawn with replacement, which costs nothing however many.
+def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
+    """Returns every row number, or ``sample`` of them drawn with replacement, at a cost that does not grow with C.
+
+    At least two rows differ. No class is preferred in this, so every pair of classes has the same chance.
 
     Raises:
-        InputError: ``sample`` is below 2.
+        InputError: ``sample`` is no integer of at least 2.
     """
+    check_integer("decorrelation_sample", sample, 2, "None for every pair")
     if sample is None or sample >= num_classes:
         return torch.arange(num_classes, device=device)
-    if sample < 2:
-        raise InputError(f"decorrelation needs at least 2 sampled rows, found {sample}")
-    return torch.randint(num_classes, (sample,), device=device)
+    rows = torch.randint(num_classes, (sample,), device=device)
+    if sample < FEW:
+        step = torch.randint(1, num_classes, (), device=device)
+        rows[1] = (rows[0] + step) % num_classes
+    return rows
 
 
 def mean_abs_dots(vectors: Tensor, rows: Tensor) -> Tensor:
     """Returns the mean of ``|a . b|`` over the pairs of ``vectors`` ``(m, D)`` that come from different ``rows``."""
-    return sum_abs_dots(vectors, vectors.detach(), rows, rows) / pairs(rows)
+    return _SumAbsDots.apply(vectors, rows) / count_pairs(rows)
 
 
-def pairs(rows: Tensor) -> Tensor:
+def count_pairs(rows: Tensor) -> Tensor:
     """Returns how many ordered pairs of ``rows`` differ (at least 1, to divide by).
 
-    Given which draws coincide, each pair of different draws is any pair of different classes with equal chance, so the
+    Given which rows coincide, each pair of different rows is any pair of different classes with equal chance, so the
     mean over them is unbiased though rows may repeat.
     """
     return (rows[:, None] != rows).sum().clamp_min(1)
 
 
-def sum_abs_dots(own: Tensor, every: Tensor, own_rows: Tensor, every_rows: Tensor) -> Tensor:
-    """Returns the sum of ``|a . b|`` over ``a`` in ``own`` ``(n, D)`` and ``b`` in ``every`` ``(m, D)`` of another row.
+@torch.no_grad()
+def sum_abs_dots(local: Tensor, every: Tensor, local_rows: Tensor, every_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums ``|a . b|`` over ``a`` in ``local`` ``(n, D)`` and ``b`` in ``every`` ``(m, D)`` of another row.
 
-    ``every`` holds the vectors of ``own`` (and of other processes) as constants. A pair is met from both its ends, so
-    the gradient of ``own`` counts each twice. One block of products is held at a time.
+    Returns:
+        The sum; its gradient ``(n, D)`` by ``local``, which is part of ``every``: a pair is met from both its ends, and
+        counts twice. One block of dot products is held at a time.
     """
-    total, slopes = own.new_zeros(()), [own.detach()[:0]]
-    with torch.no_grad():
-        step = max(1, BLOCK // max(1, len(every)))
-        for a, row in zip(own.split(step), own_rows.split(step), strict=True):
-            dots = (a @ every.T).masked_fill_(row[:, None] == every_rows, 0)
-            total = total + dots.abs().sum()
-            slopes.append(2 * dots.sign_() @ every)
-    return with_slopes(total, own, torch.cat(slopes))
+    total, gradients = local.new_zeros(()), [local[:0]]
+    step = max(1, BLOCK // max(1, len(every)))
+    for a, row in zip(local.split(step), local_rows.split(step), strict=True):
+        dots = (a @ every.T).masked_fill_(row[:, None] == every_rows, 0)
+        total = total + dots.abs().sum()
+        gradients.append(2 * dots.sign_() @ every)
+    return total, torch.cat(gradients)
 
 
-def with_slopes(value: Tensor, inputs: Tensor, slopes: Tensor) -> Tensor:
-    """Returns ``value`` with ``slopes`` as its gradient by ``inputs``; value and slopes are constants already known."""
-    linear = (slopes * inputs).sum()
-    return value + (linear - linear.detach())
+class _SumAbsDots(torch.autograd.Function):
+    """Sum of ``|a . b|`` over the ordered pairs of ``vectors`` of different ``rows``, computed with its gradient.
+
+    The gradient is linear in the vectors as long as no dot product changes its sign, which gives the second derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, rows: Tensor) -> Tensor:
+        total, gradient = sum_abs_dots(vectors, vectors, rows, rows)
+        ctx.save_for_backward(vectors, rows, gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None]:
+        vectors, rows, gradient = ctx.saved_tensors
+        if builds_graph():
+            with torch.no_grad():
+                signs = (vectors @ vectors.T).masked_fill_(rows[:, None] == rows, 0).sign_()
+            gradient = 2 * signs @ vectors
+        return grad_total * gradient, None

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from hgsl.losses.both_sides import center_side_loss
-from hgsl.losses.checks import check_settings, check_shapes, check_values, hard_set_size
-from hgsl.losses.decorrelation import draw_rows, mean_abs_dots
-from hgsl.losses.hard_set import candidates, largest
-from hgsl.losses.similarity import matrix_similarity, unit
+from hgsl.losses.checks import check_batch, check_center_shape, check_settings, check_values, hard_set_size
+from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
+from hgsl.losses.hard_set import hard_logits, nearest_classes, score_classes
+from hgsl.losses.scoring.similarity import matrix_similarity, unit, unit_of_any_norm
 
 
 def hard_global_softmin_loss(
@@ -25,7 +25,6 @@ def hard_global_softmin_loss(
     decorrelation_sample: int | None = None,
     chunk_size: int | None = None,
     sparse_grad: bool = False,
-    unit_centers: bool = False,
     both_sides: float = 0.0,
 ) -> Tensor:
     """Pulls each embedding to the center of its class, away from the K centers nearest to it.
@@ -35,12 +34,12 @@ def hard_global_softmin_loss(
         d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij - margin [j = y_i])      s = 10 / alpha
         L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]  +  decorrelation * mean over j != l of |w_j . w_l|
 
-    Only K + 1 centers an embedding matter. Where K is well under C they are found by a search in chunks without
+    Only K + 1 centers per embedding matter. Where K is well under C they are found by a search in chunks without
     gradient, and no ``(B, C)`` matrix is held; the result is the same.
 
     Args:
         embeddings: ``(B, D)``, of any norm and floating dtype.
-        centers: ``(C, D)``, one row a class, of any norm.
+        centers: ``(C, D)``, one row per class, zero or of a norm between 1e-12 and 1e18.
         labels: ``(B,)`` int64 in ``[0, C)``.
         alpha: softness; ``s = 10 / alpha``. A tensor receives a gradient.
         top_k: K, the size of ``H_i``; None takes every class.
@@ -54,7 +53,6 @@ def hard_global_softmin_loss(
             every pair.
         chunk_size: centers searched at a time; None chooses, and scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
-        unit_centers: promises that ``centers`` have norm 1, so that the search need not compute their norms.
         both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class center of the
             batch with the K nearest images as well; 0 as published. It takes no ``weights``.
 
@@ -62,51 +60,48 @@ def hard_global_softmin_loss(
         The loss, a scalar: float32, or float64 if an input is.
 
     Raises:
-        InputError: A shape, dtype, label, embedding or setting is not as above.
+        InputError: A shape, dtype, label, embedding, center or setting is not as above.
 
     Source: "Hard global softmin loss for fine-grained object retrieval", https://github.com/RiyaoDong/HGSL.
     """
-    k = hard_set_size(top_k, len(centers), hard_set)
-    check_settings(margin, similarity, chunk_size)
-    check_shapes(embeddings, labels, centers.shape[1])
-    check_values(embeddings, labels, len(centers), alpha)
+    check_center_shape(centers)
+    check_batch(embeddings, labels, centers.shape[1], weights)
+    check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
+    k, every = hard_set_size(top_k, len(centers), hard_set), hard_set_size(None, len(centers), hard_set)
     with torch.autocast(embeddings.device.type, enabled=False):
-        x = unit(embeddings.to(working_dtype(embeddings, centers)))
-        drawn = draw_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
-        scores, missing, vectors = candidates(
-            x, centers, labels, k, drawn, similarity, chunk_size, sparse_grad, unit_centers
-        )
-        logits = scaled(scores, missing, alpha, margin)
-        if k == hard_set_size(None, len(centers), hard_set):
-            hard = logits
-        elif hard_set == "negatives":
-            hard = torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1)
-        else:
-            hard = largest(logits, k)
-        losses = hard.logsumexp(dim=1) - logits[:, 0]  # (B,)
+        x = unit_of_any_norm(embeddings.to(working_dtype(embeddings, centers)))  # (B, D)
+        sampled = sampled_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
+        nearest, norms = nearest_classes(x, centers, labels, k, chunk_size)  # (B, K), or None for every class
+        check_values(embeddings, labels, len(centers), alpha, centers, norms)
+
+        scores, excluded, w = score_classes(x, centers, labels, nearest, sampled, similarity, sparse_grad)
+        z = scaled(scores, excluded, alpha, margin)  # (B, 1 + n): the true class, then the others
+        losses = hard_logits(z, k if k < every else None, hard_set).logsumexp(dim=1) - z[:, 0]  # (B,)
         loss = losses.mean() if weights is None else (losses * weights).mean()
         if both_sides:
-            other_side = center_side_loss(
+            loss = loss + both_sides * center_side_loss(
                 x, centers, labels, 10 / alpha, top_k, margin=margin, similarity=similarity, sparse_grad=sparse_grad
             )
-            loss = loss + both_sides * other_side
-        return loss + decorrelation * mean_abs_dots(vectors, drawn) if decorrelation else loss
+        if decorrelation:
+            loss = loss + decorrelation * mean_abs_dots(w, sampled)
+        return loss
 
 
 def class_logits(
     embeddings: Tensor, centers: Tensor, alpha: float | Tensor = 0.1, similarity: str = "euclidean"
 ) -> Tensor:
-    """Returns ``z`` ``(B, C)``, the scaled closeness of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
+    """Returns ``z`` ``(B, C)``, scaled similarities of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return 10 / alpha * matrix_similarity(unit(embeddings.to(dtype)), unit(centers.to(dtype)), similarity)
+        x, w = unit_of_any_norm(embeddings.to(dtype)), unit(centers.to(dtype))
+        return 10 / alpha * matrix_similarity(x, w, similarity)
 
 
-def scaled(scores: Tensor, missing: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
-    """Returns ``z`` ``(B, 1 + m)`` from :func:`candidates`' similarities: margin off the first, ``-inf`` if missing."""
+def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
+    """Returns ``z`` ``(B, 1 + n)`` from similarities: the margin off the first, ``-inf`` where ``excluded``."""
     if margin:
         scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
-    return (10 / alpha * scores).masked_fill(missing, -torch.inf)
+    return (10 / alpha * scores).masked_fill(excluded, -torch.inf)
 
 
 def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
-from hgsl.losses.checks import check_settings, hard_set_size
+from hgsl.losses.checks import check_integer, check_settings, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
-from hgsl.losses.similarity import normalize_
+from hgsl.losses.scoring.similarity import normalize_
 
 
 class HardGlobalSoftminLoss(nn.Module):
-    """Learns one center a class, and compares each embedding with the K centers nearest to it.
+    """Learns one center per class, and compares each embedding with the K centers nearest to it.
 
     The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`. It computes in float32 or more,
     also under autocast.
@@ -36,8 +36,8 @@ class HardGlobalSoftminLoss(nn.Module):
         chunk_size: centers searched at a time; None chooses.
         sparse_grad: gives the centers a sparse gradient and keeps them at unit norm, at a cost that does not grow with
             C. They then need an optimizer of their own: see :func:`hgsl.losses.sparse_optimizer`.
-        decorrelation_sample: rows drawn at each call to estimate the regularizer; None takes every pair of up to 256
-            classes, and draws 128 rows of more.
+        decorrelation_sample: rows sampled at each call to estimate the regularizer; None takes every pair of up to 256
+            classes, and samples 128 rows of more.
         both_sides: weight of the same comparison from the other side, each class center of the batch with the K images
             nearest to it; 0 as published, 1 where training classes are few and others are searched. Several processes
             must then gather their embeddings first, or each compares within its own batch.
@@ -68,11 +68,10 @@ class HardGlobalSoftminLoss(nn.Module):
         both_sides: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_classes < 1 or embedding_size < 1:
-            raise InputError(f"num_classes {num_classes} and embedding_size {embedding_size} must both be positive")
-        check_settings(margin, similarity, chunk_size)
-        if not 0 <= both_sides < float("inf"):
-            raise InputError(f"both_sides is {both_sides}: use 0 (none) or a positive weight such as 1")
+        check_integer("num_classes", num_classes, 1)
+        check_integer("embedding_size", embedding_size, 1)
+        check_integer("decorrelation_sample", decorrelation_sample, 2, "None to have it chosen")
+        check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.hard_set = hard_set
@@ -133,12 +132,11 @@ class HardGlobalSoftminLoss(nn.Module):
             decorrelation_sample=self.decorrelation_sample,
             chunk_size=self.chunk_size,
             sparse_grad=self.sparse_grad,
-            unit_centers=self.sparse_grad,
             both_sides=self.both_sides,
         )
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
-        """Returns ``z`` ``(B, C)``, the scaled closeness to every center; its argmax is the predicted class."""
+        """Returns ``z`` ``(B, C)``, the scaled similarity to every center; its argmax is the predicted class."""
         return class_logits(embeddings, self.centers, self.alpha, self.similarity)
 
     def set_top_k(self, top_k: int | None) -> None:
@@ -211,11 +209,18 @@ def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Te
     """Returns ``(B,)`` weights in [0, 1]: how often each embedding occurs in a miner's tuple, over the most frequent.
 
     Raises:
-        InputError: The tuple names an embedding outside the batch.
+        InputError: The tuple holds something else than indices of embeddings of the batch.
     """
     if indices_tuple is None or not sum(len(part) for part in indices_tuple):
         return None
-    counts = torch.cat(list(indices_tuple)).bincount(minlength=batch_size)
-    if len(counts) > batch_size:
-        raise InputError(f"indices_tuple names embedding {len(counts) - 1}, but the batch has {batch_size}")
+    indices = torch.cat([part.flatten() for part in indices_tuple])
+    if indices.is_floating_point() or indices.dtype == torch.bool:
+        raise InputError(f"indices_tuple holds {indices.dtype}: expected integers, the indices of a miner")
+    lowest, highest = torch.stack(indices.aminmax()).tolist()
+    if lowest < 0 or highest >= batch_size:
+        wrong = highest if lowest >= 0 else lowest
+        raise InputError(
+            f"indices_tuple names embedding {wrong}, but the batch has {batch_size}: expected 0 to {batch_size - 1}"
+        )
+    counts = indices.bincount(minlength=batch_size)
     return counts / counts.max()

@@ -1,4 +1,4 @@
-"""Optimizers of class centers: parameter groups, and which of torch's keep sparse centers right."""
+"""Optimizers of class centers: parameter groups, and the optimizers of torch that suit sparse gradients."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ ADVICE = "use SGD (momentum 0, weight_decay 0), Adagrad (weight_decay 0) or Spar
 def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr: float = 1e-5) -> list[dict[str, Any]]:
     """Returns the groups ``centers`` and ``scale``, without weight decay, to add to those of the network.
 
-    A fixed scale is left out, and so are centers with ``sparse_grad``: those are :func:`sparse_optimizer`'s.
+    A fixed scale is left out, and so are centers with ``sparse_grad``: those belong to :func:`sparse_optimizer`.
     """
     groups: list[dict[str, Any]] = []
     if not loss_fn.sparse_grad:
@@ -46,13 +46,13 @@ def sparse_optimizer(
 
 
 def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
-    """Checks that ``optimizer`` suits sparse centers; from then on every step re-normalizes the rows it has touched.
+    """Checks that ``optimizer`` suits sparse centers, and makes each of its steps normalize the rows that it touched.
 
     The check is repeated before each step, since schedules change momentum, too.
 
     Raises:
-        InputError: The optimizer does not hold the centers, or would move rows without a gradient or fail on a sparse
-            one.
+        InputError: The optimizer does not hold the centers, would move rows without a gradient, or fails on sparse
+            gradients.
     """
     check_optimizer(loss_fn, optimizer)
     optimizer.register_step_pre_hook(lambda *_: check_optimizer(loss_fn, optimizer))
@@ -62,18 +62,18 @@ def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer)
 
 def check_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
     """Raises InputError with the reason if ``optimizer`` cannot train the sparse centers of ``loss_fn``."""
-    kind = type(optimizer).__name__
+    name = type(optimizer).__name__
     groups = [g for g in optimizer.param_groups if any(p is loss_fn.centers for p in g["params"])]
     if not groups:
-        raise InputError(f"this {kind} does not hold loss_fn.centers: give it [loss_fn.centers]")
+        raise InputError(f"this {name} does not hold loss_fn.centers: give it [loss_fn.centers]")
     if not loss_fn.sparse_grad:
-        raise InputError(f"this loss has dense gradients: {kind} needs no attaching, or set sparse_grad=True")
+        raise InputError(f"this loss has dense gradients: {name} needs no attaching, or set sparse_grad=True")
     if not isinstance(optimizer, tuple(SPARSE_OPTIMIZERS.values())):
-        raise InputError(f"{kind} refuses sparse gradients or moves rows without one: {ADVICE}")
+        raise InputError(f"{name} refuses sparse gradients or moves rows without one: {ADVICE}")
     if groups[0].get("momentum"):
-        raise InputError(f"{kind} with momentum {groups[0]['momentum']} keeps moving rows outside the batch: {ADVICE}")
+        raise InputError(f"{name} with momentum {groups[0]['momentum']} keeps moving rows outside the batch: {ADVICE}")
     if groups[0].get("weight_decay"):
-        raise InputError(f"{kind} with weight_decay {groups[0]['weight_decay']} fails on sparse gradients: {ADVICE}")
+        raise InputError(f"{name} with weight_decay {groups[0]['weight_decay']} fails on sparse gradients: {ADVICE}")
 
 
 def _renormalize_touched(loss_fn: HardGlobalSoftminLoss) -> None:

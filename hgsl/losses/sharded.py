@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgsl.common.errors import InputError
-from hgsl.losses.checks import check_shapes, check_values, hard_set_size
-from hgsl.losses.collectives import (
-    Exchange,
+from hgsl.common.autograd import with_gradient
+from hgsl.common.collectives import (
+    GatherRows,
     Group,
     agree_on_counts,
     all_reduce_sum,
@@ -19,11 +18,13 @@ from hgsl.losses.collectives import (
     gather_rows,
     rank_and_world,
 )
-from hgsl.losses.decorrelation import draw_rows, pairs, sum_abs_dots, with_slopes
+from hgsl.common.errors import InputError
+from hgsl.losses.checks import check_batch, check_centers, check_values, hard_set_size, usual_norms
+from hgsl.losses.decorrelation import count_pairs, sampled_rows, sum_abs_dots
 from hgsl.losses.functional import class_logits, scaled, working_dtype
-from hgsl.losses.hard_set import candidates, largest
+from hgsl.losses.hard_set import largest, nearest_classes, score_classes
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
-from hgsl.losses.similarity import unit
+from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 
 class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
@@ -38,7 +39,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
     DistributedDataParallel around the network, which takes the mean, is exact. Batches may differ in size.
 
     A call, its backward, :meth:`state_dict`, :meth:`get_logits` and :meth:`all_rows` communicate: every process must
-    make them.
+    make them. There is no second derivative.
+
     The state dict holds all centers, and loads into any number of processes and into ``HardGlobalSoftminLoss``.
 
     Args:
@@ -46,7 +48,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         embedding_size: D.
         *settings: as for :class:`HardGlobalSoftminLoss`.
         process_group: the processes that share the centers; None is the default group, or this process alone.
-        **options: as for :class:`HardGlobalSoftminLoss`, but for ``both_sides``.
+        **options: as for :class:`HardGlobalSoftminLoss`, except ``both_sides``.
 
     Attributes:
         centers: this process's centers, possibly none on the last ranks.
@@ -78,29 +80,16 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
             InputError: On every process, if one of them was given bad input. Rows are counted in the joint batch.
         """
         self._keep_unit()
-        group = self.process_group
         weights = problem = None
         try:
             refuse_references(ref_emb, ref_labels)
-            check_shapes(embeddings, labels, self.embedding_size)
+            check_batch(embeddings, labels, self.embedding_size)
             weights = tuple_weights(indices_tuple, len(labels))
         except InputError as error:
             problem = error
-        counts = agree_on_counts(len(labels), problem, embeddings.device, group)
-
-        dtype = working_dtype(embeddings, self.centers)
+        counts = agree_on_counts(len(labels), problem, embeddings.device, self.process_group)
         with torch.autocast(embeddings.device.type, enabled=False):
-            x, alpha = Exchange.apply(embeddings.to(dtype), self.alpha, counts, group)
-            labels = gather_rows(labels, counts, group)
-            weights = x.new_ones(counts[rank_and_world(group)[0]]) if weights is None else weights.to(dtype)
-            weights = gather_rows(weights, counts, group)
-            check_values(x, labels, self.num_classes, alpha)
-            drawn = self._draw_rows()
-            own, vectors = self._own_logits(unit(x), labels, alpha, drawn)
-            loss = self._joint_loss(own, weights)
-            if self.decorrelation:
-                loss = loss + self.decorrelation * self._joint_decorrelation(vectors, drawn)
-        return loss
+            return self._joint_batch(embeddings, labels, weights, counts)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """Returns ``z`` ``(B, C)`` of this process's embeddings to the centers of all, without gradient."""
@@ -112,75 +101,106 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return self.all_rows(self.centers)
 
     def all_rows(self, rows: Tensor) -> Tensor:
-        """Returns what every process has for its centers, such as an optimizer's moments: ``(C, ...)``."""
+        """Gathers the ``rows`` that every process has for its centers, such as an optimizer's moments: ``(C, ...)``."""
         stops = [
             min((r + 1) * self.classes_per_rank, self.num_classes) for r in range(rank_and_world(self.process_group)[1])
         ]
         counts = [max(0, stop - r * self.classes_per_rank) for r, stop in enumerate(stops)]
         return gather_rows(rows, counts, self.process_group)
 
-    def own_rows(self, table: Tensor) -> Tensor:
-        """Returns the rows of this process's classes of what has one for each of the C."""
+    def local_rows(self, table: Tensor) -> Tensor:
+        """Returns the rows of this process's classes from a table ``(C, ...)``."""
         return table[self.first_class : self.first_class + len(self.centers)]
 
-    def _draw_rows(self) -> Tensor:
+    def _joint_batch(self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, counts: list[int]) -> Tensor:
+        """Gathers the joint batch of N rows, scores it against the centers of each process, and joins the scores."""
+        group, (rank, world) = self.process_group, rank_and_world(self.process_group)
+        x, alpha = GatherRows.apply(
+            embeddings.to(working_dtype(embeddings, self.centers)), self.alpha, counts, group, world
+        )
+        labels = gather_rows(labels, counts, group)
+        weights = gather_rows(x.new_ones(counts[rank]) if weights is None else weights.to(x.dtype), counts, group)
+        check_values(x, labels, self.num_classes, alpha)
+        sampled = self._sampled_rows()
+        logits, vectors = self._local_logits(unit_of_any_norm(x), labels, alpha, sampled)
+        loss = self._joint_loss(logits, weights)
+        if self.decorrelation:
+            loss = loss + self.decorrelation * self._joint_decorrelation(vectors, sampled)
+        return loss
+
+    def _sampled_rows(self) -> Tensor:
         """Returns the rows that the regularizer compares, the same on every process."""
         count = self.num_classes if self.decorrelation else 0
-        return broadcast_from_main(draw_rows(count, self.decorrelation_sample, self.centers.device), self.process_group)
+        rows = sampled_rows(count, self.decorrelation_sample, self.centers.device)
+        return broadcast_from_main(rows, self.process_group)
 
-    def _is_here(self, rows: Tensor) -> Tensor:
+    def _is_local(self, rows: Tensor) -> Tensor:
         return (rows >= self.first_class) & (rows < self.first_class + len(self.centers))
 
-    def _own_logits(self, x: Tensor, labels: Tensor, alpha: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    def _local_logits(self, x: Tensor, labels: Tensor, alpha: Tensor, sampled: Tensor) -> tuple[Tensor, Tensor]:
         """Scores the joint batch against this process's centers.
 
         Returns:
-            ``(N, 1 + n)``: the true class if it is here, the nearest others here, ``-inf`` where there is none; and
-            those of the ``drawn`` centers that are here, at norm 1.
+            ``(N, 1 + n)``: the true class if it is local, the nearest other local ones, ``-inf`` where there is none;
+            the local ones of the ``sampled`` centers, at norm 1.
         """
-        k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
         if not len(self.centers):
-            missing = torch.ones_like(x[:, :1], dtype=torch.bool)
-            return scaled(x[:, :1], missing, alpha, self.margin), x.new_empty(0, self.embedding_size)
-        drawn = drawn[self._is_here(drawn)] - self.first_class
-        settings = (self.similarity, self.chunk_size, self.sparse_grad, self.sparse_grad)
-        scores, missing, vectors = candidates(x, self.centers, labels - self.first_class, k, drawn, *settings)
-        logits = scaled(scores, missing, alpha, self.margin)
+            self._check_centers(x.new_ones(2))
+            excluded = torch.ones_like(x[:, :1], dtype=torch.bool)
+            return scaled(x[:, :1], excluded, alpha, self.margin), x.new_empty(0, self.embedding_size)
+        k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
+        labels, sampled = labels - self.first_class, sampled[self._is_local(sampled)] - self.first_class
+        nearest, norms = nearest_classes(x, self.centers, labels, k, self.chunk_size)
+        self._check_centers(norms)
+        scores, excluded, vectors = score_classes(
+            x, self.centers, labels, nearest, sampled, self.similarity, self.sparse_grad
+        )
+        logits = scaled(scores, excluded, alpha, self.margin)
         return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1), vectors
 
-    def _joint_loss(self, own: Tensor, weights: Tensor) -> Tensor:
+    def _check_centers(self, norms: Tensor) -> None:
+        """Refuses unusual centers of any process on all of them; ``norms`` are the extremes ``(2,)`` of this one."""
+        every = torch.stack(gather(norms, self.process_group))
+        if usual_norms([float(every[:, 0].amin()), float(every[:, 1].amax())]):
+            return
+        problem = None
+        try:
+            check_centers(self.centers, self.first_class)
+        except InputError as error:
+            problem = error
+        agree_on_counts(0, problem, norms.device, self.process_group)
+
+    def _joint_loss(self, local: Tensor, weights: Tensor) -> Tensor:
         """Chooses the hard set from the candidates of all processes, and returns the loss of the joint batch.
 
-        The loss depends on logits that live on several processes. The slope of each, its softmax within the hard set
-        less 1 for the true class, follows from gathered values, so that gradients need no further exchange.
+        The loss depends on logits that live on several processes. The gradient of each follows from gathered values, so
+        that it needs no further exchange.
+
+        Args:
+            local: ``(N, 1 + n)``, the logits of :meth:`_local_logits`.
+            weights: ``(N,)``.
         """
         rank, _ = rank_and_world(self.process_group)
         k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
-        padding = (0, 1 + min(k, self.classes_per_rank) - own.shape[1])
-        every = torch.stack(gather(F.pad(own.detach(), padding, value=-torch.inf), self.process_group), dim=1)
+        width = 1 + min(k, self.classes_per_rank)
+        padded = F.pad(local.detach(), (0, width - local.shape[1]), value=-torch.inf)
+        every = torch.stack(gather(padded, self.process_group), dim=1)  # (N, world, width)
         is_true = torch.zeros_like(every[0], dtype=torch.bool)  # (world, width)
         is_true[:, 0] = True
-        is_true, shape = is_true.flatten(), every.shape
-        every = every.flatten(1)  # (N, world * width)
 
-        pool = every.masked_fill(is_true, -torch.inf) if self.hard_set == "negatives" else every
-        chosen = torch.zeros_like(every, dtype=torch.bool)
-        chosen.scatter_(1, pool.topk(min(k, pool.shape[1]), dim=1).indices, True)
-        if self.hard_set == "negatives":
-            chosen |= is_true
-        hard = every.masked_fill(~chosen, -torch.inf)
-        total = hard.logsumexp(dim=1, keepdim=True)  # (N, 1)
-        slopes = (hard - total).exp() - (is_true & every.isfinite()).to(every.dtype)
-        slopes = slopes.view(shape)[:, rank, : own.shape[1]] * weights[:, None] / len(own)
-        value = (weights * (total.squeeze(1) - every[:, is_true].amax(dim=1))).mean()
-        return with_slopes(value, own.masked_fill(own.isneginf(), 0), slopes)
+        is_true = is_true.flatten()
+        losses, slopes = _losses_and_slopes(every.flatten(1), is_true, k, self.hard_set)
+        slopes = slopes.view(every.shape)[:, rank, : local.shape[1]] * weights[:, None] / len(local)
+        return with_gradient((weights * losses).mean(), local.masked_fill(local.isneginf(), 0), slopes)
 
-    def _joint_decorrelation(self, vectors: Tensor, drawn: Tensor) -> Tensor:
-        """Returns the regularizer over the ``drawn`` centers, of which ``vectors`` are here; gradient: their share."""
-        here = self._is_here(drawn)
-        every = vectors.new_zeros(len(drawn), self.embedding_size)
-        every[here] = vectors.detach()
-        share = sum_abs_dots(vectors, all_reduce_sum(every, self.process_group), drawn[here], drawn) / pairs(drawn)
+    def _joint_decorrelation(self, vectors: Tensor, sampled: Tensor) -> Tensor:
+        """Returns the regularizer over the ``sampled`` centers, with the gradient of the local ones, ``vectors``."""
+        is_local = self._is_local(sampled)
+        every = vectors.new_zeros(len(sampled), self.embedding_size)
+        every[is_local] = vectors.detach()
+        every = all_reduce_sum(every, self.process_group)
+        total, gradient = sum_abs_dots(vectors, every, sampled[is_local], sampled)
+        share = with_gradient(total, vectors, gradient) / count_pairs(sampled)
         return all_reduce_sum(share, self.process_group) + (share - share.detach())
 
     def _new_centers(self) -> Tensor:
@@ -196,5 +216,28 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         table = state_dict.get(f"{prefix}centers")
         if table is not None and table.shape == (self.num_classes, self.embedding_size):
-            state_dict = {**state_dict, f"{prefix}centers": self.own_rows(table)}
+            state_dict = {**state_dict, f"{prefix}centers": self.local_rows(table)}
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _losses_and_slopes(logits: Tensor, is_true: Tensor, k: int, hard_set: str) -> tuple[Tensor, Tensor]:
+    """Returns the loss of each embedding, and its gradient: the softmax in the hard set, less 1 for the true class.
+
+    Args:
+        logits: ``(N, m)``, ``-inf`` where an entry does not count.
+        is_true: ``(m,)``, the entries that hold the true class, of which one is finite in each row.
+        k: K.
+        hard_set: ``"all"`` or ``"negatives"``.
+
+    Returns:
+        ``(N,)`` and ``(N, m)``.
+    """
+    others = logits.masked_fill(is_true, -torch.inf) if hard_set == "negatives" else logits
+    is_hard = torch.zeros_like(logits, dtype=torch.bool)
+    is_hard.scatter_(1, others.topk(min(k, others.shape[1]), dim=1).indices, True)
+    if hard_set == "negatives":
+        is_hard |= is_true
+    hard = logits.masked_fill(~is_hard, -torch.inf)
+    total = hard.logsumexp(dim=1, keepdim=True)  # (N, 1)
+    slopes = (hard - total).exp() - (is_true & logits.isfinite()).to(logits.dtype)
+    return total.squeeze(1) - logits[:, is_true].amax(dim=1), slopes

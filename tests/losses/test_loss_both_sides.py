@@ -10,7 +10,7 @@ from hgsl.config import LossConfig
 from hgsl.engine.parts.objective import build_objective
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, sparse_optimizer
 from hgsl.losses.both_sides import center_side_loss
-from hgsl.losses.similarity import unit
+from hgsl.losses.scoring.similarity import unit
 
 
 def batch(size=9, classes=6, dimension=5):

@@ -182,7 +182,7 @@ def check_errors(rank, world):
     with pytest.raises(InputError, match="labels 9 are out of range: there are 7 classes"):
         loss_fn(embeddings, labels)
     bad = embeddings[:, :-1] if rank == 1 else embeddings
-    with pytest.raises(InputError, match="expected floating point" if rank == 1 else "rank 1 refused its batch"):
+    with pytest.raises(InputError, match="expected floating point" if rank == 1 else "rank 1 refused its input"):
         loss_fn(bad, labels.clamp(max=6))
     loss_fn(embeddings, labels.clamp(max=6)).backward()  # and the next call is in step again
 

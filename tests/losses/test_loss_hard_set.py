@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hgsl.losses import HardGlobalSoftminLoss
-from hgsl.losses.hard_set import nearest_centers
-from hgsl.losses.similarity import unit
+from hgsl.losses.scoring.search import nearest_centers
+from hgsl.losses.scoring.similarity import unit
 
 
 class LargestTensor(TorchDispatchMode):
@@ -33,27 +33,26 @@ class LargestTensor(TorchDispatchMode):
     count=st.integers(1, 60),
     k=st.integers(1, 60),
     chunk_size=st.integers(1, 70),
-    unit_centers=st.booleans(),
 )
-def test_search_equals_the_full_product(seed, count, k, chunk_size, unit_centers):
+def test_search_equals_the_full_product(seed, count, k, chunk_size):
     generator = torch.Generator().manual_seed(seed)
     x = unit(torch.randn(5, 8, generator=generator, dtype=torch.float64))
     centers = torch.randn(count, 8, generator=generator, dtype=torch.float64)
-    centers = unit(centers) if unit_centers else centers
     k = min(k, count)
-    found = nearest_centers(x, centers, k, chunk_size, unit_centers)
-    assert torch.equal(found, (x @ unit(centers).T).topk(k, dim=1).indices)
+    rows, norms = nearest_centers(x, centers, k, chunk_size)
+    assert torch.equal(rows, (x @ unit(centers).T).topk(k, dim=1).indices)
+    torch.testing.assert_close(norms, torch.stack(centers.norm(dim=1).aminmax()))
 
 
 def test_search_is_a_well_formed_operator():
     x, centers = unit(torch.randn(5, 8)), torch.randn(20, 8)
-    torch.library.opcheck(nearest_centers, (x, centers, 3, 7, False))
+    torch.library.opcheck(nearest_centers, (x, centers, 3, 7))
 
 
 def test_equal_centers_are_each_found_once():
     centers = torch.eye(3, 4).repeat(4, 1)  # each of three centers four times
-    found = nearest_centers(torch.eye(3, 4), centers, 4, 5, True)
-    assert [sorted(row) for row in found.tolist()] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    rows, _ = nearest_centers(torch.eye(3, 4), centers, 4, 5)
+    assert [sorted(row) for row in rows.tolist()] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
 @pytest.mark.parametrize("hard_set", ["all", "negatives"])

@@ -1,4 +1,4 @@
-"""K as a curriculum."""
+"""Schedules of K."""
 
 import doctest
 
@@ -15,7 +15,12 @@ def test_documented_example():
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [({}, "must map epochs from 0"), ({1: 5}, "from 0"), ({-1: 3, 0: 2}, "from 0"), ({0: 0}, "must be positive")],
+    [
+        ({}, "must map epochs from 0"),
+        ({1: 5}, "from 0"),
+        ({-1: 3, 0: 2}, "from 0"),
+        ({0: 0}, "is 0: expected an integer"),
+    ],
 )
 def test_impossible_schedules_are_refused(table, message):
     with pytest.raises(InputError, match=message):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common import ranks
+from hgsl.common.collectives import gather_rows, gather_with_gradient
 from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
-from hgsl.engine.distributed import GatherRows
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
 OURS = "HardGlobalSoftminLoss"
@@ -47,7 +47,7 @@ class Objective(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self.gather and ranks.world_size() > 1:
-            embeddings, labels = GatherRows.apply(embeddings), GatherRows.apply(labels)
+            embeddings, labels = gather_with_gradient(embeddings), gather_rows(labels)
         if self.miner is None:
             return self.loss_fn(embeddings, labels)
         return self.loss_fn(embeddings, labels, self.miner(embeddings, labels))

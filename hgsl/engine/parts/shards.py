@@ -60,7 +60,7 @@ def load_optimizer_state(
     if loss is not None and (index := _index(optimizer, loss.centers)) in state["state"]:
         whole = state["state"][index]
         own = {
-            name: loss.own_rows(value) if value.ndim else value for name, value in whole.items() if value is not None
+            name: loss.local_rows(value) if value.ndim else value for name, value in whole.items() if value is not None
         }
         state = {**state, "state": {**state["state"], index: own}}
     optimizer.load_state_dict(state)

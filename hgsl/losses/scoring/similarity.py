@@ -1,21 +1,37 @@
-"""How close unit vectors are: minus their smoothed euclidean distance, or their cosine."""
+"""Similarity of unit vectors: minus their smoothed Euclidean distance, or their cosine."""
 
 import torch
 from torch import Tensor
 
 SIMILARITIES = ("euclidean", "cosine")
 SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite where two points meet
+NORM_RANGE = (1e-12, 1e18)  # norms that float32 computes from squares; a norm below is taken for zero
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scales the last dimension to norm 1; a vector too small or too large to tell its norm becomes (nearly) zero."""
+    """Scales the last dimension to norm 1, for norms in ``NORM_RANGE``; zero stays zero."""
     return vectors / divisor(vectors)
 
 
+def unit_of_any_norm(vectors: Tensor) -> Tensor:
+    """Scales the last dimension to norm 1, also where squares would overflow or underflow; zero stays zero.
+
+    Vectors of ordinary size pass through the same operations as in :func:`unit`, to the same bits.
+    """
+    largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
+    is_extreme = ((largest < 1e-10) & (largest > 0)) | (largest > 1e15)
+    factor = torch.where(is_extreme, largest.reciprocal().clamp_max(1e38), 1)
+    return unit(vectors * factor)
+
+
 def divisor(vectors: Tensor) -> Tensor:
-    """Returns ``(..., 1)``, the norms of ``(..., D)``, or 1 where the norm is (nearly) zero."""
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return norm.where(norm > 1e-12, 1)
+    """Returns ``(..., 1)``, the norms of ``(..., D)``, or 1 where the norm is zero."""
+    return nonzero(torch.linalg.vector_norm(vectors, dim=-1, keepdim=True))
+
+
+def nonzero(norms: Tensor) -> Tensor:
+    """Returns ``norms`` with 1 in place of zero, to divide by."""
+    return norms.where(norms > NORM_RANGE[0], 1)
 
 
 def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
@@ -48,4 +64,4 @@ def normalize_(vectors: Tensor, rows: Tensor | None = None) -> None:
 def _rounded_unit(vectors: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     is_unit = (norm - 1).abs() < 16 * torch.finfo(vectors.dtype).eps
-    return torch.where(is_unit, vectors, unit(vectors))
+    return torch.where(is_unit, vectors, unit_of_any_norm(vectors))

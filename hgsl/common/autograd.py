@@ -1,0 +1,50 @@
+"""Gradients that are computed by hand: attached to a value, and safe against a silent second derivative."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgsl.common.errors import InputError
+
+
+def builds_graph() -> bool:
+    """Whether the backward pass that is running records itself for a second derivative (``create_graph=True``).
+
+    A compiled backward pass never does: PyTorch refuses second derivatives of compiled functions itself.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def refuse_second_derivative(function: str, way_out: str) -> None:
+    """Call first in the ``backward`` of a ``torch.autograd.Function`` that has no derivative of its own.
+
+    ``once_differentiable`` is not enough: it returns constants, and ``torch.autograd.grad(..., inputs=x)`` then drops
+    their share of the second derivative in silence, wherever another path leads to ``x``.
+
+    Raises:
+        InputError: The backward pass is called with ``create_graph=True``.
+    """
+    if builds_graph():
+        raise InputError(f"{function} has no second derivative (create_graph=True): {way_out}")
+
+
+def with_gradient(value: Tensor, inputs: Tensor, gradient: Tensor) -> Tensor:
+    """Returns the scalar ``value``, a constant, as a function of ``inputs`` with the known ``gradient``.
+
+    Its second derivative is refused.
+    """
+    return _WithGradient.apply(value, inputs, gradient)
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, inputs: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[None, Tensor, None]:
+        refuse_second_derivative("a loss over several processes", "compute it in one process")
+        (gradient,) = ctx.saved_tensors
+        return None, grad_value * gradient, None

@@ -1,0 +1,62 @@
+"""Search of the class centers nearest to each embedding, in chunks, so that no batch-by-classes matrix is held."""
+
+import torch
+from torch import Tensor
+
+from hgsl.losses.scoring.similarity import nonzero
+
+GROUP = 16  # rows whose largest score is taken first
+
+
+@torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop
+def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Finds the centers with the largest cosine to each embedding; for unit ``x`` these are the nearest unit centers.
+
+    One chunk of centers is multiplied at a time, and its best scores are merged into a running top k.
+
+    Args:
+        x: unit embeddings ``(B, D)``.
+        centers: ``(C, D)``, of any norm in ``NORM_RANGE``.
+        k: how many to find, at most C.
+        chunk_size: centers multiplied at a time.
+
+    Returns:
+        Their rows ``(B, k)`` int64, best first; the smallest and the largest norm of all centers ``(2,)``.
+    """
+    best = x.new_empty(0, len(x))
+    rows = torch.empty(0, len(x), dtype=torch.int64, device=x.device)
+    norms = []
+    length = min(chunk_size, len(centers))
+    buffer = x.new_empty(length + -length % GROUP, len(x))
+    for start in range(0, len(centers), chunk_size):
+        chunk = centers[start : start + chunk_size].to(x.dtype)
+        count = len(chunk)
+        norm = torch.linalg.vector_norm(chunk, dim=1, keepdim=True)
+        norms += norm.aminmax()
+        torch.mm(chunk, x.T, out=buffer[:count]).div_(nonzero(norm))  # (count, B)
+        buffer[count:].fill_(-torch.inf)
+        values, indices = _largest_rows(buffer, min(k, count))
+        best, rows = torch.cat([best, values]), torch.cat([rows, indices + start])
+        best, order = best.topk(min(k, len(best)), dim=0)
+        rows = rows.gather(0, order)
+    return rows.T.contiguous(), torch.stack(torch.stack(norms).aminmax())
+
+
+@nearest_centers.register_fake
+def _(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    return torch.empty(len(x), k, dtype=torch.int64, device=x.device), x.new_empty(2)
+
+
+def _largest_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the ``k`` largest of each column of ``(n, B)`` and their rows, both ``(k, B)``; GROUP divides n.
+
+    They lie in the ``k`` groups of rows that have the largest maxima, and maxima are far cheaper than a top k.
+    """
+    groups = scores.unflatten(0, (-1, GROUP))  # (n / GROUP, GROUP, B)
+    if len(groups) < 2 * k:
+        result = scores.topk(k, dim=0)
+        return result.values, result.indices
+    nearest = groups.amax(dim=1).topk(k, dim=0).indices  # (k, B)
+    members = groups.gather(0, nearest[:, None].expand(-1, GROUP, -1)).flatten(0, 1)
+    values, indices = members.topk(k, dim=0)
+    return values, nearest.gather(0, indices // GROUP) * GROUP + indices % GROUP
