@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from PIL import Image
 
 from hgsl.common import ranks
-from hgsl.common.device import dtype_name, pick_device
+from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
@@ -217,7 +217,7 @@ def _embedded(
         batch_size=config.eval.batch_size,
         num_workers=runtime.workers,
         device=runtime.device,
-        precision=dtype_name(runtime.dtype),
+        dtype=runtime.dtype,
         store=store,
         identity=f"{manifest.split_hash} {identity}",
     )

@@ -20,7 +20,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and not number.isdigit()):
+    if kind not in DEVICES or kind == "auto" or (number and not number.isdigit()):
         raise unknown("device", name, DEVICES)
     present = {
         "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count(),
@@ -30,6 +30,19 @@ def pick_device(name: str = "auto") -> torch.device:
     if not present[kind]:
         raise InputError(f"device {name!r} is not present on this machine: use --device auto or --device cpu")
     return torch.device(name)
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Returns ``device`` as it is given, if this machine has it.
+
+    Raises:
+        InputError: It has not, or the name is unknown.
+    """
+    try:
+        checked = torch.device(device)
+    except RuntimeError:
+        raise unknown("device", device, DEVICES) from None
+    return pick_device(str(checked)) if checked.type in DEVICES else checked
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

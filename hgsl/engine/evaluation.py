@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from hgsl.common.device import dtype_name
 from hgsl.common.errors import InputError
 from hgsl.config import EvalConfig
 from hgsl.data import Manifest, RetrievalDataset
@@ -39,7 +38,7 @@ def measure(model: nn.Module, dataset: RetrievalDataset | PooledSet, settings: E
         batch_size=settings.batch_size,
         num_workers=runtime.workers if isinstance(dataset, RetrievalDataset) else 0,
         device=runtime.device,
-        precision=dtype_name(runtime.dtype),
+        dtype=runtime.dtype,
     )
     if not np.isfinite(found.embeddings).all():
         raise Diverged(

@@ -1,4 +1,4 @@
-"""From a network and a data set to embeddings."""
+"""Embeddings of a data set by a network."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hgsl.common import ranks
-from hgsl.common.device import pick_precision
+from hgsl.common.device import check_device, dtype_name
 from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.modules import evaluation_mode
@@ -37,7 +37,7 @@ def embed(
     batch_size: int = 64,
     num_workers: int = 0,
     device: torch.device | str | None = None,
-    precision: str = "float32",
+    dtype: torch.dtype = torch.float32,
     progress: bool = True,
     store: str | os.PathLike[str] | None = None,
     identity: str = "",
@@ -46,19 +46,19 @@ def embed(
 
     The data set is cut into the same batches of ``batch_size`` whatever the number of processes; under a process group
     each rank computes its share of whole batches and every rank gets all vectors. So the vectors are the same, bit for
-    bit, with any number of ranks, given the same kind of machine and the same number of threads a rank. Global random
+    bit, with any number of ranks, given the same kind of machine and the same number of threads per rank. Global random
     state is left as it was, and so is the model's mode.
 
     Args:
         model: (B, 3, H, W) -> (B, D); it stays on its device if ``device`` is None, else it is moved there.
         dataset: ``dataset[i]`` is (image tensor, int label, int id).
-        batch_size: Images a forward pass.
+        batch_size: Images per forward pass.
         num_workers: Processes that load images; 0 loads in this one.
-        precision: ``float32``, ``bfloat16``, ``float16`` or ``auto``: in which the network computes.
+        dtype: The number format in which the network computes.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
         store: A folder to write to as the vectors come (see ``store.py``); what an earlier, killed call has left there
             is not computed again, and the arrays returned are memory maps. Ranks must share its file system.
-        identity: What else decides the vectors than the weights, the number of images, the batches and the precision,
+        identity: What else decides the vectors than the weights, the number of images, the batches and the dtype,
             such as a split's hash and the image size; a store of another identity is refused.
 
     Raises:
@@ -68,14 +68,14 @@ def embed(
     if not count:
         raise InputError("the data set has no images: there is nothing to embed")
     if device is not None:
-        model.to(device)
+        model.to(check_device(device))
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     batches = [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
     sink: EmbeddingStore | _Memory
     if store is None:
         sink = _Memory(count, len(batches), device)
     else:
-        weights = fingerprint(model, f"{batch_size} {precision}")[:16]
+        weights = fingerprint(model, f"{batch_size} {dtype_name(dtype)}")[:16]
         sink = EmbeddingStore(store, count, len(batches), f"{weights} {identity}")
     numbers = sink.pending()[ranks.rank() :: ranks.world_size()]
     opened = False
@@ -91,7 +91,7 @@ def embed(
         )
         bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)
         for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
-            vectors = forward(model, images.to(device, non_blocking=True), precision)
+            vectors = forward(model, images.to(device, non_blocking=True), dtype)
             if not opened:
                 sink.open(_common_width(vectors.shape[1], device))
                 opened = True
@@ -101,15 +101,14 @@ def embed(
     return Embeddings(*sink.finish())
 
 
-def forward(model: nn.Module, images: torch.Tensor, precision: str = "float32") -> torch.Tensor:
-    """Returns the (B, D) float32 vectors of a batch on the CPU, computed in ``precision``."""
-    dtype = pick_precision(precision, images.device)
+def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns the (B, D) float32 vectors of a batch on the CPU, computed in ``dtype``."""
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        found = model(images)
-    if not isinstance(found, torch.Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise InputError(f"the network must return one vector an image, a (B, D) matrix; it returned {shape}")
-    return found.float().cpu()
+        vectors = model(images)
+    if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
+        shape = tuple(vectors.shape) if isinstance(vectors, torch.Tensor) else type(vectors).__name__
+        raise InputError(f"the network must return one vector per image, a (B, D) matrix; it returned {shape}")
+    return vectors.float().cpu()
 
 
 class _Memory:

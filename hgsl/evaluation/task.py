@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hgsl.common.device import check_device
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
@@ -133,7 +134,7 @@ def make_task(
         excluded=tuple(excluded),
         relevant=_count_relevant(label_pair, excluded),
         metric=metric,
-        device=torch.device(device),
+        device=check_device(device),
     )
 
 

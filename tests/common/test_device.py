@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hgsl.common.device import cpu_has_bfloat16, pick_device, pick_precision
+from hgsl.common.device import check_device, cpu_has_bfloat16, pick_device, pick_precision
 from hgsl.common.errors import InputError
 
 
@@ -12,12 +12,22 @@ def test_auto_is_a_device_that_works() -> None:
 def test_unknown_device_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'cuda'"):
         pick_device("cudaa")
+    with pytest.raises(InputError, match="unknown device 'auto:1'"):
+        pick_device("auto:1")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        check_device("gpu")
+
+
+def test_a_device_that_is_present_is_taken_as_it_is_given() -> None:
+    assert check_device(torch.device("cpu")) == check_device("cpu") == torch.device("cpu")
+    assert check_device("meta").type == "meta"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
 def test_absent_device() -> None:
-    with pytest.raises(InputError, match="not present on this machine"):
-        pick_device("cuda")
+    for check in (pick_device, check_device):
+        with pytest.raises(InputError, match="not present on this machine"):
+            check("cuda")
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_random_state_and_modes_are_left_as_they_were(workers):
 def test_no_images_and_no_matrix_are_refused():
     with pytest.raises(InputError, match="no images"):
         embed(network(), Squares(0))
-    with pytest.raises(InputError, match=r"must return one vector an image.*\(4, 6, 6, 6\)"):
+    with pytest.raises(InputError, match=r"must return one vector per image.*\(4, 6, 6, 6\)"):
         embed(nn.Conv2d(3, 6, 3), Squares(4))
 
 

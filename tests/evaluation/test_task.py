@@ -144,6 +144,7 @@ def test_relevant_images_are_counted_less_those_left_out():
         ({"ks": ()}, "ks: give at least one K"),
         ({"ks": (1, 2.5)}, "at least 1, found 2.5"),
         ({"labels": np.arange(40)}, "none of the 40 queries has another image of its label"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
         ({"metric": "euclidean"}, "unknown metric 'euclidean'"),
     ],
 )

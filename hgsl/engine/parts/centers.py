@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.device import dtype_name
 from hgsl.config import LossConfig
 from hgsl.data import RetrievalDataset
 from hgsl.engine.parts.head import Head, PooledSet
@@ -53,7 +52,7 @@ def start_at_means(
         batch_size=batch,
         num_workers=runtime.workers,
         device=runtime.device,
-        precision=dtype_name(runtime.dtype),
+        dtype=runtime.dtype,
     )
     sums = torch.zeros(images.num_classes, model.embedding_size)
     sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))

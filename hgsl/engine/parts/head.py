@@ -78,8 +78,8 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
     """
     network = Pooled(model)
     transform = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
-    precision, batch_size = dtype_name(runtime.dtype), config.eval.batch_size
-    settings = {**transform, "batch": batch_size, "precision": precision}
+    batch_size = config.eval.batch_size
+    settings = {**transform, "batch": batch_size, "precision": dtype_name(runtime.dtype)}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)
     ranks.print_main(f"pooled features of {len(images)} images in {folder}")
     found = embed(
@@ -88,7 +88,7 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         batch_size=batch_size,
         num_workers=runtime.workers,
         device=runtime.device,
-        precision=precision,
+        dtype=runtime.dtype,
         store=folder,
     )
     return PooledSet(images, found.embeddings)
