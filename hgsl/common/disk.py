@@ -62,6 +62,16 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
         raise OSError(errno.ENOSPC, reason, os.fspath(path))
 
 
+def reserve_space(path: str | os.PathLike[str]) -> None:
+    """Reserves the blocks of a sparse file, before it is mapped: a write to a map of a full disk kills the process.
+
+    Raises:
+        OSError: The disk is full; the error names ``path``.
+    """
+    with named_disk_errors(path), open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, os.fstat(file.fileno()).st_size))
+
+
 def _disk_error(error: Exception, temporary: Path | None) -> int | None:
     """The error number of what the disk refused without naming the file; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:

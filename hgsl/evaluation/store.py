@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hgsl.common import ranks
+from hgsl.common.disk import named_disk_errors, reserve_space
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json
 
@@ -62,7 +63,10 @@ class EmbeddingStore:
             for name in ARRAYS:
                 shape: tuple[int, ...] = (self.count, width) if name == "embeddings" else (self.count,)
                 dtype = np.float32 if name == "embeddings" else np.int64
-                open_memmap(self._path(name, part=True), mode="w+", dtype=dtype, shape=shape).flush()
+                path = self._path(name, part=True)
+                with named_disk_errors(path):
+                    open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+                reserve_space(path)
             open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: it says all are there
         ranks.barrier()
         self.arrays = {

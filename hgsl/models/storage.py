@@ -6,11 +6,11 @@ That file is ``model.json`` in the folder of a run, and ``config.json`` in a fol
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import atomic_path, read_json, write_json
+from hgsl.common.files import read_json, write_json
+from hgsl.common.tensor_files import write_tensor_file
 from hgsl.models.description import DATA_CONFIG, Description, checked, from_hub_config
 from hgsl.models.embedder import Embedder, create_embedder
 from hgsl.models.hub import fetch, hub_id_of
@@ -38,9 +38,7 @@ def describe(model: Embedder) -> Description:
 
 def save_weights(model: Embedder, path: Path) -> None:
     """Writes the tensors of a model as safetensors, atomically."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensor_file(path, model.state_dict(), {"format": "pt"})
 
 
 def load_embedder(source: str | Path) -> Embedder:

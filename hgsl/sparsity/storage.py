@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError, first_line
-from hgsl.common.files import atomic_path
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.tensor_files import read_tensor_file, write_tensor_file
 from hgsl.sparsity.channels.equivalence import tensors_in
 from hgsl.sparsity.channels.resize import shrink_to
 from hgsl.sparsity.channels.trace import example_input
@@ -51,8 +50,7 @@ def save(model: nn.Module, path: str | Path) -> None:
             stored[name + _VALUES] = flat[is_value]
         else:
             stored[name] = flat.reshape(tensor.shape).clone()  # a copy: safetensors refuses shared memory
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata={FORMAT: json.dumps(shapes)})
+    write_tensor_file(Path(path), stored, {FORMAT: json.dumps(shapes)})
 
 
 def load(model: nn.Module, path: str | Path, *, shrink: bool = False, example: Tensor | None = None) -> None:
@@ -90,9 +88,7 @@ def _is_value(flat: Tensor) -> Tensor:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        stored, header = read_tensor_file(path)
         shapes = json.loads(header.get(FORMAT, "null"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hgsl.common.disk import check_writable, named_disk_errors
+from hgsl.common.disk import check_writable, named_disk_errors, reserve_space
 from hgsl.common.files import atomic_path, write_text
 
 NUMBERS = np.random.default_rng(0).random((100, 1000), dtype=np.float32)  # 400 kB
@@ -88,6 +88,17 @@ def test_a_full_disk_names_the_file(small_disk: Path, writer: str) -> None:
     (small_disk / "filling").write_bytes(b"a" * (124 << 10))
     with pytest.raises(OSError, match=r"No space left on device: '.*/more/out'"):
         check_writable(small_disk / "more/out")
+
+
+def test_the_space_of_an_array_is_reserved_before_it_is_mapped(small_disk: Path) -> None:
+    np.lib.format.open_memmap(small_disk / "a.npy", mode="w+", dtype=np.uint8, shape=(50_000,)).flush()
+    assert (small_disk / "a.npy").stat().st_blocks * 512 < 50_000
+    reserve_space(small_disk / "a.npy")
+    assert (small_disk / "a.npy").stat().st_blocks * 512 >= 50_000
+    assert not np.load(small_disk / "a.npy").any()
+    np.lib.format.open_memmap(small_disk / "b.npy", mode="w+", dtype=np.uint8, shape=(500_000,)).flush()
+    with pytest.raises(OSError, match=r"No space left on device: '.*/b\.npy'"):
+        reserve_space(small_disk / "b.npy")
 
 
 def test_a_read_only_disk_is_found_before_the_work(small_disk: Path) -> None:

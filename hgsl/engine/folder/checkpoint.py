@@ -6,15 +6,16 @@ One file, written atomically, cannot tear: its tensors and its step always belon
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
+from hgsl.common.tensor_files import read_tensor_file, write_tensor_file
 
 _KEY = "hgsl"
 
@@ -27,11 +28,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={_KEY: json.dumps(tree)})
-        except SafetensorError as error:  # how it reports a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
+    write_tensor_file(path, tensors, {_KEY: json.dumps(tree)})
 
 
 def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
@@ -68,9 +65,8 @@ def load_state(path: Path) -> dict[str, Any]:
             f"no state to resume from at {path}: the run stopped before its first save, --overwrite starts it again"
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            tree = json.loads((file.metadata() or {})[_KEY])
-            return _decode(tree, file)
+        tensors, header = read_tensor_file(path)
+        return _decode(json.loads(header[_KEY]), tensors)
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} is damaged or was not written by hgsl ({error}): start again with --overwrite"
@@ -90,12 +86,12 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"{name}: cannot save a {type(value).__name__}")
 
 
-def _decode(node: Any, file: Any) -> Any:
+def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     ((kind, content),) = node.items()
     if kind == "tensor":
-        return file.get_tensor(content)
+        return tensors[content]
     if kind == "dict":
-        return {key: _decode(item, file) for key, item in content}
+        return {key: _decode(item, tensors) for key, item in content}
     if kind == "list":
-        return [_decode(item, file) for item in content]
+        return [_decode(item, tensors) for item in content]
     return content
