@@ -1,7 +1,7 @@
-"""From an image to the tensor a backbone expects: sizes are the caller's, the rest is the backbone's data config.
+"""Transforms from an RGB image to the tensor that a backbone expects, for training and for evaluation.
 
-Images are uint8 tensors here, which PyTorch resizes several times faster than Pillow does, to the same values within
-one of 255 levels.
+Sizes are the caller's, mean, standard deviation and interpolation the backbone's data config. Images are uint8 tensors,
+which PyTorch resizes several times faster than Pillow, to the same values within one of 255 levels.
 """
 
 import math
@@ -19,24 +19,39 @@ from hgsl.common.errors import InputError, unknown
 
 RECIPES = ("resize_random_crop", "random_resized_crop")
 INTERPOLATIONS = ("bilinear", "bicubic")
+MAX_ASPECT = 100  # longest side over shortest side, above which an image is refused
+CROP_ASPECT = 8  # and above which only its center is resized
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as a (3, H, W) uint8 tensor, in memory pixel by pixel as it was decoded."""
+    """An RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+
+def check_shape(width: int, height: int) -> None:
+    """Refuses an image whose sides differ more than ``MAX_ASPECT`` times: it has nothing to recognize.
+
+    Raises:
+        InputError: It does; the message has both sides.
+    """
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"its shape of {width:,} x {height:,} pixels is longer than {MAX_ASPECT} times its width")
 
 
 @dataclass(frozen=True)
 class ShortestSide:
-    """Resizes pixels (3, H, W) so that the shortest side has ``side`` of them; the other is rounded down.
+    """Resizes pixels (3, H, W) to a shortest side of ``side`` pixels; the longest side is rounded down.
 
-    Pixels that are already so are returned as they are, so resizing twice is resizing once: whoever reads the file may
-    do it early, or keep the result (see ``hgsl.data.files.cache``), and no value of the final tensor changes.
+    Of an image that is longer than ``CROP_ASPECT`` times its width, only the center of that shape is resized, so that
+    a strip costs no more memory than ``CROP_ASPECT * side ** 2`` pixels.
+
+    Pixels of the right size are returned unchanged, so resizing twice is resizing once: the pixels may be resized when
+    they are read, or cached, without a change in the final tensor.
 
     Attributes:
         side: In pixels.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
-        leave: Images with a shortest side up to this are left alone; 0 resizes all, smaller ones too.
+        leave: Images with a shortest side up to this are not resized; 0 resizes all, smaller ones too.
     """
 
     side: int
@@ -44,6 +59,8 @@ class ShortestSide:
     leave: int = 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        check_shape(pixels.shape[-1], pixels.shape[-2])
+        pixels = _central(pixels)
         height, width = pixels.shape[-2:]
         short = min(height, width)
         if short == self.side or short <= self.leave:
@@ -52,9 +69,19 @@ class ShortestSide:
         return v2.functional.resize(pixels, size, InterpolationMode(self.interpolation), antialias=True)
 
 
+def _central(pixels: Tensor) -> Tensor:
+    """The central part (3, H, W) whose longest side is at most ``CROP_ASPECT`` times the shortest one, as a view."""
+    longest = CROP_ASPECT * min(pixels.shape[-2:])
+    for axis in (-2, -1):
+        excess = pixels.shape[axis] - longest
+        if excess > 0:
+            pixels = pixels.narrow(axis, excess // 2, longest)
+    return pixels
+
+
 @dataclass(frozen=True)
 class Transform:
-    """An RGB image of any size, or its pixels, -> (3, size, size) float32: ``resize`` first, then ``steps`` in turn."""
+    """An RGB image, or its pixels (3, H, W), to (3, size, size) float32: ``resize`` first, then ``steps`` in turn."""
 
     resize: ShortestSide
     steps: Sequence[Callable[[Any], Any]]
@@ -77,12 +104,12 @@ def train_transform(
     """The random transform of training images.
 
     Args:
-        data_config: The backbone's, as timm resolves it: ``mean``, ``std`` and ``interpolation`` are read.
+        data_config: The backbone's, as timm resolves it; ``mean``, ``std`` and ``interpolation`` are used.
         image_size: Side of the square result, in pixels.
-        recipe: "resize_random_crop" resizes the shortest side to ``image_size`` and cuts a square at random, as
-            published with HGSL; "random_resized_crop" cuts a box of random area and shape and resizes that.
-        scale: Share of the image's area that such a box covers at least and at most.
-        flip: Whether half of the images are mirrored.
+        recipe: "resize_random_crop" resizes the shortest side to ``image_size`` and crops a random square, as published
+            with HGSL; "random_resized_crop" crops a box of random area and shape and resizes that.
+        scale: Smallest and largest share of the image's area in such a box.
+        flip: Whether half of the images are flipped horizontally.
 
     Raises:
         InputError: An unknown recipe, a size below 1, or a scale outside 0 < min <= max <= 1.
@@ -96,20 +123,19 @@ def train_transform(
         resize = ShortestSide(side, interpolation)
         crop = v2.RandomCrop(side)
     else:
-        # Even the smallest square box then has image_size pixels a side, if the photo has them; and to shrink a photo
+        # Even the smallest square box then has image_size pixels per side, if the image has them; to shrink an image
         # that is hardly larger would cost more time than it saves.
         enough = math.ceil(side / math.sqrt(scale[0]))
         resize = ShortestSide(enough, interpolation, leave=5 * enough // 4)
         crop = v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=InterpolationMode(interpolation))
-    mirror = [v2.RandomHorizontalFlip()] if flip else []
-    return Transform(resize, (crop, *mirror, Normalize(data_config)))
+    flips = [v2.RandomHorizontalFlip()] if flip else []
+    return Transform(resize, (crop, *flips, Normalize(data_config)))
 
 
 def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct: float = 1.0) -> Transform:
-    """The fixed transform of evaluation: shortest side to ``image_size / crop_pct``, then the central square.
+    """The fixed transform of evaluation: shortest side to ``image_size / crop_pct``, then a center crop.
 
-    ``crop_pct`` is 1 unless asked for otherwise, as published with HGSL: the part that tells two kinds apart may be at
-    the edge of the photo.
+    ``crop_pct`` is 1 by default, as published with HGSL: what distinguishes classes may be at the edge of the image.
 
     Raises:
         InputError: A size below 1, or ``crop_pct`` outside (0, 1].

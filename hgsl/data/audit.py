@@ -1,50 +1,49 @@
-"""Every image of a manifest opened once: what is broken, what is odd, and what is there twice."""
+"""Audit: every image of a manifest opened once, to find damaged, unusual and duplicate ones."""
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from scipy.fft import dctn
+from PIL import Image
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import DAMAGED, to_rgb
+from hgsl.common.transforms import MAX_ASPECT, check_shape
+from hgsl.data.duplicates import exact_duplicates, is_flat, near_duplicates, perceptual_hash
+from hgsl.data.files.images import DAMAGED, decode
 from hgsl.data.manifest import Manifest
 
 HUGE = 50_000_000  # pixels
-NEAR = 4  # bits of 64 in which the perceptual hashes of near duplicates differ at most
-FLAT = 4.0  # gray levels of 255: a thumbnail of a smaller deviation has no features to compare
 
-# Kind of finding: its heading, and whether it makes the audit fail.
-KINDS = {
+# Name of a finding: its heading, and whether it makes the audit fail.
+FINDINGS = {
     "missing": ("missing files", True),
     "empty": ("empty files", True),
     "unreadable": ("not readable as an image", True),
     "damaged": ("truncated or damaged", True),
+    "shape": (f"longer than {MAX_ASPECT} times their width", True),
+    "values": ("values that 8 bits cannot hold", True),
+    "flat": ("nearly a single color", True),
     "huge": (f"more than {HUGE // 1_000_000} megapixels", False),
     "gray": ("grayscale", False),
     "cmyk": ("CMYK", False),
-    "same_across": ("exact duplicates across the split", True),
+    "same_across": ("exact duplicates across splits", True),
     "same_within": ("exact duplicates within a split", False),
-    "near_across": ("near duplicates across the split", True),
+    "near_across": ("near duplicates across splits", True),
     "near_within": ("near duplicates within a split", False),
 }
 
 
 @dataclass
 class Audit:
-    """Findings by kind (see ``KINDS``): a path each, or the paths of a pair.
+    """Findings of an audit.
 
     Attributes:
-        images: How many were looked at.
-        findings: Kind -> list of paths, or of pairs of paths.
+        images: How many images were opened.
+        findings: Name of a finding in ``FINDINGS`` -> a list of paths, or of pairs of paths.
     """
 
     images: int
@@ -52,34 +51,34 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found that spoils a training or a measurement."""
-        return not any(self.findings[kind] for kind, (_, fails) in KINDS.items() if fails)
+        """Whether there is no finding that spoils a training or an evaluation."""
+        return not any(self.findings[name] for name, (_, fails) in FINDINGS.items() if fails)
 
     def table(self, examples: int = 3) -> str:
-        """One line a kind: how many, and the first few."""
-        lines = [f"{'finding':36} {'count':>7}  first ones"]
-        for kind, (heading, fails) in KINDS.items():
-            found = self.findings[kind]
-            some = "; ".join(" = ".join(paths) for paths in found[:examples])
-            lines.append(f"{heading + (' (!)' if fails and found else ''):36} {len(found):>7,}  {some}")
-        verdict = "no problem found" if self.ok else "problems found, marked (!)"
-        return "\n".join([*lines, f"{self.images:,} images looked at: {verdict}"])
+        """One line per finding: its count and the first examples."""
+        lines = [f"{'finding':36} {'count':>7}  examples"]
+        for name, (heading, fails) in FINDINGS.items():
+            paths = self.findings[name]
+            first = "; ".join(" = ".join(pair) for pair in paths[:examples])
+            lines.append(f"{heading + (' (!)' if fails and paths else ''):36} {len(paths):>7,}  {first}")
+        verdict = "no problem" if self.ok else "problems are marked (!)"
+        return "\n".join([*lines, f"{self.images:,} images opened: {verdict}"])
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one file turned out to be."""
+class Inspection:
+    """Findings on one file, the SHA-256 of its bytes, and its perceptual hash."""
 
-    kinds: tuple[str, ...]
+    findings: tuple[str, ...]
     digest: bytes = b""
-    print64: int | None = None
+    image_hash: int | None = None
 
 
 def audit(manifest: Manifest, workers: int | None = None) -> Audit:
-    """Opens every image, in parallel.
+    """Opens every image, in parallel threads.
 
-    Duplicates are exact if the bytes of the files are equal, and near if their perceptual hashes differ in at most
-    ``NEAR`` of 64 bits; "across" means that the two are in different splits, so that a test image was trained on.
+    Duplicates are exact if the bytes of the files are equal, and near if their perceptual hashes are. A pair "across
+    splits" means that an image of one split was trained on or searched in another.
 
     Raises:
         InputError: The images are drawn, not read from files.
@@ -88,79 +87,58 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
         raise InputError(f"{manifest.name} draws its images: there are no files to audit")
     paths = [manifest.root / path for path in manifest.paths]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-        looks = list(tqdm(pool.map(look, paths), total=len(paths), desc="audit", unit="image", disable=None))
-    result = Audit(len(paths), {kind: [] for kind in KINDS})
-    for path, seen in zip(manifest.paths, looks, strict=True):
-        for kind in seen.kinds:
-            result.findings[kind].append([path])
-    same = _same([seen.digest for seen in looks])
-    for what, pairs in (("same", same), ("near", _near(looks, same))):
+        results = list(tqdm(pool.map(inspect_file, paths), total=len(paths), desc="audit", unit="image", disable=None))
+    report = Audit(len(paths), {name: [] for name in FINDINGS})
+    for path, result in zip(manifest.paths, results, strict=True):
+        for name in result.findings:
+            report.findings[name].append([path])
+    same = exact_duplicates([result.digest for result in results])
+    near = near_duplicates([result.image_hash for result in results], same)
+    for name, pairs in (("same", same), ("near", near)):
         for a, b in pairs:
-            where = "within" if manifest.split[a] == manifest.split[b] else "across"
-            result.findings[f"{what}_{where}"].append([manifest.paths[a], manifest.paths[b]])
-    return result
+            relation = "within" if manifest.split[a] == manifest.split[b] else "across"
+            report.findings[f"{name}_{relation}"].append([manifest.paths[a], manifest.paths[b]])
+    return report
 
 
-def look(path: Path) -> Look:
+def inspect_file(path: Path) -> Inspection:
     """Reads one file."""
     try:
         content = path.read_bytes()
     except OSError:
-        return Look(("missing",))
+        return Inspection(("missing",))
     if not content:
-        return Look(("empty",))
+        return Inspection(("empty",))
     digest = hashlib.sha256(content).digest()
-    opened = False
     try:
         with Image.open(path) as image:
-            opened = True
-            kinds = ["huge"] if image.width * image.height > HUGE else []
-            kinds += ["cmyk"] if image.mode == "CMYK" else []
-            image.draft("RGB", (64, 64)) if image.mode != "CMYK" else None
-            image.load()
-            small = to_rgb(ImageOps.exif_transpose(image)).resize((32, 32), Image.Resampling.BOX)
+            findings, small = _thumbnail(image)
     except Image.DecompressionBombError:
-        return Look(("huge",), digest)
+        return Inspection(("huge",), digest)
     except DAMAGED:
-        return Look(("damaged" if opened else "unreadable",), digest)
-    pixels = np.asarray(small, np.int16)
-    if np.ptp(pixels, axis=2).max() <= 1:
-        kinds.append("gray")
-    return Look(tuple(kinds), digest, perceptual_hash(np.asarray(small.convert("L"), np.float64)))
+        return Inspection(("unreadable",), digest)
+    if small is None:
+        return Inspection(findings, digest)
+    pixels, gray = np.asarray(small, np.int16), np.asarray(small.convert("L"), np.float64)
+    for name, present in (("gray", np.ptp(pixels, axis=2).max() <= 1), ("flat", is_flat(gray))):
+        findings += (name,) if present else ()
+    return Inspection(findings, digest, perceptual_hash(gray))
 
 
-def perceptual_hash(gray: NDArray[np.float64]) -> int | None:
-    """64 bits of a gray thumbnail (32, 32): which of its 8 x 8 lowest frequencies lie above their median.
-
-    None for a thumbnail that is nearly of one color: its frequencies are noise.
-    """
-    if gray.std() < FLAT:
-        return None
-    low = dctn(gray, norm="ortho")[:8, :8].ravel()
-    bits = low > np.median(low[1:])  # the mean brightness, low[0], says nothing about the picture
-    return int.from_bytes(np.packbits(bits).tobytes())
-
-
-def _same(digests: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Pairs of equal digests: each later row with the first of its kind."""
-    rows: dict[bytes, list[int]] = defaultdict(list)
-    for row, digest in enumerate(digests):
-        if digest:
-            rows[digest].append(row)
-    return [(group[0], other) for group in rows.values() for other in group[1:]]
-
-
-def _near(looks: Sequence[Look], same: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Pairs of near hashes: each row with every earlier one.
-
-    A file that is an exact copy is left out, since its original stands for it.
-    """
-    copies = {b for _, b in same}
-    rows = np.array([i for i, seen in enumerate(looks) if seen.print64 is not None and i not in copies], np.int64)
-    prints = np.array([looks[i].print64 for i in rows], np.uint64)
-    pairs = []
-    for start in range(0, len(rows), 1024):
-        block = prints[start : start + 1024, None] ^ prints[None, start:]  # (<= 1024, N - start)
-        near = np.argwhere(np.bitwise_count(block) <= NEAR)
-        pairs += [(int(rows[start + a]), int(rows[start + b])) for a, b in near if a < b]
-    return pairs
+def _thumbnail(image: Image.Image) -> tuple[tuple[str, ...], Image.Image | None]:
+    """Findings on an opened image and its thumbnail (32, 32) in RGB; None if it cannot be used."""
+    cmyk = image.mode == "CMYK"
+    findings: tuple[str, ...] = ("huge",) if image.width * image.height > HUGE else ()
+    findings += ("cmyk",) if cmyk else ()
+    try:
+        check_shape(*image.size)
+    except InputError:
+        return (*findings, "shape"), None
+    try:
+        if not cmyk:
+            image.draft("RGB", (64, 64))
+        return findings, decode(image).resize((32, 32), Image.Resampling.BOX)
+    except InputError:
+        return (*findings, "values"), None
+    except DAMAGED:
+        return (*findings, "damaged"), None

@@ -1,4 +1,4 @@
-"""The images of a manifest as a PyTorch data set."""
+"""PyTorch data set of the images of a manifest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,24 +10,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import Transform, to_pixels
+from hgsl.common.transforms import Transform, check_shape, to_pixels
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest
 
 
 class RetrievalDataset(Dataset[tuple[Any, int, int]]):
-    """``dataset[i]`` is (image, label, id) of row i: no row is ever replaced by another.
+    """``dataset[i]`` is (image, label, id) of row i; an unreadable image is an error, never replaced by another row.
 
-    Labels are contiguous, 0..C-1 over the classes that occur in this manifest; ids are the rows' numbers in the full
-    manifest, so that an image has one identity from the list to the report.
+    Labels are contiguous, 0..C-1 over the classes that occur in this manifest; ids are row numbers in the full
+    manifest, so that an image has the same id in every split and report.
 
     Args:
         manifest: The rows, usually one split: ``manifest.subset("train")``.
-        transform: From an RGB image to a (3, H, W) tensor; None gives PIL images. What ``train_transform`` and
-            ``eval_transform`` build also tells how far a large JPEG may be shrunk while it is decoded.
-        cache_dir: A folder in which images are kept as the transform resizes them, so that only the first epoch
-            decodes them; the tensors are the same. None keeps nothing. It takes 3 bytes a pixel.
+        transform: From an RGB image to a (3, H, W) tensor; None gives PIL images. The results of ``train_transform``
+            and ``eval_transform`` also determine how far a large JPEG may be shrunk while it is decoded.
+        cache_dir: Folder for a cache of the resized images, so that only the first epoch decodes files; the tensors are
+            the same. It takes 3 bytes per pixel. None caches nothing.
 
     Attributes:
         manifest: The rows.
@@ -66,11 +66,11 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         return image, int(self.labels[index]), int(self.ids[index])
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Row ``index`` as an upright RGB image, cut to its box if the manifest says so.
+        """Row ``index`` as an upright RGB image, cropped to its box if the manifest says so.
 
         Args:
             index: The row.
-            min_side: The shortest side that is enough, in pixels: see :func:`hgsl.data.files.images.read_image`.
+            min_side: Shortest side that is enough, in pixels; see :func:`hgsl.data.files.images.read_image`.
 
         Raises:
             InputError: The file is missing or damaged, or its box lies outside it; the message names the file.
@@ -98,13 +98,17 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
 
 def crop(image: Image.Image, box: np.ndarray, path: Path) -> Image.Image:
-    """The part of ``image`` in ``box`` (x1, y1, x2, y2); what reaches over the edge is cut off.
+    """The part of ``image`` inside ``box`` (x1, y1, x2, y2); the box may reach over the edges of the image.
 
     Raises:
-        InputError: Nothing is left.
+        InputError: Nothing is left, or a strip of extreme shape; the message names ``path``.
     """
     x1, y1 = np.floor(box[:2]).clip(0).astype(int).tolist()
     x2, y2 = np.ceil(box[2:]).clip(None, image.size).astype(int).tolist()
     if x2 <= x1 or y2 <= y1:
         raise InputError(f"the box {box.tolist()} of {path} lies outside the image of {image.width} x {image.height}")
+    try:
+        check_shape(x2 - x1, y2 - y1)
+    except InputError as error:
+        raise InputError(f"the box {box.tolist()} of {path}: {error}") from None
     return image.crop((x1, y1, x2, y2))

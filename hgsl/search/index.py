@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
-from hgsl.data.files.images import to_rgb
+from hgsl.data.files.images import decode
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
@@ -178,7 +178,7 @@ class SearchIndex:
 
     def _prepare(self, image: ImageQuery) -> torch.Tensor:
         if isinstance(image, Image.Image):
-            return self.encoder.prepare(to_rgb(ImageOps.exif_transpose(image)))
+            return self.encoder.prepare(decode(image))
         return self.encoder.read(Path(image))
 
     def _check_number(self, number: int) -> None:

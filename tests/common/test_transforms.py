@@ -64,13 +64,51 @@ def test_train_draws_what_torchvision_draws(recipe: str, flip: bool) -> None:
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(2, 64), st.integers(0, 80))
 def test_resizing_twice_is_resizing_once(width: int, height: int, side: int, leave: int) -> None:
     resize = ShortestSide(side, "bilinear", leave)
-    pixels = resize(to_pixels(Image.new("RGB", (width, height))))
-    assert resize(pixels) is pixels
+    image = to_pixels(Image.new("RGB", (width, height)))
     short = min(width, height)
+    if max(width, height) > 100 * short:
+        with pytest.raises(InputError, match=f"its shape of {width} x {height} pixels is longer than 100 times"):
+            resize(image)
+        return
+    pixels = resize(image)
+    assert torch.equal(resize(pixels), pixels)
+    width, height = min(width, 8 * short), min(height, 8 * short)
     if short <= leave:
         assert pixels.shape == (3, height, width)
     else:
         assert pixels.shape == (3, height * side // short, width * side // short)
+
+
+def test_of_a_strip_only_the_center_is_resized() -> None:
+    """The evaluation of a strip is that of its center, and the memory of either resize depends on the side alone."""
+    pixels = to_pixels(photo(5_000, 50))
+    center = pixels[:, :, 2300:2700]  # 8 times as long as wide
+    transform = eval_transform(CONFIG, 32)
+    assert torch.equal(transform(pixels), transform(center))
+    for recipe in ("resize_random_crop", "random_resized_crop"):
+        train = train_transform(CONFIG, 32, recipe)
+        torch.manual_seed(0)
+        found = train(pixels.mT)
+        torch.manual_seed(0)
+        assert torch.equal(found, train(center.mT))
+
+
+@pytest.mark.parametrize("size", [(20_000, 200), (200, 20_000), (100, 1), (9_000, 1_000), (640, 480)])
+@pytest.mark.parametrize("side", [16, 64])
+def test_the_memory_of_a_resize_is_bounded(size: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+    resize = v2.functional.resize
+
+    def record(pixels: torch.Tensor, shape: list[int], *arguments: Any, **options: Any) -> torch.Tensor:
+        resized.append(shape[0] * shape[1])
+        return resize(pixels, shape, *arguments, **options)
+
+    monkeypatch.setattr(v2.functional, "resize", record)
+    pixels = torch.zeros((3, *size), dtype=torch.uint8)
+    assert eval_transform(CONFIG, side)(pixels).shape == (3, side, side)
+    assert train_transform(CONFIG, side, "resize_random_crop")(pixels).shape == (3, side, side)
+    assert len(resized) == 2
+    assert max(resized) <= 8 * side * side
 
 
 def test_an_image_and_its_pixels_are_the_same() -> None:

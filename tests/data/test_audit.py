@@ -8,8 +8,9 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.data import audit as audit_module
-from hgsl.data import load_manifest
-from hgsl.data.audit import KINDS, audit, look, perceptual_hash
+from hgsl.data import duplicates, load_manifest
+from hgsl.data.audit import FINDINGS, audit, inspect_file
+from hgsl.data.duplicates import near_duplicates, perceptual_hash
 from hgsl.data.manifest import make_manifest
 
 
@@ -41,7 +42,7 @@ def test_a_clean_set_passes(photos: Path) -> None:
     result = audit_of(photos)
     assert result.ok
     assert found(result) == {}
-    assert "8 images looked at: no problem found" in result.table()
+    assert "8 images opened: no problem" in result.table()
 
 
 def test_broken_files(photos: Path) -> None:
@@ -73,7 +74,7 @@ def test_odd_files_are_told_and_pass(photos: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_decompression_bomb_is_huge_not_fatal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert look(photos / "0.jpg").kinds == ("huge",)
+    assert inspect_file(photos / "0.jpg").findings == ("huge",)
 
 
 @pytest.mark.parametrize(("split", "where"), [("train", "within"), ("test", "across")])
@@ -92,10 +93,13 @@ def test_duplicates(photos: Path, split: str, where: str) -> None:
     assert result.ok == (where == "within")
 
 
-def test_flat_pictures_are_no_duplicates_of_each_other(photos: Path) -> None:
+def test_flat_images_are_named_and_no_duplicates_of_each_other(photos: Path) -> None:
     Image.new("RGB", (50, 50), (250, 250, 240)).save(photos / "white.png")
     Image.new("RGB", (50, 50), (10, 0, 0)).save(photos / "black.png")
-    assert found(audit_of(photos, "white.png", "black.png")) == {}
+    result = audit_of(photos, "white.png", "black.png")
+    assert found(result) == {"flat": [["white.png"], ["black.png"]]}
+    assert not result.ok
+    assert "nearly a single color (!)" in result.table()
 
 
 def test_hash_is_of_the_lowest_frequencies() -> None:
@@ -104,7 +108,7 @@ def test_hash_is_of_the_lowest_frequencies() -> None:
     assert first is not None
     assert perceptual_hash(gray * 0.7 + 20) == first  # contrast and brightness do not matter
     noise = gray + np.random.default_rng(0).normal(0, 3, gray.shape)
-    assert (first ^ (perceptual_hash(noise) or 0)).bit_count() <= audit_module.NEAR
+    assert (first ^ (perceptual_hash(noise) or 0)).bit_count() <= duplicates.MAX_DISTANCE
     other = perceptual_hash(np.asarray(picture(1).convert("L").resize((32, 32)), float))
     assert (first ^ (other or 0)).bit_count() > 15
 
@@ -115,14 +119,13 @@ def test_many_rows_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     prints = generator.integers(0, 2**63, 1500, np.uint64).tolist()
     for i in range(0, 300):
         prints[1499 - i] = prints[i] ^ int(sum(1 << int(b) for b in set(generator.integers(0, 64, i % 7))))
-    looks = [audit_module.Look((), bytes([i % 256, i // 256]), value) for i, value in enumerate(prints)]
     expected = [
         (a, b)
         for a in range(1500)
         for b in range(a + 1, 1500)
-        if (prints[a] ^ prints[b]).bit_count() <= audit_module.NEAR
+        if (prints[a] ^ prints[b]).bit_count() <= duplicates.MAX_DISTANCE
     ]
-    assert sorted(audit_module._near(looks, [])) == expected
+    assert sorted(near_duplicates(prints, [])) == expected
     assert len(expected) > 200
 
 
@@ -131,8 +134,21 @@ def test_drawn_images_are_refused() -> None:
         audit(load_manifest("synthetic", num_classes=4, images_per_class=2))
 
 
-def test_the_kinds_have_headings() -> None:
-    assert all(heading for heading, _ in KINDS.values())
+def test_images_that_cannot_be_used_are_named(photos: Path) -> None:
+    Image.new("L", (6_000, 1), 128).save(photos / "strip.png")
+    Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(photos / "nan.tif")
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(photos / "black.tif")
+    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
+    Image.fromarray(ramp).save(photos / "ramp.tif")
+    result = audit_of(photos, "strip.png", "nan.tif", "black.tif", "ramp.tif")
+    assert found(result) == {
+        "shape": [["strip.png"]],
+        "values": [["nan.tif"]],
+        "flat": [["black.tif"]],
+        "gray": [["black.tif"], ["ramp.tif"]],
+    }
+    assert not result.ok
+    assert all(name in FINDINGS for name in result.findings)
 
 
 def test_flowers17_has_its_known_duplicates(test_data: Path) -> None:

@@ -1,6 +1,8 @@
 """From file to tensor: orientation, color modes, damage, boxes, decoding at a smaller size, the cache."""
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,78 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     assert read_image(tmp_path / "clear.png").getpixel((0, 0)) == (200, 10, 10)
 
 
+RAMP = np.tile(np.linspace(0, 1, 64), (64, 1))
+SCALED = {
+    "8 bits": (RAMP * 255).astype(np.uint8),
+    "10 bits in 16": (RAMP * 1023).astype(np.uint16),
+    "12 bits in 16": (RAMP * 4095).astype(np.uint16),
+    "16 bits": (RAMP * 65535).astype(np.uint16),
+    "24 bits in 32": (RAMP * (2**24 - 1)).astype(np.int32),
+    "signed": (RAMP * 4000 - 2000).astype(np.int32),
+    "float 0..1": RAMP.astype(np.float32),
+    "float 0..4095": (RAMP * 4095).astype(np.float32),
+    "float -1..1": (RAMP * 2 - 1).astype(np.float32),
+    "float 0..1.2": (RAMP * 1.2).astype(np.float32),
+    "float to 1e30": (RAMP * 1e30).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_gray_ramp_is_the_same_however_it_is_stored(tmp_path: Path, name: str) -> None:
+    Image.fromarray(SCALED[name]).save(tmp_path / "ramp.tif")
+    pixels = np.asarray(read_image(tmp_path / "ramp.tif"))
+    assert np.abs(pixels.astype(int) - SCALED["8 bits"][..., None]).max() <= 1
+    assert len(np.unique(pixels)) == 64
+
+
+def test_dark_values_of_a_known_range_stay_dark(tmp_path: Path) -> None:
+    for values in (RAMP.astype(np.float32) * 0.25, (RAMP * 0.3 * 65535).astype(np.uint16)):
+        Image.fromarray(values).save(tmp_path / "dark.tif")
+        assert np.asarray(read_image(tmp_path / "dark.tif")).max() in (64, 76)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    values = RAMP.astype(np.float32)
+    values[3, 5] = value
+    Image.fromarray(values).save(tmp_path / "map.tif")
+    with pytest.raises(InputError, match=r"cannot read image .*map.tif: some of its pixels are not finite numbers"):
+        read_image(tmp_path / "map.tif")
+
+
+def png_16(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit color (H, W, 3), which Pillow can read but not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def test_color_of_16_bits_keeps_its_levels_or_is_refused_by_name(tmp_path: Path) -> None:
+    color = np.stack([RAMP, RAMP.T, RAMP], axis=2)
+    (tmp_path / "full.png").write_bytes(png_16(color * 65535))
+    assert len(np.unique(np.asarray(read_image(tmp_path / "full.png")))) == 64
+    (tmp_path / "camera.png").write_bytes(png_16(color * 4095))
+    with pytest.raises(InputError, match=r"camera.png: 16-bit color of 12 bits or fewer"):
+        read_image(tmp_path / "camera.png")
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 300_000), (5_000, 40)])
+def test_extreme_shapes_are_refused_by_name_before_decoding(
+    tmp_path: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", size, 128).save(tmp_path / "strip.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(
+        InputError, match=rf"strip.png: its shape of {size[0]:,} x {size[1]:,} pixels is longer than 100"
+    ):
+        read_image(tmp_path / "strip.png")
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".gif", ".bmp", ".tif"])
 def test_damaged_files_are_named_in_one_line(tmp_path: Path, suffix: str) -> None:
@@ -121,6 +195,13 @@ def test_boxes_are_cut_only_when_asked_for(tmp_path: Path) -> None:
     assert image.size == (50, 60)
     assert image.getpixel((0, 0)) == gradient(100, 80).getpixel((10, 20))
     outside = one(tmp_path / "a.png", boxes=[[100, 0, 120, 20]])
+    strip = one(tmp_path / "a.png", boxes=[[0, 10, 100, 10.5]])
+    assert RetrievalDataset(cut_to_boxes(strip))[0][0].size == (100, 1)
+    gradient(201, 80).save(tmp_path / "a.png")
+    strip = one(tmp_path / "a.png", boxes=[[0, 10, 201, 10.5]])
+    with pytest.raises(InputError, match=r"the box .* of .*a.png: its shape of 201 x 1 pixels is longer than 100"):
+        RetrievalDataset(cut_to_boxes(strip))[0]
+    gradient(100, 80).save(tmp_path / "a.png")
     with pytest.raises(
         InputError, match=r"the box \[100.0, 0.0, 120.0, 20.0\] of .*a.png lies outside the image of 100 x 80"
     ):

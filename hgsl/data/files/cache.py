@@ -1,4 +1,4 @@
-"""Images kept as they are after resizing, so that an epoch after the first reads pixels instead of decoding JPEG."""
+"""Cache of resized images, so that every epoch but the first reads pixels instead of decoding JPEG."""
 
 import hashlib
 import os
@@ -12,31 +12,33 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
 
+DECODING = 2  # number of the rules of hgsl.data.files.images.decode, part of every key
+
 
 def default_cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/hgsl/resized``, or that below ``~/.cache``."""
+    """``$XDG_CACHE_HOME/hgsl/resized``, by default ``~/.cache/hgsl/resized``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hgsl" / "resized"
 
 
-def file_key(source: Path, *how: object) -> str:
-    """A name for what is made of a file: it changes with the file's place, size and time, and with ``how``.
+def file_key(source: Path, *settings: object) -> str:
+    """The cache key of what is made of a file: it depends on the file's path, size and time, and on ``settings``.
 
     Raises:
         InputError: There is no such file.
     """
     try:
-        found = source.stat()
+        facts = source.stat()
     except OSError:
         raise InputError(f"image {source} does not exist") from None
-    text = repr((str(source.absolute()), found.st_size, found.st_mtime_ns, how))
+    text = repr((DECODING, str(source.absolute()), facts.st_size, facts.st_mtime_ns, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """Returns the pixels (3, H, W) uint8 kept under ``key``; if there are none, or damaged ones, makes and keeps them.
+    """Returns the pixels (3, H, W) uint8 cached under ``key``, and makes and stores them if they are absent or damaged.
 
-    They are kept as they are, in ``.npy`` files: what comes back is what ``make`` returned. Several processes may do
-    this at once, since files appear whole or not at all.
+    They are stored uncompressed, in ``.npy`` files, and read back as ``make`` returned them. Several processes may do
+    this at once, since a file is whole or absent.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full.

@@ -1,55 +1,103 @@
-"""A file becomes an upright RGB image, or an error that names it."""
+"""Image decoding: a file becomes an upright 8-bit RGB image, or an error that names it."""
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hgsl.common.errors import InputError
+from hgsl.common.transforms import check_shape
 
-# By suffix, so that listing a folder opens no file. Every one of these is read by Pillow without a plugin.
+# By suffix, so that listing a folder opens no file. Pillow reads every one of these without a plugin.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
-# What Pillow raises for a damaged file, by format and by place of the damage.
+# What Pillow raises for a damaged file, depending on its format and on where it is damaged.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # of the sensors whose values are stored in wider integers
 
 
 def read_image(path: Path, min_side: int | None = None) -> Image.Image:
-    """Reads an image as RGB, turned as its EXIF orientation says.
+    """Reads an image file as upright 8-bit RGB.
 
     Args:
         path: The file.
-        min_side: The shortest side, in pixels, that is enough: a larger JPEG is then decoded at a half, a quarter or
-            an eighth of its size, never below ``min_side``, which takes a fraction of the time.
+        min_side: Shortest side, in pixels, that is enough: a larger JPEG is then decoded at a half, a quarter or an
+            eighth of its size, never below ``min_side``, which takes a fraction of the time.
 
     Raises:
-        InputError: The file is missing, is no image, or is damaged; the message names it.
+        InputError: The file is missing, not an image, damaged, or refused by :func:`decode`; the message names it.
     """
     try:
         with Image.open(path) as image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
-            return to_rgb(ImageOps.exif_transpose(image))
+            return decode(image)
     except FileNotFoundError:
         raise InputError(f"image {path} does not exist") from None
     except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"cannot read image {path}: {reason} (replace the file or take it off the list; "
-            "tools/prepare_dataset.py --audit finds all such files)"
+            f"cannot read image {path}: {reason} (replace the file or remove it from the data; "
+            "hgsl prepare NAME --audit lists all such files)"
         ) from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: what is transparent turns white, 16-bit gray keeps its upper 8 bits."""
+def decode(image: Image.Image) -> Image.Image:
+    """An image, just opened or in memory, as 8-bit RGB, turned as its EXIF orientation says.
+
+    Transparent pixels become white. Gray values of more than 8 bits are scaled: integers by the smallest of
+    ``BIT_DEPTHS`` that holds their maximum, since few files name their depth; floats from 0 to 1 by 255; other floats,
+    and integers with a negative one, from their minimum to their maximum.
+
+    Raises:
+        InputError: The shape is extreme, values are not finite, or color of 16 bits uses the lower ones only.
+        OSError, ValueError, ...: The file is damaged, see ``DAMAGED``.
+    """
+    check_shape(*image.size)
+    stored = str(getattr(image, "tile", None) or "")  # Pillow's description of the stored pixels, such as RGB;16B
+    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        values = values.view(np.uint32) if "I;32N" in stored else values  # unsigned, though Pillow has it signed
+        return Image.fromarray(scale_to_bytes(values)).convert("RGB")
+    if ";16" in stored and _brightest(image) < 16:  # Pillow keeps the upper 8 bits of each channel
+        raise InputError("16-bit color of 12 bits or fewer, which would lose all but 16 levels: convert it to 8 bits")
     if image.mode == "RGB":
-        image.load()
         return image
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def scale_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Gray values (H, W) of any integer or float type as uint8; :func:`decode` has the rule.
+
+    >>> scale_to_bytes(np.array([[0, 4095]], np.uint16))
+    array([[  0, 255]], dtype=uint8)
+
+    Raises:
+        InputError: A value is not finite.
+    """
+    low, high = values.min(), values.max()
+    if not np.isfinite([low, high]).all():
+        raise InputError("some of its pixels are not finite numbers")
+    if values.dtype.kind in "iu" and low >= 0:
+        depth = next(bits for bits in BIT_DEPTHS if int(high) < 1 << bits)
+        return (values >> (depth - 8)).astype(np.uint8)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    span = float(high) - float(low) or 1.0
+    return ((values.astype(np.float64) - float(low)) * (255 / span) + 0.5).astype(np.uint8)
+
+
+def _brightest(image: Image.Image) -> int:
+    """The maximum of the color channels."""
+    bands = [band for band in image.getbands() if band != "A"]
+    return max(int(np.asarray(image.getchannel(band)).max()) for band in bands)

@@ -7,11 +7,11 @@ and height are at the start of a file and are checked before any pixel is decode
 import io
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import DAMAGED, to_rgb
+from hgsl.data.files.images import DAMAGED, decode
 from hgsl.search.web.errors import RequestError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _decode(content: bytes, box: Box | None, min_side: int) -> Image.Image:
         part = min(1.0, 1.0 if box is None else min(box.right - box.left, box.bottom - box.top))
         side = max(1, min(round(min_side / part), *image.size))
         image.draft("RGB", (side, side))
-        upright = to_rgb(ImageOps.exif_transpose(image))
+        upright = decode(image)
     return upright if box is None else _cut(upright, box)
 
 
