@@ -17,21 +17,29 @@ def tensors_in(output: object) -> list[Tensor]:
 
 
 def reference_output(model: nn.Module, example: Tensor) -> tuple[torch.dtype, list[Tensor]]:
-    """Computes the output in float64, where a difference is a fault and not rounding, or where it fails in float32.
+    """Computes the output in float64, where a difference is a fault and not rounding, or else in float32.
 
     Raises:
-        InputError: The network runs in neither.
+        InputError: The network runs in neither, or its output is random.
     """
+    name = type(model).__name__
     try:
-        return torch.float64, _output(model, example, torch.float64)
+        dtype, output = torch.float64, _output(model, example, torch.float64)
     except RuntimeError:
         try:
-            return torch.float32, _output(model, example, torch.float32)
+            dtype, output = torch.float32, _output(model, example, torch.float32)
         except RuntimeError as error:
             raise InputError(
-                f"{type(model).__name__} runs neither in float64 nor in float32 on the CPU ({first_line(error)}), "
+                f"{name} runs neither in float64 nor in float32 on the CPU ({first_line(error)}), "
                 "which a comparison with the network without its closed channels needs"
             ) from error
+    for first, second in zip(output, _output(model, example, dtype), strict=True):
+        if _relative_difference(first, second) > TOLERANCES[dtype]:
+            raise InputError(
+                f"the output of {name} differs between two calls in evaluation mode, so it cannot be compared with the "
+                "network without its closed channels: make its forward deterministic there"
+            )
+    return dtype, output
 
 
 def check_output(small: nn.Module, example: Tensor, dtype: torch.dtype, expected: list[Tensor]) -> None:

@@ -104,8 +104,10 @@ def _slicer(axes: dict[int, np.ndarray], remaining: np.ndarray) -> Callable[[Ten
     """Returns the function that selects the remaining channels of a tensor along its channel axes."""
 
     def select(tensor: Tensor) -> Tensor:
+        result = tensor
         for axis, groups in axes.items():
-            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(remaining[groups])).to(tensor.device))
-        return tensor
+            result = result.index_select(axis, torch.from_numpy(np.flatnonzero(remaining[groups])).to(tensor.device))
+        is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        return result.contiguous(memory_format=torch.channels_last) if is_channels_last else result
 
     return select

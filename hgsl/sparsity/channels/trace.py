@@ -7,6 +7,7 @@ of its output stay unknown.
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
@@ -67,18 +68,19 @@ def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
         config = getattr(module, "data_config", None) or getattr(module, "pretrained_cfg", None) or {}
         channels, *_, side = config.get("input_size", (3, 224, 224))
         side = config.get("image_size", side)
-        example = torch.rand(2, channels, side, side)
+        example = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     return example.to(parameter.device, parameter.dtype if example.is_floating_point() else None)
 
 
 @contextmanager
 def _silent_torch() -> Iterator[None]:
-    """Drops what torch logs and prints about a failed export: the error that follows says it in one line."""
+    """Drops what torch logs, prints and warns during an export: the error, if one follows, says it in one line."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
