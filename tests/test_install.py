@@ -15,13 +15,11 @@ from pathlib import Path
 import pytest
 
 import hgsl
+from tests.helpers import ROOT, TINY
 
-CLONE = Path(hgsl.__file__).parents[1]
-TINY = [
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+QUICKSTART = [
+    *(*TINY, "--model.freeze", "none", "--loss.top_k", "2", "--train.epochs", "1", "--train.batch_size", "8"),
     *("--data.options.num_classes", "8", "--data.options.images_per_class", "6", "--data.options.image_size", "32"),
-    *("--train.epochs", "1", "--train.batch_size", "8", "--loss.top_k", "2", "--model.freeze", "none"),
-    *("--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
 ]
 
 
@@ -29,16 +27,16 @@ TINY = [
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the files that git knows, so that nothing else lying about in the clone gets in."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=CLONE, capture_output=True, text=True, check=False).stdout
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     if not names:
         pytest.skip("not a git clone: there is no list of the files to build from")
     for name in filter(None, names.split("\0")):
-        if (CLONE / name).exists():
+        if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            if (CLONE / name).is_symlink():
-                (source / name).symlink_to(os.readlink(CLONE / name))
+            if (ROOT / name).is_symlink():
+                (source / name).symlink_to(os.readlink(ROOT / name))
             else:
-                (source / name).write_bytes((CLONE / name).read_bytes())
+                (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
     subprocess.run(command, check=True)
     (path,) = out.glob("*.whl")
@@ -50,12 +48,12 @@ def test_the_wheel_holds_recipes_cards_and_pages_and_nothing_else(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for folder, pattern in (("configs", "*.yaml"), ("datasets", "*/card.json")):
-        for path in (CLONE / folder).glob(pattern):
-            assert f"hgsl/{path.relative_to(CLONE).as_posix()}" in names
+        for path in (ROOT / folder).glob(pattern):
+            assert f"hgsl/{path.relative_to(ROOT).as_posix()}" in names
     package = subprocess.run(
-        ["git", "ls-files", "hgsl"], cwd=CLONE, capture_output=True, text=True, check=True
+        ["git", "ls-files", "hgsl"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    missing = {name for name in package if (CLONE / name).is_file() and not (CLONE / name).is_symlink()} - names
+    missing = {name for name in package if (ROOT / name).is_file() and not (ROOT / name).is_symlink()} - names
     assert not missing
     assert not {name for name in names if name.split("/")[0] not in ("hgsl", f"hgsl-{hgsl.__version__}.dist-info")}
     assert not [name for name in names if Path(name).suffix in (".jpg", ".png", ".pyc", ".safetensors")]
@@ -89,7 +87,7 @@ def test_the_wheel_runs_the_quickstart_outside_the_clone(wheel: Path, tmp_path: 
     assert "hgsl 0." in run("hgsl", "--version")
     code = "import hgsl, pathlib; print(pathlib.Path(hgsl.__file__).is_relative_to(pathlib.Path.cwd().parent / 'venv'))"
     assert run("python", "-c", code).strip() == "True"
-    assert "after training" in run("hgsl-train", *TINY)
+    assert "after training" in run("hgsl-train", *QUICKSTART)
     report = json.loads((outside / "runs/quickstart/report.json").read_text())
     assert report["after"]["protocol"] == "zero-shot"
     assert "Recall@1" in run("hgsl-eval", "--checkpoint", "runs/quickstart")

@@ -1,11 +1,9 @@
 """The public names, written down once: removing one breaks somebody's code, and this test."""
 
-import subprocess
-import sys
-
 import pytest
 
 import hgsl
+from tests.helpers import run_code
 
 NAMES = {
     "HardGlobalSoftminLoss",
@@ -36,8 +34,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_import_alone_loads_nothing_heavy() -> None:
     code = "import sys, hgsl; print(sorted({'torch', 'faiss', 'timm', 'torchvision', 'sklearn'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert run_code(code).strip() == "[]"
 
 
 def test_the_loss_and_the_masks_need_neither_backbones_nor_search() -> None:
@@ -46,5 +43,4 @@ import sys, hgsl
 hgsl.HardGlobalSoftminLoss, hgsl.sparsify
 print(sorted({'faiss', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert run_code(code).strip() == "[]"

@@ -1,8 +1,8 @@
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers import run_code
 
 FAULTS = """
 import resource, sys
@@ -22,8 +22,7 @@ print(min(faults() for _ in range(20)))  # at first, small things settle between
 
 
 def faults(how: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return int(run_code(FAULTS, how))
 
 
 @pytest.mark.slow

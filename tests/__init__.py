@@ -1,0 +1,1 @@
+"""Tests of hgsl; a package, so that test files can import ``tests.helpers``."""
