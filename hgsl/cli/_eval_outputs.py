@@ -13,8 +13,9 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
 from hgsl.common.no_match import write_no_match
 from hgsl.common.tables import columns_of, format_table
+from hgsl.engine.folder.environment import versions
 from hgsl.engine.folder.logging import read_metrics
-from hgsl.engine.folder.run_folder import METRICS, versions
+from hgsl.engine.folder.run_folder import METRICS
 from hgsl.evaluation import Ranking, RetrievalResult, RetrievalTask
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.pictures import write_contact_sheet

@@ -1,20 +1,20 @@
-"""From a config file and dotted overrides to a checked :class:`hgsl.config.Config`."""
+"""Command-line settings: a config file and dotted overrides, read into a checked :class:`hgsl.config.Config`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import jsonargparse
-import yaml
 
-from hgsl.common.errors import InputError, nearest
+from hgsl.cli._config_files import CONFIGS, check_file, config_files, for_another_data_set, resolve
+from hgsl.cli._messages import explain, is_free, unknown_setting
+from hgsl.cli._names import check_names
+from hgsl.common.errors import InputError
 from hgsl.config import Config
 
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+__all__ = ["CONFIGS", "AnyConfig", "build_parser", "parse", "parse_as", "setting_names"]
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-FREE = ("options", "miner_options", "top_k_schedule")  # dictionaries
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def build_parser(description: str, settings: type[Config] = Config) -> jsonargparse.ArgumentParser:
@@ -39,19 +39,20 @@ def parse_as(
     """Reads the arguments into the settings that the parser was built for, and the tool's own flags.
 
     Raises:
-        InputError: An unknown key (the nearest right one is named), a wrong type, or settings that contradict.
+        InputError: An unknown key or name (the nearest known one is given), a wrong type, or contradicting settings.
         FileNotFoundError: There is no such config file.
     """
-    flags = {option for action in parser._actions for option in action.option_strings}
-    _check_flags(arguments, flags)
-    for path in _config_files(arguments):
-        _check_file(path, settings)
+    _check_flags(arguments, {option for action in parser._actions for option in action.option_strings})
+    words = resolve(arguments)
+    for path in config_files(words):
+        check_file(path, set(setting_names(settings)))
     try:
-        values = parser.parse_args(list(arguments))
+        values = parser.parse_args(for_another_data_set(words))
         built = parser.instantiate(values)
         config = settings(**{field.name: built[field.name] for field in dataclasses.fields(settings)})
     except (ValueError, jsonargparse.ArgumentError) as error:
-        raise InputError(_flatten(str(error))) from None
+        raise InputError(explain(str(error), settings)) from None
+    check_names(config)
     return config, built
 
 
@@ -64,63 +65,8 @@ def setting_names(settings: type = Config, prefix: str = "") -> Iterator[str]:
             yield from setting_names(field.type, f"{name}.")
 
 
-def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
-    for position, word in enumerate(arguments):
-        if word == "--config" and position + 1 < len(arguments):
-            yield Path(arguments[position + 1])
-        elif word.startswith("--config="):
-            yield Path(word.removeprefix("--config="))
-
-
 def _check_flags(arguments: Sequence[str], known: set[str]) -> None:
     for word in arguments:
         flag = word.split("=", 1)[0].removesuffix("+")
-        if flag.startswith("--") and flag != "--" and not _accepted(flag[2:], {name[2:] for name in known}):
-            raise InputError(_unknown_setting("flag", flag, known))
-
-
-def _check_file(path: Path, settings: type[Config]) -> None:
-    if not path.is_file():
-        shipped = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-        close = nearest(path.stem, shipped)
-        hint = f"; did you mean configs/{close}.yaml?" if close else ""
-        raise FileNotFoundError(f"no config file {path}{hint}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {_flatten(str(error))}") from None
-    if content is not None and not isinstance(content, Mapping):
-        raise InputError(f"{path} must hold settings such as 'train: {{epochs: 3}}', found a {type(content).__name__}")
-    known = set(setting_names(settings))
-    for key in _keys(content or {}):
-        if not _accepted(key, known):
-            raise InputError(_unknown_setting(f"key in {path}:", key, known))
-
-
-def _keys(content: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in content.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping) and not _is_free(f"{prefix}{key}"):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _accepted(key: str, known: set[str]) -> bool:
-    return key in known or _is_free(key)
-
-
-def _is_free(key: str) -> bool:
-    """Whether ``key`` is, or lies in, a setting whose own keys only its reader knows."""
-    return any(part in FREE for part in key.split("."))
-
-
-def _unknown_setting(what: str, key: str, known: set[str]) -> str:
-    leaves = sorted(name for name in known if "." in name and name.rpartition(".")[2] == key.lstrip("-"))
-    if leaves:
-        return f"unknown {what} {key!r}: did you mean {' or '.join(map(repr, leaves))}?"
-    same_group = {name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
-    close = nearest(key, same_group) or nearest(key, known)
-    return f"unknown {what} {key!r}: " + (f"did you mean {close!r}?" if close else "--help lists all of them")
-
-
-def _flatten(text: str) -> str:
-    return " ".join(text.split())
+        if flag.startswith("--") and flag not in ("--", *known) and not is_free(flag[2:]):
+            raise InputError(unknown_setting("flag", flag, known))

@@ -7,8 +7,10 @@ from typing import Any
 
 import jsonargparse
 
+from hgsl.cli._paths import check_device, check_paths
 from hgsl.cli._settings import AnyConfig, build_parser, parse_as
 from hgsl.common.errors import InputError
+from hgsl.engine.folder import run_folder
 
 Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
@@ -24,15 +26,20 @@ def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse
 def read(
     settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, words: Sequence[str]
 ) -> tuple[AnyConfig, jsonargparse.Namespace, Path]:
-    """Returns the settings, the tool's flags and the run folder.
+    """Returns the settings, the command's flags and the run folder, all checked as far as that takes no torch.
 
     Raises:
-        InputError: Settings or flags are unknown or contradict each other.
+        InputError: Settings or flags are unknown or contradict each other, or the run folder cannot be used.
+        FileNotFoundError: A path to read from does not exist, or there is no run to resume.
     """
     config, flags = parse_as(settings, parser, words)
     if flags.resume and flags.overwrite:
         raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
-    return config, flags, Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    check_paths(config)
+    check_device(config.run.device)
+    run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
+    return config, flags, folder
 
 
 def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Namespace, **more: Any) -> int:

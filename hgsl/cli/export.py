@@ -85,7 +85,7 @@ def _to_file(model: "Embedder", flags: argparse.Namespace) -> None:
 
     from hgsl.common.files import write_json
     from hgsl.common.tables import format_cells
-    from hgsl.engine.folder.run_folder import versions
+    from hgsl.engine.folder.environment import versions
     from hgsl.export import EXTENSIONS, OnnxEmbedder, describe, export_model, latencies, quantize
 
     path = Path(flags.out or Path(flags.run) / f"model{EXTENSIONS[flags.format]}")

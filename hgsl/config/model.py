@@ -12,9 +12,9 @@ class ModelConfig:
 
     backbone: str = "tf_efficientnet_lite0"
     """Any timm model name."""
-    pooling: Literal["avg", "max", "maxavg", "gem", "scda"] = "maxavg"
-    """From the last features to one vector; maxavg is max and average pooling side by side, scda the same over the
-    places whose activation is above the mean."""
+    pooling: str = "maxavg"
+    """Pooling of the last feature map to one vector: avg, max, maxavg (both side by side), gem, or scda (both over the
+    positions whose activation is above the mean)."""
     embedding_size: int | None = None
     """Dimensions of the embedding, reached by a linear projection; empty keeps the pooled features."""
     weights: str = "timm"

@@ -76,8 +76,8 @@ class LossConfig:
 class OptimConfig:
     """The optimizer, its groups of parameters and their learning rates over time."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw or sgd."""
+    name: str = "adamw"
+    """Optimizer: adamw or sgd."""
     lr: float = 3e-4
     """Peak learning rate of the backbone."""
     projection_lr: float = 3e-3
@@ -95,8 +95,8 @@ class OptimConfig:
     """Momentum of sgd; empty means 0.9."""
     nesterov: bool = False
     """Whether sgd looks ahead (Nesterov's momentum)."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    schedule: str = "cosine"
+    """Learning-rate schedule after the warm-up: cosine, step or constant."""
     warmup: float = 0.1
     """Share of all steps in which the rate rises linearly from nearly zero."""
     step_epochs: list[int] = field(default_factory=list)

@@ -15,6 +15,7 @@ from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import keep_states, save_state
+from hgsl.engine.folder.environment import environment
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
 from hgsl.engine.loop.state import build_state
@@ -93,6 +94,13 @@ class Driver:
         masks.ticket = True
         return masks.finalize(), masks
 
+    def bytes_on_disk(self) -> int:
+        """Estimates the size of a run's saved states and model: the weights, and the optimizer's moments of each."""
+        tensors = [*self.problem.model.state_dict().values(), *self.problem.objective.parameters()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        states = self.config.train.keep + 1  # one is written beside the one that it replaces
+        return size * (3 * states + 1)
+
     def facts(self) -> dict[str, Any]:
         """Returns what every report states of its run besides the results."""
         return {
@@ -101,8 +109,7 @@ class Driver:
             "precision": ", then ".join(self._precisions),
             "processes": ranks.world_size(),
             "seconds": round(time.perf_counter() - self._started, 1),
-            "versions": run_folder.versions(),
-            "machine": run_folder.machine(),
+            **environment(),
         }
 
     def _run_stage(self, number: int, saved: dict[str, Any] | None) -> None:

@@ -1,4 +1,4 @@
-"""The same run with several seeds: what of a score is the method, and what is luck."""
+"""Runs of one configuration with several seeds, and mean and spread of their scores."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,11 @@ from typing import Any
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
-from hgsl.common.files import write_json
+from hgsl.common.files import read_json, write_json
 from hgsl.common.tables import columns_of, format_cells, recall_of
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
+from hgsl.engine.folder.environment import environment
 from hgsl.engine.run import train
 
 
@@ -25,12 +26,13 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Trains with ``count`` seeds from ``run.seed`` on, in ``seed_0``, ``seed_1``, ... of the folder.
 
-    A run with several seeds goes on where it was stopped: finished seeds are only reported.
+    ``resume`` goes on where the runs were stopped: finished seeds are only reported, and the summary keeps those that
+    it already holds beyond ``count``.
 
     Args:
-        config: The settings of all.
-        folder: Of the runs.
-        count: How many seeds.
+        config: The settings of all runs but the seed.
+        folder: The folder of all runs.
+        count: Number of seeds.
         overwrite: Whether earlier runs there may be replaced.
         resume: Go on with what is there.
 
@@ -42,40 +44,44 @@ def train_seeds(
         Stopped: A signal ended the run after its state was saved.
     """
     if ranks.launched_world_size() > 1:
-        raise InputError(
-            "--seeds trains one after the other in one process: under torchrun start each run.seed by itself"
-        )
-    if not resume:
-        run_folder.check_free(folder, overwrite=overwrite)
-    elif (folder / run_folder.CONFIG).is_file():  # a mean is of runs under the same settings
-        run_folder.check_same(folder, config)
+        raise InputError("--seeds trains one seed after the other in one process: under torchrun start each run.seed")
+    run_folder.check(folder, config, overwrite=overwrite, resume=resume)
     with run_folder.locked(folder):
         if not resume:
-            run_folder.create(folder, config, overwrite=overwrite)
+            run_folder.create(folder, config, environment(), overwrite=overwrite)
         reports = {}
-        for seed in range(config.run.seed, config.run.seed + count):
-            own, place = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
-            print(f"\nseed {seed} in {place}", flush=True)
-            begun = resume and any((place / name).is_file() for name in (run_folder.STATE, run_folder.REPORT))
-            reports[seed] = train(own, place, overwrite=overwrite or resume, resume=begun)
-        found = spread([report["after"] for report in reports.values()])
-        write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **found})
-    print(f"\n{count} seeds, in percent: mean and standard deviation\n{seeds_table(reports, found)}")
-    return {"seeds": list(reports), **found}
+        for seed in _seeds(folder, config.run.seed, count):
+            seed_config, seed_folder = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
+            print(f"\nseed {seed} in {seed_folder}", flush=True)
+            begun = resume and (seed_folder / run_folder.CONFIG).is_file()
+            reports[seed] = train(seed_config, seed_folder, resume=begun)
+        summary = spread([report["after"] for report in reports.values()])
+        write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **summary})
+    print(f"\n{len(reports)} seeds, in percent: mean and standard deviation\n{seeds_table(reports, summary)}")
+    return {"seeds": list(reports), **summary}
+
+
+def _seeds(folder: Path, first: int, count: int) -> list[int]:
+    """The seeds asked for, and those that the summary in ``folder`` already holds, which stay in it."""
+    seeds = set(range(first, first + count))
+    path = folder / run_folder.SEEDS
+    if path.is_file():
+        seeds.update(read_json(path, "the summary of several seeds").get("seeds", []))
+    return sorted(seeds)
 
 
 def spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation (n - 1) of every score that all have."""
-    keys = [key for key, value in scores[0].items() if isinstance(value, float) and all(key in one for one in scores)]
+    """Returns mean and sample standard deviation (n - 1) of every score that all runs have."""
+    keys = [key for key, value in scores[0].items() if isinstance(value, float) and all(key in run for run in scores)]
     return {
-        "mean": {key: statistics.mean(one[key] for one in scores) for key in keys},
-        "std": {key: statistics.stdev(one[key] for one in scores) for key in keys},
+        "mean": {key: statistics.mean(run[key] for run in scores) for key in keys},
+        "std": {key: statistics.stdev(run[key] for run in scores) for key in keys},
     }
 
 
-def seeds_table(reports: Mapping[int, Mapping[str, Any]], found: Mapping[str, Mapping[str, float]]) -> str:
-    """One row a seed, then mean and deviation."""
-    rows = {f"seed {seed}": report["after"] for seed, report in reports.items()} | dict(found)
-    columns = columns_of(sorted(recall_of(found["mean"])))
+def seeds_table(reports: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Mapping[str, float]]) -> str:
+    """Formats one row a seed, then mean and standard deviation."""
+    rows = {f"seed {seed}": report["after"] for seed, report in reports.items()} | dict(summary)
+    columns = columns_of(sorted(recall_of(summary["mean"])))
     cells = {name: [f"{100 * row[key]:.2f}" for key in columns] for name, row in rows.items()}
     return format_cells(cells, list(columns.values()))

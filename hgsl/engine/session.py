@@ -12,13 +12,17 @@ from hgsl.common.errors import InputError
 from hgsl.common.random_state import seed_all
 from hgsl.config import Config
 from hgsl.engine.distributed import process_group
+from hgsl.engine.driver import Driver
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import load_state
+from hgsl.engine.folder.environment import environment
 from hgsl.engine.runtime import Runtime, build_runtime
 
 
 class Run(Protocol):
     """A run whose data and model have been read; nothing is written yet."""
+
+    driver: Driver
 
     def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains from the beginning, or from the state ``saved``, writes the results and returns the report."""
@@ -45,14 +49,13 @@ def run_in_folder(
         overwrite: Whether an earlier run there may be replaced.
         resume: Go on from the last saved state, or from the beginning if there is none.
     """
-    if resume and (finished := run_folder.finished_report(folder, config)):
+    run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+    if resume and (finished := run_folder.finished_report(folder)):
+        if changed := run_folder.difference(folder, config):
+            ranks.print_main(f"note: {changed}: what follows is of that run")
         ranks.print_main(f"{folder} is finished:")
         print_report(folder, finished)
         return finished
-    if resume:
-        run_folder.check_same(folder, config)
-    else:
-        run_folder.check_free(folder, overwrite=overwrite)
     runtime = build_runtime(config)
     with ExitStack() as stack:
         runtime = replace(runtime, device=stack.enter_context(process_group(runtime.device)))
@@ -60,11 +63,20 @@ def run_in_folder(
         run = build(runtime)
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))
+            run_folder.check_space(folder, run.driver.bytes_on_disk())
             if not resume:
-                run_folder.create(folder, config, overwrite=overwrite)
-        saved = load_state(folder / run_folder.STATE) if resume else None
+                run_folder.create(folder, config, environment(), overwrite=overwrite)
+        saved = _saved_state(folder) if resume else None
         with _killed_workers_named():
             return run.to_the_end(saved)
+
+
+def _saved_state(folder: Path) -> dict[str, Any] | None:
+    path = folder / run_folder.STATE
+    if path.is_file():
+        return load_state(path)
+    ranks.print_main(f"no state in {folder}, the run stopped before its first save: it starts from the beginning")
+    return None
 
 
 @contextmanager

@@ -1,8 +1,11 @@
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hgsl.cli._names import TABLES, names_in
 from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyRunConfig
@@ -41,8 +44,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
         (["--modle.backbone=x"], "did you mean '--model.backbone'"),
         (["--device", "cpu"], "unknown flag '--device': did you mean '--run.device'?"),
         (["--name=x"], "did you mean '--data.name' or '--loss.name' or '--optim.name'?"),
-        (["--train.epochs", "many"], "train.epochs.*int.*many"),
-        (["--optim.name", "adam"], "optim.name.*adamw.*sgd.*adam"),
+        (["--train.epochs", "many"], "train.epochs: expected a whole number, found 'many'"),
+        (["--optim.name", "adam"], "unknown optim.name 'adam': did you mean 'adamw'"),
         (["--model.weights", "packaged", "--model.backbone", "resnet18"], "change one of the two"),
         (["--optim.momentum", "0.9"], "momentum belongs to sgd"),
         (["--optim.schedule", "step"], r"needs optim.step_epochs, such as \[10, 20\]"),
@@ -75,6 +78,7 @@ def test_a_wrong_setting_is_one_line_with_a_way_out(words: list[str], message: s
         ("train: {epoch: 3}", "unknown key in .*bad.yaml: 'train.epoch': did you mean 'train.epochs'?"),
         ("optimizer: {lr: 1}", "did you mean 'optim'"),
         ("train: [", "not valid YAML"),
+        ("train: 5", r"train holds settings such as {accumulate: ...}, found 5"),
         ("- 1", "must hold settings"),
     ],
 )
@@ -86,9 +90,69 @@ def test_a_wrong_file_is_one_line_with_a_way_out(tmp_path: Path, text: str, mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_names_a_shipped_one() -> None:
-    with pytest.raises(FileNotFoundError, match=r"did you mean configs/folder\.yaml"):
+def test_a_missing_file_names_a_packaged_recipe() -> None:
+    with pytest.raises(FileNotFoundError, match="did you mean --config folder"):
         read("--config", "configs/foldr.yaml")
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.yaml", "configs/folder.yaml"])
+def test_a_packaged_recipe_is_found_by_name_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read("--config", name) == read("--config", str(CONFIGS / "folder.yaml"))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "folder.yaml").write_text("train: {epochs: 77}")
+    assert (read("--config", name).train.epochs == 77) == (name == "configs/folder.yaml")
+    with pytest.raises(FileNotFoundError, match=r"no config file elsewhere/folder\.yaml"):
+        read("--config", "elsewhere/folder.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optim.lr", "fast"], "optim.lr: expected a number, found 'fast'"),
+        (["--loss.top_k", "x"], "loss.top_k: expected a whole number or null, found 'x'"),
+        (["--eval.before", "maybe"], "eval.before: expected true or false, found 'maybe'"),
+        (["--eval.ks", "5"], "eval.ks: expected a list such as [1, 2], found '5'"),
+        (["--data.crop_scale", "0.5"], "data.crop_scale: expected two numbers such as [0.2, 1.0], found '0.5'"),
+        (["--data.options", "5"], "data.options: expected settings such as {name: value}, found '5'"),
+        (["--loss.hard_set", "al"], "loss.hard_set: expected one of all, negatives, found 'al'"),
+        (["--sparsify.include", "a"], "sparsify.include: expected a list such as [a, b], found 'a'"),
+    ],
+)
+def test_a_value_of_another_type_names_what_is_expected(words: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(*words)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "root"),
+    [
+        (["--data.name", "csv"], {}, None),
+        (["--data.name=csv", "--data.root", "t.csv"], {}, "t.csv"),
+        (["--data.name", "csv", "--data.options.encoding", "latin-1"], {"encoding": "latin-1"}, None),
+        (["--data.name", "folder"], {"seed": 3}, "photos"),
+        (["--data.options.seed", "4"], {"seed": 4}, "photos"),
+    ],
+)
+def test_another_data_set_leaves_the_options_of_the_files_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], options: dict, root: str | None
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {name: folder, root: photos, options: {seed: 3}}")
+    config = read("--config", str(path), *words)
+    assert (config.data.options, config.data.root) == (options, root)
+    assert ("note: --data.name csv replaces folder" in capsys.readouterr().out) == (config.data.name == "csv")
+
+
+@pytest.mark.parametrize("setting", TABLES)
+def test_names_read_from_sources_are_those_of_the_tables(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, table = TABLES[setting]
+    expected = list(getattr(importlib.import_module(module), table))
+    monkeypatch.delitem(sys.modules, module)
+    assert names_in(module, table) == expected
 
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

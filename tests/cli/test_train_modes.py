@@ -124,6 +124,10 @@ def test_several_seeds_report_mean_and_deviation(
     assert train.main([*words, "--seeds", "3", "--resume"]) == 0
     assert Path("out/seed_3/report.json").stat().st_mtime_ns == first, "finished seeds are not trained again"
     assert json.loads(Path("out/seeds.json").read_text())["seeds"] == [3, 4, 5]
+    summary = Path("out/seeds.json").read_bytes()
+    assert train.main([*words, "--seeds", "2", "--resume"]) == 0
+    assert Path("out/seeds.json").read_bytes() == summary, "the seeds beyond those asked for stay in the summary"
+    assert "3 seeds, in percent" in capsys.readouterr().out
     one = [*SMALL, *HEAD, "--data.root", str(root), "--run.dir", "one", "--run.seed", "4"]
     assert train.main(one) == 0
     assert Path("one/model.safetensors").read_bytes() == Path("out/seed_4/model.safetensors").read_bytes()

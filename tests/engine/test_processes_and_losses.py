@@ -246,7 +246,7 @@ def test_an_unwritable_run_folder(photo_folder: Callable[..., Path], capsys: pyt
     Path("file").write_text("x")
     words = [*SMALL, "--data.root", str(photo_folder())]
     assert train.main([*words, "--run.dir", "file/run"]) == 2
-    assert capsys.readouterr().err.startswith("error: Not a directory: ")
+    assert "file is a file: name another with --run.dir" in capsys.readouterr().err
 
 
 def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder: Callable[..., Path]) -> None:

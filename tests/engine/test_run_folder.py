@@ -1,7 +1,10 @@
 """The folder of a run when it is taken again: what goes, what stays, and what must be the same."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -9,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hgsl.cli import train
 from hgsl.config import Config, DataConfig, LossConfig, RunConfig
 from hgsl.engine.folder import run_folder
+from hgsl.engine.folder.logging import read_metrics
 
 ROOT = Path(train.__file__).parents[2]
 SMALL = [
@@ -68,19 +72,72 @@ def test_a_run_that_came_meanwhile_is_not_cleared() -> None:
     folder = Path("run")
     run_folder.check_free(folder, overwrite=False)
     with run_folder.locked(folder):
-        run_folder.create(folder, Config(), overwrite=False)
+        run_folder.create(folder, Config(), {}, overwrite=False)
+        (folder / run_folder.STATE).write_bytes(b"x")
         with pytest.raises(ValueError, match="--overwrite replaces it"):
-            run_folder.create(folder, Config(run=RunConfig(seed=2)), overwrite=False)
+            run_folder.create(folder, Config(run=RunConfig(seed=2)), {}, overwrite=False)
         assert (folder / run_folder.CONFIG).read_text() == Config().to_yaml()
+
+
+@pytest.mark.parametrize("seeds", [False, True])
+def test_a_run_that_saved_nothing_leaves_a_free_folder(seeds: bool) -> None:
+    folder = Path("run")
+    run_folder.create(folder, Config(), {}, overwrite=False)
+    (folder / run_folder.METRICS).write_text('{"step": 1}\n')
+    inner = folder / "seed_0" if seeds else folder
+    if seeds:
+        run_folder.create(inner, Config(), {}, overwrite=False)
+    run_folder.check(folder, Config(), overwrite=False, resume=False)
+    run_folder.check(folder, Config(), overwrite=False, resume=True)
+    for name in ("state.safetensors", "model.safetensors", "notes.txt"):
+        (inner / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match="--overwrite replaces it"):
+            run_folder.check(folder, Config(), overwrite=False, resume=False)
+        (inner / name).unlink()
+    run_folder.create(folder, Config(), {}, overwrite=False)
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "environment.json"}
+
+
+def test_ctrl_c_before_the_first_save_blocks_neither_resume_nor_a_plain_run(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
+    assert train.main(words) == 0
+    expected = Path("out/model.safetensors").read_bytes()
+    for flags in (["--resume"], []):
+        for path in Path("out").iterdir():
+            if path.name not in ("config.yaml", "environment.json", "metrics.jsonl", "tensorboard"):
+                path.unlink()
+        assert train.main([*words, *flags]) == 0
+        assert Path("out/model.safetensors").read_bytes() == expected
+        assert [record["step"] for record in read_metrics(Path("out/metrics.jsonl"))] == list(range(1, 7))
+
+
+def test_a_disk_without_room_for_the_state_is_refused_before_training(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    assert train.main([*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]) == 2
+    assert "its disk has 1 MiB free, and the state of this run takes about 10 MiB" in capsys.readouterr().err
+    assert not Path("out/config.yaml").exists()
+
+
+def test_every_precision_of_a_resumed_run_is_reported(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--train.keep", "2"]
+    assert train.main(words) == 0
+    assert json.loads(Path("out/report.json").read_text())["precision"] == "float32"
+    first_epoch = sorted(Path("out/states").iterdir())[0]
+    Path("out/state.safetensors").write_bytes(first_epoch.read_bytes())
+    Path("out/report.json").unlink()
+    assert train.main([*words, "--run.precision", "bfloat16", "--resume"]) == 0
+    assert json.loads(Path("out/report.json").read_text())["precision"] == "float32, then bfloat16"
 
 
 def test_what_earlier_seeds_left_goes_with_them() -> None:
     folder = Path("run")
-    run_folder.create(folder, Config(), overwrite=False)
+    run_folder.create(folder, Config(), {}, overwrite=False)
     for name in ("seed_2/config.yaml", "seed_mine/notes.txt", "seeds.json", "compact.safetensors", "notes.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
-    run_folder.create(folder, Config(), overwrite=True)
+    run_folder.create(folder, Config(), {}, overwrite=True)
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert left == {"config.yaml", "environment.json", "notes.txt", "seed_mine/notes.txt"}
 

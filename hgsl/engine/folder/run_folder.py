@@ -1,21 +1,21 @@
-"""The folder of a run: who may write into it, and what lies in it."""
+"""Run folder: the names of its files, the rules for taking it, its lock.
 
-import platform
+Nothing here imports torch, so that a command finds a mistake in its folder at once.
+"""
+
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from hgsl.common import files, ranks
+from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.config import Config
-from hgsl.version import __version__
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
 STATES, STAGES, BEST = "states", "stages", "best.safetensors"
@@ -25,7 +25,9 @@ TICKET, COMPACT, COSTS, LAYERS = "ticket.safetensors", "compact.safetensors", "c
 SEEDS = "seeds.json"
 LOCK = ".lock"
 FOLDERS = (BOARD, STATES, STAGES)
-# Where a run computes, from where it reads, what it reports and keeps: not what becomes of it.
+# Results, or a state to resume from: a run folder without any of them is free.
+RESULTS = (REPORT, STATE, BEST, "model.safetensors", TICKET, SEEDS)
+# Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed.
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
     *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
@@ -38,8 +40,27 @@ WRITTEN = (
 )
 
 
+def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> None:
+    """Refuses a folder in which a run under ``config`` can neither start nor resume.
+
+    Raises:
+        InputError: The folder is taken, cannot be written, or is of a run under other settings.
+        FileNotFoundError: There is no run to resume.
+    """
+    if not resume:
+        check_free(folder, overwrite=overwrite)
+    elif finished_report(folder) is None:
+        check_same(folder, config)
+    check_writable(folder)
+    if (folder / LOCK).is_file():
+        with locked(folder):
+            pass
+
+
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Refuses a folder that holds something already, unless it is an earlier run and ``overwrite`` is set.
+
+    A run that ended before its first save has left nothing to lose, so its folder is free.
 
     Raises:
         InputError: The folder is in use, or is no run folder, so that overwriting it would destroy something else.
@@ -48,33 +69,65 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is a file: name another with --run.dir")
-    if {path.name for path in folder.iterdir()} <= {LOCK}:
+    is_run = (folder / CONFIG).is_file()
+    if {path.name for path in folder.iterdir()} <= {LOCK} or (is_run and overwrite):
         return
-    if not (folder / CONFIG).is_file():
+    if not is_run:
         raise InputError(f"{folder} holds other files and is no run folder: name another with --run.dir")
-    if not overwrite:
+    if not _is_unsaved(folder):
         raise InputError(
             f"run folder {folder} exists: --overwrite replaces it, --resume goes on with it, --run.dir names another"
         )
 
 
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written, or cannot be made where it is to be.
+
+    Raises:
+        InputError: It cannot, for lack of permission or on a read-only file system.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"run folder {folder}: {existing} is a file: name another with --run.dir")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"run folder {folder}: {existing} cannot be written ({error.strerror}): name another with --run.dir"
+        ) from None
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuses a disk that has less than ``needed`` bytes free, before a run spends hours on what it cannot save.
+
+    Raises:
+        InputError: It has less.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"run folder {folder}: its disk has {free / 2**20:,.0f} MiB free, and the state of this run takes about "
+            f"{needed / 2**20:,.0f} MiB: free some space, or name another folder with --run.dir"
+        )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process, and clears it of files that an earlier one was killed while writing.
+    """Holds the folder for this process, and removes files that an earlier one was killed while writing.
 
     Raises:
         InputError: Another process is running there.
     """
-    with files.locked(
-        folder / LOCK, f"another run is writing to {folder}: wait for it, or name another with --run.dir"
-    ):
-        for place in (folder, folder / STATES):
-            files.remove_partial(place)
+    refusal = f"another run is writing to {folder}: wait for it, or name another with --run.dir"
+    with files.locked(folder / LOCK, refusal):
+        for part in (folder, folder / STATES):
+            files.remove_partial(part)
         yield
 
 
-def finished_report(folder: Path, config: Config) -> dict[str, Any] | None:
-    """The report of the run in ``folder``, or None if it is not finished; says so if it is of other settings.
+def finished_report(folder: Path) -> dict[str, Any] | None:
+    """Returns the report of the run in ``folder``, or None if the run is not finished.
 
     Raises:
         FileNotFoundError: There is no run to resume.
@@ -83,73 +136,63 @@ def finished_report(folder: Path, config: Config) -> dict[str, Any] | None:
         raise FileNotFoundError(f"no run to resume in {folder}: start one without --resume")
     if not (folder / REPORT).is_file():
         return None
-    if found := _difference(folder, config):
-        ranks.print_main(f"note: {found}: what follows is of that run")
     return read_json(folder / REPORT, "the report of a finished run")
 
 
 def check_same(folder: Path, config: Config) -> None:
-    """Refuses to go on with a run under settings that decide its weights and are not those that it began with.
+    """Refuses to resume a run under settings that decide its weights and are not those that it began with.
 
     Raises:
         InputError: They are not; the message names the first.
     """
-    if found := _difference(folder, config):
-        raise InputError(f"{found}: give the same settings to go on with it, or --overwrite to start again")
+    if changed := difference(folder, config):
+        raise InputError(f"{changed}: give the same settings to go on with it, or --overwrite to start again")
 
 
-def _difference(folder: Path, config: Config) -> str | None:
-    """The first setting that decides a run's weights and is not what the run in ``folder`` began with, in words."""
+def difference(folder: Path, config: Config) -> str | None:
+    """Returns in words the first setting that decides a run's weights and that the run in ``folder`` began without."""
     begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     given = _flat(yaml.safe_load(config.to_yaml()) or {})
     for key in {**given, **begun}:
-        found, first = (repr(settings[key]) if key in settings else "not given" for settings in (given, begun))
-        if found != first and not key.startswith(MAY_CHANGE):
-            return f"{key} is {found}, and the run in {folder} began with {first}"
+        now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, begun))
+        if now != then and not key.startswith(MAY_CHANGE):
+            return f"{key} is {now}, and the run in {folder} began with {then}"
     return None
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def create(folder: Path, config: Config, *, overwrite: bool) -> None:
+def create(folder: Path, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
     """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions.
 
     Raises:
-        InputError: Another run has taken the folder since it was asked for.
+        InputError: Another run has taken the folder since it was checked.
     """
     check_free(folder, overwrite=overwrite)
-    for name in WRITTEN:  # not the whole folder: what a user has put beside them stays
+    for name in WRITTEN:  # not the whole folder: a user's files beside them stay
         (folder / name).unlink(missing_ok=True)
-    seeds = [path for path in folder.glob("seed_*") if (path / CONFIG).is_file()]
-    for path in [*(folder / name for name in FOLDERS), *seeds]:
+    for path in [*(folder / name for name in FOLDERS), *_seed_folders(folder)]:
         shutil.rmtree(path, ignore_errors=True)
     write_text(folder / CONFIG, config.to_yaml())
-    write_json(folder / ENVIRONMENT, {"versions": versions(), "machine": machine()})
+    write_json(folder / ENVIRONMENT, environment)
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide a run's numbers."""
-    found = {"hgsl": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
+def _is_unsaved(folder: Path) -> bool:
+    """Whether ``folder`` is of a run that has saved nothing, and holds no file of anybody else."""
+    ours = {LOCK, *WRITTEN, *FOLDERS}
+    names = {path.name for path in folder.iterdir() if files.PARTIAL not in path.name}
+    seeds = _seed_folders(folder)
+    return (
+        not names & set(RESULTS)
+        and names <= ours | {path.name for path in seeds}
+        and all(_is_unsaved(seed) for seed in seeds)
+    )
 
 
-def machine() -> dict[str, str | int]:
-    """The processor, its threads and the accelerator, as a report states them."""
-    found: dict[str, str | int] = {
-        "platform": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+def _seed_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("seed_*") if (path / CONFIG).is_file()]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

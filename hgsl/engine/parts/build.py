@@ -1,11 +1,11 @@
-"""From settings to the parts of a run."""
+"""Construction of data sets and model from the settings of a run."""
 
 from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
@@ -58,11 +58,10 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
         settings.output_stride,
         config.data.image_size,
     )
-    check_image_size(model)
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
     freeze(model, settings.freeze)
-    freeze_unused(model)
+    probe(model)
     if settings.checkpointing:
         _refuse_moving_statistics(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -71,15 +70,26 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     return move_to_device(model, runtime)
 
 
-def freeze_unused(model: Embedder) -> None:
-    """Stops the gradient of parameters that no embedding depends on, such as those before a classifier that is gone.
+def probe(model: Embedder) -> None:
+    """Runs the network once on an empty image: tests the image size, and freezes what no embedding depends on.
 
-    Without a gradient they would not train anyhow, but several processes would wait for it.
+    Parameters without influence, such as those before a classifier that was removed, would get no gradient, and several
+    processes would wait for it.
+
+    Raises:
+        InputError: The backbone does not take images of this size.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if parameters:
+    side = model.data_config["image_size"]
+    try:
         with evaluation_mode(model):
-            embedding = model(_empty_image(model))
+            embedding = model(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"backbone {model.architecture['backbone']!r} does not take images of {side} pixels "
+            f"({first_line(error)}): set data.image_size to {model.data_config['input_size'][-1]} or another multiple "
+            "of its patch size"
+        ) from None
+    if parameters := [parameter for parameter in model.parameters() if parameter.requires_grad]:
         gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
@@ -94,26 +104,8 @@ def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
         )
 
 
-def _empty_image(model: Embedder) -> torch.Tensor:
-    return torch.zeros(1, 3, model.data_config["image_size"], model.data_config["image_size"])
-
-
-def check_image_size(model: Embedder) -> None:
-    """Tries one empty image, so that a size the backbone refuses is found before anything else is done."""
-    try:
-        with evaluation_mode(model), torch.inference_mode():
-            model(_empty_image(model))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        wish = model.data_config["input_size"][-1]
-        raise InputError(
-            f"backbone {model.architecture['backbone']!r} does not take images of "
-            f"{model.data_config['image_size']} pixels "
-            f"({str(error).splitlines()[0]}): set data.image_size to {wish} or another multiple of its patch size"
-        ) from None
-
-
 def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
-    """Moves the model; convolutions run fastest with channels last."""
+    """Moves the model to its device; convolutional ones to the channels-last layout, in which they run fastest."""
     if model.is_convolutional:
         model.to(memory_format=torch.channels_last)
     return model.to(runtime.device)
@@ -127,7 +119,7 @@ def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> Retr
 
 
 def build_eval_set(data: DataConfig, manifest: Manifest, model: Embedder, split: str = "test") -> RetrievalDataset:
-    """The images that are searched."""
+    """The images of a split, transformed as in an evaluation."""
     return RetrievalDataset(manifest.subset(split), model.transform(), _cache_dir(data))
 
 

@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizer over them, and the learning rate of every step."""
+"""Parameter groups, optimizer and learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,16 +8,18 @@ from timm.optim import param_groups_layer_decay
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, unknown
 from hgsl.config import OptimConfig
 from hgsl.models import Embedder
 
+Groups = list[dict[str, Any]]
 
-def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
-    """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with a rate of its own.
 
-    Centers and scale live in the loss and have no weight decay: decay would only fight their normalization, and pull
-    the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
+def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> Groups:
+    """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with its own learning rate.
+
+    Centers and scale are parameters of the loss and have no weight decay: decay would fight their normalization, and
+    pull the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
     """
     head = [*model.pooling.parameters(), *model.projection.parameters()]
     centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever the loss calls them
@@ -31,10 +33,10 @@ def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig)
     return [group for group in groups if group["params"]]
 
 
-def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[str, Any]]:
-    """One group, or with ``layer_decay`` one a layer, whose rate falls by that factor from the last to the first.
+def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> Groups:
+    """One group, or with ``layer_decay`` one per layer, whose rate falls by that factor from the last to the first.
 
-    These, which timm makes, spare biases and norms the weight decay.
+    The groups per layer are timm's, which exclude biases and norms from weight decay.
     """
     if settings.layer_decay is None:
         return [{"name": "backbone", "params": _trainable(backbone.parameters()), "lr": settings.lr}]
@@ -50,7 +52,7 @@ def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> list[dict[st
     ]
 
 
-def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> optim.Optimizer:
+def create_optimizer(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
     """Returns the optimizer that ``settings.name`` stands for.
 
     Raises:
@@ -61,10 +63,9 @@ def create_optimizer(groups: list[dict[str, Any]], settings: OptimConfig) -> opt
             "nothing is left to train: the backbone is frozen, there is no projection and the loss has no parameters; "
             "set model.embedding_size, another model.freeze than 'backbone', or a loss with class centers"
         )
-    if settings.name == "adamw":
-        return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
-    momentum = 0.9 if settings.momentum is None else settings.momentum
-    return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+    if settings.name not in OPTIMIZERS:
+        raise unknown("optim.name", settings.name, OPTIMIZERS)
+    return OPTIMIZERS[settings.name](groups, settings)
 
 
 def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: int, steps_per_epoch: int) -> LambdaLR:
@@ -73,25 +74,54 @@ def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: i
 
 
 def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Returns step -> factor in (0, 1].
+    """Returns step -> factor in (0, 1]: linear over ``warmup * total`` steps, then as ``settings.schedule`` says.
 
-    Warm-up is linear over ``warmup * total`` steps. Then ``cosine`` falls as (1 + cos(pi t)) / 2 with t from 0 to 1,
-    ``step`` is multiplied by ``step_factor`` at each of ``step_epochs``, and ``constant`` stays at 1.
+    Raises:
+        InputError: The schedule is unknown.
     """
+    if settings.schedule not in SCHEDULES:
+        raise unknown("optim.schedule", settings.schedule, SCHEDULES)
+    schedule = SCHEDULES[settings.schedule]
     total = max(1, epochs * steps_per_epoch)
     warmup = round(settings.warmup * total)
-    drops = [epoch * steps_per_epoch for epoch in settings.step_epochs]
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if settings.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-        if settings.schedule == "step":
-            return settings.step_factor ** sum(step >= drop for drop in drops)
-        return 1.0
+        return schedule(settings, min(1.0, (step - warmup) / max(1, total - warmup)), step / max(1, steps_per_epoch))
 
     return factor
+
+
+def _adamw(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
+    return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _sgd(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
+    momentum = 0.9 if settings.momentum is None else settings.momentum
+    return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+
+
+def _cosine(settings: OptimConfig, progress: float, epoch: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _step(settings: OptimConfig, progress: float, epoch: float) -> float:
+    return settings.step_factor ** sum(epoch >= drop for drop in settings.step_epochs)
+
+
+def _constant(settings: OptimConfig, progress: float, epoch: float) -> float:
+    return 1.0
+
+
+# Name in the config -> (parameter groups, settings) -> optimizer.
+OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+# Name in the config -> (settings, progress from 0 to 1 after the warm-up, epoch) -> factor of the learning rate.
+SCHEDULES: dict[str, Callable[[OptimConfig, float, float], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "step": _step,
+}
 
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -1,0 +1,115 @@
+"""Config files on the command line: packaged recipes, unknown keys, and the change of a file's data set."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hgsl.cli._messages import flatten, is_free, unknown_setting
+from hgsl.common.errors import InputError, nearest
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+DATA_SET_SETTINGS = ("options", "root")  # of the data set that data.name names, and of no other
+
+
+def resolve(words: Sequence[str]) -> list[str]:
+    """Returns the arguments with the path of a packaged recipe in place of its name.
+
+    ``folder``, ``folder.yaml`` and ``configs/folder.yaml`` name a packaged recipe where no such file exists.
+
+    Raises:
+        FileNotFoundError: There is neither a file nor a recipe.
+    """
+    resolved = list(words)
+    for position, word in enumerate(words):
+        if word == "--config" and position + 1 < len(words):
+            resolved[position + 1] = str(_existing(words[position + 1]))
+        elif word.startswith("--config="):
+            resolved[position] = f"--config={_existing(word.removeprefix('--config='))}"
+    return resolved
+
+
+def config_files(words: Sequence[str]) -> list[Path]:
+    """Returns the config files that the arguments name, in their order."""
+    separate = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
+    return [Path(name) for name in separate] + [Path(w.partition("=")[2]) for w in words if w.startswith("--config=")]
+
+
+def check_file(path: Path, known: set[str]) -> None:
+    """Refuses a config file that is no YAML mapping or has a key that is not ``known``.
+
+    Raises:
+        InputError: The message names the key, and the nearest known one.
+    """
+    content = _content(path)
+    groups = {name.rpartition(".")[0] for name in known} - {""}
+    for key, value in _items(content):
+        if key not in known and not is_free(key):
+            raise InputError(unknown_setting(f"key in {path}:", key, known))
+        if key in groups and value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{path}: {key} holds settings such as {_example(key, known)}, found {value!r}")
+
+
+def for_another_data_set(words: Sequence[str]) -> list[str]:
+    """Returns the arguments without a file's settings of a data set that ``--data.name`` replaces; prints a note."""
+    files = config_files(words)
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--data.name"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--data.name=")]
+    data: dict[str, Any] = {}
+    for path in files:
+        data |= _content(path).get("data") or {}
+    if not files or not given or given[-1] == data.get("name", "synthetic"):
+        return list(words)
+    dropped = [key for key in DATA_SET_SETTINGS if data.get(key) and not _is_given(words, f"--data.{key}")]
+    if dropped and os.environ.get("RANK", "0") == "0":
+        print(
+            f"note: --data.name {given[-1]} replaces {data.get('name', 'synthetic')} of {files[-1]}, whose "
+            f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply"
+        )
+    last = max(i for i, word in enumerate(words) if word.startswith("--config"))
+    end = last + (1 if "=" in words[last] else 2)
+    empty = {"options": "--data.options={}", "root": "--data.root=null"}
+    return [*words[:end], *(empty[key] for key in dropped), *words[end:]]
+
+
+def _is_given(words: Sequence[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in words)
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = {recipe.stem: recipe for recipe in CONFIGS.glob("*.yaml")}
+    is_recipe_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
+    if is_recipe_name and path.stem in packaged:
+        return packaged[path.stem]
+    if path.is_dir():
+        raise InputError(f"--config {name} is a folder: name a YAML file, such as {path / 'config.yaml'}")
+    close = nearest(path.stem, packaged)
+    hint = f"did you mean --config {close}?" if close else f"packaged recipes: {', '.join(sorted(packaged))}"
+    raise FileNotFoundError(f"no config file {name} in {Path.cwd()}: {hint}")
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {flatten(str(error))}") from None
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{path} must hold settings such as 'train: {{epochs: 3}}', found a {type(content).__name__}")
+    return content or {}
+
+
+def _items(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping) and not is_free(f"{prefix}{key}"):
+            yield from _items(value, f"{prefix}{key}.")
+
+
+def _example(group: str, known: set[str]) -> str:
+    first = min(name for name in known if name.startswith(f"{group}."))
+    return f"{{{first.rpartition('.')[2]}: ...}}"

@@ -1,0 +1,79 @@
+"""Error messages about settings, in terms of the settings rather than of the parser's types."""
+
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hgsl.common.errors import nearest
+
+FREE = ("options", "miner_options", "top_k_schedule")  # settings that are dictionaries
+TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list such as [1, 2]",
+    tuple: "two numbers such as [0.2, 1.0]",
+    dict: "settings such as {name: value}",
+    types.NoneType: "null",
+}
+_PARSER = re.compile(r'^Parser key "(?P<key>[^"]+)":')
+_VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)$")
+
+
+def explain(text: str, settings: type) -> str:
+    """Returns the parser's message with what the setting expects and what it found, on one line.
+
+    Args:
+        text: A message of jsonargparse.
+        settings: The settings that were parsed.
+    """
+    text = flatten(text)
+    key, value = _PARSER.search(text), _VALUE.search(text)
+    if not key or not value:
+        return text
+    hint = _type_of(settings, key["key"])
+    return text if hint is None else f"{key['key']}: expected {_expected(hint)}, found {value['value']!r}"
+
+
+def unknown_setting(what: str, key: str, known: set[str]) -> str:
+    """Returns the message about an unknown flag or key, with the nearest known one."""
+    leaves = sorted(name for name in known if "." in name and name.rpartition(".")[2] == key.lstrip("-"))
+    if leaves:
+        return f"unknown {what} {key!r}: did you mean {' or '.join(map(repr, leaves))}?"
+    same_group = {name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
+    close = nearest(key, same_group) or nearest(key, known)
+    return f"unknown {what} {key!r}: " + (f"did you mean {close!r}?" if close else "--help lists all of them")
+
+
+def is_free(key: str) -> bool:
+    """Whether ``key`` is a setting whose keys only its reader knows, or one of these keys."""
+    return any(part in FREE for part in key.split("."))
+
+
+def flatten(text: str) -> str:
+    """Returns a text on one line."""
+    return " ".join(text.split())
+
+
+def _type_of(settings: type, key: str) -> Any:
+    """The type hint of a dotted setting, or None."""
+    hint: Any = settings
+    for name in key.split("."):
+        hints: Mapping[str, Any] = get_type_hints(hint) if hasattr(hint, "__dataclass_fields__") else {}
+        hint = hints.get(name)
+        if hint is None:
+            return None
+    return hint
+
+
+def _expected(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_expected(part) for part in get_args(hint))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if hint == list[str]:
+        return "a list such as [a, b]"
+    return TYPES.get(origin or hint, str(hint))

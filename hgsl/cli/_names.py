@@ -1,0 +1,75 @@
+"""Names of parts in the settings, checked against the packages' tables before torch is imported."""
+
+import ast
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import InputError, nearest, unknown
+from hgsl.config import Config, SparsifyConfig
+
+# Setting -> module and name of the table that knows it.
+TABLES = {
+    "data.name": ("hgsl.data.adapters", "DATASETS"),
+    "data.protocol": ("hgsl.data.protocols", "PROTOCOLS"),
+    "data.sampler": ("hgsl.data.samplers", "SAMPLERS"),
+    "model.pooling": ("hgsl.models.pooling", "POOLINGS"),
+    "optim.name": ("hgsl.engine.parts.optim", "OPTIMIZERS"),
+    "optim.schedule": ("hgsl.engine.parts.optim", "SCHEDULES"),
+}
+
+
+def check_names(config: Config) -> None:
+    """Refuses a name of a part that the table of its package does not hold.
+
+    Raises:
+        InputError: The message names the nearest one.
+    """
+    classifies = isinstance(config.sparsify, SparsifyConfig) and config.sparsify.task == "classification"
+    for setting, (module, table) in TABLES.items():
+        if classifies and setting.startswith(("data.", "model.")):
+            continue
+        section, _, name = setting.partition(".")
+        value = getattr(getattr(config, section), name)
+        known = names_in(module, table)
+        if value not in known:
+            raise unknown(setting, value, known)
+    if not (classifies and config.model.backbone == "resnet20"):
+        _check_backbone(config.model.backbone)
+
+
+def names_in(module: str, table: str) -> list[str]:
+    """Returns the names that a module's table holds, read from its source while the module is not loaded.
+
+    Args:
+        module: A module of hgsl; importing it would take seconds, as torch comes with it.
+        table: A dict display with string keys, or a tuple of strings.
+    """
+    if loaded := sys.modules.get(module):
+        return list(getattr(loaded, table))
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        targets: list[Any] = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+            value: Any = node.value  # type: ignore[attr-defined]
+            entries = value.keys if isinstance(value, ast.Dict) else value.elts
+            return [ast.literal_eval(entry) for entry in entries if entry is not None]
+    raise LookupError(f"{source} has no table {table}")
+
+
+def _check_backbone(name: str) -> None:
+    """Refuses a name that occurs nowhere in timm's sources: they name all models, and importing them takes seconds."""
+    package = find_spec("timm")
+    if "timm" in sys.modules or package is None or package.origin is None or ":" in name:
+        return  # the model itself is asked for later
+    base = name.partition(".")[0]
+    sources = [path.read_text(encoding="utf-8") for path in (Path(package.origin).parent / "models").glob("*.py")]
+    if any(f"def {base}(" in source or f"'{base}'" in source or f'"{base}"' in source for source in sources):
+        return
+    models = [model for source in sources for model in re.findall(r"^def ([a-z]\w*)\(pretrained", source, re.MULTILINE)]
+    close = nearest(name, models)
+    hint = f"did you mean {close!r}?" if close else "any model name of timm is accepted, see timm.list_models()"
+    raise InputError(f"unknown model.backbone {name!r}: {hint}")

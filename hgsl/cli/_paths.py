@@ -1,0 +1,45 @@
+"""Paths in the settings, checked before torch is imported."""
+
+from pathlib import Path
+
+from hgsl.common.errors import InputError
+from hgsl.config import Config, SparsifyConfig
+
+WEIGHTS = ("timm", "packaged", "none")  # all else is a file
+
+
+def check_paths(config: Config) -> None:
+    """Refuses a path to read from that does not exist.
+
+    Raises:
+        FileNotFoundError: The message names the setting, the path and the folder it was looked for in.
+    """
+    if config.data.root is not None:
+        _check_exists("data.root", config.data.root)
+    if config.model.weights not in WEIGHTS and not Path(config.model.weights).expanduser().is_file():
+        raise FileNotFoundError(
+            f"no weights file {config.model.weights}{_folder_of(config.model.weights)}: "
+            f"model.weights is {', '.join(WEIGHTS)} or an existing file"
+        )
+    if isinstance(config.sparsify, SparsifyConfig) and config.sparsify.rounds and config.sparsify.dense_run:
+        _check_exists("sparsify.dense_run", config.sparsify.dense_run)
+
+
+def check_device(name: str) -> None:
+    """Refuses a device name that no machine has; whether this one has it takes torch to find out.
+
+    Raises:
+        InputError: The name has another form than auto, cpu, mps, cuda or cuda:N.
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in ("auto", "cpu", "mps", "cuda") or (colon and (kind != "cuda" or not number.isdigit())):
+        raise InputError(f"unknown run.device {name!r}: use auto, cpu, mps, cuda or cuda:N, such as cuda:1")
+
+
+def _check_exists(setting: str, path: str) -> None:
+    if not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"{setting}: {path} does not exist{_folder_of(path)}")
+
+
+def _folder_of(path: str) -> str:
+    return "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"

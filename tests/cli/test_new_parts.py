@@ -1,0 +1,81 @@
+"""A part that is added to its package's table is known to the command line and trains."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hgsl.cli import train
+from hgsl.config import OptimConfig
+from hgsl.data import Manifest
+from hgsl.data.adapters import DATASETS, folder
+from hgsl.data.samplers import SAMPLERS
+from hgsl.data.samplers.rows import Rows
+from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.parts.optim import OPTIMIZERS, SCHEDULES
+from hgsl.models import load_embedder
+from hgsl.models.pooling import POOLINGS
+
+SMALL = [
+    *("--config", "folder", "--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
+    *("--train.epochs", "1", "--train.batch_size", "4", "--loss.top_k", "2", "--eval.before", "false"),
+    *("--eval.page", "false", "--run.dir", "out"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class MinPool(nn.Module):
+    """The smallest value over all positions."""
+
+    expansion = 1
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.amin(dim=(2, 3))
+
+
+def test_a_pooling(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POOLINGS, "min", MinPool)
+    assert train.main([*SMALL, "--data.root", str(photo_folder()), "--model.pooling", "min"]) == 0
+    assert isinstance(load_embedder("out").pooling, MinPool)
+
+
+def test_a_data_set(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(root: Path, only: str = "") -> Manifest:
+        return folder.load(root / only)
+
+    monkeypatch.setitem(DATASETS, "mine", load)
+    words = ["--data.name", "mine", "--data.root", str(photo_folder().parent), "--data.options.only", "photos"]
+    assert train.main([*SMALL, *words]) == 0
+    assert json.loads(Path("out/report.json").read_text())["after"]["num_queries"] == 12
+
+
+def test_a_sampler(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_rows(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
+        return np.arange(batch_size)[None]
+
+    monkeypatch.setitem(SAMPLERS, "first", first_rows)
+    assert train.main([*SMALL, "--data.root", str(photo_folder()), "--data.sampler", "first"]) == 0
+    assert len(read_metrics(Path("out/metrics.jsonl"))) == 1
+
+
+def test_an_optimizer_and_a_schedule(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def adagrad(groups: list, settings: OptimConfig) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad(groups, lr=settings.lr)
+
+    monkeypatch.setitem(OPTIMIZERS, "adagrad", adagrad)
+    monkeypatch.setitem(SCHEDULES, "half", lambda settings, progress, epoch: 0.5)
+    words = ["--optim.name", "adagrad", "--optim.schedule", "half", "--optim.warmup", "0", "--optim.lr", "0.01"]
+    assert train.main([*SMALL, "--data.root", str(photo_folder()), *words]) == 0
+    assert [record["lr/backbone"] for record in read_metrics(Path("out/metrics.jsonl"))] == pytest.approx([0.005] * 3)
+    moved = load_file("out/state.safetensors")
+    assert any(name.endswith("/sum") for name in moved), "Adagrad's state is saved"
