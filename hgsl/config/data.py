@@ -1,5 +1,6 @@
-"""Which run, on which images, measured how."""
+"""Settings of the run, its data and its evaluation."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,22 +9,22 @@ from hgsl.config.checks import refuse
 
 @dataclass
 class RunConfig:
-    """Where the run lives and on what it runs."""
+    """Folder, seed and hardware of a run."""
 
     dir: str | None = None
     """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE."""
     seed: int = 0
-    """Seed of the weights, the centers, the order of images and their augmentation."""
+    """Seed of the initial weights and centers, the order of images and their augmentation."""
     device: str = "auto"
     """auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the network; auto is bfloat16 where the hardware has it, float16 on older GPUs, else float32."""
     threads: int | None = None
-    """CPU threads of PyTorch in each process; empty leaves its own choice, the number of cores."""
+    """CPU threads of PyTorch in each process; empty leaves PyTorch's default, the number of cores."""
     compile: bool = False
-    """Whether torch.compile translates the network first: minutes at the start, faster steps afterwards."""
+    """Whether torch.compile compiles the network: minutes at the start, faster steps afterwards."""
     deterministic: bool = False
-    """On a GPU, whether only kernels that repeat their results to the bit may be used; a CPU run always repeats."""
+    """Whether a GPU uses deterministic kernels only; a run on a CPU is always deterministic."""
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
@@ -32,22 +33,22 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """Which images, how they are split and how they reach the network."""
+    """Images of a run, their split, and their way to the network."""
 
     name: str = "synthetic"
-    """Dataset: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
+    """Data set: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
     root: str | None = None
-    """Folder of the dataset (for csv: the table); empty means datasets/NAME of the installation."""
+    """Folder of the data set (for csv: the table); empty means datasets/NAME of the installation."""
     protocol: str = "zero-shot"
-    """zero-shot (classes of the search are never trained on), closed-set or query-gallery."""
+    """zero-shot (test classes are never trained on), closed-set or query-gallery."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the dataset's adapter, such as {seed: 1} for folder (which classes are searched)."""
+    """Options of the data set, such as {seed: 1} for folder (the choice of the test classes)."""
     test_share: float = 0.5
-    """Datasets without an official split (folder): the share of the classes that is searched, not trained on."""
+    """Share of the classes in the test split, for data sets without a split of their own."""
     image_size: int = 224
-    """Side in pixels of the square image that the network sees."""
+    """Side in pixels of the square image that the network gets."""
     crop_pct: float | None = None
-    """Evaluation: share of the resized photo's side that the central crop keeps; empty means the backbone's own."""
+    """Evaluation: share of the resized image's side inside the center crop; empty means the backbone's own."""
     recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
@@ -58,17 +59,18 @@ class DataConfig:
     per_class: int = 4
     """Images of one class in a batch, for the sampler m_per_class."""
     cache: Literal["none", "resized"] = "none"
-    """resized keeps every image at the size the transform starts from, so that only the first epoch decodes files."""
+    """resized caches every image at the size that the transform starts from, so that only the first epoch decodes."""
     crop_to_boxes: bool = False
-    """Whether images are cut to their boxes, where the data set has them; reports then say so."""
+    """Whether images are cropped to their boxes, where the data set has them; reports then say so."""
     val_share: float = 0.0
-    """Share of the training classes that is kept out of training to choose the epoch (train.select: best)."""
+    """Share of the training classes that validation takes, to choose the epoch (train.select: best)."""
     val_fold: int | None = None
-    """Instead of val_share: which of four class-disjoint folds of the training classes, 0 to 3, is kept out."""
+    """Instead of val_share: number, 0 to 3, of the one of four class-disjoint folds that validation takes."""
     workers: int | None = None
     """Processes that read and transform images; empty means one per core, at most 8."""
 
     def __post_init__(self) -> None:
+        self._resolve_folders()
         refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
         refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
         refuse(
@@ -79,24 +81,35 @@ class DataConfig:
         refuse(not 0 < low <= high <= 1, f"data.crop_scale must be 0 < low <= high <= 1, found [{low}, {high}]")
         refuse(
             self.val_fold is not None and self.val_share > 0,
-            f"data.val_share {self.val_share} and data.val_fold {self.val_fold} both cut validation classes: give one",
+            f"data.val_share {self.val_share} and data.val_fold {self.val_fold} both choose validation: give one",
         )
         refuse(not 0 <= self.val_share < 1, f"data.val_share must lie from 0 to below 1, found {self.val_share}")
         refuse(self.workers is not None and self.workers < 0, f"data.workers cannot be negative, found {self.workers}")
 
+    def _resolve_folders(self) -> None:
+        """Makes the root, and options such as image_root, absolute: a run is evaluated from any working folder."""
+        if self.root is not None:
+            self.root = os.path.abspath(os.path.expanduser(self.root))
+        folders = {
+            key: value for key, value in self.options.items() if key.endswith("_root") and isinstance(value, str)
+        }
+        self.options = self.options | {
+            key: os.path.abspath(os.path.expanduser(value)) for key, value in folders.items()
+        }
+
 
 @dataclass
 class EvalConfig:
-    """Retrieval on the classes that training never saw."""
+    """Evaluation of retrieval on the test split."""
 
     ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     """The K of Recall@K and Precision@K."""
     batch_size: int = 64
-    """Images embedded at a time."""
+    """Images per forward pass."""
     before: bool = True
-    """Whether to measure before training as well."""
+    """Whether the model is also evaluated before training."""
     page: bool = True
-    """Whether the end of training also writes report.html, to look at, and curves.png (up to 20,000 queries)."""
+    """Whether the end of training also writes report.html and curves.png (up to 20,000 queries)."""
 
     def __post_init__(self) -> None:
         refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")

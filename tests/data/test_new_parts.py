@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hgsl.cli import train
+from hgsl.cli import eval_retrieval, train
 from hgsl.data import DATASETS, SAMPLERS
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.engine.loop.loader import RunBatches
@@ -92,3 +92,21 @@ def test_a_table_with_validation_rows_can_choose_an_epoch(
         assert status == 2
         assert "csv (zero-shot) has no 'val' images, only train, test: set data.val_share" in capsys.readouterr().err
         assert not Path("run").exists()
+
+
+def test_a_run_finds_its_data_from_another_folder(
+    photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photo_folder()
+    lines = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.rglob("*.jpg"))]
+    Path("lists").mkdir()
+    Path("lists/birds.csv").write_text("\n".join(["path,label", *lines]))
+    options = f"{{image_root: {root.name}}}"
+    words = ["--data.name", "csv", "--data.root", "lists/birds.csv", "--data.options", options]
+    assert train.main([*SMALL, *words]) == 0
+    (root.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(root.parent / "elsewhere")
+    assert eval_retrieval.main(["--checkpoint", "../run"]) == 0
+    capsys.readouterr()
+    assert train.main([*SMALL, *words]) == 2
+    assert f"there is no table at {Path('lists/birds.csv').absolute()}" in capsys.readouterr().err
