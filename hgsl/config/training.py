@@ -8,12 +8,12 @@ from hgsl.config.checks import refuse
 
 @dataclass
 class LossConfig:
-    """The Hard Global Softmin Loss, or one of pytorch-metric-learning's by its class name."""
+    """The Hard Global Softmin Loss, another loss of this package, or one of pytorch-metric-learning by class name."""
 
     name: str = "HardGlobalSoftminLoss"
-    """HardGlobalSoftminLoss, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
+    """A loss of hgsl.losses.LOSSES, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of another loss than HardGlobalSoftminLoss, in place of top_k and all that follows it here;
+    """Arguments of a loss other than HardGlobalSoftminLoss, in place of top_k and all that follows it here;
     num_classes and embedding_size are filled in."""
     miner: str | None = None
     """A class of pytorch_metric_learning.miners, such as TripletMarginMiner, for losses over pairs and triplets."""
@@ -32,16 +32,19 @@ class LossConfig:
     decorrelation: float = 0.1
     """Weight of the term that pushes class centers toward right angles."""
     margin: float = 0.0
-    """Taken off the closeness to the true class."""
+    """Subtracted from the similarity to the true class."""
     both_sides: float = 0.0
     """Weight of the same comparison from the other side, each class center of the batch with the K images nearest to
     it; 0 as published. With several processes it gathers their embeddings."""
     similarity: Literal["euclidean", "cosine"] = "euclidean"
-    """What closeness is: minus the distance, as published, or the cosine."""
+    """Similarity of embedding and center: minus the distance, as published, or the cosine."""
     top_k_schedule: dict[int, int | None] = field(default_factory=dict)
-    """K as a curriculum, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
+    """Schedule of K, first epoch -> K, such as {0: null, 5: 10}; replaces top_k."""
     sharded: bool = False
-    """With several processes, whether each holds its share of the centers instead of all of them."""
+    """With several processes, whether each holds a shard of the centers instead of all of them."""
+    sparse_centers: bool | None = None
+    """Whether centers get a sparse gradient and plain SGD at optim.centers_lr, so that no gradient or moment of their
+    full size is held; empty means from 100,000 classes on. Several processes then need loss.sharded."""
     centers: Literal["random", "class_means"] = "random"
     """Where the class centers of HardGlobalSoftminLoss start: random, as published, or at the mean embedding of each
     class's images, which costs one pass over the training images."""
@@ -53,12 +56,12 @@ class LossConfig:
             bool(self.top_k_schedule) and self.top_k is not None,
             "loss.top_k_schedule replaces loss.top_k: leave one of them empty",
         )
-        ours = self.name == "HardGlobalSoftminLoss"
-        refuse(ours and bool(self.options), "loss.options belong to losses of pytorch-metric-learning: set loss.name")
-        refuse(ours and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
-        for name in ("sharded", "top_k_schedule"):
+        default = self.name == "HardGlobalSoftminLoss"
+        refuse(default and bool(self.options), "loss.options belong to other losses than this one: set loss.name")
+        refuse(default and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
+        for name in ("sharded", "sparse_centers", "top_k_schedule"):
             refuse(
-                not ours and bool(getattr(self, name)),
+                not default and bool(getattr(self, name)),
                 f"loss.{name} belongs to HardGlobalSoftminLoss, but loss.name is {self.name!r}: leave it out",
             )
         refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")

@@ -14,7 +14,7 @@ from hgsl.engine.loop.loop import Batch
 from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
 from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
 from hgsl.engine.parts.mode import build_mode
-from hgsl.engine.parts.objective import build_objective
+from hgsl.engine.parts.objective import build_objective, check_loss
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
@@ -27,6 +27,7 @@ class Retrieval:
 
     def __init__(self, config: Config, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
+        check_loss(config.loss)
         self.manifest: Manifest = build_manifest(config.data)
         if config.train.select == "best":
             self.manifest.subset("val")  # refused before the model is built, where there is none

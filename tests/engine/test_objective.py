@@ -1,15 +1,28 @@
+"""The objective: schedules of K, masks, and losses that are added to the package."""
+
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 from hgsl.cli import train
+from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.masking import MaskedObjective
-from hgsl.engine.parts.objective import build_objective
+from hgsl.engine.parts.objective import build_objective, check_loss
+from hgsl.losses import LOSSES
 from hgsl.losses.functional import hard_global_softmin_loss
 from hgsl.sparsity import sparsify
+
+TINY = [
+    *("--config", str(Path(train.__file__).parents[2] / "configs" / "folder.yaml"), "--data.image_size", "32"),
+    *("--model.backbone", "test_resnet", "--model.weights", "none", "--run.device", "cpu", "--run.threads", "1"),
+    *("--data.workers", "0", "--train.epochs", "2", "--eval.before", "false", "--eval.page", "false"),
+]
 
 
 def test_the_nearest_negatives_under_a_schedule() -> None:
@@ -25,10 +38,7 @@ def test_the_nearest_negatives_under_a_schedule() -> None:
 
 
 def test_a_run_under_a_schedule_of_nearest_negatives(photo_folder: Callable[..., Path], tmp_path: Path) -> None:
-    words = ["--config", str(Path(train.__file__).parents[2] / "configs" / "folder.yaml")]
-    words += ["--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out"), "--data.image_size", "32"]
-    words += ["--model.backbone", "test_resnet", "--model.weights", "none", "--run.device", "cpu", "--run.threads", "1"]
-    words += ["--data.workers", "0", "--train.epochs", "2", "--eval.before", "false", "--eval.page", "false"]
+    words = [*TINY, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out")]
     words += ["--loss.hard_set", "negatives", "--loss.top_k", "null", "--loss.top_k_schedule", "{0: null, 1: 1}"]
     assert train.main(words) == 0
     assert all(record["grad_norm"] > 0 for record in read_metrics(tmp_path / "out" / "metrics.jsonl"))
@@ -42,3 +52,59 @@ def test_the_penalty_of_the_masks_is_added_to_the_loss() -> None:
     penalty = 0.1 * 15  # every mask is 1 while its score is at its initial value
     torch.testing.assert_close(masked(embeddings, labels), inner(embeddings, labels) + penalty)
     assert masked.loss_fn is inner.loss_fn
+
+
+class NormalizedCenters(nn.Module):
+    """A loss as a contributor would add it: softmax over the cosines to class centers."""
+
+    def __init__(self, num_classes: int, embedding_size: int, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(num_classes, embedding_size))
+        self.temperature = temperature
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        cosines = nn.functional.normalize(embeddings) @ nn.functional.normalize(self.centers).T
+        return nn.functional.cross_entropy(cosines / self.temperature, labels)
+
+
+def test_a_loss_of_ones_own_is_one_class_and_one_line(
+    photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOSSES, "NormalizedCenters", NormalizedCenters)
+    settings = LossConfig(name="NormalizedCenters", options={"temperature": 0.5})
+    check_loss(settings)
+    objective = build_objective(settings, num_classes=7, embedding_size=5)
+    assert objective.loss_fn.centers.shape == (7, 5)
+    assert objective.loss_fn.temperature == 0.5
+
+    words = [*TINY, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out"), "--train.epochs", "1"]
+    words += ["--loss.name", "NormalizedCenters", "--loss.options.temperature", "0.5"]
+    assert train.main(words) == 0
+    records = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert records[0]["lr/centers"] > 0
+    assert all(record["grad_norm"] > 0 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--loss.name", "HardGlobalSoftmaxLoss"],
+            "unknown loss 'HardGlobalSoftmaxLoss': did you mean 'HardGlobalSoft",
+        ),
+        (["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"], "did you mean 'TripletMarginMiner'"),
+    ],
+)
+def test_a_name_is_checked_before_data_is_read(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    assert train.main([*TINY, "--data.root", str(tmp_path / "missing"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_library_only_the_losses_of_this_package_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    check_loss(LossConfig())
+    with pytest.raises(InputError, match=r'losses other than HardGlobalSoftminLoss.*pip install "hgsl\[pml\]"'):
+        check_loss(LossConfig(name="ProxyAnchorLoss"))

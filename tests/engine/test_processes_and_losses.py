@@ -73,6 +73,7 @@ def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: 
     "loss",
     [
         ["--loss.sharded", "true", "--loss.both_sides", "0"],
+        ["--loss.sharded", "true", "--loss.both_sides", "0", "--loss.sparse_centers", "true"],
         ["--loss.both_sides", "1"],
         ["--loss.name", "ProxyAnchorLoss", "--loss.top_k", "null"],
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner", "--loss.top_k", "null"],
@@ -125,7 +126,7 @@ def test_losses_of_the_peer_run_and_resume_under_the_same_recipe(photo_folder: C
     ("more", "message"),
     [
         (["--loss.name", "ProxyAnchrLoss"], "did you mean 'ProxyAnchorLoss'"),
-        (["--loss.name", "ProxyAnchorLoss", "--loss.options.margn", "1"], "did you mean 'margin'"),
+        (["--loss.name", "ProxyAnchorLoss", "--loss.options.margn", "1"], "unexpected keyword argument 'margn'"),
         (["--loss.name", "ProxyAnchorLoss", "--loss.memory", "64"], "loss.memory 64 does not go with ProxyAnchorLoss"),
         (["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"], "did you mean 'TripletMarginMiner'"),
     ],

@@ -11,8 +11,9 @@ from hgsl.config import Config
 from hgsl.engine.loop.loop import TrainState
 from hgsl.engine.parts.masking import MaskedObjective, groups_with_masks
 from hgsl.engine.parts.objective import Objective
-from hgsl.engine.parts.optim import create_optimizer, create_schedule
+from hgsl.engine.parts.optim import create_schedule
 from hgsl.engine.parts.shards import sharded_loss
+from hgsl.engine.parts.sparse_centers import build_optimizer
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.stages import Stage
@@ -37,7 +38,7 @@ def build_state(
     objective: Objective | MaskedObjective = problem.objective
     if soft_masks:
         objective = MaskedObjective(problem.objective, soft_masks, config.sparsify.lmbda)
-    optimizer = create_optimizer(groups, config.optim)
+    optimizer = build_optimizer(groups, config.optim, problem.objective)
     network = problem.network
     if config.run.compile:
         network = torch.compile(network)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What centers that are divided among processes ask of the loop: the norm of the whole gradient, and a whole state."""
+"""Gradient norm and optimizer state of class centers that are sharded over processes or have sparse gradients."""
 
 import math
 from typing import Any
@@ -13,29 +13,48 @@ from hgsl.losses import ShardedHardGlobalSoftminLoss
 
 
 def sharded_loss(objective: nn.Module) -> ShardedHardGlobalSoftminLoss | None:
-    """The loss in ``objective`` whose centers are divided among processes, or None."""
+    """The loss in ``objective`` whose centers are sharded over processes, or None."""
     return next((module for module in objective.modules() if isinstance(module, ShardedHardGlobalSoftminLoss)), None)
 
 
 def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardGlobalSoftminLoss | None) -> float:
-    """Scales the gradients to a norm of at most ``limit``, and returns what it was: over the shards of all processes.
+    """Scales the gradients to a norm of at most ``limit``, and returns their norm before: over all processes' shards.
 
-    Each process has its own share of the centers, and the same gradients of all else; norms of their own would scale
-    these differently, and the replicas of the network would part.
+    Each process has its own shard of the centers, and the same gradients of everything else. With norms of their own
+    the processes would scale the latter differently, and the replicas of the network would diverge.
     """
-    parameters = _parameters(optimizer)
+    parameters = [p for p in _parameters(optimizer) if p.grad is not None]
     norm = _norm([p for p in parameters if loss is None or p is not loss.centers])
     if loss is not None:
-        squares = _norm([loss.centers]).to(loss.centers.device) ** 2
+        squares = _norm([p for p in parameters if p is loss.centers]).to(loss.centers.device) ** 2
         if ranks.is_initialized():
             dist.all_reduce(squares)
         norm = (norm**2 + squares).sqrt()
-    nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)
+    limit = math.inf if limit is None else limit
+    nn.utils.clip_grads_with_norm_([p for p in parameters if not _gradient(p).is_sparse], limit, norm)
+    for parameter in parameters:
+        if _gradient(parameter).is_sparse:
+            values = _values(parameter)
+            values.mul_((limit / (norm.to(values.device) + 1e-6)).clamp(max=1.0))
     return float(norm)
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return nn.utils.get_total_norm([_values(p) for p in parameters])
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The gradient of ``parameter``, or the rows ``(n, D)`` of a sparse one, which then holds each row once."""
+    gradient = _gradient(parameter)
+    if gradient.is_sparse:
+        gradient = parameter.grad = gradient.coalesce()
+        return gradient._values()
+    return gradient
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def optimizer_state(optimizer: Optimizer, loss: ShardedHardGlobalSoftminLoss | None) -> dict[str, Any]:
@@ -44,30 +63,32 @@ def optimizer_state(optimizer: Optimizer, loss: ShardedHardGlobalSoftminLoss | N
     if loss is None:
         return state
     index = _index(optimizer, loss.centers)
-    own = state["state"].get(index, {})  # nothing on a process without centers
-    names = [name for name, value in own.items() if isinstance(value, Tensor) and value.shape == loss.centers.shape]
+    local = state["state"].get(index, {})  # empty on a process without centers
+    names = [name for name, value in local.items() if isinstance(value, Tensor) and value.shape == loss.centers.shape]
     if ranks.is_initialized():
-        dist.broadcast_object_list(told := [names])
-        [names] = told
-    moments = {name: loss.all_rows(own.get(name, torch.zeros_like(loss.centers))) for name in names}
-    return {**state, "state": {**state["state"], index: {**own, **moments}}}
+        dist.broadcast_object_list(from_main := [names])
+        [names] = from_main
+    moments = {name: loss.all_rows(local.get(name, torch.zeros_like(loss.centers))) for name in names}
+    if not local and not moments:
+        return state
+    return {**state, "state": {**state["state"], index: {**local, **moments}}}
 
 
 def load_optimizer_state(
     optimizer: Optimizer, state: dict[str, Any], loss: ShardedHardGlobalSoftminLoss | None
 ) -> None:
-    """Takes the state of :func:`optimizer_state`, and of the moments this process's rows, however many there are."""
+    """Loads the state of :func:`optimizer_state`; of the moments, this process's rows, for any number of processes."""
     if loss is not None and (index := _index(optimizer, loss.centers)) in state["state"]:
         whole = state["state"][index]
-        own = {
+        local = {
             name: loss.local_rows(value) if value.ndim else value for name, value in whole.items() if value is not None
         }
-        state = {**state, "state": {**state["state"], index: own}}
+        state = {**state, "state": {**state["state"], index: local}}
     optimizer.load_state_dict(state)
 
 
 def _index(optimizer: Optimizer, parameter: nn.Parameter) -> int:
-    """Where a state dict has what belongs to ``parameter``: parameters are numbered through all groups."""
+    """The key of ``parameter`` in a state dict, which numbers the parameters through all groups."""
     return next(index for index, other in enumerate(_parameters(optimizer)) if other is parameter)
 
 
