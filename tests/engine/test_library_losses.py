@@ -16,14 +16,13 @@ from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.objective import Objective, build_objective
+from tests.helpers import ROOT, TINY
 
 pytest.importorskip("pytorch_metric_learning")
 
-SMALL = [
-    *("--config", str(Path(train.__file__).parents[2] / "configs" / "folder.yaml"), "--run.device", "cpu"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "8", "--run.threads", "1", "--data.sampler", "m_per_class"),
-    *("--run.precision", "float32", "--eval.before", "false", "--eval.page", "false"),
+WORDS = [
+    *("--config", str(ROOT / "configs" / "folder.yaml"), *TINY, "--train.epochs", "2", "--train.batch_size", "8"),
+    *("--data.sampler", "m_per_class", "--eval.before", "false", "--eval.page", "false"),
 ]
 TRIPLETS = {"name": "TripletMarginLoss"}
 
@@ -102,7 +101,7 @@ def test_unused_settings_of_the_default_loss_are_noted(capsys: pytest.CaptureFix
 def test_a_loss_that_leaves_nothing_to_train(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out")]
+    words = [*WORDS, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out")]
     assert train.main([*words, "--model.freeze", "backbone", "--loss.name", "TripletMarginLoss"]) == 2
     assert "error: nothing is left to train" in capsys.readouterr().err
 
@@ -110,7 +109,7 @@ def test_a_loss_that_leaves_nothing_to_train(
 def test_a_run_with_miner_and_memory_that_is_stopped_ends_in_the_same_weights(
     photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--train.epochs", "3", "--model.embedding_size", "16"]
+    words = [*WORDS, "--data.root", str(photo_folder(images=8)), "--train.epochs", "3", "--model.embedding_size", "16"]
     words += ["--loss.options.margin", "1.0"]  # no loss is zero
     words += ["--loss.name", "TripletMarginLoss", "--loss.memory", "16", "--loss.miner", "DistanceWeightedMiner"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,34 +15,10 @@ from safetensors.torch import load_file
 from hgsl.cli import train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
+from tests.helpers import ROOT, SMALL, command, environment, launch
 
-ROOT = Path(train.__file__).parents[2]
-SMALL = [
-    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
-    *("--eval.before", "false", "--eval.page", "false"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def command(*words: str, processes: int = 1) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "tools" / "train.py"), *words]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def launch(*words: str, processes: int = 1, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words, processes=processes), env=environment(), capture_output=True, text=True, timeout=240, **options
-    )
+TRAIN = ROOT / "tools" / "train.py"
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def losses(run: str) -> list[float]:
@@ -57,7 +32,7 @@ def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: 
     words += ["--loss.both_sides", "0"]  # which gathers: a further rounding, that AdamW makes into 4e-5
     words += ["--optim.name", optimizer, "--train.epochs", "1", "--optim.lr", "1e-3", "--model.embedding_size", "16"]
     assert train.main([*words, "--run.dir", "one"]) == 0
-    result = launch(*words, "--run.dir", "two", processes=2)
+    result = launch(TRAIN, *words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("after training") == 1
     assert len(losses("one")) == 10
@@ -84,7 +59,7 @@ def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--model.freeze", "batch_norm", *loss]
     words += ["--train.epochs", "1", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
     assert train.main([*words, "--run.dir", "one"]) == 0
-    result = launch(*words, "--run.dir", "two", processes=2)
+    result = launch(TRAIN, *words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
     if "--loss.sharded" not in loss:  # shards draw their own initial centers
         assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
@@ -93,7 +68,7 @@ def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_out(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.batch_size", "3", "--run.dir", "two"]
-    result = launch(*words, processes=2)
+    result = launch(TRAIN, *words, processes=2)
     assert result.returncode != 0
     assert "train.batch_size 3 cannot be shared out to 2 processes" in result.stderr
     assert not Path("two").exists()
@@ -177,7 +152,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_save(photo_folder: Callab
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--train.epochs", "8", "--train.save_every", "2"]
     assert train.main([*words, "--run.dir", "whole"]) == 0
     process = subprocess.Popen(
-        command(*words, "--run.dir", "cut"), env=environment(), stdout=subprocess.PIPE, text=True
+        command(TRAIN, *words, "--run.dir", "cut"), env=environment(), stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
     for line in process.stdout:
@@ -214,7 +189,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--train.epochs", "500"]
-    process = subprocess.Popen(command(*words), env=environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(TRAIN, *words), env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout
     while not process.stdout.readline().startswith("epoch 1/"):
         assert process.poll() is None
@@ -235,7 +210,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_state(photo_folder: Callable
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
-    result = launch(*words, preexec_fn=limit)
+    result = launch(TRAIN, *words, preexec_fn=limit)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "state.safetensors" in result.stderr
@@ -254,7 +229,7 @@ def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder:
     """As Ctrl-C in a terminal, which the processes that read images get as well, while their process waits for them."""
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--run.dir", "out", "--data.workers", "2"]
     process = subprocess.Popen(
-        command(*words, "--train.epochs", "2000"),
+        command(TRAIN, *words, "--train.epochs", "2000"),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -280,7 +255,7 @@ def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder:
 def test_a_killed_worker_is_one_line(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--data.workers", "1"]
     process = subprocess.Popen(
-        command(*words, "--train.epochs", "2000"),
+        command(TRAIN, *words, "--train.epochs", "2000"),
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -13,19 +13,9 @@ from hgsl.cli import train
 from hgsl.config import Config, DataConfig, LossConfig, RunConfig
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.logging import read_metrics
+from tests.helpers import SMALL
 
-ROOT = Path(train.__file__).parents[2]
-SMALL = [
-    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
-    *("--eval.before", "false", "--eval.page", "false"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """Runs of several processes: divided centers follow those of one, all see what one saves, and all stop together."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,31 +14,16 @@ from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.shards import clip_gradients, load_optimizer_state, optimizer_state
 from hgsl.losses import ShardedHardGlobalSoftminLoss
+from tests.helpers import ROOT, SMALL, launch
 
-ROOT = Path(train.__file__).parents[2]
-SMALL = [
-    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "8", "--run.threads", "1", "--loss.top_k", "2"),
-    *("--eval.before", "false", "--eval.page", "false", "--loss.both_sides", "0", "--optim.warmup", "0"),
-    *(
-        "--data.test_share",
-        "0.3",
-    ),
-]
-SHARDED = [*SMALL, "--loss.sharded", "true", "--optim.clip", "0.5", "--model.embedding_size", "16"]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+TRAIN = ROOT / "tools" / "train.py"
+WORDS = [*SMALL, "--train.batch_size", "8", "--loss.both_sides", "0", "--optim.warmup", "0", "--data.test_share", "0.3"]
+SHARDED = [*WORDS, "--loss.sharded", "true", "--optim.clip", "0.5", "--model.embedding_size", "16"]
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def two_processes(*words: str, fails: bool = False) -> str:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*launcher, str(ROOT / "tools" / "train.py"), *words]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    result = launch(TRAIN, *words, processes=2)
     assert bool(result.returncode) == fails, result.stderr
     return result.stderr
 
@@ -106,7 +88,7 @@ def test_an_optimizers_state_returns_with_its_moments() -> None:
 def test_what_all_evaluate_is_what_the_first_saves(photo_folder: Callable, capsys: pytest.CaptureFixture) -> None:
     """Each process has batch statistics of its own; this network also has weights that no embedding depends on."""
     photos = str(photo_folder(classes=10, images=8))
-    words = [*SMALL, "--data.root", photos, "--model.freeze", "none", "--model.backbone", "mobilenetv3_small_050"]
+    words = [*WORDS, "--data.root", photos, "--model.freeze", "none", "--model.backbone", "mobilenetv3_small_050"]
     two_processes(*words, "--run.dir", "two", "--optim.lr", "1e-2", "--train.epochs", "3", "--eval.batch_size", "8")
     report = json.loads(Path("two/report.json").read_text())["after"]
     words = ["--checkpoint", "two", "--data.root", photos, "--run.device", "cpu", "--json", "again.json"]
@@ -117,7 +99,7 @@ def test_what_all_evaluate_is_what_the_first_saves(photo_folder: Callable, capsy
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_images_of_all(photo_folder: Callable) -> None:
-    words = [*SMALL, "--data.root", str(photo_folder(classes=10, images=8)), "--run.dir", "two", "--optim.clip", "null"]
+    words = [*WORDS, "--data.root", str(photo_folder(classes=10, images=8)), "--run.dir", "two", "--optim.clip", "null"]
     errors = two_processes(*words, "--optim.lr", "1e30", fails=True)
     assert "the loss is nan at step 2" in errors
     assert len(set(Path("two/nonfinite_batch.txt").read_text().split())) == 8
