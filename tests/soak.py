@@ -360,8 +360,9 @@ def check_recovery(command: Command, outcome: Outcome, root: Path) -> None:
     """Without the fault, the command arrives at the result of an undisturbed run."""
     again = Process(command.resume, root / "logs" / "again.txt")
     code = again.wait(10 * command.seconds + 60)
-    if code == 2 and "--resume" in command.resume and "no state" in again.text:  # stopped before the first save
-        command.clean()
+    if (
+        code == 2 and "--resume" in command.resume and "no run to resume" in again.text
+    ):  # ended before the first save: the folder is free
         again = Process(command.words, root / "logs" / "again.txt")
         code = again.wait(10 * command.seconds + 60)
     again.end()
