@@ -360,9 +360,7 @@ def check_recovery(command: Command, outcome: Outcome, root: Path) -> None:
     """Without the fault, the command arrives at the result of an undisturbed run."""
     again = Process(command.resume, root / "logs" / "again.txt")
     code = again.wait(10 * command.seconds + 60)
-    if (
-        code == 2 and "--resume" in command.resume and "no run to resume" in again.text
-    ):  # ended before the first save: the folder is free
+    if code == 2 and "no run to resume" in again.text:  # it ended before the first save, so the folder is free
         again = Process(command.words, root / "logs" / "again.txt")
         code = again.wait(10 * command.seconds + 60)
     again.end()
