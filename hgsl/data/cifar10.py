@@ -1,6 +1,6 @@
-"""CIFAR-10, whole in memory: 32 x 32 images as uint8, cropped and mirrored in batches on the device.
+"""CIFAR-10 in memory: 32 x 32 images as uint8, cropped and flipped in batches on the device.
 
-At this size decoding and loader processes would take longer than the network, so there are none of them.
+At this size, decoding files in loader processes would take longer than the network.
 """
 
 import io
@@ -35,7 +35,7 @@ class ImageArray:
     Attributes:
         images: ``(N, 3, 32, 32)`` uint8.
         labels: ``(N,)`` int64, an index into ``class_names``.
-        class_names: One a class.
+        class_names: One name per class.
     """
 
     images: Tensor
@@ -46,31 +46,31 @@ class ImageArray:
         return len(self.labels)
 
     def take(self, rows: Tensor) -> "ImageArray":
-        """Returns the images of these rows."""
+        """The images of these rows."""
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def to(self, device: torch.device) -> "ImageArray":
-        """Returns the same on ``device``."""
+        """The same images on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
-    """Reads all images of the training and of the test part.
+    """Reads all training images and all test images.
 
     Args:
         root: The folder with the official binary version (``data_batch_1.bin`` ..., of 3,073-byte records), directly
             or in ``cifar-10-batches-bin``; or a folder or zip of images, ``train/CLASS/NAME`` and ``test/CLASS/NAME``.
 
     Raises:
-        FileNotFoundError: There is nothing at ``root``.
-        InputError: It is none of these, a file is damaged, or they are the Python batches, which are pickles.
+        FileNotFoundError: ``root`` does not exist.
+        InputError: It is none of these, a file is damaged, or it is the Python version, whose batches are pickles.
     """
     root = Path(root).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"no CIFAR-10 at {root}: expected its folder or a zip of class folders")
     if root.is_file():
         if not zipfile.is_zipfile(root):
-            raise InputError(f"{root} is no zip: unpack cifar-10-binary.tar.gz and give its folder")
+            raise InputError(f"{root} is not a zip file: unpack cifar-10-binary.tar.gz and give its folder")
         with zipfile.ZipFile(root) as archive:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             return _class_folders(root, [(name, partial(archive.read, name)) for name in names])
@@ -80,7 +80,7 @@ def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
     for folder in (root, root / "cifar-10-batches-py"):
         if (folder / "test_batch").is_file():
             raise InputError(
-                f"{folder} holds the Python batches, which are pickles and could run any code when read: "
+                f"{folder} has the Python version of CIFAR-10, whose pickles could run any code when read: "
                 "get the binary version, cifar-10-binary.tar.gz, from https://www.cs.toronto.edu/~kriz/cifar.html"
             )
     files = sorted(path for part in ("train", "test") for path in (root / part).glob("*/*"))
@@ -88,14 +88,14 @@ def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
 
 
 def hold_out(part: ImageArray, share: float, seed: int = 0) -> tuple[ImageArray, ImageArray]:
-    """Splits off a random ``share`` of the images, the same for the same seed; returns the rest, and these."""
+    """Splits off a random ``share`` of the images, which depends on the seed alone; returns the rest and the share."""
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
     count = round(share * len(part))
     return part.take(order[count:].sort().values), part.take(order[:count].sort().values)
 
 
 def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Shifts each image by up to ``padding`` pixels, black moving in, and mirrors half of them.
+    """Shifts each image by up to ``padding`` pixels, filling with black, and flips half of them horizontally.
 
     Args:
         images: ``(B, C, H, W)``, on any device.
@@ -125,7 +125,7 @@ def _read_records(folder: Path, names: Sequence[str]) -> ImageArray:
             raise InputError(f"{path} has {len(records)} bytes, expected whole records of {RECORD}: it is incomplete")
         parts.append(records.reshape(-1, RECORD))
         if parts[-1][:, 0].max() >= CLASSES:
-            raise InputError(f"{path} has label {parts[-1][:, 0].max()}, expected 0 to 9: it is no CIFAR-10 batch")
+            raise InputError(f"{path} has label {parts[-1][:, 0].max()}, expected 0 to 9: it is not a CIFAR-10 batch")
     records = np.concatenate(parts)
     images = torch.from_numpy(records[:, 1:].reshape(-1, CHANNELS, SIDE, SIDE))
     return ImageArray(images, torch.from_numpy(records[:, 0].astype(np.int64)), _class_names(folder))
@@ -133,12 +133,12 @@ def _read_records(folder: Path, names: Sequence[str]) -> ImageArray:
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     path = folder / "batches.meta.txt"
-    found = path.read_text(encoding="utf-8").split() if path.is_file() else []
-    return tuple(found) if len(found) == CLASSES else NAMES
+    names = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return tuple(names) if len(names) == CLASSES else NAMES
 
 
 def _class_folders(root: Path, files: Sequence[tuple[str, Callable[[], bytes]]]) -> tuple[ImageArray, ImageArray]:
-    """From (name, reader) of files PART/CLASS/NAME, perhaps below further folders."""
+    """Training and test images from (name, reader) of files PART/CLASS/NAME, possibly below further folders."""
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     for name, read in files:
         parts = PurePosixPath(name).parts
@@ -146,11 +146,11 @@ def _class_folders(root: Path, files: Sequence[tuple[str, Callable[[], bytes]]])
             rows[parts[-3]].append((parts[-2], name, read))
     if not rows["train"] or not rows["test"]:
         raise InputError(
-            f"{root} holds no CIFAR-10: expected data_batch_1.bin ..., or train/CLASS/NAME and test/CLASS/NAME images"
+            f"{root} is not CIFAR-10: expected data_batch_1.bin ..., or train/CLASS/NAME and test/CLASS/NAME images"
         )
-    names = tuple(sorted({kind for kind, _, _ in rows["train"]}))
-    if strange := {kind for kind, _, _ in rows["test"]} - set(names):
-        raise InputError(f"{root}: test has classes that train has not: {', '.join(sorted(strange))}")
+    names = tuple(sorted({name for name, _, _ in rows["train"]}))
+    if untrained := {name for name, _, _ in rows["test"]} - set(names):
+        raise InputError(f"{root}: test has classes without training images: {', '.join(sorted(untrained))}")
     return _decode(root, rows["train"], names), _decode(root, rows["test"], names)
 
 
@@ -162,11 +162,11 @@ def _decode(root: Path, rows: Sequence[Row], names: tuple[str, ...]) -> ImageArr
             with Image.open(io.BytesIO(read())) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except DAMAGED as error:
-            raise InputError(f"{root}: {name} is no readable image ({error})") from None
+            raise InputError(f"{root}: {name} is not a readable image ({error})") from None
         if pixels.shape != images.shape[1:]:
             raise InputError(
                 f"{root}: {name} is {pixels.shape[1]} x {pixels.shape[0]} pixels, expected {SIDE} x {SIDE}"
             )
         images[row] = pixels
-    labels = torch.tensor([names.index(kind) for kind, _, _ in rows])
+    labels = torch.tensor([names.index(label) for label, _, _ in rows])
     return ImageArray(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, names)

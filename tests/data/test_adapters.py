@@ -142,9 +142,9 @@ def make_devkit(root: Path) -> Rows:
     (root / "devkit").mkdir(parents=True)
     savemat(root / "devkit/cars_meta.mat", {"class_names": np.array([[f"Make {i}" for i in range(4)]], object)})
     for part, file in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        own = [row for row in rows if row[2] == part]
-        fields = {"class": [i + 1 for i in range(4)], "fname": [path.split("/")[1] for path, _, _ in own]}
-        savemat(root / "devkit" / file, {"annotations": annotations(own, **fields)})
+        part_rows = [row for row in rows if row[2] == part]
+        fields = {"class": [i + 1 for i in range(4)], "fname": [path.split("/")[1] for path, _, _ in part_rows]}
+        savemat(root / "devkit" / file, {"annotations": annotations(part_rows, **fields)})
     images(root, rows)
     return rows
 
@@ -155,9 +155,9 @@ def make_aircraft(root: Path) -> Rows:
     lines(base / "variants.txt", *(f"Boeing 70{c}" for c in range(4)))
     lines(base / "manufacturers.txt", "Boeing")
     for part in ("train", "val", "test"):
-        own = [(path[7:-4], name) for path, name, split in rows if split == part]
-        lines(base / f"images_variant_{part}.txt", *(f"{image} {name}" for image, name in reversed(own)))
-        lines(base / f"images_manufacturer_{part}.txt", *(f"{image} Boeing" for image, _ in own))
+        part_rows = [(path[7:-4], name) for path, name, split in rows if split == part]
+        lines(base / f"images_variant_{part}.txt", *(f"{image} {name}" for image, name in reversed(part_rows)))
+        lines(base / f"images_manufacturer_{part}.txt", *(f"{image} Boeing" for image, _ in part_rows))
     lines(base / "images_box.txt", *(f"{i:07} 3 4 12 11" for i in range(12)))
     images(base, rows)
     return rows
@@ -180,12 +180,14 @@ def make_sop(root: Path) -> Rows:
     header = "image_id class_id super_class_id path"
     rows = []
     for part, classes in (("train", (1, 2)), ("test", (3, 12))):
-        own = [(f"chair_final/{c}_{i}.JPG", str(c), part) for c in classes for i in (0, 1)]
+        part_rows = [(f"chair_final/{c}_{i}.JPG", str(c), part) for c in classes for i in (0, 1)]
         start = len(rows) + 1
         lines(
-            base / f"Ebay_{part}.txt", header, *(f"{n} {name} 3 {path}" for n, (path, name, _) in enumerate(own, start))
+            base / f"Ebay_{part}.txt",
+            header,
+            *(f"{n} {name} 3 {path}" for n, (path, name, _) in enumerate(part_rows, start)),
         )
-        rows += own
+        rows += part_rows
     images(base, rows)
     return rows
 
@@ -293,14 +295,24 @@ def test_a_missing_root_is_named(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("layout", "file", "change", "message"),
     [
-        ("cub", "CUB_200_2011/images.txt", ("8 ", "x\n9 "), "line 8: 1 values where 2 are expected: 'x'"),
+        ("cub", "CUB_200_2011/images.txt", ("8 ", "x\n9 "), "line 8: 1 values, expected 2: 'x'"),
         ("cub", "CUB_200_2011/images.txt", ("8 ", "7 "), "1 rows repeat the number of another row"),
         ("cub", "CUB_200_2011/bounding_boxes.txt", ("8 2", "9 2"), "number different images"),
-        ("cub", "CUB_200_2011/image_class_labels.txt", ("8 4", "8 5"), "names class 5, which classes.txt does not"),
-        ("aircraft", "fgvc-aircraft-2013b/data/variants.txt", ("Boeing 703", "B 703"), "'Boeing 703', which variants"),
+        ("cub", "CUB_200_2011/image_class_labels.txt", ("8 4", "8 5"), "names class 5, which is not in classes.txt"),
+        (
+            "aircraft",
+            "fgvc-aircraft-2013b/data/variants.txt",
+            ("Boeing 703", "B 703"),
+            "names the class 'Boeing 703', which is not in variants",
+        ),
         ("aircraft", "fgvc-aircraft-2013b/data/images_box.txt", ("0000011", "0000012"), "no box for image 0000011"),
-        ("sop", "Stanford_Online_Products/Ebay_test.txt", ("6 3 3", "6 three 3"), "'three' is no whole number"),
-        ("inshop", "Eval/list_eval_partition.txt", ("8\n", "9\n"), "announces 9 images and lists 8: it is cut off"),
+        ("sop", "Stanford_Online_Products/Ebay_test.txt", ("6 3 3", "6 three 3"), "'three' is not a whole number"),
+        (
+            "inshop",
+            "Eval/list_eval_partition.txt",
+            ("8\n", "9\n"),
+            "has 8 images, expected 9 as its first line has: it is incomplete",
+        ),
         ("inshop", "Eval/list_eval_partition.txt", ("  query", "  queries"), "line 7: the status 'queries'"),
     ],
 )
@@ -322,5 +334,5 @@ def test_damaged_matlab_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no variable 'valid'"):
         load_manifest("flowers", tmp_path)
     (tmp_path / "imagelabels.mat").write_bytes(b"no matlab")
-    with pytest.raises(InputError, match="no readable MATLAB file"):
+    with pytest.raises(InputError, match="not a readable MATLAB file"):
         load_manifest("flowers", tmp_path)

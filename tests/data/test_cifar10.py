@@ -1,4 +1,4 @@
-"""CIFAR-10 in each of its forms, and the augmentation against one image at a time."""
+"""CIFAR-10 in each of its forms, and its augmentation against a slow one of single images."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ from hgsl.data.cifar10 import MEAN, augment, hold_out, load_cifar10
 GENERATOR = np.random.default_rng(0)
 TRAIN = GENERATOR.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
 TEST = GENERATOR.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-KINDS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -34,13 +34,13 @@ def binary(tmp_path: Path) -> Path:
         records = [bytes([(4 * number + i) % 10]) + image.tobytes() for i, image in enumerate(rows)]
         (folder / f"data_batch_{number + 1}.bin").write_bytes(b"".join(records))
     (folder / "test_batch.bin").write_bytes(b"".join(bytes([i]) + image.tobytes() for i, image in enumerate(TEST)))
-    (folder / "batches.meta.txt").write_text("\n".join(KINDS) + "\n\n")
+    (folder / "batches.meta.txt").write_text("\n".join(NAMES) + "\n\n")
     return tmp_path
 
 
 def members() -> dict[str, bytes]:
-    found = {f"train/{KINDS[i % 10]}/{i:04}.png": png(image) for i, image in enumerate(TRAIN)}
-    return found | {f"test/{KINDS[i]}/0000.png": png(image) for i, image in enumerate(TEST)} | {"README.md": b"hello"}
+    found = {f"train/{NAMES[i % 10]}/{i:04}.png": png(image) for i, image in enumerate(TRAIN)}
+    return found | {f"test/{NAMES[i]}/0000.png": png(image) for i, image in enumerate(TEST)} | {"README.md": b"hello"}
 
 
 def test_binary_records(binary: Path) -> None:
@@ -50,7 +50,7 @@ def test_binary_records(binary: Path) -> None:
         np.testing.assert_array_equal(train.images, TRAIN)
         np.testing.assert_array_equal(test.images, TEST)
         assert train.labels.tolist() == [i % 10 for i in range(20)]
-        assert train.class_names == test.class_names == KINDS
+        assert train.class_names == test.class_names == NAMES
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "zip with a folder in it"])
@@ -66,8 +66,8 @@ def test_class_folders_hold_the_same_images(tmp_path: Path, form: str) -> None:
             for name, content in members().items():
                 archive.writestr(f"cifar/{name}" if "in it" in form else name, content)
     train, test = load_cifar10(root)
-    assert train.class_names == KINDS
-    rows = sorted(range(20), key=lambda i: (KINDS[i % 10], i)) if form == "folder" else range(20)
+    assert train.class_names == NAMES
+    rows = sorted(range(20), key=lambda i: (NAMES[i % 10], i)) if form == "folder" else range(20)
     np.testing.assert_array_equal(train.images, TRAIN[list(rows)])
     assert train.labels.tolist() == [i % 10 for i in rows]
     np.testing.assert_array_equal(test.images, TEST)
@@ -90,10 +90,10 @@ def test_python_batches_are_refused_unread(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(binary: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no CIFAR-10 at"):
         load_cifar10(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"holds no CIFAR-10: expected data_batch_1\.bin"):
+    with pytest.raises(InputError, match=r"is not CIFAR-10: expected data_batch_1\.bin"):
         load_cifar10(_empty(tmp_path))
     (tmp_path / "text.zip").write_text("no zip")
-    with pytest.raises(InputError, match="is no zip"):
+    with pytest.raises(InputError, match="is not a zip file"):
         load_cifar10(tmp_path / "text.zip")
     batch = binary / "cifar-10-batches-bin" / "data_batch_3.bin"
     whole = batch.read_bytes()
@@ -116,9 +116,9 @@ def _empty(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("train/cat/9.png", b"no image", r"train/cat/9\.png is no readable image"),
+        ("train/cat/9.png", b"no image", r"train/cat/9\.png is not a readable image"),
         ("train/cat/9.png", png(TRAIN[0][:, :30]), r"train/cat/9\.png is 32 x 30 pixels, expected 32 x 32"),
-        ("test/zebra/0.png", png(TRAIN[0]), "test has classes that train has not: zebra"),
+        ("test/zebra/0.png", png(TRAIN[0]), "test has classes without training images: zebra"),
     ],
 )
 def test_bad_images_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -178,7 +178,7 @@ def test_the_shared_images_in_full(test_data: Path) -> None:
     if not path.is_file():
         pytest.skip("no cifar10-images.zip in HGSL_TEST_DATA")
     train, test = load_cifar10(path)
-    assert train.class_names == KINDS
+    assert train.class_names == NAMES
     assert train.labels.bincount().tolist() == [5000] * 10
     assert test.labels.bincount().tolist() == [1000] * 10
     mean = (train.images.double() / 255).mean((0, 2, 3))

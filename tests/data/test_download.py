@@ -114,22 +114,20 @@ def test_without_a_length_the_size_decides(server: Server, tmp_path: Path) -> No
 
 
 def test_a_wrong_checksum_removes_the_file(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"photos.tgz, as http.* sends it, has checksum md5:.* where md5:0 is expected: it was removed"
-    ):
+    with pytest.raises(InputError, match=r"photos.tgz from http.* has checksum md5:.*, expected md5:0: it was removed"):
         download(server.url, tmp_path / "photos.tgz", None, ["md5:0"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_size_stops_before_the_first_byte(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has 2,048,000 bytes where 5 are expected"):
+    with pytest.raises(InputError, match="has 2,048,000 bytes, expected 5"):
         download(server.url, tmp_path / "a.tgz", 5, [SUM])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_file_in_place_is_not_taken_for_right(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"a.tgz has 1 bytes where 2,048,000 are expected: remove it and run"):
+    with pytest.raises(InputError, match=r"a.tgz has 1 bytes, expected 2,048,000: remove it and run"):
         download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM])
     assert (tmp_path / "a.tgz").read_bytes() == b"x"  # someone put it there
 
@@ -141,7 +139,7 @@ def test_a_server_that_never_gets_on_is_given_up(server: Server, tmp_path: Path)
     assert len(server.asked) == 4
     assert "\n" not in str(caught.value)
     (tmp_path / "a.tgz.part").write_bytes(CONTENT[:10])
-    with pytest.raises(InputError, match="10 bytes are kept, run the command again to go on"):
+    with pytest.raises(InputError, match="10 bytes are kept, run the command again to resume"):
         download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM], pause=0)
 
 

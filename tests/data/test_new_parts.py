@@ -44,7 +44,7 @@ def test_a_data_set_is_one_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "stripes, zero-shot protocol" in out
     assert "2 classes       10 images" in out
     assert train.main([*SMALL, "--overwrite", "--data.name", "stripe"]) == 2
-    assert "unknown data set 'stripe': did you mean 'stripes'?" in capsys.readouterr().err
+    assert "unknown data.name 'stripe': did you mean 'stripes'?" in capsys.readouterr().err
     assert train.main([*SMALL, "--overwrite", "--data.name", "stripes", "--data.options", "{image: 5}"]) == 2
     assert "option of data set stripes in data.options 'image': did you mean 'images'?" in capsys.readouterr().err
 
@@ -109,4 +109,4 @@ def test_a_run_finds_its_data_from_another_folder(
     assert eval_retrieval.main(["--checkpoint", "../run"]) == 0
     capsys.readouterr()
     assert train.main([*SMALL, *words]) == 2
-    assert f"there is no table at {Path('lists/birds.csv').absolute()}" in capsys.readouterr().err
+    assert f"{Path('lists/birds.csv').absolute()} does not exist" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_download_verify_and_again(
     (folder / "17flowers.tgz").rename(folder / "gone")
     monkeypatch.setattr("hgsl.cli.prepare_dataset.read_card", lambda name: card_for(url, folder / "gone"))
     assert main(["flowers17", "--root", str(root), "--download", "--verify"]) == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "jpg exists" in capsys.readouterr().out
 
 
 def test_a_hostile_archive_leaves_the_root_as_it_was(web: tuple[Path, str], tmp_path: Path) -> None:

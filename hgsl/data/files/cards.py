@@ -1,4 +1,4 @@
-"""Dataset cards: where a data set comes from, and the counts it must have."""
+"""Data set cards: source, license, archives and expected counts of a benchmark."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ Counts = dict[str, dict[str, int]]
 
 
 def read_card(name: str) -> Card | None:
-    """The card of a data set, ``datasets/NAME/card.json``; None for one that has no fixed content (``folder``)."""
+    """The card of a data set, ``datasets/NAME/card.json``; None for a data set without fixed content (``folder``)."""
     file = datasets_dir() / name / "card.json"
     return read_json(file, "the card of a data set") if file.is_file() else None
 
 
 def count(manifest: Manifest) -> Counts:
-    """Classes and images of each split, and queries and gallery where they differ: a card's ``expected`` of a protocol.
+    """Number of classes and images of each split, and of queries and gallery where they differ.
+
+    The form is that of ``card["expected"]`` for one protocol.
 
     >>> count(manifest)                                                       # doctest: +SKIP
     {'train': {'classes': 100, 'images': 5864}, 'test': {'classes': 100, 'images': 5924}}
@@ -42,26 +44,29 @@ def count(manifest: Manifest) -> Counts:
 
 
 def fetch(card: Card, root: Path, *, pause: float = 2.0) -> list[str]:
-    """Downloads and unpacks what a card lists below ``root``; archives are kept. Returns a line for each thing done.
+    """Downloads the archives of a card to ``root`` and unpacks them there; archives are kept.
+
+    Returns:
+        One line per step, for the user.
 
     Raises:
-        InputError: The card has no link, the download fails, or the archive is not the expected one: one line that
-            ends with how to get the files by hand.
+        InputError: The card has no link, the download fails, or the archive is not the expected one; the message ends
+            with how to get the files by hand.
     """
     by_hand = f"{card['by_hand']} (put it in {root})"
     if not card["archives"]:
         raise InputError(f"{card['name']} has no direct link: {by_hand}")
-    done = []
+    steps = []
     for archive in card["archives"]:
         if (root / archive["gives"]).exists():
-            done.append(f"{root / archive['gives']} is there already")
+            steps.append(f"{root / archive['gives']} exists")
             continue
         file = root / archive["file"]
         try:
             download(archive["url"], file, archive["bytes"], archive["checksums"], pause=pause)
         except InputError as error:
             raise InputError(f"{error}; by hand: {by_hand}") from None
-        done.append(f"downloaded {file}")
+        steps.append(f"downloaded {file}")
         if archive["gives"] != archive["file"]:
-            done.append(f"unpacked {', '.join(str(path) for path in unpack(file, root))}")
-    return done
+            steps.append(f"unpacked {', '.join(str(path) for path in unpack(file, root))}")
+    return steps

@@ -1,4 +1,4 @@
-"""Archives of strangers: nothing is written outside the root, no link, no device, and no more than a sane size."""
+"""Safe unpacking of downloaded archives: no path outside the root, no link, no device, a bounded size."""
 
 import shutil
 import stat
@@ -15,34 +15,34 @@ from hgsl.common.errors import InputError
 from hgsl.common.paths import is_inside
 
 CHUNK = 1 << 20
-MOST_FILES = 1_000_000
+MAX_FILES = 1_000_000
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
 class _Entry:
     name: str
-    kind: str  # "file", "folder" or what else it is
+    kind: str  # "file", "folder" or "a link or a device"
     content: IO[bytes] | None
 
 
-def unpack(archive: Path, root: Path, most_bytes: int | None = None) -> list[Path]:
+def unpack(archive: Path, root: Path, max_bytes: int | None = None) -> list[Path]:
     """Unpacks a zip or tar archive below ``root``, all of it or nothing.
 
     Args:
         archive: The file; compression of tar is recognized.
         root: An existing folder.
-        most_bytes: The most that its files may hold together; None for ten times the archive's size and 64 MiB, since
-            photos hardly compress.
+        max_bytes: Maximum total size of its files; None for ten times the size of the archive and 64 MiB, since
+            images hardly compress.
 
     Returns:
         The new entries of ``root``.
 
     Raises:
-        InputError: The archive is damaged, names a path outside the root, holds a link or a device, holds too much,
-            or would replace what is there. Nothing is left behind.
+        InputError: The archive is damaged, names a path outside the root, holds a link or a device, exceeds a
+            limit, or would replace an existing file. Nothing is left behind.
     """
-    limit = 10 * archive.stat().st_size + (64 << 20) if most_bytes is None else most_bytes
+    limit = 10 * archive.stat().st_size + (64 << 20) if max_bytes is None else max_bytes
     staging = Path(tempfile.mkdtemp(prefix=".unpack-", dir=root))
     try:
         try:
@@ -54,9 +54,9 @@ def unpack(archive: Path, root: Path, most_bytes: int | None = None) -> list[Pat
                 f"{archive} cannot be unpacked: {' '.join(str(error).split()) or type(error).__name__}"
             ) from None
         tops = sorted(staging.iterdir())
-        present = next((root / top.name for top in tops if (root / top.name).exists()), None)
-        if present is not None:
-            raise InputError(f"{archive} would replace {present}: move that away first")
+        existing = next((root / top.name for top in tops if (root / top.name).exists()), None)
+        if existing is not None:
+            raise InputError(f"{archive} would replace {existing}: move that away first")
         return [top.rename(root / top.name) for top in tops]
     finally:
         shutil.rmtree(staging)
@@ -69,8 +69,8 @@ def _extract(archive: Path, staging: Path, limit: int) -> None:
             raise InputError(f"{archive} names the path {entry.name!r}, which leads outside: it is refused as a whole")
         if entry.kind not in ("file", "folder"):
             raise InputError(f"{archive} holds {entry.name!r}, {entry.kind}: it is refused as a whole")
-        if count > MOST_FILES:
-            raise InputError(f"{archive} holds more than {MOST_FILES:,} files: it is refused as a whole")
+        if count > MAX_FILES:
+            raise InputError(f"{archive} holds more than {MAX_FILES:,} files: it is refused as a whole")
         target = staging / entry.name
         if entry.content is None:
             target.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,9 @@ LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "
 
 
 def load(root: Path, level: str = "variant") -> Manifest:
-    """Reads the lists of one level, and the boxes if ``images_box.txt`` is there; rows are in the order of image ids.
+    """Reads the lists of one level, and the boxes if ``images_box.txt`` exists; rows are in the order of image ids.
 
-    The lists ``train`` and ``val`` give that split; where they are missing, ``trainval`` is all training.
+    The lists ``train`` and ``val`` give the split; without them, all of ``trainval`` is the training split.
 
     Args:
         root: The unpacked archive, or its folder ``data``.
@@ -24,7 +24,7 @@ def load(root: Path, level: str = "variant") -> Manifest:
 
     Raises:
         FileNotFoundError: A list is missing.
-        InputError: The level is unknown, or the lists do not belong together.
+        InputError: The level is unknown, or the lists contradict each other.
     """
     if level not in LEVELS:
         raise unknown("level of aircraft", level, LEVELS)
@@ -37,7 +37,7 @@ def load(root: Path, level: str = "variant") -> Manifest:
         file = root / f"images_{level}_{part}.txt"
         for image, name in read_columns(file, 2):
             if name not in index:
-                raise InputError(f"{file} names {name!r}, which {LEVELS[level]} does not")
+                raise InputError(f"{file} names the class {name!r}, which is not in {LEVELS[level]}")
             rows.append((image, index[name], part.replace("trainval", "train")))
     rows.sort()
     images, labels, split = zip(*rows, strict=True)
@@ -55,7 +55,7 @@ def load(root: Path, level: str = "variant") -> Manifest:
 
 
 def _boxes(file: Path, images: tuple[str, ...]) -> NDArray[np.float64] | None:
-    """The lists count pixels from 1 and include the last: x1 - 1 and y1 - 1 make that the half-open box."""
+    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; the list counts pixels from 1 and includes the last ones."""
     if not file.exists():
         return None
     boxes = read_numbered(file, 5)

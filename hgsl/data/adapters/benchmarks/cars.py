@@ -11,17 +11,17 @@ from hgsl.data.adapters.benchmarks.lists import read_mat
 from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
-LABELLED_TEST = "cars_test_annos_withlabels.mat"
+LABELED_TEST = "cars_test_annos_withlabels.mat"
 
 
 def load(root: Path) -> Manifest:
     """Reads ``cars_annos.mat`` (images in ``car_ims/``), or ``devkit/`` (images in ``cars_train/``, ``cars_test/``).
 
-    Where both are present, the one whose images are there is read. Of the second form, the test labels are a file of
-    their own, ``cars_test_annos_withlabels.mat``, in ``devkit/`` or beside it.
+    Where both forms are present, the one with its images is read. The test labels of the second form are a separate
+    file, ``cars_test_annos_withlabels.mat``, in ``devkit/`` or beside it.
 
     Raises:
-        FileNotFoundError: Neither form is there, or the test labels are missing.
+        FileNotFoundError: Neither form is present, or the test labels are missing.
         InputError: A file is damaged.
     """
     markers = ("cars_annos.mat", "devkit")
@@ -46,11 +46,11 @@ def load(root: Path) -> Manifest:
 def _load_devkit(root: Path) -> Manifest:
     (names,) = read_mat(root / "devkit" / "cars_meta.mat", "class_names")
     (train,) = read_mat(root / "devkit" / "cars_train_annos.mat", "annotations")
-    places = [root / "devkit" / LABELLED_TEST, root / LABELLED_TEST]
-    labeled = next((place for place in places if place.is_file()), None)
+    candidates = (root / "devkit" / LABELED_TEST, root / LABELED_TEST)
+    labeled = next((file for file in candidates if file.is_file()), None)
     if labeled is None:
         raise FileNotFoundError(
-            f"cars: {LABELLED_TEST} is neither in {root / 'devkit'} nor in {root}: "
+            f"cars: {LABELED_TEST} is neither in {root / 'devkit'} nor in {root}: "
             "the test images have no labels without it"
         )
     (test,) = read_mat(labeled, "annotations")
@@ -69,6 +69,6 @@ def _load_devkit(root: Path) -> Manifest:
 
 
 def _boxes(rows: list[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """The devkit counts pixels from 1 and includes the last: x1 - 1 and y1 - 1 make that the half-open box."""
+    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; the devkit counts pixels from 1 and includes the last ones."""
     keys = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
     return np.array([[row[key] for key in keys] for row in rows], np.float64) - [1, 1, 0, 0]

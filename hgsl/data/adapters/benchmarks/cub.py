@@ -15,7 +15,7 @@ def load(root: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: A list is missing.
-        InputError: The lists do not belong together.
+        InputError: The lists contradict each other.
     """
     root = find_root("cub", root, "images.txt", "CUB_200_2011")
     images = read_numbered(root / "images.txt")
@@ -25,13 +25,13 @@ def load(root: Path) -> Manifest:
     }
     for file, table in tables.items():
         if table.keys() != images.keys():
-            raise InputError(f"{root / file} and images.txt number different images: they are not of one distribution")
+            raise InputError(f"{root / file} and images.txt number different images: take all lists from one archive")
     labels, official, boxes = tables.values()
     classes = read_numbered(root / "classes.txt")
     index = {number: i for i, number in enumerate(classes)}
     unknown = next((row[0] for row in labels.values() if row[0] not in index), None)
     if unknown is not None:
-        raise InputError(f"{root / 'image_class_labels.txt'} names class {unknown}, which classes.txt does not")
+        raise InputError(f"{root / 'image_class_labels.txt'} names class {unknown}, which is not in classes.txt")
     x, y, width, height = np.array([boxes[key] for key in images], np.float64).T
     return make_manifest(
         "cub",

@@ -11,11 +11,11 @@ from hgsl.data.manifest import Manifest, make_manifest
 
 
 def load(root: Path) -> Manifest:
-    """Reads the labels and the official split; the distribution numbers its classes and does not name them.
+    """Reads the labels and the official split; the archive numbers its classes and does not name them.
 
     Raises:
         FileNotFoundError: A list is missing.
-        InputError: The two lists do not belong together.
+        InputError: The two lists contradict each other.
     """
     root = find_root("flowers", root, "imagelabels.mat")
     (labels,) = read_mat(root / "imagelabels.mat", "labels")

@@ -16,7 +16,7 @@ PER_CLASS = 80
 
 
 def load(root: Path) -> Manifest:
-    """Reads the archive ``17flowers.tgz`` as unpacked; it has no list, the number in the file name decides.
+    """Lists the unpacked archive ``17flowers.tgz``; the number in a file name gives the class, as there is no list.
 
     Raises:
         FileNotFoundError: There is no folder ``jpg`` in ``root``.

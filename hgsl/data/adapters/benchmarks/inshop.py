@@ -14,18 +14,18 @@ LIST = "list_eval_partition.txt"
 def load(root: Path) -> Manifest:
     """Reads the list: its count, a header, then ``image_name item_id evaluation_status``.
 
-    The list lies in ``Eval/`` of the unpacked archive or in the root; images in ``Img/img/`` or ``img/``.
+    The list is in ``Eval/`` of the unpacked archive or in the root; images are in ``Img/img/`` or ``img/``.
 
     Raises:
         FileNotFoundError: The list is missing.
-        InputError: A line is malformed, or the count in the first line is another.
+        InputError: A line is malformed, or the count in the first line differs.
     """
     folder = find_root("inshop", root, LIST, "Eval")
     file = folder / LIST
     rows = read_columns(file, 3, skip=2)
-    announced = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
-    if announced != str(len(rows)):
-        raise InputError(f"{file} announces {announced} images and lists {len(rows)}: it is cut off")
+    total = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
+    if total != str(len(rows)):
+        raise InputError(f"{file} has {len(rows)} images, expected {total} as its first line has: it is incomplete")
     for number, (_, _, status) in enumerate(rows, 3):
         if status not in STATUS:
             raise InputError(f"{file}, line {number}: the status {status!r} is none of {', '.join(STATUS)}")

@@ -1,4 +1,4 @@
-"""The lists that come with official archives: columns of text, and MATLAB structs."""
+"""Readers of the lists in official archives: columns of text, and MATLAB structs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from hgsl.common.errors import InputError
 
 
 def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
-    """Reads a list of ``columns`` values a line, parted by blanks; the last value may itself hold blanks.
+    """Reads a list of ``columns`` values per line, separated by blanks; the last value may contain blanks.
 
     Args:
-        path: The file; its last empty lines do not count.
-        columns: How many values every line must have.
-        skip: Lines to leave out at the top.
+        path: The file; empty lines at its end are ignored.
+        columns: Number of values in every line.
+        skip: Number of lines to skip at the top.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -23,15 +23,13 @@ def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
     try:
         lines = path.read_text(encoding="utf-8").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None
     rows = [line.split(maxsplit=columns - 1) for line in lines[skip:]]
     if not rows:
-        raise InputError(f"{path} lists nothing")
+        raise InputError(f"{path} is empty")
     for number, row in enumerate(rows, skip + 1):
         if len(row) != columns:
-            raise InputError(
-                f"{path}, line {number}: {len(row)} values where {columns} are expected: {lines[number - 1]!r}"
-            )
+            raise InputError(f"{path}, line {number}: {len(row)} values, expected {columns}: {lines[number - 1]!r}")
     return [[value.strip() for value in row] for row in rows]
 
 
@@ -40,7 +38,7 @@ def read_numbered(path: Path, columns: int = 2) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        InputError: As :func:`read_columns`, or a number occurs twice.
+        InputError: See :func:`read_columns`, or a number occurs twice.
     """
     rows = read_columns(path, columns)
     table = {row[0]: row[1:] for row in rows}
@@ -53,12 +51,12 @@ def to_int(value: str, path: Path) -> int:
     """``value`` as an integer.
 
     Raises:
-        InputError: It is none; the message names the file.
+        InputError: It is not one; the message names the file.
     """
     try:
         return int(value)
     except ValueError:
-        raise InputError(f"{path}: {value!r} is no whole number") from None
+        raise InputError(f"{path}: {value!r} is not a whole number") from None
 
 
 def read_mat(path: Path, *fields: str) -> list[Any]:
@@ -72,8 +70,8 @@ def read_mat(path: Path, *fields: str) -> list[Any]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         content = loadmat(path, simplify_cells=True)
-    except Exception as error:  # scipy raises many kinds for a damaged file
-        raise InputError(f"{path} is no readable MATLAB file: {error}") from None
+    except Exception as error:  # scipy raises many types for a damaged file
+        raise InputError(f"{path} is not a readable MATLAB file: {error}") from None
     missing = [field for field in fields if field not in content]
     if missing:
         raise InputError(f"{path} has no variable {missing[0]!r}: it is not the official file")

@@ -1,4 +1,4 @@
-"""Stanford Online Products (Song et al., 2016): ``Ebay_train.txt``, ``Ebay_test.txt`` and a folder a category."""
+"""Stanford Online Products (Song et al., 2016): ``Ebay_train.txt``, ``Ebay_test.txt`` and one folder per category."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hgsl.data.manifest import Manifest, make_manifest
 
 
 def load(root: Path) -> Manifest:
-    """Reads both lists: ``image_id class_id super_class_id path`` under a header. Their classes are disjoint.
+    """Reads both lists: ``image_id class_id super_class_id path`` below a header. Their classes are disjoint.
 
     Raises:
         FileNotFoundError: A list is missing.
