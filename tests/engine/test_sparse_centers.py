@@ -1,5 +1,6 @@
 """Class centers with sparse gradients in a run: memory, steps, schedule, clipping, and resuming to the last bit."""
 
+import copy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_the_schedule_and_a_saved_state_reach_both_optimizers() -> None:
     create_schedule(other, settings, epochs=1, steps_per_epoch=6)
     twin_network.load_state_dict(network.state_dict())
     twin.load_state_dict(objective.state_dict())
-    other.load_state_dict(optimizer_state(optimizer, None))
+    other.load_state_dict(copy.deepcopy(optimizer_state(optimizer, None)))
     assert [step(network, objective, optimizer, 9), step(network, objective, optimizer, 10)] == [
         step(twin_network, twin, other, 9),
         step(twin_network, twin, other, 10),
