@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgsl.cli._main import run
+from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
+from hgsl.search import checks
+from hgsl.search.storage.record import read_record
 
 if TYPE_CHECKING:
     from hgsl.search import Hit, IndexReport, SearchIndex
@@ -79,6 +82,16 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
+    checks.check_image_folder(options.images)
+    checks.check_index_folder(options.out)
+    checks.check_label_table(options.labels)
+    checks.check_threshold(options.no_match)
+    checks.check_counts(options.batch_size, options.workers or 0)
+    if options.checkpoint is not None:
+        checks.check_checkpoint(options.checkpoint)
+    else:
+        checks.check_has_model(options.out)
+    check_writable(options.out)
     from hgsl.engine.loop.loader import default_workers
     from hgsl.search import build_index
 
@@ -121,11 +134,13 @@ def _print_report(report: "IndexReport", folder: Path) -> None:
 
 
 def _query(options: argparse.Namespace) -> None:
+    checks.check_query_images(options.images)
+    checks.check_neighbors(options.k)
+    read_record(options.index)
+    if options.sheet:
+        checks.check_sheet(options.sheet)
     from hgsl.search import SearchIndex
 
-    missing = [path for path in options.images if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"no such image: {missing[0]}")
     index = SearchIndex.open(options.index, device=options.device)
     results = index.search(options.images, options.k, label=options.label)
     if options.json:
@@ -160,6 +175,9 @@ def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None
 
 def _serve(options: argparse.Namespace) -> None:
     require("serve", "the page")
+    read_record(options.index)
+    checks.check_port(options.port)
+    checks.check_host_names(options.allow_host)
     from hgsl.search.web.server import serve
 
     serve(options.index, options.host, options.port, allowed_hosts=options.allow_host, device=options.device)

@@ -1,9 +1,17 @@
 """Checks of arguments that need no model and no data: they run before PyTorch is imported."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.search.storage.layout import LOCK, MODEL, PENDING, has_index
+from hgsl.search.storage.layout import FOLDERS, LOCK, MODEL, PENDING, has_index, has_model
+
+MODEL_FILES = ("model.json", "config.json")
+HUB_PREFIX = "hf-hub:"
 
 
 def check_index_folder(folder: Path) -> None:
@@ -27,3 +35,82 @@ def check_counts(batch_size: int, workers: int) -> None:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
     if workers < 0:
         raise InputError(f"workers must be at least 0, found {workers}")
+
+
+def check_neighbors(k: int) -> None:
+    """Checks the number of images per query."""
+    if k < 1:
+        raise InputError(f"k must be at least 1, found {k}")
+
+
+def check_port(port: int) -> None:
+    """Checks the number of a port; the system would use its lower 16 bits."""
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port must be a number from 0 to 65535, found {port}")
+
+
+def check_host_names(names: Sequence[str]) -> None:
+    """Checks host names by which a server may be reached: a browser sends neither a scheme nor a path with them."""
+    for name in names:
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+            raise InputError(f"--allow-host must be a host name such as photos.example, found {name!r}")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Checks a given no-match threshold."""
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise InputError(f"no_match is a cosine similarity from -1 to 1, found {threshold}")
+
+
+def check_image_folder(root: Path) -> None:
+    """Checks that the image folder exists."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the images")
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Checks that a checkpoint is a model folder, or may be the name of a model on the Hub.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in MODEL_FILES):
+            raise FileNotFoundError(f"no model in {folder}: expected a run folder, in which training writes model.json")
+    elif not checkpoint.startswith(HUB_PREFIX) and (checkpoint.count("/") != 1 or folder.parent.is_dir()):
+        raise FileNotFoundError(
+            f"no folder {checkpoint}: --checkpoint names the folder of a trained model, or {HUB_PREFIX}OWNER/NAME"
+        )
+
+
+def check_has_model(folder: Path) -> None:
+    """Checks that an index has its copy of a model, where no checkpoint is given."""
+    if not has_model(folder):
+        raise InputError(f"{folder} has no model yet: give the trained model with --checkpoint RUN")
+
+
+def check_label_table(labels: str | None) -> None:
+    """Checks that the table of labels exists; "folders" is not a table."""
+    if labels not in (None, FOLDERS) and not Path(labels).expanduser().exists():
+        raise FileNotFoundError(f"no table {labels}: --labels names a .csv file, or is '{FOLDERS}'")
+
+
+def check_query_images(paths: Sequence[Path]) -> None:
+    """Checks that every query image exists."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"no such image: {missing[0]}")
+
+
+def check_sheet(path: Path) -> None:
+    """Checks that a contact sheet can be written.
+
+    Raises:
+        InputError: Pillow writes no format of this suffix.
+        OSError: The folder cannot be written.
+    """
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"cannot write an image to {path}: expected a name such as sheet.png")
+    check_writable(path)

@@ -19,6 +19,7 @@ from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, open_vectors
 from hgsl.models import load_embedder
+from hgsl.search.checks import check_neighbors
 from hgsl.search.encoder import Encoder
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import MODEL
@@ -133,8 +134,7 @@ class SearchIndex:
 
     def nearest(self, vectors: NDArray[Any] | torch.Tensor, k: int, *, label: str | None = None) -> list[list[Hit]]:
         """Returns the k nearest images of each vector, (Q, D); see :meth:`search`."""
-        if k < 1:
-            raise InputError(f"k must be at least 1, found {k}")
+        check_neighbors(k)
         queries = open_vectors(vectors, "queries")
         if queries.width != self.dimensions:
             raise InputError(

@@ -117,7 +117,7 @@ def test_an_address_in_use_is_named(capsys):
         (["index", "--images", "nowhere", "--out", "idx"], "no folder"),
         ([*INDEX, "--checkpoint", "nowhere"], "nowhere"),
         ([*INDEX, "--labels", "missing.csv"], "missing.csv"),
-        ([*INDEX, "--faiss", "Nonsense"], "FAISS|index 'Nonsense' cannot be built"),
+        ([*INDEX, "--faiss", "Nonsense"], "FAISS cannot build the index 'Nonsense'"),
         ([*INDEX, "--batch-size", "0"], "batch_size must be at least 1"),
         ([*INDEX, "--workers", "-1"], "workers must be at least 0"),
         ([*INDEX, "--device", "gpu"], "unknown device 'gpu'"),

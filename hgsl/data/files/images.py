@@ -67,6 +67,11 @@ def decode(image: Image.Image) -> Image.Image:
         return Image.fromarray(scale_to_bytes(values)).convert("RGB")
     if ";16" in stored and _brightest(image) < 16:  # Pillow keeps the upper 8 bits of each channel
         raise InputError("16-bit color of 12 bits or fewer, which would lose all but 16 levels: convert it to 8 bits")
+    return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of 8 bits per channel as RGB; transparent pixels become white."""
     if image.mode == "RGB":
         return image
     if image.has_transparency_data:

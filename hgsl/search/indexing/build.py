@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from hgsl.common.device import pick_device
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import load_embedder, save_embedder
-from hgsl.search.checks import check_counts, check_index_folder
+from hgsl.search.checks import check_counts, check_has_model, check_index_folder
 from hgsl.search.encoder import Encoder, fingerprint_of
 from hgsl.search.indexing.embedding import embed_images
 from hgsl.search.indexing.image_folder import FolderListing, list_images
@@ -19,10 +20,11 @@ from hgsl.search.indexing.labels import label_source, read_labels
 from hgsl.search.indexing.no_match import no_match_record
 from hgsl.search.indexing.report import IndexReport, make_report
 from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import MODEL, MODEL_COMPLETE, PENDING, ImageFile, ImageTable, has_index, locked
+from hgsl.search.storage.layout import MODEL, PENDING, ImageFile, ImageTable, has_index, has_model, locked
 from hgsl.search.storage.pending import PendingEmbeddings, VectorRow
-from hgsl.search.storage.reader import FormatError, Snapshot, is_intact, read_record, read_snapshot
-from hgsl.search.storage.writer import check_free_space, write_snapshot
+from hgsl.search.storage.reader import Snapshot, is_intact, read_snapshot
+from hgsl.search.storage.record import FormatError, read_record
+from hgsl.search.storage.writer import snapshot_bytes, write_snapshot
 from hgsl.version import __version__
 
 
@@ -88,7 +90,8 @@ def build_index(
         vectors = _known_vectors(previous) | pending.vectors
         missing = [image for image in listing.images if image not in vectors]
         resumed = sum(image in pending.vectors for image in listing.images)
-        check_free_space(folder, len(listing.images), len(missing), encoder.dimensions, record["faiss"])
+        faiss_file.check_factory(record["faiss"], encoder.dimensions, len(listing.images))
+        check_writable(folder, snapshot_bytes(len(listing.images), len(missing), encoder.dimensions, record["faiss"]))
         broken = embed_images(missing, root, encoder, pending, batch_size, workers, progress)
         vectors |= pending.vectors
         table = _make_table(root, listing, vectors, label_of, broken)
@@ -112,6 +115,8 @@ def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snap
     except FormatError:
         raise
     except InputError as error:
+        if isinstance(error.__cause__, OSError):  # such as a permission or a network share: not damaged
+            raise
         kept = "its settings are kept" if record else "labels, FAISS factory and threshold are those of a new index"
         notes.append(f"the index was damaged and has been rebuilt, {kept} ({error})")
         return record, None
@@ -129,8 +134,7 @@ def _prepare_encoder(
     copy = folder / MODEL
     expected = record["model"].get("fingerprint") if record else None
     if checkpoint is None:
-        if not (copy / MODEL_COMPLETE).is_file():
-            raise InputError(f"{folder} has no model yet: give the trained model with --checkpoint RUN")
+        check_has_model(folder)
         encoder = Encoder(load_embedder(copy), device)
         if record and encoder.fingerprint != expected:
             raise InputError(f"{copy} is not the model that embedded the images: give that model with --checkpoint RUN")
@@ -141,15 +145,13 @@ def _prepare_encoder(
             f"{folder} was made with another model than {checkpoint} ({expected}, not {encoder.fingerprint}): their "
             "vectors cannot be compared, so name another folder for the index"
         )
-    if not _is_copy(copy, encoder.fingerprint):
+    if not (has_model(folder) and _is_copy(copy, encoder.fingerprint)):
         save_embedder(encoder.model, copy)
     return encoder
 
 
 def _is_copy(folder: Path, fingerprint: str) -> bool:
     """Whether the folder holds an undamaged model of this fingerprint."""
-    if not (folder / MODEL_COMPLETE).is_file():
-        return False
     try:
         return fingerprint_of(load_embedder(folder)) == fingerprint
     except (InputError, OSError):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
 from hgsl.data.files.images import IMAGE_SUFFIXES
+from hgsl.search.checks import check_image_folder
 from hgsl.search.storage.layout import ImageFile
 
 
@@ -32,8 +33,7 @@ def list_images(root: Path) -> FolderListing:
         FileNotFoundError: There is no such folder.
         InputError: It holds no image: an index must not be emptied because a disk is not mounted.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the images")
+    check_image_folder(root)
     listing = FolderListing([], Counter(), {})
     for path in walk_files(root):
         name = path.relative_to(root).as_posix()

@@ -8,8 +8,8 @@ from hgsl.common.errors import InputError
 from hgsl.common.paths import relative_to_root
 from hgsl.data.adapters.split_folders import split_folders
 from hgsl.data.adapters.table import find_table, read_rows
-
-FOLDERS = "folders"
+from hgsl.data.manifest import SPLIT_NAMES
+from hgsl.search.storage.layout import FOLDERS
 
 
 def label_source(given: str | Path | None, previous: Mapping[str, Any]) -> str:
@@ -27,6 +27,7 @@ def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str])
         InputError: The table is malformed.
     """
     if source == FOLDERS:
+        notes += _split_notes(paths)
         return folder_labels(paths)
     labels = table_labels(Path(source), root)
     missing = sorted(set(labels) - set(paths))
@@ -46,13 +47,33 @@ def folder_labels(paths: Iterable[str]) -> dict[str, str]:
     {'Train/rose/1.jpg': 'rose', 'test/rose/2.jpg': 'rose'}
     """
     parents = {path: path.split("/")[:-1] for path in paths}
-    tops: dict[str, bool] = {}  # top-level folder -> whether images lie directly in it
-    for folders in filter(None, parents.values()):
-        tops[folders[0]] = tops.get(folders[0], False) or len(folders) == 1
-    splits = split_folders(tops)
+    splits = split_folders(_top_folders(paths))
     if splits:
         return {path: folders[1] for path, folders in parents.items() if len(folders) > 1 and folders[0] in splits}
     return {path: folders[0] for path, folders in parents.items() if folders}
+
+
+def _top_folders(paths: Iterable[str]) -> dict[str, bool]:
+    """Top-level folder -> whether images lie directly in it."""
+    tops: dict[str, bool] = {}
+    for folders in (path.split("/")[:-1] for path in paths):
+        if folders:
+            tops[folders[0]] = tops.get(folders[0], False) or len(folders) == 1
+    return tops
+
+
+def _split_notes(paths: Sequence[str]) -> list[str]:
+    """What the user must know where top-level folders are, or may be, split folders rather than classes."""
+    tops = _top_folders(paths)
+    splits = split_folders(tops)
+    if splits:
+        unlabeled = len(paths) - len(folder_labels(paths))
+        beside = f"; {unlabeled:,} images outside them have no label" if unlabeled else ""
+        return [f"labels are the class folders inside the split folders {', '.join(sorted(splits))}{beside}"]
+    names = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
+    if names:
+        return [f"the folder {names[0]} is taken as a class, not as a split: --labels TABLE.csv gives other labels"]
+    return []
 
 
 def table_labels(table: Path, root: Path) -> dict[str, str]:

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hgsl.common.errors import InputError
 from hgsl.common.no_match import FILE_NAME, read_no_match
+from hgsl.search.checks import check_threshold
 
 
 def no_match_record(given: float | None, checkpoint: str | Path | None, notes: list[str]) -> dict[str, Any] | None:
@@ -15,8 +15,7 @@ def no_match_record(given: float | None, checkpoint: str | Path | None, notes: l
         InputError: The given threshold is not a cosine similarity, or the file of the run is damaged.
     """
     if given is not None:
-        if not -1 <= given <= 1:
-            raise InputError(f"no_match is a cosine similarity from -1 to 1, found {given}")
+        check_threshold(given)
         return {"threshold": float(given), "source": "given"}
     content = None if checkpoint is None else read_no_match(checkpoint)
     if checkpoint is None or content is None:

@@ -1,12 +1,13 @@
 """k-NN backends of an index: all vectors straight from the memory-mapped file, or a FAISS index stored in a file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import faiss
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.backends import Backend, build_faiss, from_faiss, on_cpu, set_parameters
+from hgsl.evaluation.knn.backends import METRICS, Backend, build_faiss, from_faiss, on_cpu, set_parameters
 from hgsl.evaluation.knn.vectors import Vectors
 
 FLAT, METRIC = "Flat", "cosine"
@@ -18,18 +19,36 @@ def flat(vectors: Vectors) -> Backend:
     return on_cpu(vectors, METRIC, MAX_MEMORY)
 
 
+def check_factory(factory: str, width: int, count: int) -> None:
+    """Checks before any image is embedded that a FAISS index can be built.
+
+    Raises:
+        InputError: FAISS does not know the string, or ``count`` vectors are too few for its cells.
+    """
+    if factory == FLAT:
+        return
+    name, _, parameters = factory.partition(" ")
+    try:
+        index: Any = faiss.index_factory(width, name, METRICS[METRIC])
+        set_parameters(index, parameters)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", "", reason)
+        raise InputError(f"FAISS cannot build the index {factory!r}: {reason}") from None
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted and not 0 < inverted.nlist <= count:
+        raise InputError(f"the index {factory!r} cannot be built for {count} images: it has {inverted.nlist} cells")
+    if inverted and not 0 < inverted.nprobe < 1 << 32:  # unsigned: -1 is very large
+        raise InputError(f"the index {factory!r} would search no cell: nprobe must be at least 1")
+
+
 def write(vectors: Vectors, factory: str, path: Path) -> None:
     """Builds the FAISS index of a factory string and writes it.
 
     Raises:
         InputError: FAISS does not know the string, or there are too few vectors to train it on.
-        OSError: The file cannot be written.
     """
-    index = build_faiss(vectors, METRIC, factory)
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # the library's error for a full or read-only disk
-        raise OSError(f"cannot write {path}: {str(error).strip().splitlines()[-1]}") from None
+    faiss.write_index(build_faiss(vectors, METRIC, factory), str(path))
 
 
 def read(path: Path, count: int, width: int, factory: str) -> Backend:

@@ -14,15 +14,13 @@ at any moment and after any crash. No file is unpickled.
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hgsl.common import files
-from hgsl.common.errors import InputError
 
 RECORD, MODEL, PENDING, LOCK = "index.json", "model", "pending", ".lock"
 MODEL_COMPLETE = "model.json"  # written last of the two files of the model
-FORMAT = 2
-RECORD_TYPES = {"snapshot": int, "root": str, "faiss": str, "model": dict, "files": dict}
+FOLDERS = "folders"  # as the source of labels: the names of the class folders
 SNAPSHOT_FILES = ("embeddings", "images", "vectors")
 
 
@@ -59,17 +57,11 @@ def locked(folder: Path) -> AbstractContextManager[None]:
     return files.locked(folder / LOCK, f"another process is writing to {folder}: wait until it has finished")
 
 
+def has_model(folder: Path) -> bool:
+    """Whether the folder holds a complete copy of its model."""
+    return (folder / MODEL / MODEL_COMPLETE).is_file()
+
+
 def has_index(folder: Path) -> bool:
     """Whether the folder holds an index, intact or not."""
     return (folder / RECORD).is_file()
-
-
-def check_file_name(name: Any) -> str:
-    """Returns a file name from ``index.json`` if it names a file beside it.
-
-    Raises:
-        InputError: It is not a plain file name.
-    """
-    if not isinstance(name, str) or not name or name != Path(name).name:
-        raise InputError(f"{RECORD} names the file {name!r}, expected one beside it: it was tampered with")
-    return name

@@ -13,15 +13,10 @@ from hgsl.common.paths import is_inside
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.vectors import Vectors, load_array, open_vectors
 from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import FORMAT, PENDING, RECORD, RECORD_TYPES, ImageFile, ImageTable, check_file_name
-
-REBUILD = "rebuild it with hgsl-search index"
+from hgsl.search.storage.layout import ImageFile, ImageTable
+from hgsl.search.storage.record import REBUILD, check_file_name, read_record
 
 Value = TypeVar("Value")
-
-
-class FormatError(InputError):
-    """An index of another format than this version reads."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +60,6 @@ def is_intact(folder: Path, snapshot: Snapshot) -> bool:
     except (InputError, OSError):
         return False
     return True
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Returns the checked contents of ``index.json``; raises as :func:`read_snapshot`."""
-    path = folder / RECORD
-    if not path.is_file():
-        interrupted = (folder / PENDING).is_dir()
-        way_out = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
-        raise FileNotFoundError(f"no index in {folder}: {way_out}")
-    record = read_json(path, "the record of an index")
-    if record.get("format") != FORMAT:
-        raise FormatError(
-            f"{path} has format {record.get('format')}, this version of hgsl reads {FORMAT}: name a new folder for the "
-            "index, or remove this one and run hgsl-search index again"
-        )
-    for key, expected in RECORD_TYPES.items():
-        if not isinstance(record.get(key), expected):
-            raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl or has been modified since")
-    no_match = record.get("no_match")
-    if no_match is not None and not (isinstance(no_match, dict) and isinstance(no_match.get("threshold"), float)):
-        raise InputError(f"{path} has no usable threshold in 'no_match': give one with hgsl-search index --no-match")
-    return record
 
 
 def _read_current(folder: Path, read: Callable[[dict[str, Any]], Value]) -> Value:

@@ -1,18 +1,17 @@
 """Writing a snapshot of an index: its files first, then ``index.json`` in one atomic replacement."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, write_json
 from hgsl.common.fingerprint import file_checksum
 from hgsl.evaluation.knn.vectors import Floats, load_array, open_vectors
 from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import FORMAT, RECORD, SNAPSHOT_FILES, ImageTable
+from hgsl.search.storage.layout import RECORD, SNAPSHOT_FILES, ImageTable
+from hgsl.search.storage.record import FORMAT
 
 CHUNK = 4096  # vectors written at a time
 BYTES_PER_IMAGE = 300  # of the image table, roughly
@@ -48,25 +47,17 @@ def write_snapshot(
     return content
 
 
-def check_free_space(folder: Path, images: int, new_images: int, width: int, factory: str) -> None:
-    """Checks that the file system of an index folder has room for the next snapshot.
+def snapshot_bytes(images: int, new_images: int, width: int, factory: str) -> int:
+    """The disk space that the next snapshot takes, at most, besides the current one.
 
     Args:
         images: All images of the snapshot.
-        new_images: Those that will be embedded: their vectors are stored once more until the snapshot is complete.
+        new_images: Those to embed: their vectors are stored once more until the snapshot is complete.
         width: D.
         factory: Of the FAISS index.
-
-    Raises:
-        InputError: It has not.
     """
     copies = images * (1 if factory == faiss_file.FLAT else 2) + new_images
-    needed, free = 4 * width * copies + BYTES_PER_IMAGE * images, shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{folder}: no space for the index, {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free: make room, "
-            "or name a folder on another disk"
-        )
+    return 4 * width * copies + BYTES_PER_IMAGE * images
 
 
 def _write_embeddings(path: Path, count: int, width: int, vectors_of: Callable[[slice], Floats]) -> None:

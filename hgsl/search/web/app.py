@@ -28,7 +28,7 @@ from hgsl.version import __version__
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/crop.js": "crop.js"}
 MAX_UPLOADS = 32  # at a time: each holds up to MAX_BYTES
-DECODERS = 2  # images decoded at a time: each takes up to MAX_DECODE_MEMORY
+DECODERS = 2  # images decoded at a time: each takes up to uploads.MAX_REQUEST_MEMORY
 
 
 def create_app(index: SearchIndex, names: Iterable[str] = ()) -> FastAPI:

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hgsl.common.errors import InputError
+from hgsl.search.checks import check_host_names, check_port
 from hgsl.search.index import SearchIndex
 from hgsl.search.web.app import create_app
 
@@ -68,6 +69,8 @@ def serve(
         FileNotFoundError: There is no index.
         InputError: It is damaged, or the address cannot be listened on.
     """
+    allowed_hosts = list(allowed_hosts)
+    check_host_names(allowed_hosts)
     listener = listen(host, port)
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
@@ -100,8 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         InputError: The port is out of range, or the address is in use or not of this machine.
     """
-    if not 0 <= port < 1 << 16:  # the system would use its lower 16 bits
-        raise InputError(f"--port must be a number from 0 to 65535, found {port}")
+    check_port(port)
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)

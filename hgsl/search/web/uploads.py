@@ -7,11 +7,14 @@ and height are at the start of a file and are checked before any pixel is decode
 import io
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import DAMAGED, decode
+from hgsl.common.transforms import check_shape
+from hgsl.data.files.images import DAMAGED, decode, to_rgb
 from hgsl.search.web.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 20 << 20
-MAX_PIXELS = 50_000_000  # an image of a large camera; 150 MB as RGB
+MAX_PIXELS = 50_000_000  # an image of a large camera
+MAX_PIXELS_HEAVY = 24_000_000  # of WebP and of 16 bits per channel, which take twice the memory
+MAX_REQUEST_MEMORY = 512 << 20  # bytes that a search takes for decoding; a test measures it
+STRIP_PIXELS = 1 << 20  # converted to RGB at a time
+MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 MIN_SIDE = 2  # pixels of the part that is searched
 
 # Errors of Pillow's decoders and of torch's resize for damaged or absurd files, besides those of ``DAMAGED``.
@@ -65,37 +72,65 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
             preprocessing refuses, or a box without pixels.
     """
     try:
-        return encoder.prepare(_decode(content, box, encoder.side))
+        return encoder.transform(_decode(content, box, encoder.side))
     except Image.UnidentifiedImageError:
         raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are understood") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels() from None
+        raise _too_many_pixels(MAX_PIXELS) from None
     except InputError as error:
         raise RequestError(422, str(error)) from None
     except FAILURES:
         raise RequestError(422, "the image is damaged: it cannot be decoded") from None
 
 
-def _decode(content: bytes, box: Box | None, min_side: int) -> Image.Image:
-    """Decodes a file as upright RGB, cut to the box; a JPEG no larger than ``min_side`` pixels of the box require."""
+def _decode(content: bytes, box: Box | None, min_side: int) -> Tensor:
+    """Decodes a file to upright RGB pixels (3, H, W) of the box; a JPEG no larger than the box requires."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise _too_many_pixels()
+        limit = MAX_PIXELS if _is_light(image) else MAX_PIXELS_HEAVY
+        if image.width * image.height > limit:
+            raise _too_many_pixels(limit)
+        check_shape(*image.size)
         part = min(1.0, 1.0 if box is None else min(box.right - box.left, box.bottom - box.top))
         side = max(1, min(round(min_side / part), *image.size))
         image.draft("RGB", (side, side))
-        upright = decode(image)
-    return upright if box is None else _cut(upright, box)
+        if not _is_8_bit(image):
+            image = decode(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_pixels(image, _region(image, box))
 
 
-def _cut(image: Image.Image, box: Box) -> Image.Image:
+def _is_8_bit(image: Image.Image) -> bool:
+    """Whether each pixel is stored in 8 bits per channel, so that it is converted independently of the others."""
+    return image.mode in MODES_8_BIT and ";16" not in str(image.tile)
+
+
+def _is_light(image: Image.Image) -> bool:
+    """Whether decoding takes at most 8 bytes per pixel."""
+    return _is_8_bit(image) and image.format != "WEBP"
+
+
+def _region(image: Image.Image, box: Box | None) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the box in pixels."""
     width, height = image.size
+    if box is None:
+        return 0, 0, width, height
     left, top = round(box.left * width), round(box.top * height)
     right, bottom = round(box.right * width), round(box.bottom * height)
     if right - left < MIN_SIDE or bottom - top < MIN_SIDE:
         raise RequestError(422, f"the box holds less than {MIN_SIDE} x {MIN_SIDE} pixels: draw a larger one")
-    return image.crop((left, top, right, bottom))
+    return left, top, right, bottom
 
 
-def _too_many_pixels() -> RequestError:
-    return RequestError(413, f"the image has more than {MAX_PIXELS // 1_000_000} million pixels: send a smaller one")
+def _to_pixels(image: Image.Image, region: tuple[int, int, int, int]) -> Tensor:
+    """Converts a region to RGB pixels (3, H, W), in strips: whole intermediate images would take 16 bytes per pixel."""
+    left, top, right, bottom = region
+    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+    rows = max(1, STRIP_PIXELS // (right - left))
+    for start in range(top, bottom, rows):
+        end = min(start + rows, bottom)
+        pixels[start - top : end - top] = np.asarray(to_rgb(image.crop((left, start, right, end))))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _too_many_pixels(limit: int) -> RequestError:
+    return RequestError(413, f"the image has more than {limit // 1_000_000} million pixels: send a smaller one")

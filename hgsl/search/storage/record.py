@@ -1,0 +1,54 @@
+"""``index.json``, checked value by value; reading it imports neither PyTorch nor FAISS."""
+
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import read_json
+from hgsl.search.storage.layout import PENDING, RECORD
+
+FORMAT = 2
+RECORD_TYPES = {"snapshot": int, "root": str, "faiss": str, "model": dict, "files": dict}
+REBUILD = "rebuild it with hgsl-search index"
+
+
+class FormatError(InputError):
+    """An index of another format than this version reads."""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns the checked contents of ``index.json``.
+
+    Raises:
+        FileNotFoundError: There is no index.
+        InputError: The file is damaged or was not written by hgsl.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        interrupted = (folder / PENDING).is_dir()
+        way_out = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
+        raise FileNotFoundError(f"no index in {folder}: {way_out}")
+    record = read_json(path, "the record of an index")
+    if record.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} has format {record.get('format')}, this version of hgsl reads {FORMAT}: name a new folder for the "
+            "index, or remove this one and run hgsl-search index again"
+        )
+    for key, expected in RECORD_TYPES.items():
+        if not isinstance(record.get(key), expected):
+            raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl or has been modified since")
+    no_match = record.get("no_match")
+    if no_match is not None and not (isinstance(no_match, dict) and isinstance(no_match.get("threshold"), float)):
+        raise InputError(f"{path} has no usable threshold in 'no_match': give one with hgsl-search index --no-match")
+    return record
+
+
+def check_file_name(name: Any) -> str:
+    """Returns a file name from ``index.json`` if it names a file beside it.
+
+    Raises:
+        InputError: It is not a plain file name.
+    """
+    if not isinstance(name, str) or not name or name != Path(name).name:
+        raise InputError(f"{RECORD} names the file {name!r}, expected one beside it: it was tampered with")
+    return name
