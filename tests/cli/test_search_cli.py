@@ -32,6 +32,11 @@ INDEX = ["index", "--checkpoint", "run", "--images", "photos", "--out", "idx", "
 QUERY = ["query", "--index", "idx", "--device", "cpu"]
 
 
+def environment():
+    """Of a process that finds the same packages."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
 def fails(capsys, *words):
     assert search.main(list(words)) == 2
     message = capsys.readouterr().err
@@ -87,9 +92,8 @@ def test_serve_as_a_process():
     assert search.main(INDEX) == 0
     tool = Path(search.__file__).parents[2] / "tools" / "search.py"
     command = [sys.executable, str(tool), "serve", "--index", "idx", "--port", "0", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             line = server.stdout.readline()
@@ -129,3 +133,46 @@ def test_an_address_in_use_is_named(capsys):
 def test_mistakes_are_one_line(capsys, words, message):
     error = fails(capsys, *words)
     assert any(part in error for part in message.split("|"))
+
+
+def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
+    (tmp_path / "empty").mkdir()
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = sys.modules['faiss'] = None\n"
+        "from hgsl.cli.search import main\n"
+        "for line in sys.stdin: print(main(line.split()))"
+    )
+    new = "index --out new --images photos --checkpoint"
+    lines = {
+        "index --out new --images nowhere --checkpoint run": "no folder nowhere",
+        f"{new} nowhere": "no folder nowhere: --checkpoint names",
+        f"{new} empty": "no model in empty",
+        f"{new} run --labels no.csv": "no table no.csv",
+        f"{new} run --workers -1": "workers must be at least 0",
+        f"{new} run --no-match 2": "from -1 to 1",
+        "index --out photos --images photos --checkpoint run": "holds other files",
+        "index --out run/model.json/new --images photos --checkpoint run": "Not a directory: run/model.json/new",
+        "index --out new --images photos": "new has no model yet",
+        "query --index nowhere photos/kind_00/00.jpg": "no index in nowhere",
+        "query --index nowhere no.jpg": "no such image: no.jpg",
+        "query --index nowhere -k 0 photos/kind_00/00.jpg": "k must be at least 1",
+        "serve --index nowhere": "no index in nowhere",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", script], input="\n".join(lines), capture_output=True, text=True, env=environment()
+    )
+    assert process.stdout.split() == ["2"] * len(lines), process.stderr
+    for error, message in zip(process.stderr.splitlines(), lines.values(), strict=True):
+        assert error.startswith("error: ")
+        assert message in error
+
+
+def test_options_that_would_do_nothing_are_refused(capsys):
+    assert search.main(INDEX) == 0
+    capsys.readouterr()
+    assert "expected a name such as sheet.png" in fails(capsys, *QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.txt")
+    for words, message in (
+        (["--port", "99999"], "--port must be a number from 0 to 65535"),
+        (["--allow-host", "https://photos.example"], "--allow-host must be a host name"),
+    ):
+        assert message in fails(capsys, "serve", "--index", "idx", *words)

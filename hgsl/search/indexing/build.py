@@ -96,7 +96,7 @@ def build_index(
         vectors |= pending.vectors
         table = _make_table(root, listing, vectors, label_of, broken)
         record |= {"images": len(table.images), "dimensions": encoder.dimensions}
-        if _differs(previous, table, record):
+        if _differs(folder, previous, table, record):
             record = write_snapshot(folder, table, encoder.dimensions, _rows_of(table, vectors), record)
         else:
             record = read_record(folder)
@@ -120,7 +120,7 @@ def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snap
         kept = "its settings are kept" if record else "labels, FAISS factory and threshold are those of a new index"
         notes.append(f"the index was damaged and has been rebuilt, {kept} ({error})")
         return record, None
-    return record, snapshot if is_intact(folder, snapshot) else None
+    return record, snapshot
 
 
 def _prepare_encoder(
@@ -202,7 +202,8 @@ def _rows_of(table: ImageTable, vectors: Mapping[ImageFile, VectorRow]) -> Calla
     return rows
 
 
-def _differs(previous: Snapshot | None, table: ImageTable, record: Mapping[str, Any]) -> bool:
-    if previous is None:
+def _differs(folder: Path, previous: Snapshot | None, table: ImageTable, record: Mapping[str, Any]) -> bool:
+    """Whether a new snapshot must be written."""
+    if previous is None or not is_intact(folder, previous):
         return True
     return previous.table != table or any(previous.record.get(key) != value for key, value in record.items())

@@ -1,0 +1,133 @@
+"""Failures while indexing: those that pass must leave no trace, those of the disk are found early and name the path."""
+
+import os
+import shutil
+import stat
+
+import pytest
+import torch
+from PIL import Image
+
+from hgsl.common.errors import InputError
+from hgsl.search import SearchIndex, build_index
+from hgsl.search.encoder import Encoder
+from hgsl.search.indexing import embedding
+
+
+def build(folder, photos, **options):
+    return build_index(folder, photos, device="cpu", progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError]
+)
+def test_an_image_is_tried_again_after_a_failure_that_passes(tmp_path, run, photos, monkeypatch, error):
+    read_image = embedding.read_image
+
+    def unreadable(path, side):
+        if path.name == "03.jpg":
+            raise error
+        return read_image(path, side)
+
+    monkeypatch.setattr(embedding, "read_image", unreadable)
+    report = build(tmp_path / "index", photos, checkpoint=run)
+    assert (report.images, len(report.broken)) == (18, 6)
+    monkeypatch.undo()
+    report = build(tmp_path / "index", photos)
+    assert (report.images, report.unchanged, report.broken) == (24, 24, {})
+
+
+def test_an_interrupted_run_does_not_remember_broken_images(tmp_path, run, photos, monkeypatch):
+    read_image, vectors = embedding.read_image, Encoder.vectors
+    monkeypatch.setattr(embedding, "read_image", lambda path, side: read_image(path.with_name("missing.jpg"), side))
+    (tmp_path / "one").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(photos / "kind_00/00.jpg", tmp_path / f"one/{name}.jpg")
+    with pytest.raises(InputError, match="none of the 2 images"):
+        build(tmp_path / "index", tmp_path / "one", checkpoint=run)
+    monkeypatch.undo()
+    assert Encoder.vectors is vectors
+    assert build(tmp_path / "index", tmp_path / "one").images == 2
+
+
+def test_a_first_run_without_a_result_blocks_no_other_model(tmp_path, run, photos, make_run):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.jpg").write_text("x")
+    with pytest.raises(InputError, match="none of the 1 images"):
+        build(tmp_path / "index", tmp_path / "bad", checkpoint=run)
+    other = make_run("other", seed=1)
+    assert build(tmp_path / "index", photos, checkpoint=other).record["model"]["checkpoint"] == str(other)
+    assert SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg", k=1)[0][0].path == "kind_00/00.jpg"
+
+
+def test_a_damaged_copy_of_the_model_is_replaced(tmp_path, run, photos):
+    build(tmp_path / "index", photos, checkpoint=run)
+    (tmp_path / "index/model/model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        build(tmp_path / "index", photos)
+    assert build(tmp_path / "index", photos, checkpoint=run).unchanged == 24
+    assert build(tmp_path / "index", photos).unchanged == 24
+
+
+def test_a_damaged_faiss_file_is_rebuilt_without_the_model(tmp_path, run, photos, monkeypatch):
+    build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
+    [file] = (tmp_path / "index").glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="damaged: rebuild it with hgsl-search index"):
+        SearchIndex.open(tmp_path / "index")
+    monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded again"))
+    build(tmp_path / "index", photos)
+    assert len(SearchIndex.open(tmp_path / "index").similar(0, 5)) == 5
+
+
+def test_a_full_disk_is_found_before_any_image_is_embedded(tmp_path, run, photos, monkeypatch):
+    monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded an image"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        build(tmp_path / "index", photos, checkpoint=run)
+    assert caught.value.filename == str(tmp_path / "index")
+
+
+def test_a_disk_that_fills_up_is_named_and_loses_nothing(tmp_path, run, photos, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    build(tmp_path / "index", photos, checkpoint=run)
+    Image.new("RGB", (60, 50), "red").save(photos / "new.jpg")
+    with monkeypatch.context() as context:
+        context.setattr("hgsl.search.storage.pending.np.save", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            build(tmp_path / "index", photos)
+    assert str(caught.value.filename).startswith(str(tmp_path / "index/pending"))
+    assert len(SearchIndex.open(tmp_path / "index")) == 24
+    assert build(tmp_path / "index", photos).images == 25
+
+
+def test_a_wrong_faiss_factory_is_found_before_any_image_is_embedded(tmp_path, run, photos, monkeypatch):
+    monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded an image"))
+    for factory, message in (
+        ("Nonsense", "could not parse index string Nonsense"),
+        ("IVF99,Flat", "cannot be built for 24 images: it has 99 cells"),
+        ("IVF2,Flat nprobe=-1", "nprobe must be at least 1"),
+        ("Flat nprobe=2", "could not set parameter nprobe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build(tmp_path / "index", photos, checkpoint=run, faiss=factory)
+
+
+def test_every_file_has_the_mode_of_the_umask(tmp_path, run, photos):
+    mask = os.umask(0o027)
+    try:
+        build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat")
+    finally:
+        os.umask(mask)
+    files = [path for path in (tmp_path / "index").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".npy", ".faiss", ".safetensors"}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+
+
+def test_an_absent_device_is_found_before_images_are_listed(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device 'cuda' is not present on this machine"):
+        build_index(tmp_path / "index", tmp_path / "nowhere", checkpoint=run, device="cuda")

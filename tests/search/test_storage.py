@@ -1,0 +1,112 @@
+"""The index folder on disk: FAISS files, snapshots that change while they are read, damaged and hostile files."""
+
+import numpy as np
+import pytest
+
+from hgsl.common.errors import InputError
+from hgsl.search import SearchIndex, build_index
+from hgsl.search.encoder import Encoder
+from hgsl.search.storage import reader
+
+
+def build(folder, photos, **options):
+    return build_index(folder, photos, device="cpu", progress=False, **options)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The sizes of the batches that the model has embedded."""
+    sizes = []
+    vectors = Encoder.vectors
+    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: sizes.append(len(tensors)) or vectors(self, tensors))
+    return sizes
+
+
+def test_faiss_factory_index(tmp_path, run, photos):
+    build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
+    build(tmp_path / "flat", photos, checkpoint=run)
+    approximate, flat = SearchIndex.open(tmp_path / "index"), SearchIndex.open(tmp_path / "flat")
+    for photo in range(24):  # both cells are probed, so it is exact
+        assert approximate.similar(photo, 5) == flat.similar(photo, 5)
+    (photos / "kind_00/00.jpg").unlink()
+    assert build(tmp_path / "index", photos).record["faiss"] == "IVF2,Flat nprobe=2"
+    with pytest.raises(InputError, match="cannot be built for 23"):
+        build(tmp_path / "index", photos, faiss="IVF4096,Flat")
+    assert len(SearchIndex.open(tmp_path / "index")) == 23
+    [file] = (tmp_path / "index").glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(InputError, match="damaged"):
+        SearchIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("read", ["load_array", "file_checksum"])
+def test_an_index_is_opened_while_it_is_updated(tmp_path, run, photos, monkeypatch, read):
+    build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
+    (photos / "kind_00/00.jpg").unlink()
+    real = getattr(reader, read)
+
+    def slow(*arguments):
+        monkeypatch.undo()
+        build(tmp_path / "index", photos)
+        return real(*arguments)
+
+    monkeypatch.setattr(reader, read, slow)
+    assert len(SearchIndex.open(tmp_path / "index")) == 23
+
+
+@pytest.mark.parametrize("file", ["images.1.json", "embeddings.1.npy", "index.json"])
+def test_a_damaged_index_is_named_and_rebuilt(tmp_path, run, photos, file, counted):
+    folder = tmp_path / "index"
+    build(folder, photos, checkpoint=run, no_match=0.5)
+    (folder / file).write_text("{") if file == "index.json" else (folder / file).unlink()
+    with pytest.raises(InputError, match="not valid JSON" if file == "index.json" else f"lacks {file}: rebuild it"):
+        SearchIndex.open(folder)
+    counted.clear()
+    report = build(folder, photos)
+    assert sum(counted) == 24
+    assert "was damaged and has been rebuilt" in report.notes[0]
+    assert SearchIndex.open(folder).threshold == (None if file == "index.json" else 0.5)
+    assert len(list(folder.glob("embeddings.*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("index.json", lambda _: "{", "not valid JSON"),
+        ("index.json", lambda _: "[" * 100_000, "not valid JSON"),
+        ("index.json", lambda _: "[]", "holds a JSON list: expected the record of an index"),
+        ("index.json", lambda text: text.replace('"format": 2', '"format": 3'), "has format 3"),
+        ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
+        ("index.json", lambda text: text.replace('"no_match": null', '"no_match": {}'), "no usable threshold"),
+        ("index.json", lambda text: text.replace("embeddings.1.npy", "../../secret.npy"), "tampered"),
+        (
+            "images.1.json",
+            lambda text: text.replace("kind_00/00.jpg", "../../etc/passwd"),
+            "not inside the image",
+        ),
+        ("images.1.json", lambda text: text.replace("kind_00/00.jpg", "/etc/passwd"), "not inside the image"),
+        ("images.1.json", lambda text: text.replace('"times"', '"tims"'), "is damaged"),
+        ("images.1.json", lambda text: text.replace('"labels": [\n    0,', '"labels": ['), "23 labels for 24"),
+    ],
+)
+def test_a_tampered_index_is_refused(tmp_path, index, file, change, message):
+    path = tmp_path / "index" / file
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+    with pytest.raises(InputError, match=message):
+        SearchIndex.open(tmp_path / "index")
+
+
+def test_pickled_or_cut_vectors_are_refused(tmp_path, index):
+    path = tmp_path / "index/embeddings.1.npy"
+    whole = path.read_bytes()
+    np.save(path, np.array([{"a": 1}] * 24, dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        SearchIndex.open(tmp_path / "index")
+    path.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        SearchIndex.open(tmp_path / "index")
+    np.save(path, np.ones((3, 16), np.float32))
+    with pytest.raises(InputError, match="3 vectors for 24 images"):
+        SearchIndex.open(tmp_path / "index")
