@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from PIL import Image
 
 from hgsl.models import create_embedder, save_embedder
-from hgsl.search import SearchIndex, build_index
+from hgsl.search import IndexReport, SearchIndex, build_index
+from hgsl.search.encoder import Encoder
 from hgsl.search.web.server import make_server
 
 
@@ -26,6 +28,21 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def build() -> Callable[..., IndexReport]:
+    """``build_index`` on the CPU without a progress bar."""
+    return partial(build_index, device="cpu", progress=False)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that the model has embedded."""
+    sizes = []
+    vectors = Encoder.vectors
+    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: sizes.append(len(tensors)) or vectors(self, tensors))
+    return sizes
 
 
 @pytest.fixture

@@ -14,13 +14,9 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.models import load_embedder
-from hgsl.search import SearchIndex, build_index
+from hgsl.search import SearchIndex
 from hgsl.search.encoder import Encoder
 from hgsl.search.storage import writer
-
-
-def build(folder, photos, **options):
-    return build_index(folder, photos, device="cpu", progress=False, **options)
 
 
 def vectors_of(folder):
@@ -31,16 +27,7 @@ def vectors_of(folder):
     return dict(zip(table["paths"], vectors, strict=True))
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """The sizes of the batches that the model has embedded."""
-    sizes = []
-    vectors = Encoder.vectors
-    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: sizes.append(len(tensors)) or vectors(self, tensors))
-    return sizes
-
-
-def test_every_image_has_the_vector_of_the_model(tmp_path, run, photos):
+def test_every_image_has_the_vector_of_the_model(build, tmp_path, run, photos):
     report = build(tmp_path / "index", photos, checkpoint=run, batch_size=5)
     assert (report.images, report.new, report.dropped) == (24, 24, 0)
     encoder = Encoder(load_embedder(run), device=torch.device("cpu"))
@@ -49,7 +36,7 @@ def test_every_image_has_the_vector_of_the_model(tmp_path, run, photos):
         assert abs(np.linalg.norm(vector) - 1) < 1e-5
 
 
-def test_only_changed_images_are_embedded_and_deleted_ones_are_dropped(tmp_path, run, photos, counted):
+def test_only_changed_images_are_embedded_and_deleted_ones_are_dropped(build, tmp_path, run, photos, counted):
     folder = tmp_path / "index"
     build(folder, photos, checkpoint=run)
     before, opened = vectors_of(folder), SearchIndex.open(folder)
@@ -69,7 +56,7 @@ def test_only_changed_images_are_embedded_and_deleted_ones_are_dropped(tmp_path,
     assert len(list(folder.glob("embeddings.*"))) == 1
 
 
-def test_an_unchanged_folder_writes_nothing(tmp_path, run, photos, counted):
+def test_an_unchanged_folder_writes_nothing(build, tmp_path, run, photos, counted):
     build(tmp_path / "index", photos, checkpoint=run)
     counted.clear()
     record = (tmp_path / "index/index.json").read_text()
@@ -78,7 +65,7 @@ def test_an_unchanged_folder_writes_nothing(tmp_path, run, photos, counted):
     assert (tmp_path / "index/index.json").read_text() == record
 
 
-def test_another_model_is_refused(tmp_path, run, photos, make_run):
+def test_another_model_is_refused(build, tmp_path, run, photos, make_run):
     build(tmp_path / "index", photos, checkpoint=run)
     with pytest.raises(InputError, match="made with another model"):
         build(tmp_path / "index", photos, checkpoint=make_run("other", seed=1))
@@ -93,7 +80,7 @@ def test_another_model_is_refused(tmp_path, run, photos, make_run):
         build(tmp_path / "index", photos)
 
 
-def test_broken_images_are_counted_named_and_skipped(tmp_path, run, photos, counted):
+def test_broken_images_are_counted_named_and_skipped(build, tmp_path, run, photos, counted):
     (photos / "kind_00/cut.jpg").write_bytes((photos / "kind_00/00.jpg").read_bytes()[:300])
     (photos / "kind_00/text.png").write_text("no picture")
     (photos / "kind_00/empty.webp").touch()
@@ -114,14 +101,14 @@ def test_broken_images_are_counted_named_and_skipped(tmp_path, run, photos, coun
     assert (report.images, report.changed, len(report.broken)) == (25, 1, 3)
 
 
-def test_a_folder_of_broken_images_makes_no_index(tmp_path, run):
+def test_a_folder_of_broken_images_makes_no_index(build, tmp_path, run):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_text("x")
     with pytest.raises(InputError, match=r"none of the 1 images .* a\.jpg: cannot identify"):
         build(tmp_path / "index", tmp_path / "bad", checkpoint=run)
 
 
-def test_an_unmounted_folder_does_not_empty_the_index(tmp_path, run, photos):
+def test_an_unmounted_folder_does_not_empty_the_index(build, tmp_path, run, photos):
     build(tmp_path / "index", photos, checkpoint=run)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no images"):
@@ -129,23 +116,23 @@ def test_an_unmounted_folder_does_not_empty_the_index(tmp_path, run, photos):
     assert len(SearchIndex.open(tmp_path / "index")) == 24
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path, run, photos):
+def test_a_folder_with_other_files_is_refused(build, tmp_path, run, photos):
     with pytest.raises(InputError, match="holds other files"):
         build(photos, photos, checkpoint=run)
 
 
-def test_links_in_a_circle_are_listed_once(tmp_path, run, photos):
+def test_links_in_a_circle_are_listed_once(build, tmp_path, run, photos):
     (photos / "kind_00/back").symlink_to(photos)
     assert build(tmp_path / "index", photos, checkpoint=run).images == 24
 
 
-def test_a_pipe_is_not_read(tmp_path, run, photos):
+def test_a_pipe_is_not_read(build, tmp_path, run, photos):
     os.mkfifo(photos / "kind_00/pipe.jpg")
     assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is not a regular file"}
 
 
 @pytest.mark.parametrize("part", ["", "{", "[]", "{}", '{"model": "MODEL", "images": [["kind_00/00.jpg", 1, 1]]}'])
-def test_a_damaged_part_of_an_interrupted_run_is_computed_again(tmp_path, run, photos, part):
+def test_a_damaged_part_of_an_interrupted_run_is_computed_again(build, tmp_path, run, photos, part):
     fingerprint = Encoder(load_embedder(run), torch.device("cpu")).fingerprint
     folder = tmp_path / "index"
     (folder / "pending").mkdir(parents=True)
@@ -154,7 +141,7 @@ def test_a_damaged_part_of_an_interrupted_run_is_computed_again(tmp_path, run, p
     assert not (folder / "pending").exists()
 
 
-def test_exif_orientation_is_honored(tmp_path, run):
+def test_exif_orientation_is_honored(build, tmp_path, run):
     pixels = np.zeros((40, 80, 3), np.uint8)
     pixels[:, :40] = (250, 20, 20)
     pixels[:10] = (20, 20, 250)
@@ -171,7 +158,7 @@ def test_exif_orientation_is_honored(tmp_path, run):
     assert not np.allclose(vectors["lying.png"], vectors["upright.png"], atol=1e-3)
 
 
-def test_labels_of_a_table_are_recorded_and_replaceable(tmp_path, run, photos):
+def test_labels_of_a_table_are_recorded_and_replaceable(build, tmp_path, run, photos):
     table = tmp_path / "labels.csv"
     table.write_text(
         f"path,label\nkind_00/00.jpg,rose\n{photos}/kind_00/01.jpg,rose\nkind_01/00.jpg,oak\ngone.jpg,oak\n"
@@ -188,7 +175,7 @@ def test_labels_of_a_table_are_recorded_and_replaceable(tmp_path, run, photos):
         build(tmp_path / "index", photos, labels=table)
 
 
-def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
+def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos):
     def threshold(**options):
         report = build(tmp_path / "index", photos, **options)
         return SearchIndex.open(tmp_path / "index").threshold, report.notes
@@ -212,7 +199,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(tmp_path, run, photos):
         threshold(no_match=2)
 
 
-def test_an_interrupted_run_resumes(tmp_path, run, photos, counted, monkeypatch):
+def test_an_interrupted_run_resumes(build, tmp_path, run, photos, counted, monkeypatch):
     vectors = Encoder.vectors
 
     def interrupted(self, tensors):
@@ -234,7 +221,7 @@ def test_an_interrupted_run_resumes(tmp_path, run, photos, counted, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_with_its_finished_work(tmp_path, run, photo_folder, counted):
+def test_a_killed_run_resumes_with_its_finished_work(build, tmp_path, run, photo_folder, counted):
     photos = photo_folder(classes=10, images=12, name="many")
     folder = tmp_path / "index"
     script = (
@@ -268,7 +255,7 @@ def test_a_killed_run_resumes_with_its_finished_work(tmp_path, run, photo_folder
     assert not (folder / "pending").exists()
 
 
-def test_a_failed_update_leaves_the_previous_snapshot(tmp_path, run, photos, monkeypatch):
+def test_a_failed_update_leaves_the_previous_snapshot(build, tmp_path, run, photos, monkeypatch):
     folder = tmp_path / "index"
     build(folder, photos, checkpoint=run)
     Image.new("RGB", (60, 50), "red").save(photos / "kind_01/new.jpg")

@@ -14,14 +14,10 @@ from hgsl.search.encoder import Encoder
 from hgsl.search.indexing import embedding
 
 
-def build(folder, photos, **options):
-    return build_index(folder, photos, device="cpu", progress=False, **options)
-
-
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError]
 )
-def test_an_image_is_tried_again_after_a_failure_that_passes(tmp_path, run, photos, monkeypatch, error):
+def test_an_image_is_tried_again_after_a_failure_that_passes(build, tmp_path, run, photos, monkeypatch, error):
     read_image = embedding.read_image
 
     def unreadable(path, side):
@@ -37,7 +33,7 @@ def test_an_image_is_tried_again_after_a_failure_that_passes(tmp_path, run, phot
     assert (report.images, report.unchanged, report.broken) == (24, 24, {})
 
 
-def test_an_interrupted_run_does_not_remember_broken_images(tmp_path, run, photos, monkeypatch):
+def test_an_interrupted_run_does_not_remember_broken_images(build, tmp_path, run, photos, monkeypatch):
     read_image, vectors = embedding.read_image, Encoder.vectors
     monkeypatch.setattr(embedding, "read_image", lambda path, side: read_image(path.with_name("missing.jpg"), side))
     (tmp_path / "one").mkdir()
@@ -50,7 +46,7 @@ def test_an_interrupted_run_does_not_remember_broken_images(tmp_path, run, photo
     assert build(tmp_path / "index", tmp_path / "one").images == 2
 
 
-def test_a_first_run_without_a_result_blocks_no_other_model(tmp_path, run, photos, make_run):
+def test_a_first_run_without_a_result_blocks_no_other_model(build, tmp_path, run, photos, make_run):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_text("x")
     with pytest.raises(InputError, match="none of the 1 images"):
@@ -60,7 +56,7 @@ def test_a_first_run_without_a_result_blocks_no_other_model(tmp_path, run, photo
     assert SearchIndex.open(tmp_path / "index").search(photos / "kind_00/00.jpg", k=1)[0][0].path == "kind_00/00.jpg"
 
 
-def test_a_damaged_copy_of_the_model_is_replaced(tmp_path, run, photos):
+def test_a_damaged_copy_of_the_model_is_replaced(build, tmp_path, run, photos):
     build(tmp_path / "index", photos, checkpoint=run)
     (tmp_path / "index/model/model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"model\.safetensors"):
@@ -69,7 +65,7 @@ def test_a_damaged_copy_of_the_model_is_replaced(tmp_path, run, photos):
     assert build(tmp_path / "index", photos).unchanged == 24
 
 
-def test_a_damaged_faiss_file_is_rebuilt_without_the_model(tmp_path, run, photos, monkeypatch):
+def test_a_damaged_faiss_file_is_rebuilt_without_the_model(build, tmp_path, run, photos, monkeypatch):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     [file] = (tmp_path / "index").glob("*.faiss")
     file.write_bytes(file.read_bytes()[:-10])
@@ -80,7 +76,7 @@ def test_a_damaged_faiss_file_is_rebuilt_without_the_model(tmp_path, run, photos
     assert len(SearchIndex.open(tmp_path / "index").similar(0, 5)) == 5
 
 
-def test_a_full_disk_is_found_before_any_image_is_embedded(tmp_path, run, photos, monkeypatch):
+def test_a_full_disk_is_found_before_any_image_is_embedded(build, tmp_path, run, photos, monkeypatch):
     monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded an image"))
     usage = shutil.disk_usage(tmp_path)._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -89,7 +85,7 @@ def test_a_full_disk_is_found_before_any_image_is_embedded(tmp_path, run, photos
     assert caught.value.filename == str(tmp_path / "index")
 
 
-def test_a_disk_that_fills_up_is_named_and_loses_nothing(tmp_path, run, photos, monkeypatch):
+def test_a_disk_that_fills_up_is_named_and_loses_nothing(build, tmp_path, run, photos, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -104,7 +100,7 @@ def test_a_disk_that_fills_up_is_named_and_loses_nothing(tmp_path, run, photos, 
     assert build(tmp_path / "index", photos).images == 25
 
 
-def test_a_wrong_faiss_factory_is_found_before_any_image_is_embedded(tmp_path, run, photos, monkeypatch):
+def test_a_wrong_faiss_factory_is_found_before_any_image_is_embedded(build, tmp_path, run, photos, monkeypatch):
     monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded an image"))
     for factory, message in (
         ("Nonsense", "could not parse index string Nonsense"),
@@ -116,7 +112,7 @@ def test_a_wrong_faiss_factory_is_found_before_any_image_is_embedded(tmp_path, r
             build(tmp_path / "index", photos, checkpoint=run, faiss=factory)
 
 
-def test_every_file_has_the_mode_of_the_umask(tmp_path, run, photos):
+def test_every_file_has_the_mode_of_the_umask(build, tmp_path, run, photos):
     mask = os.umask(0o027)
     try:
         build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat")

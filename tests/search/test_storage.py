@@ -4,25 +4,11 @@ import numpy as np
 import pytest
 
 from hgsl.common.errors import InputError
-from hgsl.search import SearchIndex, build_index
-from hgsl.search.encoder import Encoder
+from hgsl.search import SearchIndex
 from hgsl.search.storage import reader
 
 
-def build(folder, photos, **options):
-    return build_index(folder, photos, device="cpu", progress=False, **options)
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """The sizes of the batches that the model has embedded."""
-    sizes = []
-    vectors = Encoder.vectors
-    monkeypatch.setattr(Encoder, "vectors", lambda self, tensors: sizes.append(len(tensors)) or vectors(self, tensors))
-    return sizes
-
-
-def test_faiss_factory_index(tmp_path, run, photos):
+def test_faiss_factory_index(build, tmp_path, run, photos):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     build(tmp_path / "flat", photos, checkpoint=run)
     approximate, flat = SearchIndex.open(tmp_path / "index"), SearchIndex.open(tmp_path / "flat")
@@ -40,7 +26,7 @@ def test_faiss_factory_index(tmp_path, run, photos):
 
 
 @pytest.mark.parametrize("read", ["load_array", "file_checksum"])
-def test_an_index_is_opened_while_it_is_updated(tmp_path, run, photos, monkeypatch, read):
+def test_an_index_is_opened_while_it_is_updated(build, tmp_path, run, photos, monkeypatch, read):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     (photos / "kind_00/00.jpg").unlink()
     real = getattr(reader, read)
@@ -55,7 +41,7 @@ def test_an_index_is_opened_while_it_is_updated(tmp_path, run, photos, monkeypat
 
 
 @pytest.mark.parametrize("file", ["images.1.json", "embeddings.1.npy", "index.json"])
-def test_a_damaged_index_is_named_and_rebuilt(tmp_path, run, photos, file, counted):
+def test_a_damaged_index_is_named_and_rebuilt(build, tmp_path, run, photos, file, counted):
     folder = tmp_path / "index"
     build(folder, photos, checkpoint=run, no_match=0.5)
     (folder / file).write_text("{") if file == "index.json" else (folder / file).unlink()

@@ -19,8 +19,7 @@ async function start() {
   $("limits").textContent = `JPEG, PNG, WebP, GIF or BMP, up to ${about.max_bytes >> 20} MB`;
   $("label-field").hidden = !names.length;
   $("labels").replaceChildren(...names.map((name) => new Option(`${number.format(about.labels[name])} images`, name)));
-  history.replaceState(null, "");
-  browse();
+  if (!query) browse(); // an image may have been chosen meanwhile
 }
 
 function choose(next, remember = true) {
@@ -211,4 +210,5 @@ $("image").addEventListener("error", () => {
   if (query?.blob) $("name").textContent = `${query.name} (the browser cannot show it)`;
 });
 
+history.replaceState(null, "");
 start().catch(() => fail("The server does not answer. Is it still running?"));
