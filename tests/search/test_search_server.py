@@ -180,11 +180,11 @@ def test_allowed_host_names_pass(serve, index):
         assert httpx.get(f"{url}/api/index", headers={"host": host}).status_code == 200, host
 
 
-def png(width, height, data=b""):
+def png(width, height, data=b"", depth=8, color=2):
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -221,6 +221,12 @@ SMALL = encoded(Image.new("RGB", (9, 7), "red"))
         (png(10_000, 10_000, zlib.compress(bytes(300_000_000), 9)), 413),  # has 100 million, in 300 KB
         (png(2**31 - 1, 2**31 - 1), 413),
         (png(0, 5), 415),
+        (png(60_000, 1, zlib.compress(bytes(180_001))), 422),
+        (png(1, 300_000, zlib.compress(bytes(1_200_000))), 422),
+        (png(6_000, 5_000, depth=16), 413),
+        (encoded(Image.effect_noise((99, 99), 50), "GIF")[:2000], 422),
+        (encoded(Image.effect_noise((99, 99), 50), "WEBP")[:500], 422),
+        (encoded(Image.effect_noise((99, 99), 50))[:2000], 422),
         (b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0), 413),
         (text_bomb(), 422),
         (bytes(uploads.MAX_BYTES + 1), 413),

@@ -167,7 +167,7 @@ def _jpeg_response(path: Path, side: int, cached: str | None) -> Response:
         if cached == tag:
             return Response(status_code=304, headers=headers)
         image = read_image(path, side)
-    except (InputError, OSError):
+    except (InputError, *uploads.FAILURES):
         raise RequestError(410, "this image was deleted or cannot be read any more: update the index") from None
     image.thumbnail((side, side))
     buffer = io.BytesIO()

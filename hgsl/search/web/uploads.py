@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from hgsl.common.errors import InputError
@@ -78,7 +79,7 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(MAX_PIXELS) from None
     except InputError as error:
-        raise RequestError(422, str(error)) from None
+        raise RequestError(422, f"the image cannot be searched: {error}") from None
     except FAILURES:
         raise RequestError(422, "the image is damaged: it cannot be decoded") from None
 
@@ -94,17 +95,18 @@ def _decode(content: bytes, box: Box | None, min_side: int) -> Tensor:
         side = max(1, min(round(min_side / part), *image.size))
         image.draft("RGB", (side, side))
         if not _is_8_bit(image):
-            image = decode(image)
+            upright = decode(image)
+            return _to_pixels(upright, _region(upright, box))
         ImageOps.exif_transpose(image, in_place=True)
         return _to_pixels(image, _region(image, box))
 
 
-def _is_8_bit(image: Image.Image) -> bool:
+def _is_8_bit(image: ImageFile) -> bool:
     """Whether each pixel is stored in 8 bits per channel, so that it is converted independently of the others."""
     return image.mode in MODES_8_BIT and ";16" not in str(image.tile)
 
 
-def _is_light(image: Image.Image) -> bool:
+def _is_light(image: ImageFile) -> bool:
     """Whether decoding takes at most 8 bytes per pixel."""
     return _is_8_bit(image) and image.format != "WEBP"
 
