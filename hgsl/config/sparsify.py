@@ -1,6 +1,7 @@
-"""Continuous Sparsification: masks on the weights, and the search for a ticket."""
+"""Settings of Continuous Sparsification: masks during training, and the search for a ticket."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from hgsl.config.checks import refuse
@@ -8,56 +9,61 @@ from hgsl.config.checks import refuse
 
 @dataclass
 class MaskConfig:
-    """Masks that make the backbone sparse while it trains (Continuous Sparsification in one round, no rewind)."""
+    """Masks on the backbone during training (Continuous Sparsification in one round, without a rewind)."""
 
     granularity: Literal["none", "weight", "channel"] = "none"
-    """none masks nothing; weight gives the sparser network, channel one whose closed channels can be taken out."""
+    """Unit of the masks: none, single weights (sparsest), or channels, which can be removed from the network."""
     mask_initial_value: float = 0.0
-    """s0, where each score starts: -0.1 ends sparser than 0.0, 0.1 less sparse."""
+    """Initial score s0, from -10 to 10: below 0 ends sparser, above 0 denser."""
     include: list[str] = field(default_factory=list)
     """Patterns of the layers to mask, such as backbone.blocks.*; empty means all convolutions and linear layers."""
     exclude: list[str] = field(default_factory=list)
-    """Patterns of layers to leave out."""
+    """Patterns of layers that are not masked."""
     final_temp: float = 200.0
-    """beta at the end of a round; it starts at 1."""
+    """Temperature beta at the end of a round, which starts at 1."""
     lmbda: float = 1e-8
-    """Weight of the sum of the masks in the loss of the search."""
+    """Weight lambda of the penalty, the sum of the masks, in the loss."""
     penalty: Literal["weights", "operations"] = "weights"
-    """What that sum counts: weights, as published, or operations, the multiplications an image costs, for speed."""
+    """What the penalty counts: remaining weights, as published, or the multiplications per image, for speed."""
     mask_lr: float | None = None
-    """Peak learning rate of the scores; empty means optim.lr. They have no weight decay."""
+    """Peak learning rate of the scores, which have no weight decay; empty means optim.lr."""
 
     def __post_init__(self) -> None:
-        refuse(self.lmbda < 0, f"sparsify.lmbda cannot be negative, found {self.lmbda}")
-        refuse(self.final_temp <= 0, f"sparsify.final_temp must be positive, found {self.final_temp}")
         refuse(
-            self.mask_lr is not None and self.mask_lr <= 0, f"sparsify.mask_lr must be positive, found {self.mask_lr}"
+            not -10 <= self.mask_initial_value <= 10,
+            f"sparsify.mask_initial_value must be from -10 to 10, found {self.mask_initial_value}",
         )
+        refuse(not 0 <= self.lmbda < inf, f"sparsify.lmbda cannot be negative or infinite, found {self.lmbda}")
+        for name in ("final_temp", "mask_lr"):
+            _check_positive(name, getattr(self, name))
 
 
 @dataclass
 class SparsifyConfig(MaskConfig):
-    """Continuous Sparsification: rounds of search, each of train.epochs, and then the ticket, trained as long."""
+    """Search for a ticket: rounds of train.epochs each, then training of the ticket for as many epochs."""
 
     granularity: Literal["none", "weight", "channel"] = "weight"
-    """weight gives the sparser ticket; channel gives one whose closed channels are taken out, and so is faster."""
+    """Unit of the masks: single weights (sparsest), or channels, whose removal makes the ticket faster."""
     task: Literal["retrieval", "classification"] = "retrieval"
-    """retrieval trains an embedder with the loss; classification trains a classifier with the cross entropy."""
+    """Task: retrieval trains an embedder with the loss, classification a classifier with cross entropy."""
     rounds: int = 3
-    """Rounds of the search; 0 trains the dense network in the same way, to compare with."""
+    """Rounds of the search; 0 trains the dense network for comparison."""
     rewind_epoch: int | None = 2
-    """Epoch of the first round whose weights the ticket starts from; empty goes on from the end of the search."""
+    """Epoch of the first round to whose weights the ticket is rewound; empty keeps the weights of the last round."""
     prune_temperature: float | None = None
-    """beta that the scores take into the next round; empty means final_temp, 1 is what the published code does."""
+    """Temperature beta in the pruning between rounds; empty means final_temp, 1 is the published code's."""
     curve_every: int = 1
-    """Epochs between two scores of the curve."""
+    """Epochs between two evaluations for the curve."""
     dense_run: str | None = None
-    """Run folder of the dense network (sparsify.rounds 0), whose scores stand in the table beside the ticket's."""
+    """Run folder of the dense network (sparsify.rounds 0), whose scores are shown beside those of the ticket."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse(self.granularity == "none", "sparsify.granularity 'none' searches nothing: choose weight or channel")
         refuse(self.rounds < 0, f"sparsify.rounds cannot be negative, found {self.rounds}")
         refuse(self.curve_every < 1, f"sparsify.curve_every must be positive, found {self.curve_every}")
-        value = self.prune_temperature
-        refuse(value is not None and value <= 0, f"sparsify.prune_temperature must be positive, found {value}")
+        _check_positive("prune_temperature", self.prune_temperature)
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    refuse(value is not None and not 0 < value < inf, f"sparsify.{name} must be positive and finite, found {value}")

@@ -4,10 +4,13 @@ import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def select_weights(model: nn.Module, include: str | Sequence[str], exclude: str | Sequence[str]) -> list[str]:
@@ -52,7 +55,7 @@ def _candidates(model: nn.Module) -> dict[str, bool]:
 
 
 def _fits(parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and parameter.is_floating_point() and parameter.numel() > 0
+    return parameter.ndim >= 2 and parameter.dtype in _DTYPES and parameter.numel() > 0
 
 
 def _is_default(layer: nn.Module, tensor: str) -> bool:
@@ -124,7 +127,7 @@ def _no_match(pattern: str, candidates: list[str]) -> InputError:
 def _emptiness(model: nn.Module, candidates: dict[str, bool], include: list[str]) -> str:
     """Explains why no weight is selected."""
     if not candidates:
-        return f"{type(model).__name__} has no weight of two or more axes in floating point"
+        return f"{type(model).__name__} has no weight of two or more axes in float16, bfloat16, float32 or float64"
     if not include and not any(candidates.values()):
         names = ", ".join(list(candidates)[:3])
         return f"{type(model).__name__} has no convolution, linear layer or attention projection: include {names}"

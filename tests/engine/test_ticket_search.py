@@ -410,7 +410,10 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     [
         ({"rewind_epoch": 3}, "rewind_epoch 3 lies outside a round of train.epochs 3"),
         ({"final_temp": 0.0}, "final_temp must be positive"),
+        ({"final_temp": float("inf")}, "final_temp must be positive and finite"),
         ({"lmbda": -1.0}, "lmbda cannot be negative"),
+        ({"lmbda": float("nan")}, "lmbda cannot be negative or infinite, found nan"),
+        ({"mask_initial_value": 11.0}, "mask_initial_value must be from -10 to 10, found 11.0"),
         ({"task": "retrieval"}, "cifar10 is for classification"),
     ],
 )

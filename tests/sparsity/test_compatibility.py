@@ -20,6 +20,7 @@ IMAGES = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 VECTORS = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
 SEQUENCES = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
 TOKENS = torch.tensor([[1, 5, 2, 0], [3, 3, 8, 7]])
+PHASE = nn.ParameterList([torch.tensor([0.5 + 1j])])
 
 
 def network(forward: Callable[[Any, Tensor], Any], **layers: nn.Module) -> nn.Module:
@@ -75,7 +76,7 @@ def ticket(net: nn.Module, x: Tensor, **options: Any) -> tuple[nn.Module, Masks]
         assert scores.grad.isfinite().all()
         scores.data.copy_(torch.randn(scores.shape, generator=torch.Generator().manual_seed(4)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers that chance closes
+        warnings.simplefilter("ignore")  # about layers that are closed fully
         masks.ticket = True
     return masked, masks
 
@@ -200,6 +201,13 @@ CHANNELS: dict[str, tuple[Callable[[], nn.Module], Tensor, set[str]]] = {
         {"linear1"},
     ),
     "EmbeddingBag": (lambda: nn.Sequential(nn.EmbeddingBag(9, 8), *mlp()), TOKENS, {"1", "3"}),
+    "complex parameter": (
+        lambda: network(
+            lambda n, x: n.b(n.a(x).relu()) * n.phase[0].exp().real, a=conv(3, 6), b=conv(6, 4), phase=PHASE
+        ),
+        IMAGES,
+        {"a"},
+    ),
 }
 
 
@@ -291,7 +299,7 @@ def hooked(add: Callable[[nn.Module], object]) -> nn.Module:
 
 def quantized() -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.ao's deprecation
+        warnings.simplefilter("ignore")  # about the deprecation of torch.ao
         return torch.ao.quantization.quantize_dynamic(mlp(), {"2": torch.ao.quantization.default_dynamic_qconfig})
 
 
@@ -338,7 +346,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         r"with sparse gradients",
     ),
     "tensor subclass": (with_subclass, {}, r"^2\.weight is a Subclass, and masks take plain tensors"),
-    "complex": (lambda: nn.Linear(8, 4, dtype=torch.complex64), {}, r"no weight of two or more axes in floating point"),
+    "complex": (lambda: nn.Linear(8, 4, dtype=torch.complex64), {}, r"no weight of two or more axes in float16"),
+    "float8": (lambda: mlp().to(torch.float8_e4m3fn), {}, r"no weight of two or more axes in float16"),
     "without parameters": (nn.ReLU, {}, r"no weight of two or more axes"),
     "meta": (
         lambda: mlp().to("meta"),

@@ -71,8 +71,12 @@ def check_output(small: nn.Module, example: Tensor, dtype: torch.dtype, expected
 @torch.no_grad()
 def _output(model: nn.Module, example: Tensor, dtype: torch.dtype) -> list[Tensor]:
     """Computes all tensors that ``model`` returns, in ``dtype``, on a copy on the CPU."""
-    x = example.cpu()
-    return tensors_in(copy.deepcopy(model).cpu().to(dtype)(x.to(dtype) if x.is_floating_point() else x))
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.cpu().to(dtype) if tensor.is_floating_point() else tensor.cpu()
+
+    network: nn.Module = copy.deepcopy(model)._apply(cast)
+    return tensors_in(network(cast(example)))
 
 
 def _relative_difference(value: Tensor, expected: Tensor) -> float:
