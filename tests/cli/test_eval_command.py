@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,9 @@ from safetensors.torch import save_file
 
 from hgsl.cli import compare, eval_retrieval
 from hgsl.evaluation import evaluate_embeddings
+from tests.helpers import ROOT, clusters, fails, launch
+
+CLASSES: dict[str, int] = {"count": 90, "classes": 9, "width": 12, "center_seed": 5}
 
 NETWORK = [
     *("--model", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
@@ -23,30 +23,15 @@ NETWORK = [
 ]
 
 
-def clusters(seed=0, count=90, noise=0.8):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 9
-    vectors = np.random.default_rng(5).standard_normal((9, 12))[labels] + noise * rng.standard_normal((count, 12))
-    return np.float32(vectors / np.linalg.norm(vectors, axis=1, keepdims=True)), labels
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """A folder of one's own that holds two sets of embeddings."""
     monkeypatch.chdir(tmp_path)
     for name, seed in (("e", 0), ("g", 1)):
-        vectors, labels = clusters(seed)
+        vectors, labels = clusters(seed, **CLASSES)
         np.save(f"{name}.npy", vectors)
         np.save(f"{name}l.npy", labels)
     return tmp_path
-
-
-def fails(capsys, *words, tool=eval_retrieval):
-    assert tool.main(list(words)) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    return message
 
 
 def test_every_file_and_every_key(capsys):
@@ -64,7 +49,7 @@ def test_every_file_and_every_key(capsys):
     ):
         assert part in printed
     report = json.loads(Path("out/r.json").read_text())
-    expected = evaluate_embeddings(*clusters(), (1, 5))
+    expected = evaluate_embeddings(*clusters(**CLASSES), (1, 5))
     assert report["recall@5"] == expected.recall[5]
     assert report["map@r"] == expected.map_at_r
     assert set(report) >= {
@@ -91,7 +76,7 @@ def test_every_file_and_every_key(capsys):
 
 
 def test_formats_of_files_give_the_same_scores(capsys):
-    vectors, labels = clusters()
+    vectors, labels = clusters(**CLASSES)
     half = torch.from_numpy(vectors).bfloat16()
     np.savez("all.npz", embeddings=vectors, labels=labels)
     save_file({"embeddings": half, "labels": torch.from_numpy(labels)}, "all.safetensors")
@@ -111,7 +96,7 @@ def test_galleries_of_their_own_are_searched_one_by_one(capsys):
     words = ["--embeddings", "e.npy", "--labels", "el.npy", "--gallery-embeddings", "g.npy", "e.npy"]
     assert eval_retrieval.main([*words, "--gallery-labels", "gl.npy", "el.npy", "--json", "r.json"]) == 0
     galleries = json.loads(Path("r.json").read_text())["galleries"]
-    (queries, labels), (gallery, gallery_labels) = clusters(), clusters(1)
+    (queries, labels), (gallery, gallery_labels) = clusters(**CLASSES), clusters(1, **CLASSES)
     expected = evaluate_embeddings(queries, labels, gallery_embeddings=gallery, gallery_labels=gallery_labels)
     assert galleries["g.npy"]["map@r"] == expected.map_at_r
     assert galleries["e.npy"]["recall@1"] == 1  # without ids, each query finds itself
@@ -135,9 +120,11 @@ def test_what_may_be_done_around_the_search_is_named(capsys):
 
 
 def test_groups_leave_out_images_of_the_same_label_and_group(capsys):
-    vectors, labels = clusters()
+    vectors, labels = clusters(**CLASSES)
     np.save("groups.npy", np.zeros(90, dtype=np.int64))
-    message = fails(capsys, "--embeddings", "e.npy", "--labels", "el.npy", "--groups", "groups.npy")
+    message = fails(
+        eval_retrieval.main, ["--embeddings", "e.npy", "--labels", "el.npy", "--groups", "groups.npy"], capsys
+    )
     assert "none of the 90 queries has another image of its label" in message
     np.save("groups.npy", np.arange(90) // 45)
     assert (
@@ -166,7 +153,7 @@ def test_a_network_without_training(capsys):
 
 
 def test_a_network_calibrates_on_validation_classes(capsys):
-    assert "val_share" in fails(capsys, *NETWORK, "--no-match", "0.2")
+    assert "val_share" in fails(eval_retrieval.main, [*NETWORK, "--no-match", "0.2"], capsys)
     assert eval_retrieval.main([*NETWORK, "--data.val_share", "0.5", "--no-match", "0.2", "--whiten", "0"]) == 0
     assert "no match below" in capsys.readouterr().out
 
@@ -174,10 +161,8 @@ def test_a_network_calibrates_on_validation_classes(capsys):
 @pytest.mark.slow
 def test_several_processes_print_what_one_prints(capsys):
     assert eval_retrieval.main([*NETWORK, "--json", "one.json"]) == 0
-    tool = Path(eval_retrieval.__file__).parents[2] / "tools" / "eval_retrieval.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tool)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*command, *NETWORK, "--json", "two.json"], check=True, env=environment, capture_output=True)
+    tool = ROOT / "tools" / "eval_retrieval.py"
+    launch(tool, *NETWORK, "--json", "two.json", processes=2, check=True)
     assert Path("one.json").read_text() == Path("two.json").read_text()
 
 
@@ -208,19 +193,19 @@ def test_several_processes_print_what_one_prints(capsys):
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):
-    vectors, _ = clusters()
+    vectors, _ = clusters(**CLASSES)
     Path("text.npy").write_text("not an array")
     Path("e.txt").write_text("0.1 0.2")
     np.save("pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.savez("two.npz", a=vectors, b=vectors)
     vectors[3, 2] = np.nan
     np.save("nan.npy", vectors)
-    assert message in fails(capsys, *words)
+    assert message in fails(eval_retrieval.main, words, capsys)
 
 
 def write_reports():
     for name, noise in (("a", 1.2), ("b", 0.9)):
-        np.save("v.npy", clusters(noise=noise)[0])
+        np.save("v.npy", clusters(noise=noise, **CLASSES)[0])
         assert (
             eval_retrieval.main(["--embeddings", "v.npy", "--labels", "el.npy", "--json", f"runs/{name}/r.json"]) == 0
         )
@@ -246,14 +231,14 @@ def test_compare_refuses_what_cannot_be_compared(capsys):
     paths = write_reports()
     report = json.loads(Path(paths[1]).read_text())
     Path("other.json").write_text(json.dumps({**report, "split_hash": "0123"}))
-    assert "only runs on the same split" in fails(capsys, paths[0], "other.json", tool=compare)
+    assert "only runs on the same split" in fails(compare.main, [paths[0], "other.json"], capsys)
     Path("other.json").write_text(json.dumps({**report, "per_query": {"id": [1], "map@r": [1]}}))
-    assert "count different queries" in fails(capsys, paths[0], "other.json", tool=compare)
+    assert "count different queries" in fails(compare.main, [paths[0], "other.json"], capsys)
     Path("other.json").write_text("{}")
-    assert "not a retrieval report" in fails(capsys, paths[0], "other.json", tool=compare)
-    assert "give at least two" in fails(capsys, paths[0], tool=compare)
-    assert "given twice" in fails(capsys, paths[0], paths[0], tool=compare)
-    assert "no such report" in fails(capsys, paths[0], "nothing.json", tool=compare)
+    assert "not a retrieval report" in fails(compare.main, [paths[0], "other.json"], capsys)
+    assert "give at least two" in fails(compare.main, [paths[0]], capsys)
+    assert "given twice" in fails(compare.main, [paths[0], paths[0]], capsys)
+    assert "no such report" in fails(compare.main, [paths[0], "nothing.json"], capsys)
 
 
 def test_compare_reads_the_report_of_a_run_and_says_what_is_missing(capsys):

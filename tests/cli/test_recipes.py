@@ -11,12 +11,12 @@ from scipy.io import savemat
 from hgsl.cli import train
 from hgsl.cli._settings import CONFIGS
 from hgsl.engine.folder.logging import read_metrics
+from tests.helpers import TINY
 
 CLASSES, IMAGES = 8, 4
-TINY = [
-    *("--model.weights", "none", "--data.image_size", "32", "--data.workers", "0", "--data.cache", "none"),
-    *("--train.epochs", "2", "--train.batch_size", "16", "--run.device", "cpu", "--run.precision", "float32"),
-    *("--run.threads", "1", "--eval.before", "false", "--eval.page", "false", "--data.options", "{}"),
+WORDS = [
+    *(*TINY, "--data.cache", "none", "--data.options", "{}", "--train.epochs", "2", "--train.batch_size", "16"),
+    *("--eval.before", "false", "--eval.page", "false"),
 ]
 
 
@@ -114,7 +114,7 @@ def test_recipe_trains(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / name).mkdir()
     MAKERS[name](tmp_path / name)
     backbone = "test_vit" if "vit" in recipe.stem else "test_resnet"
-    words = ["--config", str(recipe), *TINY, "--data.root", name, "--model.backbone", backbone, "--run.dir", "out"]
+    words = ["--config", str(recipe), *WORDS, "--data.root", name, "--model.backbone", backbone, "--run.dir", "out"]
     if name == "quickstart":
         words += ["--data.options", "{num_classes: 8, images_per_class: 4, image_size: 32}"]
     if name == "flowers17":  # all 1,360 images belong to it: a larger batch makes few steps of them

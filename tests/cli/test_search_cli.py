@@ -16,6 +16,7 @@ from PIL import Image
 from hgsl.cli import search
 from hgsl.models import create_embedder, save_embedder
 from hgsl.search import SearchIndex
+from tests.helpers import fails
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +36,6 @@ QUERY = ["query", "--index", "idx", "--device", "cpu"]
 def environment():
     """Of a process that finds the same packages."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-
-
-def fails(capsys, *words):
-    assert search.main(list(words)) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert message.count("\n") == 1
-    return message
 
 
 def test_index_then_query(capsys):
@@ -109,7 +102,9 @@ def test_serve_as_a_process():
 def test_an_address_in_use_is_named(capsys):
     assert search.main(INDEX) == 0
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        message = fails(capsys, "serve", "--index", "idx", "--port", str(taken.getsockname()[1]), "--device", "cpu")
+        message = fails(
+            search.main, ["serve", "--index", "idx", "--port", str(taken.getsockname()[1]), "--device", "cpu"], capsys
+        )
     assert "in use" in message
     assert "--port" in message
 
@@ -131,7 +126,7 @@ def test_an_address_in_use_is_named(capsys):
     ],
 )
 def test_mistakes_are_one_line(capsys, words, message):
-    error = fails(capsys, *words)
+    error = fails(search.main, words, capsys)
     assert any(part in error for part in message.split("|"))
 
 
@@ -170,9 +165,11 @@ def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
 def test_options_that_would_do_nothing_are_refused(capsys):
     assert search.main(INDEX) == 0
     capsys.readouterr()
-    assert "expected a name such as sheet.png" in fails(capsys, *QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.txt")
+    assert "expected a name such as sheet.png" in fails(
+        search.main, [*QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.txt"], capsys
+    )
     for words, message in (
         (["--port", "99999"], "--port must be a number from 0 to 65535"),
         (["--allow-host", "https://photos.example"], "--allow-host must be a host name"),
     ):
-        assert message in fails(capsys, "serve", "--index", "idx", *words)
+        assert message in fails(search.main, ["serve", "--index", "idx", *words], capsys)

@@ -19,13 +19,10 @@ from hgsl.cli import eval_retrieval, train
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.loop import loop
 from hgsl.engine.run import TrainingRun
+from tests.helpers import TINY, fails
 
-SMALL = [
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.device", "cpu", "--run.precision", "float32"),
-    *("--run.threads", "1", "--eval.page", "false"),
-]
-ON_FOLDER = ["--config", "configs/folder.yaml", *SMALL, "--model.freeze", "none", "--loss.top_k", "2"]
+WORDS = [*TINY, "--train.epochs", "2", "--train.batch_size", "4", "--eval.page", "false"]
+ON_FOLDER = ["--config", "configs/folder.yaml", *WORDS, "--model.freeze", "none", "--loss.top_k", "2"]
 SCORES = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r", "precision@1")
 
 
@@ -41,7 +38,7 @@ def tree(folder: Path) -> set[str]:
 
 
 def test_quickstart_in_miniature(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*SMALL, "--data.options.num_classes", "8", "--data.options.images_per_class", "4", "--loss.top_k", "2"]
+    words = [*WORDS, "--data.options.num_classes", "8", "--data.options.images_per_class", "4", "--loss.top_k", "2"]
     assert train.main([*words, "--model.freeze", "none"]) == 0
     printed = capsys.readouterr().out
     for part in ("4 classes", "before training", "after training", "Recall@1", "MAP@R", "run folder: runs/quickstart"):
@@ -117,15 +114,6 @@ def test_same_seed_same_weights_and_accumulation_is_one_batch(photo_folder: Call
     assert any(not torch.equal(a[key], d[key]) for key in a)
 
 
-def failing(words: list[str], capsys: pytest.CaptureFixture, tool: Callable = train.main) -> str:
-    """Runs a tool that must fail; returns its one line."""
-    assert tool(words) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1, printed
-    return printed
-
-
 MISTAKES = {
     "a missing root": (["--data.root", "nowhere"], "nowhere does not exist"),
     "an unknown flag": (["--train.epoch", "3"], "did you mean '--train.epochs'"),
@@ -145,12 +133,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 ) -> None:
     more, message = MISTAKES[mistake]
     words = [*ON_FOLDER, "--data.root", str(photo_folder()), *more]
-    assert message in failing(words, capsys)
+    assert message in fails(train.main, words, capsys)
     assert not Path("runs").exists()
 
 
 def test_too_few_classes(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
-    message = failing([*ON_FOLDER, "--data.root", str(photo_folder(classes=3))], capsys)
+    message = fails(train.main, [*ON_FOLDER, "--data.root", str(photo_folder(classes=3))], capsys)
     assert "3 classes" in message
     assert "needs 4" in message
 
@@ -162,7 +150,7 @@ def test_a_truncated_image_is_named(
     root = photo_folder(size=200)
     for path in root.glob("*/02.jpg"):
         path.write_bytes(path.read_bytes()[:2000])
-    message = failing([*ON_FOLDER, "--data.root", str(root), "--data.workers", workers], capsys)
+    message = fails(train.main, [*ON_FOLDER, "--data.root", str(root), "--data.workers", workers], capsys)
     assert "02.jpg" in message
     assert "truncated" in message
 
@@ -171,7 +159,7 @@ def test_an_infinite_loss_stops_with_the_images_written_down(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--run.dir", "out"]
-    message = failing([*words, "--optim.lr", "1e38", "--optim.name", "sgd", "--eval.before", "false"], capsys)
+    message = fails(train.main, [*words, "--optim.lr", "1e38", "--optim.name", "sgd", "--eval.before", "false"], capsys)
     assert "nonfinite_batch.txt" in message
     assert "lower optim.lr" in message
     listed = Path("out/nonfinite_batch.txt").read_text().splitlines()
@@ -187,36 +175,36 @@ def test_an_existing_run_is_refused_then_replaced(
     assert train.main(words) == 0
     Path("out/my_notes.txt").write_text("mine")
     before = Path("out/report.json").read_bytes()
-    assert "--overwrite" in failing(words, capsys)
+    assert "--overwrite" in fails(train.main, words, capsys)
     assert Path("out/report.json").read_bytes() == before
     assert train.main([*words, "--overwrite"]) == 0
     assert Path("out/my_notes.txt").read_text() == "mine"
-    assert "one of the two" in failing([*words, "--overwrite", "--resume"], capsys)
+    assert "one of the two" in fails(train.main, [*words, "--overwrite", "--resume"], capsys)
 
 
 def test_a_folder_of_something_else_is_never_overwritten(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     root = photo_folder()
-    message = failing([*ON_FOLDER, "--data.root", str(root), "--run.dir", str(root), "--overwrite"], capsys)
+    message = fails(train.main, [*ON_FOLDER, "--data.root", str(root), "--run.dir", str(root), "--overwrite"], capsys)
     assert "is no run folder" in message
     assert len(tree(root)) == 24
 
 
 def test_evaluation_mistakes(tmp_path: Path, photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
-    def fails(*words: str) -> str:
-        return failing(list(words), capsys, eval_retrieval.main)
+    def refused(*words: str) -> str:
+        return fails(eval_retrieval.main, list(words), capsys)
 
-    assert "nothing to measure: give --checkpoint RUN" in fails()
-    assert "no config.yaml in nowhere" in fails("--checkpoint", "nowhere")
+    assert "nothing to measure: give --checkpoint RUN" in refused()
+    assert "no config.yaml in nowhere" in refused("--checkpoint", "nowhere")
     root = str(photo_folder())
     assert train.main([*ON_FOLDER, "--data.root", root, "--run.dir", "out"]) == 0
-    assert "did you mean '--json'" in fails("--checkpoint", "out", "--jsn", "x")
+    assert "did you mean '--json'" in refused("--checkpoint", "out", "--jsn", "x")
     weights = Path("out/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.safetensors" in fails("--checkpoint", "out")
+    assert "model.safetensors" in refused("--checkpoint", "out")
     weights.unlink()
-    assert "model.safetensors" in fails("--checkpoint", "out")
+    assert "model.safetensors" in refused("--checkpoint", "out")
 
 
 def python(*words: str, **options: object) -> subprocess.Popen:
@@ -268,11 +256,11 @@ def test_a_run_goes_on_with_its_own_settings_and_images_alone(
     root = photo_folder()
     words = stopped_run(root, monkeypatch)
     capsys.readouterr()
-    other = failing([*words, "--resume", "--optim.lr", "0.5"], capsys)
+    other = fails(train.main, [*words, "--resume", "--optim.lr", "0.5"], capsys)
     assert "optim.lr is 0.5, and the run in out began with 0.0003" in other
     one = sorted(root.glob("*/*"))[0]
     shutil.copy(one, one.with_stem("more"))
-    assert "are not those that the run began with" in failing([*words, "--resume"], capsys)
+    assert "are not those that the run began with" in fails(train.main, [*words, "--resume"], capsys)
     one.with_stem("more").unlink()
     root = root.rename(root.with_name("elsewhere"))
     assert train.main([*words, "--resume", "--data.root", str(root), "--train.save_every", "7"]) == 0

@@ -11,29 +11,14 @@ from safetensors.torch import load_file
 from hgsl.cli import compare, eval_retrieval, train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
+from tests.helpers import SMALL, fails
 
-ROOT = Path(train.__file__).parents[2]
-SMALL = [
-    *("--config", str(ROOT / "configs" / "folder.yaml"), "--run.device", "cpu", "--run.precision", "float32"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "2", "--train.batch_size", "4", "--run.threads", "1", "--loss.top_k", "2"),
-    *("--eval.before", "false", "--eval.page", "false"),
-]
 HEAD = ["--train.mode", "head", "--model.embedding_size", "8"]
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def refused(words: list[str], capsys: pytest.CaptureFixture) -> str:
-    assert train.main(words) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
-    return printed
+def _own_cache(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path / "cache"))
 
 
 def test_the_head_trains_on_features_that_are_kept(photo_folder: Callable[..., Path]) -> None:
@@ -84,7 +69,7 @@ def test_contradictions_are_refused(
     name: str, photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     more, message = CONTRADICTIONS[name]
-    assert message in refused([*SMALL, "--data.root", str(photo_folder()), *more], capsys)
+    assert message in fails(train.main, [*SMALL, "--data.root", str(photo_folder()), *more], capsys)
     assert not Path("runs").exists()
 
 
@@ -118,7 +103,7 @@ def test_several_seeds_report_mean_and_deviation(
     assert found["seeds"] == [3, 4]
     assert found["mean"]["map@r"] == pytest.approx(sum(scores) / 2)
     assert found["std"]["map@r"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert "--overwrite" in refused([*words, "--seeds", "2"], capsys)
+    assert "--overwrite" in fails(train.main, [*words, "--seeds", "2"], capsys)
 
     first = Path("out/seed_3/report.json").stat().st_mtime_ns
     assert train.main([*words, "--seeds", "3", "--resume"]) == 0

@@ -12,17 +12,13 @@ from hgsl.cli import eval_retrieval, train
 from hgsl.data import DATASETS, SAMPLERS
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.engine.loop.loader import RunBatches
+from tests.helpers import TINY
 
-SMALL = (
-    *("--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1", "--run.dir", "run"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "1", "--train.batch_size", "4", "--eval.before", "false", "--eval.page", "false"),
+WORDS = (
+    *(*TINY, "--run.dir", "run", "--train.epochs", "1", "--train.batch_size", "4"),
+    *("--eval.before", "false", "--eval.page", "false"),
 )
-
-
-@pytest.fixture(autouse=True)
-def _run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def stripes(root: Path, images: int = 4) -> Manifest:
@@ -39,13 +35,13 @@ def stripes(root: Path, images: int = 4) -> Manifest:
 
 def test_a_data_set_is_one_entry(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(DATASETS, "stripes", stripes)
-    assert train.main([*SMALL, "--data.name", "stripes", "--data.options", "{images: 5}"]) == 0
+    assert train.main([*WORDS, "--data.name", "stripes", "--data.options", "{images: 5}"]) == 0
     out = capsys.readouterr().out
     assert "stripes, zero-shot protocol" in out
     assert "2 classes       10 images" in out
-    assert train.main([*SMALL, "--overwrite", "--data.name", "stripe"]) == 2
+    assert train.main([*WORDS, "--overwrite", "--data.name", "stripe"]) == 2
     assert "unknown data.name 'stripe': did you mean 'stripes'?" in capsys.readouterr().err
-    assert train.main([*SMALL, "--overwrite", "--data.name", "stripes", "--data.options", "{image: 5}"]) == 2
+    assert train.main([*WORDS, "--overwrite", "--data.name", "stripes", "--data.options", "{image: 5}"]) == 2
     assert "option of data set stripes in data.options 'image': did you mean 'images'?" in capsys.readouterr().err
 
 
@@ -59,7 +55,7 @@ def test_a_sampler_is_one_entry(
         return np.arange(len(labels) // batch_size * batch_size).reshape(-1, batch_size)
 
     monkeypatch.setitem(SAMPLERS, "in_order", in_order)
-    words = [*SMALL, "--data.name", "folder", "--data.root", str(photo_folder()), "--data.options", "{}"]
+    words = [*WORDS, "--data.name", "folder", "--data.root", str(photo_folder()), "--data.options", "{}"]
     words += ["--data.per_class", "3"]
     assert train.main([*words, "--data.sampler", "in_order"]) == 0
     assert set(calls) == {(12, 4, 3)}
@@ -83,7 +79,7 @@ def test_a_table_with_validation_rows_can_choose_an_epoch(
         for path in sorted(root.rglob("*.jpg"))
     ]
     Path("list.csv").write_text("\n".join(["path,label,split", *lines]))
-    words = [*SMALL, "--data.name", "csv", "--data.root", "list.csv", "--data.options", f"{{image_root: {root}}}"]
+    words = [*WORDS, "--data.name", "csv", "--data.root", "list.csv", "--data.options", f"{{image_root: {root}}}"]
     status = train.main([*words, "--train.select", "best"])
     if "val" in splits:
         assert status == 0
@@ -103,10 +99,10 @@ def test_a_run_finds_its_data_from_another_folder(
     Path("lists/birds.csv").write_text("\n".join(["path,label", *lines]))
     options = f"{{image_root: {root.name}}}"
     words = ["--data.name", "csv", "--data.root", "lists/birds.csv", "--data.options", options]
-    assert train.main([*SMALL, *words]) == 0
+    assert train.main([*WORDS, *words]) == 0
     (root.parent / "elsewhere").mkdir()
     monkeypatch.chdir(root.parent / "elsewhere")
     assert eval_retrieval.main(["--checkpoint", "../run"]) == 0
     capsys.readouterr()
-    assert train.main([*SMALL, *words]) == 2
+    assert train.main([*WORDS, *words]) == 2
     assert f"{Path('lists/birds.csv').absolute()} does not exist" in capsys.readouterr().err

@@ -1,12 +1,8 @@
 """Embeddings from a network: same vectors however they are computed, and nothing else touched."""
 
 import hashlib
-import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +11,7 @@ from torch import nn
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import embed
+from tests.helpers import launch
 
 
 class Squares(torch.utils.data.Dataset):
@@ -94,21 +91,6 @@ def test_a_store_of_something_else_is_refused(tmp_path):
         embed(network(), Squares(8), store=tmp_path / "photos")
 
 
-def run(script, *arguments, ranks=None, check=True):
-    launcher = [] if ranks is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.run(
-        [sys.executable, *launcher, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=check,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        },
-    )
-
-
 KILLED = """
 import os, signal, sys
 import hgsl.evaluation.store
@@ -127,7 +109,7 @@ embed(network(), Fatal(21), batch_size=4, store=sys.argv[1])
 def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    assert run(script, tmp_path / "store", check=False).returncode == -signal.SIGKILL
+    assert launch(script, tmp_path / "store").returncode == -signal.SIGKILL
     assert not (tmp_path / "store" / "embeddings.npy").exists()
     found = embed(network(), Squares(21, tmp_path / "read.txt"), batch_size=4, store=tmp_path / "store")
     read = [int(line) for line in (tmp_path / "read.txt").read_text().split()]
@@ -165,5 +147,5 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path, ranks):
     finally:
         torch.set_num_threads(threads)
     assert (
-        run(script, tmp_path / "store", ranks=ranks).stdout.split() == expected * 2
+        launch(script, tmp_path / "store", processes=ranks, check=True).stdout.split() == expected * 2
     )  # 3 batches: of 4 ranks one has none

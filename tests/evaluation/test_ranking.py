@@ -9,13 +9,7 @@ from hgsl.evaluation import ranking as ranking_module
 from hgsl.evaluation.knn import knn
 from hgsl.evaluation.refine import rerank
 from hgsl.evaluation.refine.rerank import KReciprocal
-
-
-def clusters(seed=0, count=120, width=8, noise=0.8):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 10
-    vectors = rng.standard_normal((10, width))[labels] + noise * rng.standard_normal((count, width))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
+from tests.helpers import clusters
 
 
 @pytest.fixture

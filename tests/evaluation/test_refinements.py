@@ -12,13 +12,7 @@ from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
 from hgsl.evaluation.refine.tta import AveragedViews
 from hgsl.evaluation.refine.whitening import fit_whitening
 from hgsl.evaluation.threshold import calibrate, measure
-
-
-def clusters(seed=0, count=120, width=8, noise=0.8):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 10
-    vectors = rng.standard_normal((10, width))[labels] + noise * rng.standard_normal((count, width))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), labels
+from tests.helpers import clusters
 
 
 class Mean(nn.Module):
