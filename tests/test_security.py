@@ -291,6 +291,7 @@ DAMAGED_JSON = [b"", b"{", b"[]", b"3", b"[" * 200_000, b"\xff\xfe{}", b'{"a": '
 
 @pytest.mark.parametrize("content", DAMAGED_JSON, ids=lambda content: repr(content[:8]))
 def test_json_from_a_stranger(content: bytes, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.safetensors").touch()
     for name in ("report.json", "model.json"):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
+from hgsl.common.model_source import check_model_source
 
 if TYPE_CHECKING:
     from hgsl.export import OnnxEmbedder
@@ -48,6 +49,7 @@ def _export(flags: argparse.Namespace) -> None:
 
 def _check(flags: argparse.Namespace) -> None:
     """Refuses what contradicts itself, before anything is loaded."""
+    check_model_source(flags.run)
     for flag, needed in (("int8", "onnx"), ("root", "onnx"), ("push", "hub"), ("private", "hub"), ("license", "hub")):
         if getattr(flags, flag) and flags.format != needed:
             raise InputError(f"--{flag} belongs to --format {needed}, not to {flags.format}")
@@ -58,7 +60,7 @@ def _check(flags: argparse.Namespace) -> None:
     if flags.int8 and not (Path(flags.run) / "config.yaml").is_file():
         raise InputError(f"--int8 is measured on the data set of a run, and {flags.run} has no config.yaml")
     if not flags.out and not Path(flags.run).is_dir():
-        raise InputError(f"{flags.run} is no folder here: say with --out where to write")
+        raise InputError(f"{flags.run} is on the Hub: name the file or folder to write with --out")
 
 
 def _to_hub(model: "Embedder", flags: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
-"""Embedding models: any timm backbone, a pooling, an optional projection, unit norm."""
+"""Embedding models: a timm backbone, a pooling, an optional linear projection, L2 normalization."""
 
 from hgsl.models.embedder import Embedder, create_embedder
 from hgsl.models.pooling import POOLINGS
-from hgsl.models.pretrained import push_to_hub, save_pretrained
-from hgsl.models.storage import load_embedder, save_embedder
+from hgsl.models.storage.checkpoint import load_embedder, save_embedder
+from hgsl.models.storage.pretrained import push_to_hub, save_pretrained
 
 __all__ = [
     "POOLINGS",

@@ -1,4 +1,4 @@
-"""timm backbones as feature extractors, whichever way they lay out their last features."""
+"""timm backbones as feature extractors, with one layout of the last features for all families."""
 
 import inspect
 from typing import Any
@@ -15,8 +15,8 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
 
     Args:
         name: A timm model name, such as ``resnet50`` or ``vit_small_patch16_224``.
-        output_stride: Input pixels to one place of the last feature map (8 or 16 instead of the usual 32: "last stride
-            1"), where the family has that option; strides are taken out, and no dilation put in their place.
+        output_stride: Input pixels per position of the last feature map (8 or 16 instead of the usual 32: "last stride
+            1"), where the family has that option; strides are removed without adding dilation.
 
     Raises:
         InputError: timm has no such model, or the family has no ``output_stride``.
@@ -28,7 +28,7 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
     options: dict[str, Any] = {"num_classes": 0}
     if output_stride is not None:
         options["output_stride"] = output_stride
-    # Position embeddings are resized on the fly, so that a transformer takes any image size as a convnet does.
+    # Position embeddings are interpolated in the forward pass, so transformers take any image size as convnets do.
     if "dynamic_img_size" in inspect.signature(_model_class(name)).parameters:
         options["dynamic_img_size"] = True
     try:
@@ -46,7 +46,7 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
 
 
 def _undilate(backbone: nn.Module) -> None:
-    """timm keeps the receptive field by dilation where it takes out a stride; the published recipes do not."""
+    """Removes the dilation that timm adds where it removes a stride; published recipes have none."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
             if isinstance(module.padding, tuple):
@@ -55,13 +55,13 @@ def _undilate(backbone: nn.Module) -> None:
 
 
 def _model_class(name: str) -> type:
-    """The class timm builds for ``name``; constructing on the meta device costs no memory and no time."""
+    """The class of the timm model ``name``, constructed on the meta device, which takes no memory and no time."""
     with torch.device("meta"):
         return type(timm.create_model(name, num_classes=0))
 
 
 def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Returns the last features as (B, C, h, w); tokens come as (B, C, N, 1), class and register tokens left out."""
+    """Returns the last features as (B, C, h, w), or tokens as (B, C, N, 1) without class and register tokens."""
     features = backbone.forward_features(images)  # type: ignore[operator]
     if isinstance(features, (tuple, list)):
         features = features[-1]
@@ -74,6 +74,6 @@ def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def is_convolutional(backbone: nn.Module) -> bool:
-    """Whether most of the weights are convolutions, for which the channels-last memory format is the fast one."""
+    """Whether most weights are in convolutions, for which the channels-last memory format is the faster one."""
     convolution = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Conv2d))
     return convolution > 0.5 * sum(p.numel() for p in backbone.parameters())

@@ -1,4 +1,4 @@
-"""ResNets for 32 x 32 images: three stages of 16, 32 and 64 channels.
+"""CIFAR ResNets for 32 x 32 images, with three stages of 16, 32 and 64 channels.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, arXiv:1512.03385; with the
 projection shortcuts that Continuous Sparsification uses.
@@ -28,11 +28,11 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of 6n + 2 layers; n = 3 is ResNet-20.
+    """ResNet of 6n + 2 layers; n = 3 is ResNet-20.
 
     Args:
-        blocks: n, the blocks of each stage.
-        num_classes: Outputs of the classifier.
+        blocks: n, the number of blocks per stage.
+        num_classes: Number of logits.
     """
 
     def __init__(self, blocks: int, num_classes: int = 10) -> None:
@@ -43,9 +43,9 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(blocks, 16, 32, stride=2)
         self.layer3 = _stage(blocks, 32, 64, stride=2)
         self.fc = nn.Linear(64, num_classes)
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, 32, 32) -> logits (B, num_classes)."""
@@ -55,7 +55,7 @@ class CifarResNet(nn.Module):
 
 
 def resnet20(num_classes: int = 10) -> CifarResNet:
-    """Returns ResNet-20 for CIFAR: 0.27 M weights."""
+    """Returns ResNet-20 for CIFAR, with 0.27 M parameters."""
     return CifarResNet(3, num_classes)
 
 

@@ -1,6 +1,7 @@
-"""Weights of a backbone, from where the user says: timm's hub, the packaged file, a local file, or none."""
+"""Weights of a backbone: timm's pretrained ones, the packaged file, a local file, or random initialization."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import timm
@@ -10,8 +11,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError, first_line
+from hgsl.models.storage.hub import cached_file, is_reachable
 
 PACKAGED_BACKBONE = "tf_efficientnet_lite0"
+WEIGHTS = ("timm", "packaged", "none")  # or a file
+FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models on the Hub
+
+
+def check_weights_source(weights: str, backbone: str) -> None:
+    """Passes if ``weights`` are ``timm``, ``none``, ``packaged`` for the backbone that has them, or an existing file.
+
+    Raises:
+        InputError: They are ``packaged``, which are those of another backbone.
+        FileNotFoundError: There is no such file.
+    """
+    if weights == "packaged" and backbone != PACKAGED_BACKBONE:
+        raise InputError(
+            f"weights 'packaged' are those of {PACKAGED_BACKBONE}, not of {backbone!r}: use that backbone, "
+            "or weights 'timm', 'none' or a file"
+        )
+    if weights not in WEIGHTS and not Path(weights).expanduser().is_file():
+        raise FileNotFoundError(f"no weights file {weights}: use 'timm', 'packaged', 'none' or an existing file")
 
 
 def load_backbone_weights(backbone: nn.Module, name: str, weights: str) -> None:
@@ -23,22 +43,18 @@ def load_backbone_weights(backbone: nn.Module, name: str, weights: str) -> None:
         weights: ``timm``, ``packaged``, ``none``, or the path of a ``.safetensors`` or PyTorch file.
 
     Raises:
-        InputError: The hub cannot be reached or has none, or the tensors do not fit the backbone.
+        InputError: The Hub cannot be reached or has none, or the tensors do not fit the backbone.
         FileNotFoundError: There is no such file.
     """
+    check_weights_source(weights, name)
     if weights == "none":
         return
     if weights == "timm":
-        _load(backbone, _from_hub(name), f"timm's weights of {name}")
+        _load(backbone, _from_timm(name), f"timm's weights of {name}")
     elif weights == "packaged":
-        if name != PACKAGED_BACKBONE:
-            raise InputError(
-                f"weights 'packaged' are those of {PACKAGED_BACKBONE}, not of {name!r}: use that backbone, "
-                "or weights 'timm', 'none' or a file"
-            )
         _load(backbone, _packaged(backbone), "the packaged weights")
     else:
-        _load(backbone, read_tensors(Path(weights)), weights)
+        _load(backbone, read_tensors(Path(weights).expanduser()), weights)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -49,16 +65,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         InputError: The file is damaged, or holds something other than tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}: weights are 'timm', 'packaged', 'none' or an existing file")
+        raise FileNotFoundError(f"no weights file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"cannot read weights from {path}: {first_line(error)} (is the file whole, and of PyTorch?)"
+            f"cannot read weights from {path}: {first_line(error)} (is it complete, and a file of PyTorch?)"
         ) from None
-    for key in ("state_dict", "model"):  # how training scripts wrap them
+    for key in ("state_dict", "model"):  # wrappers that training scripts add
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -66,16 +82,31 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
-def _from_hub(name: str) -> dict[str, Tensor]:
+def _from_timm(name: str) -> dict[str, Tensor]:
+    """Downloads timm's pretrained weights, or takes them from the Hub's cache if the Hub cannot be reached."""
     if not timm.models.is_model_pretrained(name):
         raise InputError(f"timm has no pretrained weights for {name!r}: use weights 'none' or a file")
+    overlay = {}
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+        repository, _, revision = config.hf_hub_id.partition("@")
+        if not is_reachable(repository, revision or None, files[0]):
+            path = cached_file(config.hf_hub_id, files)
+            if path is None:
+                raise _no_download(name, "the Hub cannot be reached, and they are not in its cache")
+            overlay = {"file": path}
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # the hub client raises many kinds, all of them about the network or its cache
-        raise InputError(
-            f"cannot download timm's weights of {name!r} ({type(error).__name__}): check the network, give a local "
-            f"file as weights, or use {PACKAGED_BACKBONE} with weights 'packaged', which needs no network"
-        ) from error
+        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).state_dict()
+    except Exception as error:  # the Hub's client has many exceptions, all of them about the network or its cache
+        raise _no_download(name, first_line(error)) from error
+
+
+def _no_download(name: str, reason: str) -> InputError:
+    return InputError(
+        f"cannot download timm's weights of {name!r}: {reason}; check the network, give a local file as weights, "
+        f"or use {PACKAGED_BACKBONE} with weights 'packaged', which needs no network"
+    )
 
 
 def _packaged(backbone: nn.Module) -> dict[str, Tensor]:
@@ -86,21 +117,21 @@ def _packaged(backbone: nn.Module) -> dict[str, Tensor]:
     return dict(zip(backbone.state_dict(), tensors.values(), strict=False))
 
 
-def _load(backbone: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Loads what the backbone has; a classifier in the file is of no use and left out."""
-    wanted = backbone.state_dict()
+def _load(backbone: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Loads the tensors that the backbone has; others, such as those of a classifier, are left out."""
+    state = backbone.state_dict()
     prefix = "backbone." if any(key.startswith("backbone.") for key in tensors) else ""  # a file written by hgsl
-    found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
-    missing = [key for key in wanted if key not in found and not key.endswith("num_batches_tracked")]
+    matching = {key: tensors[prefix + key] for key in state if prefix + key in tensors}
+    missing = [key for key in state if key not in matching and not key.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"{source} lacks {len(missing)} of the backbone's {len(wanted)} tensors, the first is {missing[0]!r}: "
+            f"{source} lacks {len(missing)} of the backbone's {len(state)} tensors, the first is {missing[0]!r}: "
             "is it of another architecture?"
         )
-    for key, tensor in found.items():
-        if tensor.shape != wanted[key].shape:
+    for key, tensor in matching.items():
+        if tensor.shape != state[key].shape:
             raise InputError(
-                f"{source}: {key!r} is {tuple(tensor.shape)}, the backbone has {tuple(wanted[key].shape)}: "
+                f"{source}: {key!r} is {tuple(tensor.shape)}, the backbone has {tuple(state[key].shape)}: "
                 "is it of another architecture?"
             )
-    backbone.load_state_dict(found, strict=False)
+    backbone.load_state_dict(matching, strict=False)

@@ -140,7 +140,7 @@ def test_int8_reports_its_cost_on_the_data_of_the_run(
         (["RUN", "--int8"], "has no config.yaml"),
         (["RUN", "--root", "x"], "give both"),
         (["RUN", "--out", "RUN"], "is a folder: name the file to write, such as"),
-        (["nowhere"], "nowhere is no folder here: say with --out"),
+        (["nowhere"], "no model at nowhere: expected a run folder"),
         (["nowhere", "--out", "x.onnx"], "no model at nowhere: expected a run folder"),
     ],
 )

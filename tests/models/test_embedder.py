@@ -92,14 +92,33 @@ def test_output_stride_makes_the_last_map_finer() -> None:
     [
         ({"backbone": "resnet_50"}, "did you mean 'resnet50'"),
         ({"backbone": "test_resnet", "pooling": "maxagv"}, "did you mean 'maxavg'"),
-        ({"backbone": "test_resnet", "embedding_size": 0}, "embedding_size must be a positive number"),
+        ({"backbone": "test_resnet", "embedding_size": 0}, "embedding_size must be a positive integer"),
         ({"backbone": "test_vit", "output_stride": 16}, "does not take output_stride 16"),
-        ({"backbone": "test_resnet", "weights": "packaged"}, "those of tf_efficientnet_lite0"),
+        ({"backbone": "test_resnet", "weights": "packaged"}, "those of tf_efficientnet_lite0, not of 'test_resnet'"),
+        ({"backbone": "test_resnet", "image_size": 0}, "image_size must be 1 to 4096 pixels, found 0"),
+        ({"backbone": "test_vit", "image_size": 50}, r"does not take images of 50 pixels .* another multiple"),
+        ({"backbone": "test_convnext", "image_size": 8}, "does not take images of 8 pixels"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         create_embedder(**{"weights": "none", **arguments})
+
+
+def test_images_too_small_for_the_backbone_are_refused() -> None:
+    arguments = {"backbone": "tf_efficientnet_lite0", "weights": "packaged"}
+    with pytest.raises(InputError, match=r"images of 8 pixels are too small .* all zero: set image_size .* 32 or more"):
+        create_embedder(**arguments, image_size=8)
+    assert create_embedder(**arguments, image_size=32).training
+
+
+def test_a_batch_of_one_in_training_mode() -> None:
+    model = create_embedder("test_resnet", weights="none")
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, model.embedding_size)  # four values per channel
+    with pytest.raises(InputError, match=r"batch of one image of 32 pixels .* larger batches or images, or model.eval"):
+        model(torch.randn(1, 3, 32, 32))
+    assert model.eval()(torch.randn(1, 3, 32, 32)).shape == (1, model.embedding_size)
+    assert create_embedder("test_vit", weights="none")(torch.randn(1, 3, 32, 32)).shape == (1, 128)  # no batch norm
 
 
 def test_one_image_in_a_batch_does_not_change_another() -> None:

@@ -1,3 +1,5 @@
+"""SCDA pooling against a slow reference."""
+
 import pytest
 import torch
 
@@ -5,19 +7,19 @@ from hgsl.models.pooling import SCDAPool
 
 
 def scda(features: torch.Tensor) -> torch.Tensor:
-    """cell by cell, in float64: (B, C, h, w) -> (B, 2C)."""
+    """Position by position, in float64: (B, C, h, w) -> (B, 2C)."""
     rows = []
     for image in features.double():
-        cells = [image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])]
-        mean = sum(float(cell.sum()) for cell in cells) / len(cells)
-        chosen = [cell for cell in cells if float(cell.sum()) >= mean] or cells
-        columns = list(zip(*(cell.tolist() for cell in chosen), strict=True))
+        positions = [image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])]
+        mean = sum(float(position.sum()) for position in positions) / len(positions)
+        selected = [position for position in positions if float(position.sum()) >= mean] or positions
+        columns = list(zip(*(position.tolist() for position in selected), strict=True))
         rows.append([max(column) for column in columns] + [sum(column) / len(column) for column in columns])
     return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 6, 1, 1), (2, 3, 9, 1), (1, 1, 2, 2)])
-def test_scda_is_max_and_mean_over_the_places_above_the_mean(shape: tuple[int, ...]) -> None:
+def test_scda_is_max_and_mean_over_the_positions_above_the_mean(shape: tuple[int, ...]) -> None:
     features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(SCDAPool()(features), scda(features).float())
 
@@ -26,8 +28,8 @@ def test_scda_is_max_and_mean_over_the_places_above_the_mean(shape: tuple[int, .
 @pytest.mark.parametrize("shape", [(2, 1, 3, 3), (2, 8, 3, 3), (2, 3, 5, 5), (2, 8, 7, 7), (2, 3, 10, 10)])
 def test_scda_of_a_constant_map_is_the_constant(value: float, shape: tuple[int, ...]) -> None:
     features = torch.full(shape, value, requires_grad=True)
-    found = SCDAPool()(features)
-    torch.testing.assert_close(found, torch.full((shape[0], 2 * shape[1]), value))
-    found.sum().backward()
+    pooled = SCDAPool()(features)
+    torch.testing.assert_close(pooled, torch.full((shape[0], 2 * shape[1]), value))
+    pooled.sum().backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()

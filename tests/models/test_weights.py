@@ -1,5 +1,7 @@
 import json
 import pickle
+import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
-from hgsl.models import load_embedder, save_embedder
+from hgsl.models import load_embedder, save_embedder, weights
 
 
 def test_packaged_weights_know_imagenet() -> None:
@@ -45,6 +47,51 @@ def test_a_trained_model_serves_as_weights(tmp_path: Path) -> None:
     save_embedder(source, tmp_path)
     model = create_embedder("test_resnet", weights=str(tmp_path / "model.safetensors"))
     assert torch.equal(model.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
+
+
+def test_without_the_hub_a_download_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[dict[str, object]] = []
+    original = timm.create_model
+
+    def create_model(*names: str, **options: object) -> torch.nn.Module:
+        created.append(options)
+        return original(*names, **options)
+
+    monkeypatch.setattr(weights, "is_reachable", lambda *_: False)
+    monkeypatch.setattr(timm, "create_model", create_model)
+    with pytest.raises(InputError, match=r"'test_resnet.r160_in1k': the Hub cannot be reached.* weights 'packaged'"):
+        create_embedder("test_resnet.r160_in1k")
+    assert not any(options.get("pretrained") for options in created)
+
+
+def test_without_the_hub_its_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = timm.create_model("test_resnet", num_classes=1000)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    asked: list[str] = []
+
+    def cached_file(repository: str, names: Sequence[str]) -> str:
+        asked.append(repository)
+        return str(tmp_path / names[0])
+
+    monkeypatch.setattr(weights, "is_reachable", lambda *_: False)
+    monkeypatch.setattr(weights, "cached_file", cached_file)
+    model = create_embedder("test_resnet.r160_in1k")
+    assert asked == ["timm/test_resnet.r160_in1k"]
+    for key, value in model.backbone.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key])
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk."""
+    model = create_embedder("test_resnet", weights="none")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"run/model\.safetensors"):
+            save_embedder(model, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "run").iterdir())
 
 
 class Payload:
@@ -101,9 +148,10 @@ def test_checkpoint_of_another_shape(tmp_path: Path) -> None:
 def test_missing_and_damaged_descriptions(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no model\.json"):
         load_embedder(tmp_path)
+    (tmp_path / "model.safetensors").touch()
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         load_embedder(tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(InputError, match="lacks architecture, data_config"):
+    with pytest.raises(InputError, match="lacks architecture, data_config: it was not written by this version"):
         load_embedder(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from timm.layers import convert_sync_batchnorm
 
-from hgsl.common.errors import InputError, first_line, unknown
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
 from hgsl.config import Config, DataConfig
@@ -61,7 +61,7 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
     freeze(model, settings.freeze)
-    probe(model)
+    freeze_unused(model)
     if settings.checkpointing:
         _refuse_moving_statistics(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -70,26 +70,15 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     return move_to_device(model, runtime)
 
 
-def probe(model: Embedder) -> None:
-    """Runs the network once on an empty image: tests the image size, and freezes what no embedding depends on.
+def freeze_unused(model: Embedder) -> None:
+    """Freezes the parameters that no embedding depends on, such as those before a classifier that was removed.
 
-    Parameters without influence, such as those before a classifier that was removed, would get no gradient, and several
-    processes would wait for it.
-
-    Raises:
-        InputError: The backbone does not take images of this size.
+    They would get no gradient, and several processes would wait for it.
     """
     side = model.data_config["image_size"]
-    try:
+    if parameters := [parameter for parameter in model.parameters() if parameter.requires_grad]:
         with evaluation_mode(model):
             embedding = model(torch.zeros(1, 3, side, side))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"backbone {model.architecture['backbone']!r} does not take images of {side} pixels "
-            f"({first_line(error)}): set data.image_size to {model.data_config['input_size'][-1]} or another multiple "
-            "of its patch size"
-        ) from None
-    if parameters := [parameter for parameter in model.parameters() if parameter.requires_grad]:
         gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)

@@ -1,4 +1,4 @@
-"""The card of a model: what it is, how to use it, and what it scored under which protocol."""
+"""Model cards: architecture, usage, preprocessing, and the scores of the run with their protocol."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from hgsl.common.tables import columns_of
-from hgsl.models.description import Description
+from hgsl.models.storage.description import Description
 
 SCORES = columns_of((1, 2, 4, 8))
 TASK = "image-feature-extraction"
@@ -16,8 +16,8 @@ BODY = """---
 
 # {name}
 
-Maps a photo to a vector of {embedding_size} numbers and unit length, such that photos of the same fine-grained kind are
-near each other: {backbone}, {pooling} pooling, {projection}, trained with [hgsl](https://pypi.org/project/hgsl/).
+Maps an image to an embedding of {embedding_size} dimensions and unit norm, such that images of the same fine-grained
+class are near each other: {backbone}, {pooling} pooling, {projection}, trained with [hgsl](https://pypi.org/project/hgsl/).
 
 ## Use
 
@@ -35,8 +35,8 @@ with torch.inference_mode():
 
 ## Images
 
-RGB, shortest side resized to {resize} pixels ({interpolation}), the central {image_size} x {image_size} pixels, values
-divided by 255, minus the mean {mean}, divided by {std}.
+RGB, shortest side resized to {resize} pixels ({interpolation}), center crop of {image_size} x {image_size} pixels,
+values divided by 255, minus the mean {mean}, divided by the standard deviation {std}.
 
 ## Scores
 
@@ -47,7 +47,7 @@ MEASURED = """{queries:,} queries, {gallery:,} images of {dataset}, in percent:
 
 {table}
 
-Protocol: {protocol}. Split: `{split_hash}`; only scores on the same split can be compared. Epoch chosen: {selection}.
+Protocol: {protocol}. Split: `{split_hash}`; compare scores on the same split only. Epoch chosen: {selection}.
 Seed {seed}, {precision} on {device}, {versions}.{notes}"""
 
 
@@ -58,14 +58,14 @@ def model_card(
     report: Mapping[str, Any] | None = None,
     license: str | None = None,
 ) -> str:
-    """Returns the ``README.md`` of a model, with the Hub's metadata at its head.
+    """Returns the ``README.md`` of a model, which starts with the Hub's metadata.
 
     Args:
-        name: Of the model, ``OWNER/NAME`` on the Hub.
-        description: How it is built and fed.
+        name: Name of the model, ``OWNER/NAME`` on the Hub.
+        description: Architecture and preprocessing.
         embedding_size: D.
-        report: Of its run, with ``after`` and, if measured, ``before``; None says that nothing was measured.
-        license: By its Hub name, or None.
+        report: Report of the run, with ``after`` and, if measured, ``before``; without one the card states no scores.
+        license: License by its Hub name, or None.
     """
     architecture, data_config = description.architecture, description.data_config
     projected = architecture["embedding_size"] is not None
@@ -88,10 +88,10 @@ def model_card(
 def _metadata(
     name: str, architecture: Mapping[str, Any], report: Mapping[str, Any] | None, license: str | None
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"library_name": "hgsl", "pipeline_tag": TASK}
+    metadata: dict[str, Any] = {"library_name": "hgsl", "pipeline_tag": TASK}
     if license:
-        found["license"] = license
-    found["tags"] = ["hgsl", "image-retrieval", "fine-grained", "metric-learning", architecture["backbone"]]
+        metadata["license"] = license
+    metadata["tags"] = ["hgsl", "image-retrieval", "fine-grained", "metric-learning", architecture["backbone"]]
     if report:
         after = report["after"]
         result = {
@@ -103,8 +103,8 @@ def _metadata(
                 if key in after
             ],
         }
-        found["model-index"] = [{"name": name, "results": [result]}]
-    return found
+        metadata["model-index"] = [{"name": name, "results": [result]}]
+    return metadata
 
 
 def _scores(report: Mapping[str, Any]) -> str:

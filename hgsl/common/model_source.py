@@ -1,0 +1,57 @@
+"""Sources of a trained model, a folder or a repository on the Hugging Face Hub, checked without importing PyTorch."""
+
+import os
+import re
+from pathlib import Path
+
+from hgsl.common.errors import InputError
+
+WEIGHTS_NAME = "model.safetensors"
+RUN_NAME, HUB_NAME = "model.json", "config.json"  # the description of the model in a run folder, and in one for the Hub
+HUB_PREFIX = "hf-hub:"  # as timm writes it
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+
+
+def hub_id_of(source: str | os.PathLike[str]) -> str | None:
+    """Returns the Hub id that ``source`` names, or None if it is a path.
+
+    ``OWNER/NAME`` is a path if there is a folder ``OWNER``: a mistyped run folder is not looked up on the Hub.
+
+    Raises:
+        InputError: ``hf-hub:`` is followed by something other than ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+    """
+    text = str(source)
+    if text.startswith(HUB_PREFIX):
+        if not _HUB_ID.fullmatch(text.removeprefix(HUB_PREFIX)):
+            raise InputError(f"{text!r} is no model on the Hub: expected {HUB_PREFIX}OWNER/NAME, @REVISION is optional")
+        return text.removeprefix(HUB_PREFIX)
+    if isinstance(source, str) and _HUB_ID.fullmatch(text) and not Path(text.split("/")[0]).exists():
+        return text
+    return None
+
+
+def check_model_source(source: str | os.PathLike[str]) -> None:
+    """Passes if ``source`` is a folder with a saved model, or names one on the Hub, which is not contacted.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it lacks the description or the weights of a model.
+        InputError: As :func:`hub_id_of`.
+    """
+    folder = Path(source)
+    if hub_id_of(source) is not None:
+        return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no model at {folder}: expected a run folder, or OWNER/NAME of a model on the Hub")
+    for names in ((RUN_NAME, HUB_NAME), (WEIGHTS_NAME,)):
+        if not any((folder / name).is_file() for name in names):
+            raise FileNotFoundError(f"no {names[0]} in {folder}: expected the folder of a finished run")
+
+
+def check_repository(name: str) -> None:
+    """Passes if ``name`` can be the name of a repository on the Hub.
+
+    Raises:
+        InputError: It is not ``OWNER/NAME``.
+    """
+    if not _HUB_ID.fullmatch(name) or "@" in name:
+        raise InputError(f"{name!r} is no name for a model on the Hub: expected OWNER/NAME")

@@ -1,0 +1,21 @@
+"""Poolings by name: from the last features of the backbone to one vector per image.
+
+A new pooling is one file and one line in ``POOLINGS``: a module that maps feature maps (B, C, h, w), or tokens laid out
+as (B, C, N, 1), to (B, expansion * C), with ``expansion`` as an attribute; it is constructed without arguments.
+"""
+
+from torch import nn
+
+from hgsl.models.pooling.avg_max import AvgPool, MaxAvgPool, MaxPool
+from hgsl.models.pooling.gem import GeMPool
+from hgsl.models.pooling.scda import SCDAPool
+
+POOLINGS: dict[str, type[nn.Module]] = {
+    "avg": AvgPool,
+    "max": MaxPool,
+    "maxavg": MaxAvgPool,
+    "gem": GeMPool,
+    "scda": SCDAPool,
+}
+
+__all__ = ["POOLINGS", "AvgPool", "GeMPool", "MaxAvgPool", "MaxPool", "SCDAPool"]
