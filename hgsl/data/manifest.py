@@ -126,8 +126,8 @@ def number_groups(names: Sequence[str | None]) -> NDArray[np.int64]:
     [0, 1, 0, 2]
     """
     known = {name: number for number, name in enumerate(sorted({name for name in names if name is not None}))}
-    lone = iter(range(len(known), len(known) + len(names)))
-    return np.array([next(lone) if name is None else known[name] for name in names], np.int64)
+    unused = iter(range(len(known), len(known) + len(names)))
+    return np.array([next(unused) if name is None else known[name] for name in names], np.int64)
 
 
 def make_manifest(

@@ -1,1 +1,1 @@
-"""Procedurally drawn butterflies, a data set without files."""
+"""Synthetic data set: procedurally drawn butterflies, without files."""

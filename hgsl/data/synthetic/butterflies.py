@@ -1,8 +1,8 @@
-"""A procedural family of look-alike butterflies: any number of classes and images, and not one file.
+"""Procedurally drawn butterflies: fine-grained classes, any number of classes and images, and no files.
 
-Classes come in genera whose species share shape, palette and plan and differ in a few small steps: which wing cells
-bear an eyespot, where a band runs, a shade of color. Images of a class vary pose, scale, light, background and what
-hides parts of the specimen, so neither the overall colors nor the place tell a class.
+Classes form genera, whose species share shape, palette and pattern and differ in a few small steps: the wing cells with
+an eyespot, the position of a band, a shade of color. Images of a class vary in pose, scale, light, background and
+occlusion, so that neither the overall color nor the position identifies a class.
 """
 
 from functools import lru_cache, partial
@@ -20,7 +20,7 @@ from hgsl.data.synthetic import butterfly, meadow, species
 Array = NDArray[np.floating[Any]]
 
 _LEAST_SIDE = 16
-_CACHED_SIDE = 128  # images up to this side are kept in memory once drawn, the larger ones are drawn anew
+_CACHED_SIDE = 128  # images up to this side are cached in memory, larger ones are drawn each time
 
 
 def load(
@@ -31,19 +31,19 @@ def load(
     image_size: int = 96,
     seed: int = 0,
 ) -> Manifest:
-    """Lists invented butterflies; a picture is drawn when it is asked for, and is the same in every process.
+    """Lists the butterflies; an image is drawn when it is read, and is the same in every process.
 
-    Another number of classes or images leaves the pictures of the others as they are.
+    An image depends on neither the number of classes nor the number of images per class.
 
     Args:
-        root: Ignored, there are no files.
-        num_classes: How many species.
-        images_per_class: How many pictures of each.
-        image_size: Side of a picture in pixels, at least 16.
-        seed: Another seed gives other species.
+        root: Ignored, as there are no files.
+        num_classes: Number of species.
+        images_per_class: Number of images of each.
+        image_size: Side of an image in pixels, at least 16.
+        seed: Seed of the species and their images.
 
     Raises:
-        InputError: A number is no whole number or too small.
+        InputError: A number is not a whole number, or too small.
     """
     for name, value, least in (
         ("num_classes", num_classes, 1),
@@ -67,14 +67,14 @@ def load(
 
 
 def draw(class_index: int, image_index: int, image_size: int = 96, seed: int = 0) -> Image.Image:
-    """Draws one picture, RGB; it depends on the four arguments alone.
+    """Draws one RGB image, which depends on the four arguments alone.
 
-    The traits of the species come from ``seed`` and ``class_index``; pose, light, background and what hides the
-    specimen come from ``image_index`` too. The same pixels come out in any order and any process; another processor
-    or another release of NumPy or Pillow may round some of them differently.
+    ``seed`` and ``class_index`` determine the traits of the species; pose, light, background and occlusion depend on
+    ``image_index`` too. The pixels are the same in any order and any process; another processor or another release of
+    NumPy or Pillow may round some of them differently.
 
     Raises:
-        InputError: A number is no whole number or too small.
+        InputError: A number is not a whole number, or too small.
     """
     for name, value, least in (
         ("class_index", class_index, 0),
@@ -98,10 +98,10 @@ def _render(row: int, images_per_class: int, image_size: int, seed: int) -> Imag
     label, image = divmod(row, images_per_class)
     if image_size > _CACHED_SIDE:
         return draw(label, image, image_size, seed)
-    return _kept(label, image, image_size, seed).copy()
+    return _cached_draw(label, image, image_size, seed).copy()
 
 
-_kept = lru_cache(maxsize=2048)(draw)  # 2,048 images of side 128 are 100 MB
+_cached_draw = lru_cache(maxsize=2048)(draw)  # 2,048 images of side 128 are 100 MB
 
 
 def _check(name: str, value: int, least: int) -> None:
@@ -110,7 +110,7 @@ def _check(name: str, value: int, least: int) -> None:
 
 
 def _pose(rng: np.random.Generator) -> butterfly.Pose:
-    """A place, turn and opening: mostly head up, in the middle and open, each wing pair raised on its own."""
+    """A random pose: mostly upright, central and open, with the left and right wings raised independently."""
     left, right = 1 - 0.45 * rng.random(2) ** 1.5
     return butterfly.Pose(
         x=rng.uniform(-0.15, 0.15),
@@ -125,15 +125,15 @@ def _pose(rng: np.random.Generator) -> butterfly.Pose:
 
 
 def _shadow(cover: Array, pose: butterfly.Pose) -> Array:
-    """The specimen's soft shadow (S, S): its coverage, blurred and pushed away from the light, downwards."""
+    """The specimen's soft shadow (S, S): its coverage, blurred and shifted down and away from the light."""
     size = cover.shape[-1]
     right, down = -0.05 * size * np.cos(pose.light), 0.05 * size * abs(np.sin(pose.light))
     image = Image.fromarray((cover * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.025 * size))
-    moved = image.transform(image.size, Image.Transform.AFFINE, (1, 0, -round(right), 0, 1, -round(down)))
-    return np.asarray(moved, np.float32) / 255
+    shifted = image.transform(image.size, Image.Transform.AFFINE, (1, 0, -round(right), 0, 1, -round(down)))
+    return np.asarray(shifted, np.float32) / 255
 
 
 def _planes(image: Image.Image) -> Array:
-    """(H, W, C) bytes to (C, H, W) floats in 0..1; one channel stays (H, W)."""
+    """(H, W, C) bytes as (C, H, W) floats in 0..1; a single channel stays (H, W)."""
     pixels = np.asarray(image, np.float32) / 255
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

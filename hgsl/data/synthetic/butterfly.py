@@ -1,8 +1,8 @@
-"""Painting one butterfly of given traits in a given pose.
+"""Painter of one butterfly, given its traits and its pose.
 
-A wing is a fan around its root. Its polar coordinates (position between leading and trailing edge, share of the way
-out) carry the pattern the way real wings do: bands and margins run at a constant share, veins at a constant position,
-and each cell between two veins holds at most one spot of a row. Folding the plane at the body paints both sides.
+A wing is a fan around its root. The pattern is a function of its polar coordinates (position between leading and
+trailing edge, fraction of the radius), as on real wings: bands and margins have a constant radius, veins a constant
+position, and each cell between two veins has at most one spot. Reflection at the body paints both sides.
 """
 
 from colorsys import hsv_to_rgb
@@ -22,7 +22,7 @@ _HUES = ((0.0, 0.55, 0.65, 1.0), (-0.03, 0.16, 0.5, 0.76))  # red to yellow, blu
 
 
 class Pose(NamedTuple):
-    """Where and how a specimen sits, in image units: -1 to 1 across, y up."""
+    """Position and attitude of a specimen, in image units: -1 to 1 across, y up."""
 
     x: float
     y: float
@@ -30,21 +30,21 @@ class Pose(NamedTuple):
     scale: float  # length of a flat forewing
     left: float  # apparent width of the left wings, 1 = flat
     right: float
-    sweep: float  # how far the wings are drawn forward (+) or back (-), radians
+    sweep: float  # rotation of the wings forward (+) or back (-), radians
     light: float  # direction the light comes from, radians
 
 
 def paint(size: int, species: Traits, pose: Pose) -> tuple[Array, Array]:
-    """Paints a specimen on nothing.
+    """Paints a specimen on a transparent background.
 
     Args:
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
         species: Its traits, see ``species.traits``.
-        pose: Position, turn and opening of the wings.
+        pose: Position and rotation of the specimen, and opening of its wings.
 
     Returns:
-        (3, S, S) RGB in 0..1, already multiplied by the (S, S) coverage in 0..1 that comes with it: over a ground the
-        picture is ``color + (1 - coverage) * ground``.
+        (3, S, S) RGB in 0..1, premultiplied by the coverage, and the coverage (S, S) in 0..1: composed with a
+        background, the image is ``color + (1 - coverage) * background``.
     """
     axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
     dx, dy = axis[None, :] - np.float32(pose.x), np.float32(-pose.y) - axis[:, None]
@@ -58,9 +58,9 @@ def paint(size: int, species: Traits, pose: Pose) -> tuple[Array, Array]:
     side = np.abs(x) / np.where(x < 0, np.float32(pose.left), np.float32(pose.right)) - np.float32(0.03)
     shade = _shade(x, pose)
     for wing, root, share in (("hind", -0.04, 0.6), ("fore", 0.06, 1.0)):
-        mask, inside, runtime = _fan(species, wing, side, y - np.float32(root), share * pose.sweep, pixel)
+        mask, inside, coordinates = _fan(species, wing, side, y - np.float32(root), share * pose.sweep, pixel)
         below = paint[:, inside]
-        _blend(below[:3], _pattern(species, wing, *runtime, pixel) * shade[inside], mask)
+        _blend(below[:3], _pattern(species, wing, *coordinates, pixel) * shade[inside], mask)
         _blend(below[3], 1, mask)
         paint[:, inside] = below
     middle = np.nonzero(np.abs(x) < 0.36)[0]
@@ -69,13 +69,13 @@ def paint(size: int, species: Traits, pose: Pose) -> tuple[Array, Array]:
         _blend(below[:3], color, mask)
         _blend(below[3], 1, mask)
     paint[:, middle] = below
-    picture = np.zeros((4, size, size), np.float32)
-    picture[:, rows, columns] = paint
-    return picture[:3], picture[3]
+    image = np.zeros((4, size, size), np.float32)
+    image[:, rows, columns] = paint
+    return image[:3], image[3]
 
 
 def _shade(x: Array, pose: Pose) -> Array:
-    """Light on the raised left and right wings: the side turned to the light is the brighter one."""
+    """Light on the raised left and right wings; the side toward the light is the brighter one."""
     slant = np.where(x < 0, np.float32(1 - pose.left), np.float32(pose.right - 1))
     return np.float32(0.55 * np.cos(pose.light)) * slant + 1 - np.float32(0.25) * np.abs(slant)
 
@@ -83,10 +83,10 @@ def _shade(x: Array, pose: Pose) -> Array:
 def _fan(
     species: Traits, wing: str, x: Array, y: Array, sweep: float, pixel: float
 ) -> tuple[Array, NDArray[np.intp], tuple[Array, Array, Array, float]]:
-    """Where a wing is, seen from its root: the coverage of the pixels it touches, their indices, and their place.
+    """Pixels of a wing: their coverage, their indices, and their coordinates relative to its root.
 
-    The runtime is (t, r, rim, spread): t runs from 0 at the leading edge to 1 at the trailing edge, r is the distance
-    from the root, rim the distance at which the wing (without its tail) ends there, and spread its angle in radians.
+    The coordinates are (t, r, rim, spread): t runs from 0 at the leading edge to 1 at the trailing edge, r is the
+    distance from the root, rim the length of the wing (without its tail) at t, and spread its angle in radians.
     """
     first, last = species[f"{wing}_lead"], FAN_END[wing]
     r = np.sqrt(x * x + y * y)
@@ -102,8 +102,8 @@ def _fan(
 
 
 def _pattern(species: Traits, wing: str, t: Array, r: Array, rim: Array, spread: float, pixel: float) -> Array:
-    """Colors (3, n) of a wing at the places that ``_fan`` returns, inner parts first."""
-    own = _own(species, wing)
+    """Colors (3, n) of a wing at the coordinates that ``_fan`` returns, inner parts first."""
+    traits = _traits_of_wing(species, wing)
     colors = _palette(species, wing)
     out = r / rim
     soft = pixel / np.maximum(rim, np.float32(0.3))  # a pixel as a share of the way out
@@ -115,50 +115,50 @@ def _pattern(species: Traits, wing: str, t: Array, r: Array, rim: Array, spread:
 
     rgb = colors["base"] * (1 - species["glow"] * (out - 0.5))
     _blend(rgb, colors["dark"], 0.6 * np.exp(-9 * out * out))
-    band = np.abs(out - own["band"] - own["band_slope"] * (t - 0.5) - 0.012 * ripple)
-    _blend(rgb, colors["dark"], 0.5 * _step(own["band_width"] + 0.02 - band, soft))
-    _blend(rgb, colors["band"], _step(own["band_width"] - band, soft))
+    band = np.abs(out - traits["band"] - traits["band_slope"] * (t - 0.5) - 0.012 * ripple)
+    _blend(rgb, colors["dark"], 0.5 * _step(traits["band_width"] + 0.02 - band, soft))
+    _blend(rgb, colors["band"], _step(traits["band_width"] - band, soft))
     if wing == "fore":
-        tip = out - 1.02 + own["tip"] * (1 - 1.5 * t)
+        tip = out - 1.02 + traits["tip"] * (1 - 1.5 * t)
         _blend(rgb, colors["dark"], _step(tip + 0.03 * ripple, 3 * soft))
-    crescent = np.abs(out - 0.92 + own["margin"] - 0.03 * ripple)
-    _blend(rgb, colors["band"], _step(own["lunule"] * (0.6 + 0.5 * ripple) - crescent, soft))
+    crescent = np.abs(out - 0.92 + traits["margin"] - 0.03 * ripple)
+    _blend(rgb, colors["band"], _step(traits["lunule"] * (0.6 + 0.5 * ripple) - crescent, soft))
     vein = np.abs(np.abs(beside) - (0.5 * spread / cells) * r)
     _blend(rgb, colors["dark"], 0.8 * _step(species["vein"] + 0.006 * out - vein, pixel))
-    _blend(rgb, colors["dark"], _step(out - 1 + own["margin"] - 0.015 * ripple, soft))
-    dots = np.hypot(beside, (out - 1 + 0.45 * own["margin"]) * rim)
-    _blend(rgb, colors["pale"], _step(own["dots"] * own["margin"] - dots, pixel))
+    _blend(rgb, colors["dark"], _step(out - 1 + traits["margin"] - 0.015 * ripple, soft))
+    dots = np.hypot(beside, (out - 1 + 0.45 * traits["margin"]) * rim)
+    _blend(rgb, colors["pale"], _step(traits["dots"] * traits["margin"] - dots, pixel))
     discal = np.hypot((t - 0.36) * spread * r, 1.6 * (r - 0.36 * rim))
-    _blend(rgb, colors["dark"], _step(own["discal"] - discal, pixel))
-    _blend(rgb, colors["band"], _step(0.5 * own["discal"] - discal, pixel))
+    _blend(rgb, colors["dark"], _step(traits["discal"] - discal, pixel))
+    _blend(rgb, colors["band"], _step(0.5 * traits["discal"] - discal, pixel))
 
-    present = np.array([own[f"spot_{number}"] for number in range(cells)], np.float32)[cell.astype(np.intp)]
-    radius = own["spot"] * (spread / cells) * own["row"] * rim
-    eye = np.hypot(beside, r - own["row"] * rim)
+    present = np.array([traits[f"spot_{number}"] for number in range(cells)], np.float32)[cell.astype(np.intp)]
+    radius = traits["spot"] * (spread / cells) * traits["row"] * rim
+    eye = np.hypot(beside, r - traits["row"] * rim)
     for color, share in (("ring", 1.0), ("dark", 0.74), ("pale", 0.3)):
         _blend(rgb, colors[color], _step(share * radius - eye, pixel) * present)
-    return rgb * (0.95 + 0.06 * np.cos(14 * t + 3 * out))  # the wing is not quite flat
+    return rgb * (0.95 + 0.06 * np.cos(14 * t + 3 * out))  # the wing is slightly wavy
 
 
 def _outline(species: Traits, wing: str) -> tuple[Array, Array]:
-    """Length of the wing at ``_STEPS`` places from leading to trailing edge, with and without its tail."""
-    own = _own(species, wing)
+    """Length of the wing at ``_STEPS`` positions from leading to trailing edge, with and without its tail."""
+    traits = _traits_of_wing(species, wing)
     t = np.linspace(0, 1, _STEPS)
-    edge = 1 - (1 - own["tornus"]) * t - own["hollow"] * np.sin(np.pi * t)
+    edge = 1 - (1 - traits["tornus"]) * t - traits["hollow"] * np.sin(np.pi * t)
     corner = 0.2 if wing == "fore" else 0.34
     edge *= 1 - corner * np.exp(-t / 0.05) - 0.3 * np.exp(-(1 - t) / 0.09)
-    edge *= 1 - own["scallop"] * (1 - np.abs(np.sin(np.pi * t * CELLS[wing])))
-    edge *= own["length"]
+    edge *= 1 - traits["scallop"] * (1 - np.abs(np.sin(np.pi * t * CELLS[wing])))
+    edge *= traits["length"]
     whole = edge.copy()
     if wing == "hind":
-        whole += max(own["tail"], 0.0) * np.exp(-(((t - 0.78) / 0.04) ** 2))
+        whole += max(traits["tail"], 0.0) * np.exp(-(((t - 0.78) / 0.04) ** 2))
     return whole.astype(np.float32), edge.astype(np.float32)
 
 
-def _own(species: Traits, wing: str) -> Traits:
-    """The traits of one wing, without its name in front."""
-    start = f"{wing}_"
-    return {name.removeprefix(start): value for name, value in species.items() if name.startswith(start)}
+def _traits_of_wing(species: Traits, wing: str) -> Traits:
+    """The traits of one wing, without its name as a prefix."""
+    prefix = f"{wing}_"
+    return {name.removeprefix(prefix): value for name, value in species.items() if name.startswith(prefix)}
 
 
 def _palette(species: Traits, wing: str = "fore") -> dict[str, Array]:
@@ -178,7 +178,7 @@ def _palette(species: Traits, wing: str = "fore") -> dict[str, Array]:
 
 
 def _body(species: Traits, x: Array, y: Array, pixel: float) -> list[tuple[Array, Array]]:
-    """Colors and coverages of the antennae, abdomen, thorax and head, in the order they are painted."""
+    """Colors and coverages of the antennae, abdomen, thorax and head, in the order in which they are painted."""
     colors = _palette(species)
     aside = np.abs(x)
     rise = np.clip((y - 0.27) / species["antenna"], 0, 1)

@@ -1,4 +1,4 @@
-"""Where a butterfly sits: the ground behind it, leaves and blades in front of it, and the light on all of it."""
+"""Scene around a butterfly: background, leaves and blades in front, and light."""
 
 from colorsys import hsv_to_rgb
 from typing import Any
@@ -11,7 +11,7 @@ Array = NDArray[np.floating[Any]]
 Generator = np.random.Generator
 Color = tuple[float, float, float]  # hue, saturation, value
 
-# Color of the ground; color, shape, number and size (in image sides) of what is strewn over it.
+# Background color; color, shape, number and size (in image sides) of the objects scattered over it.
 GROUNDS: tuple[tuple[Color, Color, str, int, float], ...] = (
     ((0.27, 0.55, 0.35), (0.28, 0.58, 0.6), "leaf", 20, 0.4),
     ((0.22, 0.5, 0.4), (0.24, 0.55, 0.62), "blade", 26, 0.9),
@@ -29,7 +29,7 @@ _HALVES = np.outer((1, 0, -1), np.sin(np.pi * _ALONG**0.8) ** 0.9)  # one edge, 
 
 
 def ground(size: int, rng: Generator) -> Image.Image:
-    """Draws a background: clouds of color, strewn with leaves, grass, flowers or pebbles, far ones less sharp."""
+    """Draws a background: smooth color noise with leaves, grass, flowers or pebbles, the far ones blurred."""
     base, tint, shape, number, length = GROUNDS[rng.integers(len(GROUNDS))]
     drift = rng.uniform(-0.04, 0.04)
     clouds = _clouds(size, rng)
@@ -39,14 +39,14 @@ def ground(size: int, rng: Generator) -> Image.Image:
         draw = ImageDraw.Draw(image)
         for _ in range(round(number * rng.uniform(0.3, 0.6))):
             color = (tint[0] + drift + rng.normal(0, 0.015), tint[1], tint[2] * nearness * rng.uniform(0.8, 1.1))
-            place = complex(rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)) * size
-            _strew(draw, shape, place, length * nearness * rng.uniform(0.7, 1.3) * size, color, rng)
+            position = complex(rng.uniform(-0.1, 1.1), rng.uniform(-0.1, 1.1)) * size
+            _draw_object(draw, shape, position, length * nearness * rng.uniform(0.7, 1.3) * size, color, rng)
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.006, 0.02) * size / nearness**2))
     return image
 
 
 def foliage(size: int, number: int, rng: Generator) -> Image.Image:
-    """Draws ``number`` leaves or blades that reach in from the border: RGBA, clear elsewhere, edges smooth."""
+    """Draws ``number`` leaves or blades that reach in from the border: RGBA, transparent elsewhere, antialiased."""
     large = 2 * size
     image = Image.new("RGBA", (large, large))
     draw = ImageDraw.Draw(image)
@@ -56,12 +56,12 @@ def foliage(size: int, number: int, rng: Generator) -> Image.Image:
         shape = "leaf" if rng.random() < 0.6 else "blade"
         length = rng.uniform(0.42, 0.62) if shape == "leaf" else rng.uniform(0.7, 1.1)
         color = (rng.uniform(0.2, 0.36), rng.uniform(0.4, 0.65), rng.uniform(0.38, 0.68))
-        _strew(draw, shape, root, length * large, color, rng, turn=border + np.pi + rng.uniform(-0.55, 0.55))
+        _draw_object(draw, shape, root, length * large, color, rng, turn=border + np.pi + rng.uniform(-0.55, 0.55))
     return image.reduce(2)
 
 
 def light(image: Array, rng: Generator) -> Array:
-    """Lights a picture (3, S, S) in 0..1: exposure, color cast, a gradient across it, contrast and sensor noise."""
+    """Applies light to an image (3, S, S) in 0..1: exposure, color cast, a gradient, contrast and sensor noise."""
     size = image.shape[-1]
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     toward = rng.uniform(0, 2 * np.pi)
@@ -75,7 +75,7 @@ def light(image: Array, rng: Generator) -> Array:
 
 
 def _clouds(size: int, rng: Generator) -> Array:
-    """Smooth noise (S, S) of three octaves in about 0..1."""
+    """Smooth noise (S, S) of three octaves, approximately in 0..1."""
     total = np.zeros((size, size), np.float32)
     for cells, weight in ((3, 0.55), (7, 0.3), (17, 0.15)):
         grid = Image.fromarray(rng.random((cells, cells), np.float32))
@@ -83,30 +83,30 @@ def _clouds(size: int, rng: Generator) -> Array:
     return total
 
 
-def _strew(
+def _draw_object(
     draw: ImageDraw.ImageDraw,
     shape: str,
-    place: complex,
+    position: complex,
     length: float,
     color: Color,
     rng: Generator,
     turn: float | None = None,
 ) -> None:
-    """Draws one thing at ``place`` (pixels): a leaf, a blade of grass, a flower or a pebble."""
+    """Draws one object at ``position`` (pixels): a leaf, a blade of grass, a flower or a pebble."""
     turn = rng.uniform(0, 2 * np.pi) if turn is None else turn
     if shape == "leaf":
-        _leaf(draw, place, turn, length, rng.uniform(0.16, 0.26), rng.uniform(-0.25, 0.25), color)
+        _leaf(draw, position, turn, length, rng.uniform(0.16, 0.26), rng.uniform(-0.25, 0.25), color)
     elif shape == "blade":
-        _leaf(draw, place, turn, length, rng.uniform(0.025, 0.045), rng.uniform(-0.3, 0.3), color)
+        _leaf(draw, position, turn, length, rng.uniform(0.025, 0.045), rng.uniform(-0.3, 0.3), color)
     elif shape == "flower":
         petals = int(rng.integers(5, 9))
         for petal in range(petals):
             around = turn + 2 * np.pi * petal / petals
-            _leaf(draw, place, around, length, 0.3, 0.1, (*color[:2], color[2] * (0.9 + 0.1 * (petal % 2))))
-        _disc(draw, place, 0.22 * length, (0.12, 0.8, 0.75))
+            _leaf(draw, position, around, length, 0.3, 0.1, (*color[:2], color[2] * (0.9 + 0.1 * (petal % 2))))
+        _disc(draw, position, 0.22 * length, (0.12, 0.8, 0.75))
     else:
-        _disc(draw, place, 0.55 * length, (*color[:2], color[2] * 0.7))
-        _disc(draw, place - (0.05 + 0.05j) * length, 0.5 * length, color)
+        _disc(draw, position, 0.55 * length, (*color[:2], color[2] * 0.7))
+        _disc(draw, position - (0.05 + 0.05j) * length, 0.5 * length, color)
 
 
 def _leaf(
@@ -118,7 +118,7 @@ def _leaf(
     curve: float,
     color: Color,
 ) -> None:
-    """Draws a leaf of a light and a dark half along a curved midrib; width and curve are shares of its length."""
+    """Draws a leaf with a light and a dark half along a curved midrib; width and curve are fractions of its length."""
     stalk = length * complex(np.cos(turn), np.sin(turn))
     points = root + stalk * (_ALONG + 1j * (curve * _BOW + width * _HALVES))
     one, rib, other = (line.tolist() for line in points.view(np.float64))  # x, y, x, y, ...

@@ -1,7 +1,7 @@
-"""Invented species of butterfly: their traits and their names, as many as asked for.
+"""Species of the synthetic butterflies: their traits and names, in any number.
 
-A genus draws its traits at random; a species takes those of its genus and departs from each by a small step or not at
-all, and in which wing cells bear an eyespot. So most pairs of classes are told apart at a glance, and a few hardly.
+The traits of a genus are random; those of a species differ from its genus by a small step or not at all, and in the
+wing cells with an eyespot. Most pairs of classes are thus easy to distinguish, and a few are hard.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ import numpy as np
 Traits = dict[str, float]
 
 GENERA = 6  # genera within a block of classes
-SPECIES = 16  # species of a genus; further classes form blocks of new genera
+SPECIES = 16  # species per genus; further classes form blocks of new genera
 CELLS = {"fore": 6, "hind": 7}  # of each wing, between its veins
 
-# name: (low, high, step). A genus draws its value between low and high; a species departs by -step, 0 or +step.
+# name: (low, high, step). The value of a genus lies between low and high; a species differs by -step, 0 or +step.
 # Lengths are in forewing lengths, positions on a wing in 0..1, hues in 0..1 along ``_HUES``.
 TRAITS = {
     "hue": (0.0, 1.0, 0.07),
@@ -71,34 +71,34 @@ _EPITHETS = (
 
 
 def genus(class_index: int) -> int:
-    """Returns the number of the genus of a class: neighbors in a block of classes belong to different genera."""
-    block, place = divmod(class_index, GENERA * SPECIES)
-    return block * GENERA + place % GENERA
+    """Returns the number of the genus of a class; consecutive classes of a block belong to different genera."""
+    block, position = divmod(class_index, GENERA * SPECIES)
+    return block * GENERA + position % GENERA
 
 
 def traits(class_index: int, seed: int = 0) -> Traits:
     """Returns the traits of one class: a number for each of ``TRAITS`` and, for each wing cell, 1 with a spot, else 0.
 
-    They depend on ``seed`` and ``class_index`` alone. The species of a genus share its shape, palette and plan but for
+    They depend on ``seed`` and ``class_index`` alone. The species of a genus share its shape, palette and pattern up to
     small steps.
     """
     common = np.random.default_rng([seed, 1, genus(class_index)])
-    own = np.random.default_rng([seed, 2, class_index])
+    specific = np.random.default_rng([seed, 2, class_index])
     low, high, step = np.array(list(TRAITS.values())).T
     share = common.random(len(TRAITS))
     hue = list(TRAITS).index("hue")
     share[hue] = (genus(class_index) % GENERA + share[hue]) / GENERA  # the genera of a block span all hues
-    numbers = low + (high - low) * share + step * own.integers(-1, 2, len(TRAITS))
-    found = dict(zip(TRAITS, numbers.tolist(), strict=True))
+    numbers = low + (high - low) * share + step * specific.integers(-1, 2, len(TRAITS))
+    values = dict(zip(TRAITS, numbers.tolist(), strict=True))
     for wing, cells in CELLS.items():
         spots = common.random(cells) < 0.5
-        spots[own.permutation(cells)[:3]] ^= True  # three cells unlike the genus
-        found |= {f"{wing}_spot_{cell}": float(spot) for cell, spot in enumerate(spots)}
-    return found
+        spots[specific.permutation(cells)[:3]] ^= True  # three cells differ from the genus
+        values |= {f"{wing}_spot_{cell}": float(spot) for cell, spot in enumerate(spots)}
+    return values
 
 
 def class_name(class_index: int) -> str:
-    """Returns the invented Latin name of a class: no two classes share one, species of a genus share its first word."""
+    """Returns the made-up Latin name of a class, unique to it; the species of a genus share the first word."""
     number = genus(class_index)
     number, start = divmod(number, len(_STARTS))
     number, end = divmod(number, len(_ENDS))
