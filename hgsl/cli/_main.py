@@ -1,23 +1,49 @@
-"""What every tool does around its work: a user's mistake ends in one line and an exit code, never in a traceback."""
+"""Frame of every command: a user's mistake ends in one line and an exit status, never in a traceback."""
 
+import multiprocessing
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hgsl.cli._streams import open_ended_output
 from hgsl.common.errors import InputError
 
 EXIT_OK = 0
+EXIT_BUG = 1
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 
-def run(work: Callable[[], int | None]) -> int:
-    """Calls ``work`` and returns the exit code: 0, 2 after bad input, 130 after Ctrl-C. Bugs keep their traceback."""
+def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
+    """Calls ``work`` and returns the exit status: 0, 2 after bad input, 130 after Ctrl-C.
+
+    Args:
+        work: The command; its own exit status, or None for 0.
+        ends_process: Whether this call is a process of its own, which a failure ends at once, with its children: the
+            interpreter would take seconds to free its memory, and might wait for threads that wait for other processes.
+            Otherwise a bug is raised to the caller.
+    """
+    with plain_warnings(), open_ended_output():
+        try:
+            status = _status_of(work)
+        except Exception:
+            if not ends_process:
+                raise
+            sys.excepthook(*sys.exc_info())
+            status = EXIT_BUG
+    if ends_process and status != EXIT_OK:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        os._exit(status)
+    return status
+
+
+def _status_of(work: Callable[[], int | None]) -> int:
     try:
-        with plain_warnings():
-            return work() or EXIT_OK
+        return work() or EXIT_OK
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_INPUT
@@ -28,12 +54,12 @@ def run(work: Callable[[], int | None]) -> int:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Prints the package's own warnings as one line, without the place in the source that gave them."""
+    """Prints the package's own warnings as one line, without file and line of the source."""
     with_source = warnings.formatwarning
 
-    def plain(message: Warning | str, category: type[Warning], filename: str, *place: object) -> str:
+    def plain(message: Warning | str, category: type[Warning], filename: str, *position: object) -> str:
         ours = category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1])
-        return f"warning: {message}\n" if ours else with_source(message, category, filename, *place)  # type: ignore[arg-type]
+        return f"warning: {message}\n" if ours else with_source(message, category, filename, *position)  # type: ignore[arg-type]
 
     warnings.formatwarning = plain  # type: ignore[assignment]
     try:
@@ -45,8 +71,8 @@ def plain_warnings() -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """The message of ``error`` alone, also where a data-loading process wrapped it in its own traceback."""
     if isinstance(error, OSError) and error.strerror:
-        place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{place}"
+        path = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{path}"
     last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    kind = type(error)
-    return last.removeprefix(f"{kind.__module__}.{kind.__qualname__}: ").removeprefix(f"{kind.__qualname__}: ")
+    name = type(error).__qualname__
+    return last.removeprefix(f"{type(error).__module__}.{name}: ").removeprefix(f"{name}: ")

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="Also write scores and differences to this file.")
     parser.add_argument("--curves", metavar="FILE", help="Also draw Recall@K of all (.png, .pdf, .svg).")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _compare(flags))
+    return run(lambda: _compare(flags), ends_process=arguments is None)
 
 
 def _compare(flags: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names, and returns its exit code; 2 for an unknown command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
-        return _run_command(words[0], words[1:])
+        return _run_command(words[0], words[1:], ends_process=arguments is None)
     listed = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="hgsl",
@@ -41,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_command(name: str, words: list[str]) -> int:
+def _run_command(name: str, words: list[str], *, ends_process: bool) -> int:
     if name not in COMMANDS:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv = [f"hgsl {name}", *words]  # the usage line names the command as it was typed
     module, _ = COMMANDS[name]
-    return int(import_module(module).main(words))
+    return int(import_module(module).main(None if ends_process else words))
 
 
 def about() -> str:

@@ -71,7 +71,7 @@ DEFAULTS = {"metric": "cosine", "index": "Flat", "max_memory": 1.0, "crops": 1, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _evaluate(words))
+    return run(lambda: _evaluate(words), ends_process=arguments is None)
 
 
 def _evaluate(words: list[str]) -> None:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--private", action="store_true", help="--push: make the repository private.")
     parser.add_argument("--license", metavar="NAME", help="hub: license of the weights for the card (apache-2.0, ...).")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _export(flags))
+    return run(lambda: _export(flags), ends_process=arguments is None)
 
 
 def _export(flags: argparse.Namespace) -> None:

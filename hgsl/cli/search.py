@@ -21,7 +21,7 @@ BROKEN_SHOWN = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after bad input."""
     options = _parser().parse_args(arguments)
-    return run(lambda: options.work(options))
+    return run(lambda: options.work(options), ends_process=arguments is None)
 
 
 def _parser() -> argparse.ArgumentParser:

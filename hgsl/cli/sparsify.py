@@ -30,7 +30,7 @@ PUBLISHED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 after bad input, 128 + signal after a signal (the state is saved)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _search([_translated(word) for word in words]))
+    return run(lambda: _search([_translated(word) for word in words]), ends_process=arguments is None)
 
 
 def _search(words: list[str]) -> int:

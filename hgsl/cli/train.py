@@ -19,7 +19,7 @@ DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 after bad input, 128 + signal after a signal (the state is saved)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _train(words))
+    return run(lambda: _train(words), ends_process=arguments is None)
 
 
 def _train(words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Several processes under torchrun, or one: the same code, which asks here."""
+"""Process group of a run under torchrun, and what its processes exchange; a single process needs no group."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from hgsl.common.errors import InputError
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started, and yields this one's device; without torchrun does nothing.
+    """Joins the processes that torchrun has started and yields the device of this one; without torchrun does nothing.
 
     Raises:
-        InputError: The device cannot be shared out to several processes.
+        InputError: The device serves a single process.
     """
     if ranks.launched_world_size() == 1:
         yield device
@@ -30,18 +30,23 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-    finally:
+    except BaseException:
+        # Others may be inside a collective that this process never joins: NCCL would wait for it before it ends.
+        if device.type == "cuda":
+            dist.distributed_c10d._abort_process_group()
+        raise
+    else:
         dist.destroy_process_group()
 
 
 def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
-    """Returns the mean of every process's loss, and the largest signal number that any of them was sent."""
+    """Returns the mean of every process's loss, and the largest signal number that any of them received."""
     if not ranks.is_initialized():
         return loss, stop
-    found = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
-    found[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
-    dist.all_reduce(found)
-    return float(found[:, 0].mean()), int(found[:, 1].max())
+    rows = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
+    rows[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
+    dist.all_reduce(rows)
+    return float(rows[:, 0].mean()), int(rows[:, 1].max())
 
 
 def share_buffers(*modules: nn.Module) -> None:
