@@ -2,17 +2,14 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from hgsl.cli._main import run
 from hgsl.cli._settings import build_parser, parse
 from hgsl.common.errors import InputError
-from hgsl.config import Config
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
 and --data.root, on another one), of a pretrained network without training (--model TIMM_NAME with --data...), or of
@@ -65,6 +62,13 @@ OUT: list[tuple[str, Any, str]] = [
     ("--cluster", None, "Also NMI and AMI of a k-means clustering."),
     ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command goes on from there."),
 ]
+# Flags that are arguments of EmbeddingFiles, EvalOptions and EvalOutputs under the same name.
+FILES = [flag.removeprefix("--").replace("-", "_") for flag, *_ in WHAT if flag != "--checkpoint"]
+OPTIONS = [
+    *("metric", "index", "ignore_same_group", "flip", "crops", "whiten", "query_expansion", "augment_gallery"),
+    *("expansion_alpha", "rerank", "no_match", "cluster", "bootstrap"),
+]
+OUTPUTS = ["json", "csv", "html", "sheet", "curves", "per_class"]
 DEFAULTS = {"metric": "cosine", "index": "Flat", "max_memory": 1.0, "crops": 1, "expansion_alpha": 3.0, "bootstrap": 0}
 
 
@@ -82,27 +86,33 @@ def _evaluate(words: list[str]) -> None:
     _check(flags, words)
 
     # The libraries take seconds to load: mistakes in the flags have been reported before.
-    from hgsl.cli import _eval_images, _eval_outputs, _eval_steps
-    from hgsl.common import ranks
+    from hgsl.engine.evaluation import EvalOptions, EvalOutputs, evaluate
+    from hgsl.engine.evaluation.files import EmbeddingFiles, load_files, search_device
+    from hgsl.engine.evaluation.settings import evaluate_settings
 
-    with ExitStack() as stack:
-        if flags.embeddings:
-            subject = _eval_images.from_files(config, flags)
-        else:
-            subject = _eval_images.from_network(config, flags, stack)
-        subject = _eval_steps.whitened(subject, flags)
-        validation = None
-        if flags.no_match is not None:
-            if subject.validation is None:
-                raise InputError("--no-match needs validation images: give --calibration-embeddings")
-            validation = subject.validation()
-            subject = subject.with_note(_note_on_calibration(config, flags.checkpoint))
-        if not ranks.is_main():  # all have embedded their share; one searches and writes
+    options = EvalOptions(
+        ks=flags.k or config.eval.ks,
+        max_memory=int(flags.max_memory * 2**30),
+        batch_size=config.eval.batch_size,
+        store=flags.save_embeddings,
+        **{name: flags[name] for name in OPTIONS},
+    )
+    outputs = EvalOutputs(run=flags.checkpoint, **{name: flags[name] for name in OUTPUTS})
+    outputs.check(has_images=not flags.embeddings)
+    if flags.embeddings:
+        files = EmbeddingFiles(**{name: flags[name] for name in FILES if flags[name]})
+        evaluation = evaluate(load_files(files, search_device(config.run.device)), options)
+    else:
+        found = evaluate_settings(config, options, flags.checkpoint)
+        if found is None:  # of several processes, one writes
             return
-    subject, measured = _eval_steps.score(subject, validation, flags, flags.k or config.eval.ks)
-    reports = _eval_outputs.reports_of(subject, measured, flags)
-    _eval_outputs.print_tables(subject, measured, reports, flags.per_class)
-    _eval_outputs.write_files(subject, measured, reports, flags)
+        evaluation = found
+    try:
+        written = outputs.write(evaluation)
+    finally:
+        print(f"\n{evaluation.text(per_class=flags.per_class)}")
+    for path in [*written, *([flags.save_embeddings] if flags.save_embeddings else [])]:
+        print(f"written: {path}")
 
 
 def _add_flag(parser: ArgumentParser, flag: str, kind: Any, text: str) -> None:
@@ -126,8 +136,8 @@ def _with_settings(words: list[str]) -> list[str]:
     if model is None:
         return words
     named = ["--model.backbone", model, "--model.embedding_size", "null"]
-    place = next(i for i, word in enumerate(words) if word == "--model" or word.startswith("--model="))
-    return [*words[:place], *named, *words[place + (2 if words[place] == "--model" else 1) :]]
+    index = next(i for i, word in enumerate(words) if word == "--model" or word.startswith("--model="))
+    return [*words[:index], *named, *words[index + (2 if words[index] == "--model" else 1) :]]
 
 
 def _check(flags: Namespace, words: list[str]) -> None:
@@ -149,18 +159,6 @@ def _check(flags: Namespace, words: list[str]) -> None:
             raise InputError(f"{flag} belongs to {other}, not to {named[0]}: leave it out")
     if flags.max_memory <= 0:
         raise InputError(f"--max-memory must be a positive number of GB, found {flags.max_memory}")
-    if flags.bootstrap < 0 or flags.bootstrap == 1:
-        raise InputError(f"--bootstrap needs at least 2 samples, found {flags.bootstrap}")
-
-
-def _note_on_calibration(config: Config, checkpoint: str | None) -> str | None:
-    """The note for a calibration on classes that the run has trained on."""
-    if checkpoint is None:
-        return None
-    run = yaml.safe_load((Path(checkpoint) / "config.yaml").read_text(encoding="utf-8"))["data"]
-    if (run.get("val_share") or 0, run.get("val_fold")) == (config.data.val_share, config.data.val_fold):
-        return None
-    return "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

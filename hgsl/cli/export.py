@@ -121,7 +121,7 @@ def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]
 
     from hgsl.cli._settings import build_parser, parse
     from hgsl.common.tables import format_table
-    from hgsl.engine.evaluation import evaluate
+    from hgsl.engine.evaluation import EvalOptions, evaluate_model
     from hgsl.engine.parts.build import build_eval_set, build_manifest
     from hgsl.engine.runtime import build_runtime
 
@@ -129,7 +129,8 @@ def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]
     config, _ = parse(build_parser(""), words)
     runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
     dataset = build_eval_set(config.data, build_manifest(config.data), model)
-    scores = {name: evaluate(network, dataset, config.eval, runtime) for name, network in networks.items()}
+    options = EvalOptions.of_training(config.eval, runtime)
+    scores = {name: evaluate_model(network, dataset, options).summary() for name, network in networks.items()}
     first = next(iter(scores.values()))
     print(f"\n{first['num_queries']:,} queries, {first['num_gallery']:,} images, {first['protocol']}, ", end="")
     print(f"split {first['split_hash']}, in percent")

@@ -1,7 +1,11 @@
 """Text tables of retrieval scores and other cells."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
+from importlib import import_module
 from typing import Any
+
+from hgsl.common.errors import InputError
 
 
 def columns_of(ks: Sequence[int]) -> dict[str, str]:
@@ -32,6 +36,38 @@ def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str,
     columns = columns_of((1, 2, 4, 8)) if columns is None else columns
     cells = {name: [_percent(scores.get(key)) for key in columns] for name, scores in results.items()}
     return format_cells(cells, list(columns.values()))
+
+
+def html_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """Returns the same table as HTML, which notebooks show.
+
+    >>> html_table({"a<b": {"map@r": 0.5}}, {"map@r": "MAP@R"})
+    '<table><tr><th></th><th>MAP@R</th></tr><tr><th>a&lt;b</th><td>50.00</td></tr></table>'
+    """
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in ["", *columns.values()])
+    rows = [
+        f"<th>{escape(name)}</th>" + "".join(f"<td>{_percent(scores.get(key))}</td>" for key in columns)
+        for name, scores in results.items()
+    ]
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in [head, *rows])}</table>"
+
+
+def frame(columns: Mapping[str, Any], index: str | None = None) -> Any:
+    """Returns a pandas DataFrame of these columns.
+
+    Args:
+        columns: Name -> values.
+        index: The column that becomes the index.
+
+    Raises:
+        InputError: pandas is not installed.
+    """
+    try:
+        pandas: Any = import_module("pandas")
+    except ImportError:
+        raise InputError("to_frame() needs pandas: pip install pandas, or use to_dict()") from None
+    table = pandas.DataFrame(dict(columns))
+    return table if index is None else table.set_index(index)
 
 
 def format_cells(rows: Mapping[str, Sequence[str]], headings: Sequence[str]) -> str:

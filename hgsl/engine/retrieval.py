@@ -8,7 +8,7 @@ from torch import Tensor
 from hgsl.common import ranks
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
-from hgsl.engine.evaluation import evaluate, measure
+from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
 from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.loop import Batch
 from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
@@ -18,7 +18,6 @@ from hgsl.engine.parts.objective import build_objective, check_loss
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
-from hgsl.evaluation import Ranking
 from hgsl.models import Embedder
 
 
@@ -87,11 +86,12 @@ class Retrieval:
 
     def scores(self, model: Embedder, split: str) -> dict[str, Any]:
         """Evaluates ``model`` on a split and returns the report's numbers."""
-        return evaluate(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
+        return self.evaluation(model, split).summary()
 
-    def measured(self, model: Embedder, split: str) -> Ranking:
-        """Evaluates ``model`` on a split and returns the ranking of its images."""
-        return measure(self.mode.view(model), self.inputs(split), self.config.eval, self.runtime)
+    def evaluation(self, model: Embedder, split: str) -> Evaluation:
+        """Evaluates ``model`` on a split."""
+        options = EvalOptions.of_training(self.config.eval, self.runtime)
+        return evaluate_model(self.mode.view(model), self.inputs(split), options)
 
     def center_similarity(self) -> float | None:
         """Mean cosine of a class center to the nearest other; None for a loss without centers."""

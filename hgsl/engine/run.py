@@ -8,7 +8,7 @@ from hgsl.common import ranks
 from hgsl.common.files import write_json
 from hgsl.config import Config
 from hgsl.engine.driver import Driver
-from hgsl.engine.evaluation import report_of
+from hgsl.engine.evaluation import Evaluation
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.summary import print_summary, training_facts, write_queries
@@ -19,7 +19,6 @@ from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
 from hgsl.engine.stages import Stage, training_stages
-from hgsl.evaluation import Ranking
 from hgsl.models import Embedder, save_embedder
 
 PAGE_QUERIES = 20_000  # more make a page of tens of megabytes
@@ -63,7 +62,7 @@ class TrainingRun:
         self.retrieval = Retrieval(config, runtime)
         model = self.retrieval.model
         self.masks = mask_backbone(model, config.sparsify)
-        self.test_images = self.retrieval.images("test")
+        self.retrieval.images("test")  # a data set without test images is refused before anything is written
         ranks.print_main(f"{config.model.backbone}, {config.model.pooling}, {model.embedding_size}-d, on {runtime}")
         self.driver = Driver(
             config,
@@ -84,32 +83,32 @@ class TrainingRun:
         if self.best:
             self.best.restore(driver.state)
         model, _ = driver.finished_model()
-        ranking = self.retrieval.measured(model, "test")
+        evaluation = self.retrieval.evaluation(model, "test")
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {
             "before": self._with_notes(driver.before),
-            "after": self._with_notes(report_of(ranking.result, self.test_images.manifest)),
+            "after": self._with_notes(evaluation.summary()),
             "selection": {"epoch_chosen": self.config.train.select, **driver.state.best},
             "training": training_facts(records, self.retrieval.steps_per_epoch),
             **driver.facts(),
         }
         if ranks.is_main():
-            self._write(model, report, records, ranking)
+            self._write(model, report, records, evaluation)
         print_summary(self.folder, report)
         return report
 
     def _write(
-        self, model: Embedder, report: dict[str, Any], records: list[dict[str, float]], ranking: Ranking
+        self, model: Embedder, report: dict[str, Any], records: list[dict[str, float]], evaluation: Evaluation
     ) -> None:
         save_embedder(model, self.folder)
-        write_queries(self.folder, ranking.result)
-        queries = ranking.result.num_queries
+        write_queries(self.folder, evaluation.result)
+        queries = evaluation.result.num_queries
         if self.config.eval.page and queries > PAGE_QUERIES:
             ranks.print_main(f"no {run_folder.PAGE} for {queries:,} queries: hgsl eval --html writes it")
         elif self.config.eval.page:
             from hgsl.engine.folder.page import write_page  # imports scikit-learn, which takes seconds
 
-            write_page(self.folder, report, records, ranking, self.test_images)
+            write_page(self.folder, report, records, evaluation)
         write_json(self.folder / run_folder.REPORT, report)
 
     def _after_epoch(self, stage: Stage, epoch: int, state: TrainState) -> dict[str, float]:

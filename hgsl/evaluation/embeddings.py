@@ -37,7 +37,7 @@ def evaluate_embeddings(
 
     Args:
         embeddings: (Q, D) query vectors, any float dtype, NumPy (also memory-mapped) or torch.
-        labels: (Q,) integer labels.
+        labels: (Q,) integers, or class names as text.
         ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
         ids: (Q,) integers that name the images; row numbers by default.
         groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is no

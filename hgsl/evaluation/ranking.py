@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.tables import frame
 from hgsl.evaluation import clustering
 from hgsl.evaluation.approximation import overlap
 from hgsl.evaluation.knn.knn import k_nearest
@@ -40,8 +41,35 @@ class Ranking:
         """Returns the scores and counts of the result, and the metric."""
         return {**self.result.to_dict(), "metric": self.task.metric}
 
+    def to_frame(self) -> Any:
+        """Returns a pandas DataFrame with one row per query and neighbor: ids, rank, labels, score and hit.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        query, rank_number = np.nonzero(self.neighbors.present)
+        names = self.task.class_names
+
+        def named(labels: Ints) -> Any:
+            return labels if names is None else np.asarray(names)[labels]
+
+        return frame(
+            {
+                "query": self.result.query_ids[query],
+                "query_label": named(self.result.query_labels[query]),
+                "rank": rank_number + 1,
+                "neighbor": self.neighbors.ids[query, rank_number],
+                "neighbor_label": named(self.neighbors.labels[query, rank_number]),
+                "score": self.neighbors.scores[query, rank_number],
+                "hit": self.neighbors.hits[query, rank_number],
+            }
+        )
+
     def __repr__(self) -> str:
         return repr(self.result)
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_()
 
 
 def rank(
@@ -111,6 +139,7 @@ def rank(
         index=index,
         index_overlap=None if gallery.exact else overlap(counted, gallery, max(ks), max_memory),
         clustering=clustering.scores(task.queries, task.query_labels) if cluster else {},
+        class_names=task.class_names,
     )
     return Ranking(counted, result, neighbors, top_scores.pick(rows))
 

@@ -5,19 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from hgsl.common.tables import columns_of, format_table, frame, html_table
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.metrics import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RetrievalResult:
-    """Scores of a retrieval task, each in [0, 1], with the values they are the means of.
+    """Scores of a retrieval task, each in [0, 1], with the values they are the means of; printed, it is their table.
 
     Attributes:
         ks: The K of the scores at K.
         per_query: Key of a report (``recall@1``, ``map@r``, ...) -> (num_queries,) float64.
         query_ids: (num_queries,) ids of the queries that count: those with at least one match in the gallery.
         query_labels: (num_queries,) their labels.
+        class_names: Label -> name, where labels were given as text; else None.
         num_gallery: Images searched.
         num_skipped: Queries left out since the gallery holds no other image of their label.
         index: How neighbors were found: ``Flat`` is exact search.
@@ -35,6 +37,7 @@ class RetrievalResult:
     index: str
     index_overlap: float | None
     clustering: dict[str, float]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def num_queries(self) -> int:
@@ -82,8 +85,8 @@ class RetrievalResult:
 
     def per_class(self) -> tuple[dict[int, int], dict[str, Floats]]:
         """Returns label -> number of queries, by rising label, and key -> (classes,) mean scores in that order."""
-        labels, place, counts = np.unique(self.query_labels, return_inverse=True, return_counts=True)
-        scores = {key: np.bincount(place, values) / counts for key, values in self.per_query.items()}
+        labels, codes, counts = np.unique(self.query_labels, return_inverse=True, return_counts=True)
+        scores = {key: np.bincount(codes, values) / counts for key, values in self.per_query.items()}
         return dict(zip(labels.tolist(), counts.tolist(), strict=True)), scores
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +100,28 @@ class RetrievalResult:
             "index": self.index,
             **({} if self.index_overlap is None else {"index_overlap": self.index_overlap}),
         }
+
+    def to_frame(self) -> Any:
+        """Returns a pandas DataFrame with one row per query, indexed by its id: its label and every score.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        labels = self.query_labels if self.class_names is None else np.asarray(self.class_names)[self.query_labels]
+        return frame({"id": self.query_ids, "label": labels, **self.per_query}, index="id")
+
+    def __repr__(self) -> str:
+        rows = {"mean over queries": self.micro(), "mean over classes": self.macro()}
+        return f"{self._counts()}, in percent\n{format_table(rows, columns_of(self.ks))}"
+
+    def _repr_html_(self) -> str:
+        rows = {"mean over queries": self.micro(), "mean over classes": self.macro()}
+        return f"<p>{self._counts()}, in percent</p>{html_table(rows, columns_of(self.ks))}"
+
+    def _counts(self) -> str:
+        skipped = f" ({self.num_skipped:,} without a match do not count)" if self.num_skipped else ""
+        index = "" if self.index_overlap is None else f", index {self.index}"
+        return f"{self.num_queries:,} queries{skipped}, {self.num_gallery:,} gallery images{index}"
 
     def _at_each_k(self, name: str) -> dict[int, float]:
         return {k: float(self.per_query[f"{name}@{k}"].mean()) for k in self.ks}

@@ -13,6 +13,7 @@ from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Array, Ints, Vectors, integers, open_vectors
+from hgsl.evaluation.labels import encode_labels, signed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class RetrievalTask:
         excluded: Keys of queries and gallery; where they are equal in a pair, that image is no neighbor of that query.
         relevant: (Q,) how many gallery images have the query's label and are not excluded for it.
         metric: ``cosine``, ``inner_product`` or ``l2``.
-        device: Where exact search runs; the same neighbors come out on each.
+        device: Device of an exact search; each gives the same neighbors.
+        class_names: Label -> name, where labels were given as text; else None.
     """
 
     queries: Vectors
@@ -42,6 +44,7 @@ class RetrievalTask:
     relevant: Ints
     metric: str
     device: torch.device
+    class_names: tuple[str, ...] | None = None
 
     @property
     def answerable(self) -> Ints:
@@ -96,6 +99,7 @@ def make_task(
     """
     backends.check_metric(metric)
     unit = metric == "cosine"
+    labels, gallery_labels, class_names = encode_labels(labels, gallery_labels)
     own = _Side.read("", embeddings, labels, ids, groups, unit)
     if gallery_embeddings is None:
         _refuse(
@@ -106,7 +110,7 @@ def make_task(
         if is_query is not None or is_gallery is not None:
             raise InputError("is_query and is_gallery choose rows of embeddings: leave them out, or gallery_embeddings")
         if gallery_labels is None:
-            raise InputError("gallery_embeddings needs gallery_labels: give one label an image")
+            raise InputError("gallery_embeddings needs gallery_labels: give one label per image")
         if gallery_ids is not None and ids is None:
             raise InputError("gallery_ids needs ids: without the queries' ids nothing can be compared with them")
         if (groups is None) != (gallery_groups is None):
@@ -118,8 +122,8 @@ def make_task(
                 f"gallery_embeddings have {gallery.vectors.width} dimensions and embeddings {queries.vectors.width}: "
                 "both must come from one model"
             )
-        if gallery_ids is None:  # the two sets share no image: ids that no query has
-            gallery = replace(gallery, ids=gallery.ids + queries.ids.max() + 1)
+        if gallery_ids is None:  # the two sets share no image
+            gallery = replace(gallery, ids=_other_ids(queries.ids, len(gallery.vectors)))
 
     label_pair, excluded = (queries.labels, gallery.labels), [(queries.ids, gallery.ids)]
     if queries.groups is not None and gallery.groups is not None:
@@ -135,7 +139,15 @@ def make_task(
         relevant=_count_relevant(label_pair, excluded),
         metric=metric,
         device=check_device(device),
+        class_names=class_names,
     )
+
+
+def _other_ids(ids: Ints, count: int) -> Ints:
+    """``count`` rising ids that differ from ``ids``: those after the largest, where 64 bits hold them."""
+    if int(ids.max()) <= np.iinfo(np.int64).max - count:
+        return np.arange(count) + ids.max() + 1
+    return np.setdiff1d(np.arange(count + len(ids)), ids)[:count]
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class _Side:
             vectors,
             integers(labels, f"{prefix}labels", count),
             np.arange(count) if ids is None else integers(ids, f"{prefix}ids", count),
-            None if groups is None else integers(groups, f"{prefix}groups", count),
+            None if groups is None else integers(signed(groups), f"{prefix}groups", count),
         )
 
     def part(self, mask: Array | None, name: str) -> "_Side":
@@ -168,7 +180,7 @@ class _Side:
         array, count = np.asarray(mask), len(self.vectors)
         if array.shape != (count,) or array.dtype != bool:
             raise InputError(
-                f"{name}: expected {count} booleans, one an image, found {array.dtype} of shape {array.shape}"
+                f"{name}: expected {count} booleans, one per image, found {array.dtype} of shape {array.shape}"
             )
         if not array.any():
             raise InputError(f"{name}: chooses none of the {count} images")

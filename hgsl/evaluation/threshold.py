@@ -1,24 +1,77 @@
-"""When to answer "no match": a similarity below which the nearest image is not believed."""
+"""The threshold of "no match": a score below which the nearest image is not accepted.
 
-from dataclasses import asdict, dataclass
+It is calibrated on strangers: images whose own class is absent from the gallery, or excluded. A stranger's best score
+grows with the gallery, so strangers are searched in the gallery that the threshold is for.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hgsl.common.errors import InputError
+from hgsl.evaluation.bootstrap import intervals
+from hgsl.evaluation.knn.knn import k_nearest
+from hgsl.evaluation.knn.order import pair_scores
+from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 from hgsl.evaluation.neighbors import TopScores
+from hgsl.evaluation.task import RetrievalTask
+
+LEVEL = 0.95
+FEW_CLASSES = 10  # the interval of fewer classes is itself not to be relied on
 
 
 @dataclass(frozen=True)
-class NoMatch:
-    """A threshold and how it does on the images that it was measured on.
+class Calibration:
+    """A threshold and what the strangers that it was calibrated on say of it.
 
     Attributes:
-        threshold: The nearest image is taken as a match if its score is at least this.
+        threshold: The nearest image is accepted as a match if its score is at least this.
+        asked_rate: The false-accept rate that was asked for.
+        false_accept_rate: Share of the strangers that are accepted; at most ``asked_rate``.
+        expected_rate: The same for classes that were not calibrated on: the mean over strangers of each class, with
+            the threshold calibrated on all other classes.
+        interval: 95% interval of ``expected_rate``, from resampled classes.
+        num_queries: Number of strangers.
+        num_classes: Number of their classes.
+        num_gallery: Images of the gallery; another gallery needs another calibration.
+    """
+
+    threshold: float
+    asked_rate: float
+    false_accept_rate: float
+    expected_rate: float
+    interval: tuple[float, float]
+    num_queries: int
+    num_classes: int
+    num_gallery: int
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence that a report must carry; None where there are classes enough."""
+        if self.num_classes >= FEW_CLASSES:
+            return None
+        return (
+            f"no-match is calibrated on {self.num_classes} classes only: the false-accept rate of others may be far "
+            f"from {100 * self.asked_rate:g} %"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the attributes for a JSON report."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How a threshold does on queries whose class the gallery holds.
+
+    Attributes:
+        threshold: The nearest image is accepted as a match if its score is at least this.
         false_accept_rate: Share of queries that would be accepted if their own class were not in the gallery.
         precision: Share of accepted queries whose nearest image is of their class; None if none is accepted.
-        recall: Share of all queries (with a match in the gallery) that are accepted and right.
-        num_queries: How many queries that was measured on.
+        recall: Share of all queries that are accepted and whose nearest image is of their class.
+        num_queries: Number of queries.
     """
 
     threshold: float
@@ -32,41 +85,126 @@ class NoMatch:
         return asdict(self)
 
 
-def calibrate(scores: TopScores, false_accept_rate: float) -> NoMatch:
-    """Returns the lowest threshold that accepts at most this share of queries whose class is absent.
-
-    A query whose class is absent finds what it now finds among other classes: its best score there is what a
-    stranger's would be. So no image has to be held back.
+def stranger_task(task: RetrievalTask, vectors: Vectors, labels: Ints) -> RetrievalTask:
+    """Returns the task of strangers in the gallery of ``task``: gallery images of a stranger's label are excluded.
 
     Args:
-        scores: Of validation images.
-        false_accept_rate: The wished rate, from 0 to below 1.
+        task: With the gallery.
+        vectors: (M, D) of the strangers.
+        labels: (M,) their labels, which count classes as those of the gallery do.
+    """
+    if vectors.width != task.gallery.width:
+        raise InputError(
+            f"validation embeddings have {vectors.width} dimensions and the gallery {task.gallery.width}: both must "
+            "come from one model"
+        )
+    return replace(
+        task,
+        queries=vectors,
+        query_labels=labels,
+        query_ids=np.arange(len(labels)),
+        excluded=((labels, task.gallery_labels),),
+        relevant=np.zeros(len(labels), dtype=np.int64),
+    )
+
+
+def stranger_scores(task: RetrievalTask, *, max_memory: int = 1 << 30) -> Floats:
+    """Searches each stranger's nearest gallery image, exactly, and returns its score (M,); -inf without any."""
+    gallery = task.search_gallery(max_memory)
+    scores = np.empty(len(task.queries), dtype=np.float32)
+    depths = np.ones(len(scores), dtype=np.int64)
+    for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
+        scores[rows] = pair_scores(task.gallery, positions[:, 0], task.queries, rows, task.metric)
+    return scores
+
+
+def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_gallery: int) -> Calibration:
+    """Returns the lowest threshold that accepts at most this share of the strangers.
+
+    Args:
+        scores: (M,) each stranger's best score in the gallery.
+        labels: (M,) their labels.
+        false_accept_rate: The rate that is asked for, from 0 to below 1.
+        num_gallery: Images of the gallery.
 
     Raises:
-        InputError: The rate is out of range, or so low that this number of queries cannot tell it from 0.
+        InputError: The rate is out of range, or cannot be known: too few strangers to tell it from 0, strangers of a
+            single class, or a gallery without images of other classes than theirs.
     """
-    count = len(scores.best_other)
+    count, classes = len(scores), np.unique(labels)
     if not 0 <= false_accept_rate < 1:
-        raise InputError(f"false_accept_rate must be a share from 0 to below 1, found {false_accept_rate}")
-    if 0 < false_accept_rate < 1 / count:
+        raise InputError(f"no_match is a false-accept rate from 0 to below 1, found {false_accept_rate}")
+    if len(classes) < 2:
         raise InputError(
-            f"false_accept_rate {false_accept_rate} cannot be measured on {count} queries: "
-            f"ask for {1 / count:.2g} or more"
+            f"no_match cannot be calibrated on {count} validation images of {len(classes)} class: the rate of other "
+            "classes cannot be known from it, give images of at least two, better of 10 or more"
         )
-    strangers = np.sort(scores.best_other)[::-1]
-    allowed = int(false_accept_rate * count)
-    # Just above the first stranger that must be refused, and among equals all are refused.
-    return measure(scores, float(np.nextafter(strangers[allowed], np.float32(np.inf))))
+    if np.isneginf(scores).any():
+        raise InputError(
+            "no_match cannot be calibrated: the gallery holds no image of another class than the validation images "
+            "have, give a gallery of more classes"
+        )
+    if false_accept_rate > 0 and _allowed(false_accept_rate, count) < 1:
+        raise InputError(
+            f"no_match {false_accept_rate} cannot be measured on {count} validation images: "
+            f"ask for {_rounded_up(1 / count):g} or more"
+        )
+    threshold = _lowest_threshold(np.sort(scores)[::-1], false_accept_rate)
+    accepted = _accepted_out_of_class(scores, labels, false_accept_rate)
+    return Calibration(
+        threshold=threshold,
+        asked_rate=false_accept_rate,
+        false_accept_rate=float((scores >= np.float32(threshold)).mean()),
+        expected_rate=float(accepted.mean()),
+        interval=intervals({"rate": accepted}, labels, level=LEVEL)["rate"],
+        num_queries=count,
+        num_classes=len(classes),
+        num_gallery=num_gallery,
+    )
 
 
-def measure(scores: TopScores, threshold: float) -> NoMatch:
-    """Returns how a threshold, calibrated elsewhere, does on these queries."""
+def measure(scores: TopScores, threshold: float) -> Acceptance:
+    """Returns how a threshold, calibrated elsewhere, does on these queries.
+
+    Raises:
+        InputError: There are no queries.
+    """
+    if not len(scores.best):
+        raise InputError("no query has a match in the gallery: there is nothing to measure a threshold on")
     accepted = scores.best >= np.float32(threshold)
-    right = accepted & scores.is_hit
-    return NoMatch(
+    correct = accepted & scores.is_hit
+    return Acceptance(
         threshold=threshold,
         false_accept_rate=float((scores.best_other >= np.float32(threshold)).mean()),
-        precision=float(right.sum() / accepted.sum()) if accepted.any() else None,
-        recall=float(right.mean()),
+        precision=float(correct.sum() / accepted.sum()) if accepted.any() else None,
+        recall=float(correct.mean()),
         num_queries=len(accepted),
     )
+
+
+def _allowed(rate: float, count: int) -> int:
+    """How many of ``count`` strangers may be accepted; 0.29 of 100 is 29, though the product of floats is less."""
+    return math.floor(round(rate * count, 9))
+
+
+def _lowest_threshold(falling: Floats, rate: float) -> float:
+    """Just above the first stranger that must be refused; among equal scores all are refused."""
+    return float(np.nextafter(falling[_allowed(rate, len(falling))], np.float32(np.inf)))
+
+
+def _accepted_out_of_class(scores: Floats, labels: Ints, rate: float) -> np.ndarray:
+    """(M,) float64, whether each stranger is accepted by the threshold calibrated on all other classes."""
+    order = np.argsort(-scores, kind="stable")
+    falling, classes = scores[order], labels[order]
+    accepted = np.zeros(len(scores))
+    for label in np.unique(labels):
+        others = falling[classes != label]
+        own = labels == label
+        accepted[own] = scores[own] >= np.float32(_lowest_threshold(others, rate))
+    return accepted
+
+
+def _rounded_up(share: float) -> float:
+    """A share rounded up to two digits, so that it is accepted when it is asked for."""
+    scale = 10 ** (1 - math.floor(math.log10(share)))
+    return math.ceil(round(share * scale, 9)) / scale

@@ -115,7 +115,7 @@ def test_relevant_images_are_counted_less_those_left_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": np.zeros(39, int)}, "labels: expected 40 integers, one an image, found int64 of shape (39,)"),
+        ({"labels": np.zeros(39, int)}, "labels: expected 40 integers, one per image, found int64 of shape (39,)"),
         ({"labels": np.zeros(40)}, "labels: expected 40 integers"),
         ({"embeddings": np.zeros(40)}, "expected a matrix"),
         ({"embeddings": np.zeros((40, 6), int)}, "expected a matrix (images, dimensions) of floats, found int64"),

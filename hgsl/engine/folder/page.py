@@ -1,17 +1,15 @@
-"""A finished run to look at: one HTML page, and curves."""
+"""Report page and curves of a finished run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hgsl.data import RetrievalDataset
+from hgsl.engine.evaluation import Evaluation
 from hgsl.engine.folder.run_folder import CURVES, PAGE
-from hgsl.evaluation import Ranking
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.plots import write_curves
-from hgsl.evaluation.show.report import build_report
 
-PICTURES, MAP_IMAGES, PICTURE_SIDE = 1000, 1000, 224  # some seconds, however many images there are
+PICTURES, MAP_IMAGES = 1000, 1000  # some seconds, however many images there are
 SMOOTH = 0.05  # weight of a step in the drawn loss
 
 
@@ -19,8 +17,7 @@ def write_page(
     folder: Path,
     report: Mapping[str, Any],
     records: Sequence[Mapping[str, float]],
-    ranking: Ranking,
-    images: RetrievalDataset,
+    evaluation: Evaluation,
 ) -> None:
     """Writes ``report.html`` and ``curves.png``.
 
@@ -28,33 +25,32 @@ def write_page(
         folder: The run folder, whose name is the title.
         report: With ``before`` and ``after``.
         records: Of ``metrics.jsonl``.
-        ranking: Of the searched classes, after training.
-        images: Of the searched classes.
+        evaluation: Of the searched classes, after training.
     """
     recalls = {
-        f"{moment} training": {k: report[moment][f"recall@{k}"] for k in ranking.result.ks}
+        f"{moment} training": {k: report[moment][f"recall@{k}"] for k in evaluation.result.ks}
         for moment in ("before", "after")
         if report[moment]
     }
     write_curves(folder / CURVES, recalls, {"loss (running mean)": _smoothed(records)} if records else None)
-    manifest = images.manifest
-    row = {image: place for place, image in enumerate(images.ids.tolist())}
-    content = build_report(ranking.result, **{key: report["after"][key] for key in ("protocol", "split_hash", "notes")})
+    data = evaluation.data
     options = PageOptions(
-        title=f"{folder.name} on {manifest.name}",
-        class_names=images.class_names,
-        image_names=dict(zip(images.ids.tolist(), manifest.paths, strict=True)),
-        load_image=lambda image: images.image(row[image], PICTURE_SIDE),
+        title=f"{folder.name} on {data.facts['dataset']}",
+        class_names=data.class_names,
+        image_names=data.image_names,
+        load_image=data.load_image,
         max_pictures=PICTURES,
         map_images=MAP_IMAGES,
     )
-    write_html(folder / PAGE, {**content, "dataset": manifest.name}, ranking, options)
+    content = {**next(iter(evaluation.reports.values())), "notes": report["after"]["notes"]}
+    write_html(folder / PAGE, content, evaluation.ranking, options)
 
 
 def _smoothed(records: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    """(step, running mean of the loss)."""
-    curve, mean = [], records[0]["loss"]
+    """(step, running mean of the loss), a true mean of the few records of a short run."""
+    curve, total, weights = [], 0.0, 0.0
     for record in records:
-        mean += SMOOTH * (record["loss"] - mean)
-        curve.append((record["step"], mean))
+        total = (1 - SMOOTH) * total + SMOOTH * record["loss"]
+        weights = (1 - SMOOTH) * weights + SMOOTH
+        curve.append((record["step"], total / weights))
     return curve

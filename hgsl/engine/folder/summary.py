@@ -10,13 +10,12 @@ from hgsl.common.files import write_text
 from hgsl.common.tables import columns_of, format_table, recall_of
 from hgsl.engine.folder.run_folder import CURVES, PAGE, QUERIES
 from hgsl.evaluation import RetrievalResult
-from hgsl.evaluation.show.report import build_report
+from hgsl.evaluation.show.report import query_scores
 
 
 def write_queries(folder: Path, result: RetrievalResult) -> None:
     """Writes ids and scores of the queries, by which ``compare`` pairs two runs."""
-    content = build_report(result, protocol="", split_hash="", per_query=True)["per_query"]
-    write_text(folder / QUERIES, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(folder / QUERIES, json.dumps(query_scores(result), separators=(",", ":")) + "\n")
 
 
 def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int) -> dict[str, float]:

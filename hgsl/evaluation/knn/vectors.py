@@ -109,15 +109,20 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
 
 
 def integers(values: Array, name: str, count: int) -> Ints:
-    """Checks a list of ``count`` integers, one an image, and returns it as int64.
+    """Checks a list of ``count`` integers, one per image, and returns it as int64.
 
     Raises:
-        InputError: It is of another length, shape or kind.
+        InputError: It is of another length, shape or kind, or a number is too large.
     """
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise InputError(
-            f"{name}: expected {count} integers, one an image, found {array.dtype} of shape {tuple(array.shape)}"
+            f"{name}: expected {count} integers, one per image, found {array.dtype} of shape {tuple(array.shape)}"
+        )
+    if array.dtype == np.uint64 and count and array.max() > np.iinfo(np.int64).max:
+        raise InputError(
+            f"{name}: {array.max()} does not fit into a signed 64-bit integer: give smaller numbers, such as those of "
+            "np.unique(..., return_inverse=True)"
         )
     return array.astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Test-time averaging: the embedding of an image is the mean over several views of it."""
+"""Test-time augmentation: the embedding of an image is the mean over several views of it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,19 @@ from hgsl.common.errors import InputError
 CROPS = (1, 5)
 
 
+def check_crops(crops: int) -> None:
+    """Raises an InputError unless ``crops`` is 1 or 5."""
+    if crops not in CROPS:
+        raise InputError(f"crops must be 1 (the whole image) or 5 (center and corners), found {crops}")
+
+
 class AveragedViews(nn.Module):
     """Embeds flipped and cropped views and returns their mean direction, (B, 3, H, W) -> (B, D), unit norm.
 
     Args:
         model: (B, 3, H, W) -> (B, D) unit vectors.
         flip: Whether each view is also seen mirrored.
-        crops: 1 is the whole image; 5 adds nothing to it but replaces it by the center and the four corners.
+        crops: 1 uses the whole image, 5 the center and the four corner crops.
         share: Side of a crop over the side of the image; a crop is scaled back to the image's size.
 
     Raises:
@@ -24,8 +30,7 @@ class AveragedViews(nn.Module):
 
     def __init__(self, model: nn.Module, *, flip: bool = True, crops: int = 1, share: float = 0.875) -> None:
         super().__init__()
-        if crops not in CROPS:
-            raise InputError(f"crops must be 1 (the whole image) or 5 (center and corners), found {crops}")
+        check_crops(crops)
         if not 0 < share <= 1:
             raise InputError(f"share must be above 0 and at most 1, found {share}")
         self.model, self.flip, self.crops, self.share = model, flip, crops, share

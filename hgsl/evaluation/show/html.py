@@ -172,4 +172,5 @@ def _pictures(ids: Ints, options: PageOptions) -> list[str]:
 
 def _class_names(task: RetrievalTask, options: PageOptions) -> dict[int, str]:
     labels = np.union1d(task.query_labels, task.gallery_labels).tolist()
-    return {label: str(label) if options.class_names is None else options.class_names[label] for label in labels}
+    names = options.class_names or task.class_names
+    return {label: str(label) if names is None else names[label] for label in labels}

@@ -1,4 +1,4 @@
-"""Results as text, as the dictionary of a JSON report, and as CSV."""
+"""A result as the dictionary of a JSON report, and as CSV."""
 
 import csv
 import hashlib
@@ -33,7 +33,7 @@ def build_report(
         class_names: Label -> name.
         bootstrap: How many bootstrap samples the 95% ``intervals`` are made of; 0 leaves them out.
         per_class: Whether to add ``per_class``, a list of classes with their scores.
-        per_query: Whether to add ``per_query``: lists of ids and of every score, which ``compare`` pairs runs by.
+        per_query: Whether to add ``per_query``: see ``query_scores``.
         more: Further entries, such as ``versions``.
     """
     report: dict[str, Any] = {**result.to_dict(), "protocol": protocol, "split_hash": split_hash, **more}
@@ -49,13 +49,19 @@ def build_report(
     if per_class:
         report["per_class"] = class_rows(result, class_names)
     if per_query:
-        scores = {key: [_short(value) for value in values] for key, values in result.per_query.items()}
-        report["per_query"] = {"id": result.query_ids.tolist(), **scores}
+        report["per_query"] = query_scores(result)
     return report
 
 
+def query_scores(result: RetrievalResult) -> dict[str, list[Any]]:
+    """Returns ids, labels and every score of the queries, by which two evaluations of one split are paired."""
+    scores = {key: [_short(value) for value in values] for key, values in result.per_query.items()}
+    return {"id": result.query_ids.tolist(), "label": result.query_labels.tolist(), **scores}
+
+
 def class_rows(result: RetrievalResult, class_names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Returns one dictionary a class: ``class``, ``queries`` and every score."""
+    """Returns one dictionary per class: ``class``, ``queries`` and every score."""
+    class_names = class_names or result.class_names
     counts, scores = result.per_class()
     return [
         {
@@ -68,7 +74,8 @@ def class_rows(result: RetrievalResult, class_names: Sequence[str] | None = None
 
 
 def query_csv(result: RetrievalResult, class_names: Sequence[str] | None = None) -> str:
-    """Returns a table with one line a query: its id, its class and every score."""
+    """Returns a table with one line per query: its id, its class and every score."""
+    class_names = class_names or result.class_names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "class", *result.per_query])

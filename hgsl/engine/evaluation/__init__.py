@@ -1,0 +1,8 @@
+"""The one evaluation: of a model on a data set, of a run's settings, or of embeddings in files."""
+
+from hgsl.engine.evaluation.evaluate import evaluate, evaluate_model, prepare
+from hgsl.engine.evaluation.evaluation import Evaluation
+from hgsl.engine.evaluation.options import EvalOptions
+from hgsl.engine.evaluation.outputs import EvalOutputs
+
+__all__ = ["EvalOptions", "EvalOutputs", "Evaluation", "evaluate", "evaluate_model", "prepare"]

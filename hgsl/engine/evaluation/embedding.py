@@ -1,0 +1,122 @@
+"""Evaluation data from a model and its data set."""
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import Dataset
+
+from hgsl.common.errors import InputError
+from hgsl.data import Manifest, RetrievalDataset
+from hgsl.engine.evaluation.data import EvalData, ImageSet
+from hgsl.engine.evaluation.files import search_device
+from hgsl.engine.evaluation.options import EvalOptions
+from hgsl.engine.loop.stop import Diverged
+from hgsl.evaluation import embed
+from hgsl.evaluation.knn.vectors import Array
+from hgsl.evaluation.refine.tta import AveragedViews
+
+PICTURE_SIDE = 224
+
+
+def embed_data(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    options: EvalOptions,
+    *,
+    training: Dataset[Any] | None = None,
+    validation: Dataset[Any] | None = None,
+    name: str | None = None,
+) -> EvalData:
+    """Embeds ``dataset``, and promises to embed the others when they are needed.
+
+    The arguments are those of ``evaluate_model``. Under torchrun every process calls this.
+
+    Raises:
+        InputError: The data set has no groups to ignore, or the network returns nothing but zeros, as one does whose
+            masks have closed.
+        Diverged: It returns numbers that are not finite.
+    """
+    network: nn.Module = model
+    steps = []
+    if options.flip or options.crops != 1:
+        views = AveragedViews(model, flip=options.flip, crops=options.crops)
+        network, steps = views, [f"mean over views: {views.description}"]
+
+    def embedded(images: Dataset[Any], store: Any = None) -> ImageSet:
+        return _embedded(network, images, options, store, f"{steps} {_image_size(model)}")
+
+    def training_embeddings(images: Dataset[Any]) -> Array:
+        return embedded(images).embeddings
+
+    manifest: Manifest | None = getattr(dataset, "manifest", None)
+    return EvalData(
+        name=name or type(model).__name__,
+        images=embedded(dataset, options.store),
+        facts=_facts(dataset, manifest),
+        steps=steps,
+        training=None if training is None else lambda: training_embeddings(training),
+        validation=None if validation is None else lambda: embedded(validation),
+        class_names=None if manifest is None else manifest.class_names,
+        image_names=None if manifest is None else dict(zip(manifest.ids.tolist(), manifest.paths, strict=True)),
+        load_image=None if manifest is None else _image_loader(manifest),
+        device=search_device(str(options.device or "cpu")),
+    )
+
+
+def _embedded(network: nn.Module, dataset: Dataset[Any], options: EvalOptions, store: Any, identity: str) -> ImageSet:
+    manifest: Manifest | None = getattr(dataset, "manifest", None)
+    if options.ignore_same_group and (manifest is None or manifest.groups is None):
+        name = type(dataset).__name__ if manifest is None else manifest.name
+        raise InputError(f"--ignore-same-group: {name} has no groups")
+    embeddings, labels, ids = embed(
+        network,
+        dataset,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers if manifest is None or isinstance(dataset, RetrievalDataset) else 0,
+        device=options.device,
+        dtype=options.dtype,
+        progress=options.progress,
+        store=store,
+        identity=identity if manifest is None else f"{manifest.split_hash} {identity}",
+    )
+    _check_embeddings(embeddings)
+    if manifest is None:
+        return ImageSet(embeddings, labels, ids)
+    groups = manifest.groups if options.ignore_same_group else None
+    # The manifest's labels count classes alike in every split; those of the data set are contiguous in each.
+    return ImageSet(embeddings, manifest.labels, ids, groups, manifest.is_query, manifest.is_gallery)
+
+
+def _check_embeddings(embeddings: np.ndarray) -> None:
+    if not np.isfinite(embeddings).all():
+        raise Diverged(
+            "the network's embeddings are not finite, its training has diverged: start again with --overwrite, a lower "
+            "optim.lr or optim.centers_lr, or run.precision float32"
+        )
+    if not embeddings.any():
+        raise InputError(
+            "every embedding is zero, the network lets nothing through: if its masks have closed it, lower "
+            "sparsify.lmbda or sparsify.mask_lr"
+        )
+
+
+def _facts(dataset: Dataset[Any], manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {"dataset": type(dataset).__name__, "protocol": "every image among all others", "notes": []}
+    return {
+        "dataset": manifest.name,
+        "protocol": manifest.protocol,
+        "split_hash": manifest.split_hash,
+        "notes": list(manifest.notes),
+    }
+
+
+def _image_size(model: nn.Module) -> Any:
+    return getattr(model, "data_config", {}).get("image_size")
+
+
+def _image_loader(manifest: Manifest) -> Any:
+    images = RetrievalDataset(manifest)
+    row = {image: number for number, image in enumerate(manifest.ids.tolist())}
+    return lambda image: images.image(row[image], PICTURE_SIDE)

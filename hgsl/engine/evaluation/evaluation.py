@@ -1,0 +1,116 @@
+"""The outcome of an evaluation: rankings, report and table of every gallery."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hgsl.common.errors import InputError
+from hgsl.engine.evaluation import tables
+from hgsl.engine.evaluation.data import EvalData
+from hgsl.engine.evaluation.options import EvalOptions
+from hgsl.engine.folder.environment import versions
+from hgsl.evaluation import Ranking, RetrievalResult
+from hgsl.evaluation.show.report import build_report
+from hgsl.evaluation.threshold import Calibration, measure
+
+
+@dataclass(frozen=True)
+class GalleryEvaluation:
+    """The ranking of one gallery, the hash of what was searched, and the calibrated threshold if there is one."""
+
+    ranking: Ranking
+    split_hash: str
+    calibration: Calibration | None = None
+
+    @property
+    def no_match(self) -> dict[str, Any] | None:
+        """The threshold with its calibration, and how it does on the queries; None without one."""
+        if self.calibration is None:
+            return None
+        here = measure(self.ranking.top_scores, self.calibration.threshold)
+        metric = self.ranking.task.metric
+        return {**here.to_dict(), "metric": metric, "calibration": self.calibration.to_dict()}
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Everything that an evaluation computed; printed, it is the table of scores.
+
+    Attributes:
+        data: What was evaluated; ``data.steps`` names all that was done around the search.
+        options: How.
+        galleries: Name -> its ranking; one, unless there are separate galleries.
+    """
+
+    data: EvalData
+    options: EvalOptions
+    galleries: Mapping[str, GalleryEvaluation]
+
+    @property
+    def ranking(self) -> Ranking:
+        """The ranking of the only gallery.
+
+        Raises:
+            InputError: There are several.
+        """
+        if len(self.galleries) > 1:
+            raise InputError(f"{len(self.galleries)} galleries were searched: choose one of .galleries by its name")
+        return next(iter(self.galleries.values())).ranking
+
+    @property
+    def result(self) -> RetrievalResult:
+        """The scores of the only gallery."""
+        return self.ranking.result
+
+    @cached_property
+    def reports(self) -> dict[str, dict[str, Any]]:
+        """Name of a gallery -> its report, without scores of single classes and queries."""
+        return {name: self._report(part) for name, part in self.galleries.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """Returns scores, counts and facts of the only gallery, as the report of a training holds them."""
+        return {**self.result.to_dict(), **self.data.facts}
+
+    def to_dict(self, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
+        """Returns the report, or with several galleries ``{"galleries": {name: report}}``.
+
+        Args:
+            per_class: Whether to add the scores of each class.
+            per_query: Whether to add the scores of each query, which ``compare`` pairs two reports by.
+        """
+        reports = {
+            name: self._report(part, per_class=per_class, per_query=per_query) for name, part in self.galleries.items()
+        }
+        return next(iter(reports.values())) if len(reports) == 1 else {"galleries": reports}
+
+    def to_frame(self) -> Any:
+        """Returns the scores of every query of the only gallery; see ``RetrievalResult.to_frame``."""
+        return self.result.to_frame()
+
+    def text(self, *, per_class: bool = False) -> str:
+        """Returns the tables that the command prints."""
+        return tables.text(self.galleries, self.reports, self.data.class_names if per_class else None, per_class)
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{tables.escaped(self.text())}</pre>"
+
+    def _report(self, part: GalleryEvaluation, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
+        facts = {key: value for key, value in self.data.facts.items() if key not in ("protocol", "split_hash")}
+        return build_report(
+            part.ranking.result,
+            protocol=self.data.facts["protocol"],
+            split_hash=part.split_hash,
+            class_names=self.data.class_names,
+            bootstrap=self.options.bootstrap,
+            per_class=per_class,
+            per_query=per_query,
+            post_processing=list(self.data.steps),
+            metric=part.ranking.task.metric,
+            **({} if part.no_match is None else {"no_match": part.no_match}),
+            **facts,
+            versions=versions(),
+        )
