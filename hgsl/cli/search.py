@@ -127,8 +127,8 @@ def _print_report(report: "IndexReport", folder: Path) -> None:
             print(f"  ... {folder / report.record['files']['images']} lists all")
     for note in report.notes:
         print(f"note: {note}")
-    no_match = report.record["no_match"]
-    below = "none" if no_match is None else f"below {no_match['threshold']:.4f} ({no_match['source']})"
+    no_match = report.record["no_match"] or {"threshold": None}
+    below = "none" if no_match["threshold"] is None else f"below {no_match['threshold']:.4f} ({no_match['source']})"
     print(f"index {folder}: {report.images:,} images, {report.record['dimensions']:,} dimensions, "
           f"{report.record['faiss']}; no match: {below}")  # fmt: skip
 

@@ -175,30 +175,6 @@ def test_labels_of_a_table_are_recorded_and_replaceable(build, tmp_path, run, ph
         build(tmp_path / "index", photos, labels=table)
 
 
-def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos):
-    def threshold(**options):
-        report = build(tmp_path / "index", photos, **options)
-        return SearchIndex.open(tmp_path / "index").threshold, report.notes
-
-    assert threshold(checkpoint=run) == (None, [])
-    note = {"threshold": 0.61, "metric": "cosine", "false_accept_rate": 0.05}
-    (run / "no_match.json").write_text(json.dumps(note))
-    assert threshold(checkpoint=run)[0] == 0.61
-    assert threshold()[0] == 0.61  # recorded
-    assert threshold(no_match=0.3)[0] == 0.3
-    (run / "no_match.json").write_text(json.dumps({**note, "metric": "l2"}))
-    value, notes = threshold(checkpoint=run)
-    assert value == 0.3
-    assert "calibrated for other scores" in notes[0]
-    (run / "no_match.json").write_text(json.dumps({**note, "post_processing": ["PCA-whitening to 8 dimensions"]}))
-    assert threshold(checkpoint=run)[0] == 0.3
-    (run / "no_match.json").write_text("[]")
-    with pytest.raises(InputError, match=r"no_match\.json holds a JSON list: expected a calibrated threshold"):
-        threshold(checkpoint=run)
-    with pytest.raises(InputError, match="from -1 to 1"):
-        threshold(no_match=2)
-
-
 def test_an_interrupted_run_resumes(build, tmp_path, run, photos, counted, monkeypatch):
     vectors = Encoder.vectors
 

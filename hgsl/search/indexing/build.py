@@ -1,6 +1,7 @@
 """Construction and update of an index: only images that are new or changed are embedded."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hgsl.search.encoder import Encoder, fingerprint_of
 from hgsl.search.indexing.embedding import embed_images
 from hgsl.search.indexing.image_folder import FolderListing, list_images
 from hgsl.search.indexing.labels import label_source, read_labels
-from hgsl.search.indexing.no_match import no_match_record
+from hgsl.search.indexing.no_match import calibrated, threshold_source
 from hgsl.search.indexing.report import IndexReport, make_report
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import MODEL, PENDING, ImageFile, ImageTable, has_index, has_model, locked
@@ -77,31 +78,64 @@ def build_index(
         notes: list[str] = []
         previous_record, previous = _read_previous(folder, notes)
         encoder = _prepare_encoder(folder, checkpoint, target, previous_record)
-        record: dict[str, Any] = {
-            "root": str(root),
-            "faiss": faiss or previous_record.get("faiss", faiss_file.FLAT),
-            "labels": label_source(labels, previous_record),
-            "no_match": no_match_record(no_match, checkpoint, notes) or previous_record.get("no_match"),
-            "model": _model_record(encoder, checkpoint, previous_record),
-            "hgsl": __version__,
-        }
+        record = _settings(root, faiss, labels, checkpoint, encoder, previous_record)
+        threshold = threshold_source(no_match, checkpoint, previous_record, notes)
         label_of = read_labels(record["labels"], root, [image.path for image in listing.images], notes)
         pending = PendingEmbeddings(folder / PENDING, encoder.fingerprint)
-        vectors = _known_vectors(previous) | pending.vectors
-        missing = [image for image in listing.images if image not in vectors]
         resumed = sum(image in pending.vectors for image in listing.images)
-        faiss_file.check_factory(record["faiss"], encoder.dimensions, len(listing.images))
-        check_writable(folder, snapshot_bytes(len(listing.images), len(missing), encoder.dimensions, record["faiss"]))
+        missing = _missing_images(folder, listing, previous, pending, record)
         broken = embed_images(missing, root, encoder, pending, batch_size, workers, progress)
-        vectors |= pending.vectors
+        vectors = _known_vectors(previous) | pending.vectors
         table = _make_table(root, listing, vectors, label_of, broken)
-        record |= {"images": len(table.images), "dimensions": encoder.dimensions}
-        if _differs(folder, previous, table, record):
-            record = write_snapshot(folder, table, encoder.dimensions, _rows_of(table, vectors), record)
+        record |= {"images": len(table.images)}
+        if _differs(folder, previous, table, record, threshold):
+            calibrate = partial(calibrated, threshold, table, notes=notes)
+            record = write_snapshot(folder, table, record, _rows_of(table, vectors), calibrate)
         else:
             record = read_record(folder)
         pending.remove()
     return make_report(None if previous is None else previous.table, listing, table, resumed, record, notes)
+
+
+def _settings(
+    root: Path,
+    faiss: str | None,
+    labels: str | Path | None,
+    checkpoint: str | Path | None,
+    encoder: Encoder,
+    previous: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The settings in ``index.json``: those that are given, else those of the previous one, else the defaults."""
+    recorded = previous.get("model", {}).get("checkpoint")
+    return {
+        "root": str(root),
+        "faiss": faiss or previous.get("faiss", faiss_file.FLAT),
+        "labels": label_source(labels, previous),
+        "model": {**encoder.description(), "checkpoint": recorded if checkpoint is None else str(checkpoint)},
+        "dimensions": encoder.dimensions,
+        "hgsl": __version__,
+    }
+
+
+def _missing_images(
+    folder: Path,
+    listing: FolderListing,
+    previous: Snapshot | None,
+    pending: PendingEmbeddings,
+    record: Mapping[str, Any],
+) -> list[ImageFile]:
+    """The images to embed.
+
+    Raises:
+        InputError: The FAISS index cannot be built for so many images.
+        OSError: The disk is full.
+    """
+    known = _known_vectors(previous)
+    missing = [image for image in listing.images if image not in known and image not in pending.vectors]
+    factory, width, count = record["faiss"], record["dimensions"], len(listing.images)
+    faiss_file.check_factory(factory, width, count)
+    check_writable(folder, snapshot_bytes(count, len(missing), width, factory))
+    return missing
 
 
 def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snapshot | None]:
@@ -158,13 +192,6 @@ def _is_copy(folder: Path, fingerprint: str) -> bool:
         return False
 
 
-def _model_record(
-    encoder: Encoder, checkpoint: str | Path | None, previous_record: Mapping[str, Any]
-) -> dict[str, Any]:
-    recorded = previous_record.get("model", {}).get("checkpoint")
-    return {**encoder.description(), "checkpoint": recorded if checkpoint is None else str(checkpoint)}
-
-
 def _known_vectors(previous: Snapshot | None) -> dict[ImageFile, VectorRow]:
     if previous is None:
         return {}
@@ -202,8 +229,17 @@ def _rows_of(table: ImageTable, vectors: Mapping[ImageFile, VectorRow]) -> Calla
     return rows
 
 
-def _differs(folder: Path, previous: Snapshot | None, table: ImageTable, record: Mapping[str, Any]) -> bool:
+def _differs(
+    folder: Path,
+    previous: Snapshot | None,
+    table: ImageTable,
+    record: Mapping[str, Any],
+    threshold: Mapping[str, Any] | None,
+) -> bool:
     """Whether a new snapshot must be written."""
     if previous is None or not is_intact(folder, previous):
+        return True
+    recorded = previous.record.get("no_match") or {}
+    if any(recorded.get(key) != value for key, value in (threshold or {}).items()):
         return True
     return previous.table != table or any(previous.record.get(key) != value for key, value in record.items())

@@ -1,27 +1,141 @@
-"""The no-match threshold of an index: given by the user, or calibrated by the evaluation of its model."""
+"""The no-match threshold of an index: given by the user, or that of the model's run, calibrated again on the index.
+
+The best of N strangers grows with N, so a threshold that was calibrated on a small gallery accepts too many in a larger
+one. Each labeled image of the index, its own class excluded, is a stranger to this very gallery.
+"""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hgsl.common.no_match import FILE_NAME, read_no_match
+from hgsl.evaluation.knn.knn import k_nearest
+from hgsl.evaluation.knn.order import Gallery, neighbor_scores
+from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 from hgsl.search.checks import check_threshold
+from hgsl.search.storage import faiss_file
+from hgsl.search.storage.layout import ImageTable
+
+MAX_QUERIES = 2000  # labeled images that stand for strangers
+FEW_CLASSES = 20  # below which a share of strangers is hardly known
+SAMPLES = 1000  # of the bootstrap
+GIVEN = "given"
 
 
-def no_match_record(given: float | None, checkpoint: str | Path | None, notes: list[str]) -> dict[str, Any] | None:
-    """The threshold with its source for ``index.json``, or None where neither is at hand.
+def threshold_source(
+    given: float | None, checkpoint: str | Path | None, previous: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any] | None:
+    """Where the threshold comes from, without its calibration on the index; None where there is no threshold.
+
+    Args:
+        given: By the user, who is taken at their word.
+        checkpoint: A run folder, in which evaluation may have left a threshold.
+        previous: The previous ``index.json``.
+        notes: What the user must know is appended.
 
     Raises:
         InputError: The given threshold is not a cosine similarity, or the file of the run is damaged.
     """
     if given is not None:
         check_threshold(given)
-        return {"threshold": float(given), "source": "given"}
+        return {"threshold": float(given), "source": GIVEN}
     content = None if checkpoint is None else read_no_match(checkpoint)
     if checkpoint is None or content is None:
-        return None
+        return previous.get("no_match")
     path, threshold = Path(checkpoint) / FILE_NAME, content["threshold"]
     if content["metric"] != "cosine" or content.get("post_processing") or not math.isfinite(threshold):
         notes.append(f"{path} was calibrated for other scores than plain cosine similarity and is not used")
-        return None
-    return {"threshold": threshold, "source": str(path)}
+        return previous.get("no_match")
+    calibration = content.get("calibration", content)
+    return {"source": str(path), "run_threshold": threshold, "rate": float(calibration.get("false_accept_rate", 0))}
+
+
+def calibrated(
+    source: dict[str, Any] | None, table: ImageTable, vectors: Vectors, notes: list[str]
+) -> dict[str, Any] | None:
+    """Calibrates the threshold of a run on the images of the index.
+
+    It is raised until at most the run's share of strangers is accepted, and never lowered: classes that the model was
+    trained on are less similar to others than strangers are. Without two labels it is dropped.
+
+    Args:
+        source: From :func:`threshold_source`.
+        table: The images of the snapshot.
+        vectors: Their vectors.
+        notes: What the user must know is appended.
+
+    Returns:
+        The entry of ``index.json``: threshold, source, rate, number of images, strangers and classes, and the share of
+        strangers that are accepted with its 95 % interval.
+    """
+    if source is None or source["source"] == GIVEN:
+        return source
+    rows = np.array([row for row, label in enumerate(table.labels) if label is not None], dtype=np.int64)
+    names, labels = np.unique([table.labels[row] or "" for row in rows], return_inverse=True)
+    entry = {key: source[key] for key in ("source", "run_threshold", "rate")} | {"images": len(table.images)}
+    if len(names) < 2:
+        notes.append(
+            f"the threshold of {source['source']} belongs to another gallery and is not used: to calibrate it on this "
+            "index, its images need labels of two classes or more (--labels); --no-match gives a threshold"
+        )
+        return {**entry, "threshold": None}
+    strangers, classes, nearest = _strangers(vectors.pick(rows), labels)
+    threshold = max(source["run_threshold"], _threshold(strangers, source["rate"]))
+    accepted = strangers >= np.float32(threshold)
+    low, high = _interval(accepted, classes, nearest)
+    notes.append(_summary(threshold, source["rate"], float(accepted.mean()), low, high, len(strangers), len(names)))
+    measured = {"strangers": len(strangers), "classes": len(names), "accepted": float(accepted.mean())}
+    return {**entry, "threshold": threshold, **measured, "interval": [low, high]}
+
+
+def _strangers(vectors: Vectors, labels: Ints) -> tuple[Floats, Ints, Ints]:
+    """Similarity (Q,) of each query to its nearest image of another class, its own class, and that other class."""
+    rows = np.unique(np.linspace(0, len(labels) - 1, MAX_QUERIES).astype(np.int64))
+    queries, numbers = vectors.pick(rows), np.arange(len(labels))
+    gallery = Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
+    scores, nearest = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
+    depths, excluded = np.ones(len(rows), np.int64), [(labels[rows], labels)]
+    for part, positions in k_nearest(gallery, queries, depths, excluded=excluded, max_memory=faiss_file.MAX_MEMORY):
+        scores[part] = neighbor_scores(vectors, positions[:, :1], queries, part, faiss_file.METRIC)[:, 0]
+        nearest[part] = labels[positions[:, 0]]
+    return scores, labels[rows], nearest
+
+
+def _threshold(strangers: Floats, rate: float) -> float:
+    """The lowest threshold that accepts at most this share; equal scores are rejected together."""
+    allowed = math.floor(rate * len(strangers) + 1e-9)  # 0.29 * 100 is below 29
+    descending = np.sort(strangers)[::-1]
+    return float(np.nextafter(descending[min(allowed, len(strangers) - 1)], np.float32(np.inf)))
+
+
+def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tuple[float, float]:
+    """The 95 % interval of the share of accepted strangers, by a bootstrap over classes.
+
+    A class counts as a stranger and as what strangers are compared with, so a drawn class weighs in both roles.
+    """
+    generator, count = np.random.default_rng(0), int(max(classes.max(), nearest.max())) + 1
+    shares = []
+    for _ in range(SAMPLES):
+        drawn = np.bincount(generator.integers(0, count, count), minlength=count)
+        weights = drawn[classes] * drawn[nearest]
+        if weights.any():
+            shares.append(float(weights @ accepted / weights.sum()))
+    low, high = np.percentile(shares or [0, 1], [2.5, 97.5])
+    if not accepted.any():  # in none of so many classes: at 95 % the share is below this
+        high = 1 - 0.05 ** (1 / count)
+    return float(low), float(high)
+
+
+def _summary(
+    threshold: float, rate: float, accepted: float, low: float, high: float, strangers: int, classes: int
+) -> str:
+    few = "; so few classes tell little" if classes < FEW_CLASSES else ""
+    return (
+        f"no match below {threshold:.4f}: of {strangers:,} images of {classes:,} classes, each searched without its "
+        f"own class, {accepted:.1%} are accepted (95 % interval {low:.1%} to {high:.1%}, asked {rate:.1%}{few}); of "
+        "images unlike those that the model was trained on it may be more"
+    )

@@ -38,7 +38,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         if not isinstance(record.get(key), expected):
             raise InputError(f"{path} has no usable {key!r}: it was not written by hgsl or has been modified since")
     no_match = record.get("no_match")
-    if no_match is not None and not (isinstance(no_match, dict) and isinstance(no_match.get("threshold"), float)):
+    if no_match is not None and not (
+        isinstance(no_match, dict) and isinstance(no_match.get("threshold", 0), float | None)
+    ):
         raise InputError(f"{path} has no usable threshold in 'no_match': give one with hgsl-search index --no-match")
     return record
 

@@ -1,6 +1,6 @@
 """Writing a snapshot of an index: its files first, then ``index.json`` in one atomic replacement."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from hgsl.common.files import atomic_path, write_json
 from hgsl.common.fingerprint import file_checksum
-from hgsl.evaluation.knn.vectors import Floats, load_array, open_vectors
+from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import RECORD, SNAPSHOT_FILES, ImageTable
 from hgsl.search.storage.record import FORMAT
@@ -18,30 +18,35 @@ BYTES_PER_IMAGE = 300  # of the image table, roughly
 
 
 def write_snapshot(
-    folder: Path, table: ImageTable, width: int, vectors_of: Callable[[slice], Floats], record: dict[str, Any]
+    folder: Path,
+    table: ImageTable,
+    record: Mapping[str, Any],
+    vectors_of: Callable[[slice], Floats],
+    calibrate: Callable[[Vectors], dict[str, Any] | None],
 ) -> dict[str, Any]:
     """Makes these images and vectors the current snapshot of the folder.
 
     Args:
         table: The images.
-        width: D.
+        record: The settings in ``index.json``.
         vectors_of: Slice of images -> their vectors; called in order for ``CHUNK`` images at a time.
-        record: The entries of ``index.json`` except format, number and files of the snapshot.
+        calibrate: Vectors of all images, memory-mapped -> the no-match threshold in ``index.json``.
 
     Returns:
         The complete contents of ``index.json``.
     """
     number = 1 + _last_number(folder)
     files = {"embeddings": f"embeddings.{number}.npy", "images": f"images.{number}.json"}
-    _write_embeddings(folder / files["embeddings"], len(table.images), width, vectors_of)
+    _write_embeddings(folder / files["embeddings"], len(table.images), record["dimensions"], vectors_of)
     write_json(folder / files["images"], _table_columns(table))
+    vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
+    no_match = calibrate(vectors)
     if record["faiss"] != faiss_file.FLAT:
         files["vectors"] = f"vectors.{number}.faiss"
-        vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
         with atomic_path(folder / files["vectors"]) as temporary:
             faiss_file.write(vectors, record["faiss"], temporary)
         files["vectors_sha256"] = file_checksum(folder / files["vectors"])
-    content = {"format": FORMAT, "snapshot": number, **record, "files": files}
+    content = {"format": FORMAT, "snapshot": number, **record, "no_match": no_match, "files": files}
     write_json(folder / RECORD, content)
     _remove_other_snapshots(folder, set(files.values()))
     return content

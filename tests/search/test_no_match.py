@@ -1,0 +1,111 @@
+"""The no-match threshold of an index: its source, and its calibration on the images that are searched."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hgsl.common.errors import InputError
+from hgsl.evaluation.knn.vectors import open_vectors
+from hgsl.search import SearchIndex
+from hgsl.search.indexing.no_match import calibrated
+from hgsl.search.storage.layout import ImageFile, ImageTable
+
+SOURCE = {"source": "run/no_match.json", "run_threshold": -1.0, "rate": 0.05}
+
+
+def index_of(classes, images, labeled=True, seed=0):
+    """Random unit vectors around a center per class, as an image table and vectors."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), images)
+    vectors = generator.standard_normal((classes, 16))[labels] + 0.7 * generator.standard_normal((len(labels), 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    files = [ImageFile(f"{number}.jpg", 1, 1) for number in range(len(labels))]
+    return ImageTable(files, [f"c{label}" if labeled else None for label in labels], {}), vectors, labels
+
+
+def test_the_calibration_accepts_the_share_that_was_asked_for():
+    table, vectors, labels = index_of(classes=40, images=10)
+    notes = []
+    entry = calibrated(SOURCE, table, open_vectors(vectors), notes)
+    scores = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    scores[labels[:, None] == labels] = -2
+    best = np.sort(scores.max(axis=1).astype(np.float32))[::-1]
+    assert best[20] < np.float32(entry["threshold"]) <= best[19]  # 5 % of 400
+    assert (entry["strangers"], entry["classes"], entry["accepted"]) == (400, 40, 0.05)
+    low, high = entry["interval"]
+    assert 0 < low < 0.05 < high < 0.2
+    assert "5.0% are accepted" in notes[0]
+    assert "so few classes" not in notes[0]
+
+
+def test_the_interval_covers_the_share_among_new_classes():
+    """Calibrated on 30 classes, the share of accepted images of 100 new ones lies in the interval, 95 of 100 times."""
+    covered = []
+    for seed in range(20):
+        table, vectors, labels = index_of(classes=130, images=8, seed=seed)
+        known = labels < 30
+        part = ImageTable([], [label for label, is_known in zip(table.labels, known, strict=True) if is_known], {})
+        entry = calibrated(SOURCE, part, open_vectors(vectors[known]), [])
+        share = ((vectors[~known] @ vectors[known].T).max(axis=1) >= entry["threshold"]).mean()
+        covered.append(entry["interval"][0] <= share <= entry["interval"][1])
+    assert np.mean(covered) >= 0.9
+
+
+def test_a_larger_index_has_a_higher_threshold():
+    thresholds = [calibrated(SOURCE, table, open_vectors(vectors), [])["threshold"]
+                  for table, vectors, _ in (index_of(classes, 10) for classes in (5, 50, 500))]  # fmt: skip
+    assert thresholds == sorted(thresholds)
+    assert thresholds[2] > thresholds[0] + 0.1
+
+
+def test_the_threshold_of_the_run_is_never_lowered():
+    table, vectors, _ = index_of(classes=5, images=4)
+    entry = calibrated({**SOURCE, "run_threshold": 0.999}, table, open_vectors(vectors), notes := [])
+    assert (entry["threshold"], entry["accepted"]) == (0.999, 0)
+    assert entry["interval"][0] == 0
+    assert entry["interval"][1] == pytest.approx(1 - 0.05 ** (1 / 5))
+    assert "so few classes tell little" in notes[0]
+
+
+@pytest.mark.parametrize("labels", [None, "all"])
+def test_a_threshold_that_cannot_be_calibrated_is_dropped(labels):
+    table, vectors, _ = index_of(classes=3, images=4)
+    table = ImageTable(table.images, [labels] * 12, {})
+    entry = calibrated(SOURCE, table, open_vectors(vectors), notes := [])
+    assert entry["threshold"] is None
+    assert "belongs to another gallery and is not used" in notes[0]
+
+
+def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos):
+    folder = tmp_path / "index"
+
+    def threshold(**options):
+        report = build(folder, photos, **options)
+        return SearchIndex.open(folder).threshold, report.notes
+
+    assert threshold(checkpoint=run) == (None, [])
+    content = {"threshold": 0.2, "metric": "cosine", "calibration": {"false_accept_rate": 0.25}}
+    (run / "no_match.json").write_text(json.dumps(content))
+    calibrated_threshold, notes = threshold(checkpoint=run)
+    assert 0.2 < calibrated_threshold < 1
+    assert "of 24 images of 6 classes" in notes[0]
+    assert threshold() == (calibrated_threshold, [])  # nothing has changed
+    record = json.loads((folder / "index.json").read_text())["no_match"]
+    assert (record["run_threshold"], record["rate"], record["images"]) == (0.2, 0.25, 24)
+    (photos / "kind_00/00.jpg").unlink()
+    assert "of 23 images of 6 classes" in threshold()[1][0]  # calibrated again
+    assert threshold(no_match=0.3) == (0.3, [])
+    (photos / "kind_00/01.jpg").unlink()
+    assert threshold() == (0.3, [])  # the user's own
+    (run / "no_match.json").write_text(json.dumps({**content, "metric": "l2"}))
+    value, notes = threshold(checkpoint=run)
+    assert value == 0.3
+    assert "calibrated for other scores" in notes[0]
+    (run / "no_match.json").write_text(json.dumps({**content, "post_processing": ["PCA-whitening to 8 dimensions"]}))
+    assert threshold(checkpoint=run)[0] == 0.3
+    (run / "no_match.json").write_text("[]")
+    with pytest.raises(InputError, match=r"no_match\.json holds a JSON list: expected a calibrated threshold"):
+        threshold(checkpoint=run)
+    with pytest.raises(InputError, match="from -1 to 1"):
+        threshold(no_match=2)
