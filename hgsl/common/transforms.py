@@ -29,21 +29,21 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def check_shape(width: int, height: int) -> None:
-    """Refuses an image whose sides differ more than ``MAX_ASPECT`` times: it has nothing to recognize.
+    """Refuses an image with one side more than ``MAX_ASPECT`` times the other: it has nothing to recognize.
 
     Raises:
         InputError: It does; the message has both sides.
     """
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"its shape of {width:,} x {height:,} pixels is longer than {MAX_ASPECT} times its width")
+        raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
 
 
 @dataclass(frozen=True)
 class ShortestSide:
     """Resizes pixels (3, H, W) to a shortest side of ``side`` pixels; the longest side is rounded down.
 
-    Of an image that is longer than ``CROP_ASPECT`` times its width, only the center of that shape is resized, so that
-    a strip costs no more memory than ``CROP_ASPECT * side ** 2`` pixels.
+    Of an image with one side more than ``CROP_ASPECT`` times the other, only the center of that shape is resized, so
+    that a strip costs no more memory than ``CROP_ASPECT * side ** 2`` pixels.
 
     Pixels of the right size are returned unchanged, so resizing twice is resizing once: the pixels may be resized when
     they are read, or cached, without a change in the final tensor.

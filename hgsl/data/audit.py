@@ -24,7 +24,7 @@ FINDINGS = {
     "empty": ("empty files", True),
     "unreadable": ("not readable as an image", True),
     "damaged": ("truncated or damaged", True),
-    "shape": (f"longer than {MAX_ASPECT} times their width", True),
+    "shape": (f"one side over {MAX_ASPECT} times the other", True),
     "values": ("values that 8 bits cannot hold", True),
     "flat": ("nearly a single color", True),
     "huge": (f"more than {HUGE // 1_000_000} megapixels", False),

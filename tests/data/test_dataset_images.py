@@ -142,7 +142,7 @@ def test_extreme_shapes_are_refused_by_name_before_decoding(
     Image.new("L", size, 128).save(tmp_path / "strip.png")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     with pytest.raises(
-        InputError, match=rf"strip.png: its shape of {size[0]:,} x {size[1]:,} pixels is longer than 100"
+        InputError, match=rf"strip.png: of its {size[0]:,} x {size[1]:,} pixels, one side is more than 100"
     ):
         read_image(tmp_path / "strip.png")
 
@@ -199,7 +199,7 @@ def test_boxes_are_cut_only_when_asked_for(tmp_path: Path) -> None:
     assert RetrievalDataset(cut_to_boxes(strip))[0][0].size == (100, 1)
     gradient(201, 80).save(tmp_path / "a.png")
     strip = one(tmp_path / "a.png", boxes=[[0, 10, 201, 10.5]])
-    with pytest.raises(InputError, match=r"the box .* of .*a.png: its shape of 201 x 1 pixels is longer than 100"):
+    with pytest.raises(InputError, match=r"the box .* of .*a.png: of its 201 x 1 pixels, one side is more than 100"):
         RetrievalDataset(cut_to_boxes(strip))[0]
     gradient(100, 80).save(tmp_path / "a.png")
     with pytest.raises(
