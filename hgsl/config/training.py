@@ -20,22 +20,23 @@ class LossConfig:
     miner_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the miner."""
     memory: int = 0
-    """Embeddings of earlier steps that a loss over pairs also compares with (cross-batch memory); 0 for none."""
+    """Size of the cross-batch memory, embeddings of earlier steps that a loss over pairs also compares with; 0 for
+    none."""
     top_k: int | None = None
     """Size K of the hard set: only the K nearest class centers count; empty means all (global softmin)."""
     hard_set: Literal["all", "negatives"] = "all"
-    """all: the K nearest of all centers, as published; negatives: the K nearest wrong ones and always the true one."""
+    """all: the K nearest of all centers, as published; negatives: the true one and the K nearest others."""
     alpha: float = 0.1
     """Softness: the scale of the distances is 10 / alpha."""
     learnable_scale: bool = True
     """Whether alpha is learned."""
     decorrelation: float = 0.1
-    """Weight of the term that pushes class centers toward right angles."""
+    """Weight of the regularizer that turns class centers toward right angles."""
     margin: float = 0.0
     """Subtracted from the similarity to the true class."""
     both_sides: float = 0.0
-    """Weight of the same comparison from the other side, each class center of the batch with the K images nearest to
-    it; 0 as published. With several processes it gathers their embeddings."""
+    """Weight of a second term, which compares each class center of the batch with the K images nearest to it; 0 as
+    published. With several processes it gathers their embeddings."""
     similarity: Literal["euclidean", "cosine"] = "euclidean"
     """Similarity of embedding and center: minus the distance, as published, or the cosine."""
     top_k_schedule: dict[int, int | None] = field(default_factory=dict)
@@ -46,8 +47,8 @@ class LossConfig:
     """Whether centers get a sparse gradient and plain SGD at optim.centers_lr, so that no gradient or moment of their
     full size is held; empty means from 100,000 classes on. Several processes then need loss.sharded."""
     centers: Literal["random", "class_means"] = "random"
-    """Where the class centers of HardGlobalSoftminLoss start: random, as published, or at the mean embedding of each
-    class's images, which costs one pass over the training images."""
+    """Initial class centers of HardGlobalSoftminLoss: random, as published, or the mean embedding of each class's
+    images, which costs one pass over the training images."""
 
     def __post_init__(self) -> None:
         refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")

@@ -33,8 +33,8 @@ def center_side_loss(
         centers: ``(C, D)``, of any norm.
         labels: ``(B,)`` int64 in ``[0, C)``.
         scale: ``s = 10 / alpha``.
-        top_k: K; None, or more than there are, takes every image.
-        margin: taken off images of the class itself.
+        top_k: K; None, or a number above that of the images, takes every image.
+        margin: subtracted from the similarity of a center to images of its own class.
         similarity: ``"euclidean"`` or ``"cosine"``.
         sparse_grad: makes the gradient of ``centers`` sparse.
 
@@ -47,5 +47,5 @@ def center_side_loss(
     positive = z.masked_fill(~same, -torch.inf).logsumexp(dim=1, keepdim=True)
     negative = largest(z.masked_fill(same, -torch.inf), top_k or len(labels))
     losses = torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive[:, 0]
-    share = 1 / same.sum(dim=1, dtype=x.dtype)  # so that each class counts once
-    return (losses * share).sum() / share.sum()
+    weights = 1 / same.sum(dim=1, dtype=x.dtype)  # so that each class counts once
+    return (losses * weights).sum() / weights.sum()

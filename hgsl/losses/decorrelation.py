@@ -1,4 +1,4 @@
-"""The regularizer that turns class centers toward right angles."""
+"""Decorrelation: a regularizer that turns class centers toward right angles."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 sampled ones
 BLOCK = 2**20  # dot products held at a time
-FEW = 32  # so many draws of one class out of dozens do not all coincide
+FEW = 32  # draws from as many classes or more; that all coincide has a probability below 1e-40
 
 
 def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
@@ -19,8 +19,8 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
 
     Args:
         centers: ``(C, D)``, of any norm.
-        sample: rows to draw, with torch's global generator; their pairs give the estimate. None, or C and more: every
-            pair.
+        sample: classes to sample, with torch's global generator; their pairs give the estimate. None, or C and more,
+            takes every pair.
 
     Raises:
         InputError: ``sample`` is no integer of at least 2.
@@ -34,7 +34,7 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
 def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
     """Returns every row number, or ``sample`` of them drawn with replacement, at a cost that does not grow with C.
 
-    At least two rows differ. No class is preferred in this, so every pair of classes has the same chance.
+    At least two rows differ. The draw treats all classes alike, so every pair of classes has the same probability.
 
     Raises:
         InputError: ``sample`` is no integer of at least 2.
@@ -57,26 +57,34 @@ def mean_abs_dots(vectors: Tensor, rows: Tensor) -> Tensor:
 def count_pairs(rows: Tensor) -> Tensor:
     """Returns how many ordered pairs of ``rows`` differ (at least 1, to divide by).
 
-    Given which rows coincide, each pair of different rows is any pair of different classes with equal chance, so the
-    mean over them is unbiased though rows may repeat.
+    Given which rows coincide, each pair of different rows is any pair of different classes with the same probability,
+    so the mean over them is unbiased though rows may repeat.
     """
     return (rows[:, None] != rows).sum().clamp_min(1)
 
 
 @torch.no_grad()
-def sum_abs_dots(local: Tensor, every: Tensor, local_rows: Tensor, every_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums ``|a . b|`` over ``a`` in ``local`` ``(n, D)`` and ``b`` in ``every`` ``(m, D)`` of another row.
+def sum_abs_dots(part: Tensor, vectors: Tensor, part_rows: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums ``|a . b|`` over ``a`` in ``part`` ``(n, D)`` and ``b`` in ``vectors`` ``(m, D)`` of another row.
+
+    One block of dot products is held at a time.
+
+    Args:
+        part: those of the ``vectors`` that one process holds, or all of them.
+        vectors: of all processes.
+        part_rows: ``(n,)``, the class of each vector in ``part``.
+        rows: ``(m,)``, the class of each of the ``vectors``.
 
     Returns:
-        The sum; its gradient ``(n, D)`` by ``local``, which is part of ``every``: a pair is met from both its ends, and
-        counts twice. One block of dot products is held at a time.
+        The sum; the gradient ``(n, D)``, with respect to ``part``, of such sums of all processes: a pair counts twice,
+        once from each side.
     """
-    total, gradients = local.new_zeros(()), [local[:0]]
-    step = max(1, BLOCK // max(1, len(every)))
-    for a, row in zip(local.split(step), local_rows.split(step), strict=True):
-        dots = (a @ every.T).masked_fill_(row[:, None] == every_rows, 0)
+    total, gradients = part.new_zeros(()), [part[:0]]
+    step = max(1, BLOCK // max(1, len(vectors)))
+    for block, block_rows in zip(part.split(step), part_rows.split(step), strict=True):
+        dots = (block @ vectors.T).masked_fill_(block_rows[:, None] == rows, 0)
         total = total + dots.abs().sum()
-        gradients.append(2 * dots.sign_() @ every)
+        gradients.append(2 * dots.sign_() @ vectors)
     return total, torch.cat(gradients)
 
 

@@ -45,13 +45,13 @@ def hard_global_softmin_loss(
         top_k: K, the size of ``H_i``; None takes every class.
         hard_set: ``"all"``: ``H_i`` is the K largest ``z_ij`` over all classes, so it may lack the true one.
             ``"negatives"``: ``H_i`` is the K largest over the other classes, and the true one.
-        margin: taken off the true class before ``H_i`` is chosen, in both terms.
+        margin: subtracted from the similarity to the true class before ``H_i`` is chosen, in both terms.
         similarity: ``"euclidean"`` as above, or ``"cosine"``: ``z_ij = s (x_i . w_j - margin [j = y_i])``.
         weights: ``(B,)`` factors of each embedding's loss before the mean; None is 1.
         decorrelation: weight of the regularizer, which turns centers toward right angles.
-        decorrelation_sample: rows to draw for an unbiased estimate of it, with torch's global generator; None takes
-            every pair.
-        chunk_size: centers searched at a time; None chooses, and scores every pair where that is cheaper.
+        decorrelation_sample: classes to sample for an unbiased estimate of it, with torch's global generator; None
+            takes every pair.
+        chunk_size: centers searched at a time; None picks a size, and scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
         both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class center of the
             batch with the K nearest images as well; 0 as published. It takes no ``weights``.
@@ -67,7 +67,7 @@ def hard_global_softmin_loss(
     check_center_shape(centers)
     check_batch(embeddings, labels, centers.shape[1], weights)
     check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
-    k, every = hard_set_size(top_k, len(centers), hard_set), hard_set_size(None, len(centers), hard_set)
+    k, largest_k = (hard_set_size(size, len(centers), hard_set) for size in (top_k, None))
     with torch.autocast(embeddings.device.type, enabled=False):
         x = unit_of_any_norm(embeddings.to(working_dtype(embeddings, centers)))  # (B, D)
         sampled = sampled_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
@@ -76,7 +76,7 @@ def hard_global_softmin_loss(
 
         scores, excluded, w = score_classes(x, centers, labels, nearest, sampled, similarity, sparse_grad)
         z = scaled(scores, excluded, alpha, margin)  # (B, 1 + n): the true class, then the others
-        losses = hard_logits(z, k if k < every else None, hard_set).logsumexp(dim=1) - z[:, 0]  # (B,)
+        losses = hard_logits(z, k if k < largest_k else None, hard_set).logsumexp(dim=1) - z[:, 0]  # (B,)
         loss = losses.mean() if weights is None else (losses * weights).mean()
         if both_sides:
             loss = loss + both_sides * center_side_loss(
@@ -98,7 +98,7 @@ def class_logits(
 
 
 def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
-    """Returns ``z`` ``(B, 1 + n)`` from similarities: the margin off the first, ``-inf`` where ``excluded``."""
+    """Returns ``z`` ``(B, 1 + n)`` from similarities, less the margin in column 0, ``-inf`` where ``excluded``."""
     if margin:
         scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
     return (10 / alpha * scores).masked_fill(excluded, -torch.inf)

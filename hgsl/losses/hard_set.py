@@ -1,4 +1,4 @@
-"""The hard set: which classes each embedding is compared with, their similarities, and the K hardest among them."""
+"""The hard set: the search for its candidates, their similarities, and the choice of the K hardest."""
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,9 @@ CPU_CHUNK, GPU_CHUNK = 8192, 65536
 def nearest_classes(
     x: Tensor, centers: Tensor, labels: Tensor, k: int, chunk_size: int | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Finds the ``k`` classes nearest to each embedding besides its own, without gradient, where that pays.
+    """Finds the ``k`` classes nearest to each embedding other than its own, without gradient.
 
-    Few classes, or ``k`` near their number: scoring every pair is cheaper, and nothing is searched.
+    With few classes, or ``k`` near their number, scoring every pair is cheaper, and nothing is searched.
 
     Args:
         x: unit embeddings ``(B, D)``.
@@ -29,16 +29,16 @@ def nearest_classes(
         chunk_size: centers searched at a time; a number forces the search.
 
     Returns:
-        The classes ``(B, k)`` int64, with the own one last if it is among them, or None for every class; the smallest
-        and the largest norm of all centers ``(2,)``.
+        The classes ``(B, k)`` int64, or None for every class (the true class may be among them, where fewer than
+        ``k`` others exist); the smallest and the largest norm of all centers ``(2,)``.
     """
     x, centers, count = x.detach(), centers.detach(), len(centers)
     if chunk_size is None and k + 1 > GATHER_BELOW * count:
         return None, torch.stack(torch.linalg.vector_norm(centers, dim=1, dtype=x.dtype).aminmax())
     chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
     nearest, norms = nearest_centers(x, centers, min(k + 1, count), chunk)
-    own_last = (nearest == labels[:, None]).byte().argsort(dim=1, stable=True)
-    return nearest.gather(1, own_last[:, :k]), norms
+    true_last = (nearest == labels[:, None]).byte().argsort(dim=1, stable=True)
+    return nearest.gather(1, true_last[:, :k]), norms
 
 
 def score_classes(
@@ -52,8 +52,8 @@ def score_classes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compares each embedding with the center of its class and with the ``nearest`` ones, or with all.
 
-    The centers are read once, and so their gradient is written once: the ``sampled`` ones, which the regularizer
-    compares among each other, are returned as well.
+    The ``sampled`` centers, which the regularizer compares with each other, are returned as well, since one lookup of
+    all centers of a step writes one gradient.
 
     Args:
         x: unit embeddings ``(B, D)``.
@@ -65,30 +65,30 @@ def score_classes(
         sparse_grad: whether the gradient of ``centers`` is sparse: only the rows used here.
 
     Returns:
-        Similarities ``(B, 1 + n)``, that of the own class first; a mask of the same shape, True where an entry does not
-        count (the own class again among the others, or first where its center is not here); the sampled centers
-        ``(m, D)`` at norm 1.
+        Similarities ``(B, 1 + n)``, that of the true class first; a mask of the same shape, True where an entry does
+        not count (the true class again among the others, or first where its center is not among these); the sampled
+        centers ``(m, D)`` at norm 1.
     """
     target = labels[:, None]
-    own = target.clamp(0, len(centers) - 1)
+    row = target.clamp(0, len(centers) - 1)
     if nearest is None:
         nearest = torch.arange(len(centers), device=x.device)
         w = unit((F.embedding(nearest, centers, sparse=True) if sparse_grad else centers).to(x.dtype))
-        every = matrix_similarity(x, w, similarity)  # (B, C)
-        scores, vectors = torch.cat([every.gather(1, own), every], dim=1), w[sampled]
+        scores = matrix_similarity(x, w, similarity)  # (B, C)
+        scores, vectors = torch.cat([scores.gather(1, row), scores], dim=1), w[sampled]
     else:
-        classes = torch.cat([own, nearest], dim=1)
+        classes = torch.cat([row, nearest], dim=1)
         scores, vectors = gathered_similarity(x, centers, classes, sampled, similarity, sparse_grad)
-    return scores, torch.cat([own != target, nearest == target], dim=1), vectors
+    return scores, torch.cat([row != target, nearest == target], dim=1), vectors
 
 
 def hard_logits(logits: Tensor, k: int | None, hard_set: str) -> Tensor:
-    """Returns the logits of the hard set, from those of the own class (first) and the others: ``(B, 1 + n)``.
+    """Returns the logits of the hard set, from those of the true class (first) and the others: ``(B, 1 + n)``.
 
     Args:
         logits: ``-inf`` where an entry does not count.
         k: K; None takes every class.
-        hard_set: ``"all"``: the K largest. ``"negatives"``: the own class, and the K largest of the others.
+        hard_set: ``"all"``: the K largest. ``"negatives"``: the true class, and the K largest of the others.
     """
     if k is None:
         return logits

@@ -15,11 +15,11 @@ from hgsl.losses.scoring.similarity import normalize_
 class HardGlobalSoftminLoss(nn.Module):
     """Learns one center per class, and compares each embedding with the K centers nearest to it.
 
-    The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`. It computes in float32 or more,
-    also under autocast.
+    The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`, computed in float32 or float64, also
+    under autocast.
 
-    It follows the conventions of pytorch-metric-learning and runs in its trainers. That library's
-    ``DistributedLossWrapper`` takes only its own base class. With several processes wrap this module in
+    The call signature is that of pytorch-metric-learning, and the loss runs in its trainers, but its
+    ``DistributedLossWrapper`` takes only the library's own base class. With several processes wrap this module in
     ``DistributedDataParallel`` (every process holds all centers, with ``sparse_grad=False``; equal local batches give
     the gradient of the joint batch), or use :class:`hgsl.losses.ShardedHardGlobalSoftminLoss`.
 
@@ -28,26 +28,26 @@ class HardGlobalSoftminLoss(nn.Module):
         embedding_size: D, the dimension of the embeddings.
         top_k: K, the size of the hard set; None takes every class. See :meth:`set_top_k`.
         hard_set: ``"all"`` or ``"negatives"``.
-        alpha: softness at the start, ``s = 10 / alpha``.
+        alpha: initial softness, ``s = 10 / alpha``.
         learnable_scale: whether alpha is trained; give it a learning rate of its own (1e-5 in the published recipe).
         decorrelation: weight of the regularizer.
-        margin: taken off the true class.
+        margin: subtracted from the similarity to the true class.
         similarity: ``"euclidean"`` (published) or ``"cosine"``.
-        chunk_size: centers searched at a time; None chooses.
+        chunk_size: centers searched at a time; None picks a size, and scores every pair where that is cheaper.
         sparse_grad: gives the centers a sparse gradient and keeps them at unit norm, at a cost that does not grow with
             C. They then need an optimizer of their own: see :func:`hgsl.losses.sparse_optimizer`.
-        decorrelation_sample: rows sampled at each call to estimate the regularizer; None takes every pair of up to 256
-            classes, and samples 128 rows of more.
-        both_sides: weight of the same comparison from the other side, each class center of the batch with the K images
-            nearest to it; 0 as published, 1 where training classes are few and others are searched. Several processes
-            must then gather their embeddings first, or each compares within its own batch.
+        decorrelation_sample: classes sampled at each call to estimate the regularizer; None takes every pair of up to
+            256 classes, and samples 128 of more.
+        both_sides: weight of a second term, which compares each class center of the batch with the K images nearest to
+            it; 0 as published, 1 in this project's recipes. Several processes must then gather their embeddings first,
+            or each compares within its own batch.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.
         alpha: the scalar parameter.
 
     Raises:
-        InputError: A setting is none of the above.
+        InputError: A setting is not as above.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class HardGlobalSoftminLoss(nn.Module):
             ref_labels: not supported; must be None.
 
         Raises:
-            InputError: An argument is not as above, alpha has left its range, or the centers of a loss with
-                ``sparse_grad`` were moved by an optimizer it does not know.
+            InputError: An argument is not as above, alpha has left its range, a center is not finite, or the centers of
+                a loss with ``sparse_grad`` were changed by an optimizer that is not attached.
         """
         refuse_references(ref_emb, ref_labels)
         self._keep_unit()
@@ -140,7 +140,7 @@ class HardGlobalSoftminLoss(nn.Module):
         return class_logits(embeddings, self.centers, self.alpha, self.similarity)
 
     def set_top_k(self, top_k: int | None) -> None:
-        """Sets K from the next call on (None: all), for a curriculum from all classes to fewer.
+        """Sets K from the next call on (None: all), for a schedule from all classes to fewer.
 
         Raises:
             InputError: K is below 1 or above the number of classes to choose from.
@@ -152,7 +152,7 @@ class HardGlobalSoftminLoss(nn.Module):
         """Copies ``centers`` ``(C, D)`` into the parameter and normalizes them.
 
         Raises:
-            InputError: The shape is another, or a value is not finite.
+            InputError: The shape differs, or a value is not finite.
         """
         if centers.shape != self.centers.shape or not centers.isfinite().all():
             raise InputError(
@@ -186,14 +186,14 @@ class HardGlobalSoftminLoss(nn.Module):
         return torch.empty(self.num_classes, self.embedding_size).normal_()
 
     def _keep_unit(self) -> None:
-        # Attached optimizers re-normalize what they touched; this catches every other change of the centers.
+        # Attached optimizers normalize the rows they change; this notices other changes that autograd counts.
         if not self.sparse_grad or torch.compiler.is_compiling():
             return
         if self.centers._version != self._unit_version:
             if self._trained_unattached and not self.optimizer_attached:
                 raise InputError(
-                    "the centers have changed since the last call, but sparse_grad=True knows no optimizer: call "
-                    "hgsl.losses.attach_optimizer(loss_fn, optimizer) once, or set them with loss_fn.set_centers"
+                    "the centers have changed since the last call, but no optimizer is attached (sparse_grad=True): "
+                    "call hgsl.losses.attach_optimizer(loss_fn, optimizer) once, or set them with loss_fn.set_centers"
                 )
             self.renormalize()
         self._trained_unattached = torch.is_grad_enabled() and not self.optimizer_attached

@@ -21,7 +21,7 @@ def scheduled_top_k(schedule: Mapping[int, int | None], epoch: int) -> int | Non
     """
     if 0 not in schedule or min(schedule) < 0:
         raise InputError(
-            f"top_k schedule {dict(schedule)} must map epochs from 0 on to K, such as {{0: null, 10: 100}}"
+            f"top_k schedule {dict(schedule)} must map epochs, from 0 on, to K, such as {{0: null, 10: 100}}"
         )
     for start, k in schedule.items():
         check_integer(f"K of epoch {start} in the top_k schedule", k, 1, "null for every class")

@@ -1,4 +1,4 @@
-"""The Hard Global Softmin Loss with its class centers divided among processes."""
+"""The Hard Global Softmin Loss with its class centers sharded over processes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,8 @@ from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 
 class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
-    """Rank r owns the block of ``ceil(C / world)`` centers from class ``r ceil(C / world)`` on, in ``centers``.
+    """Hard Global Softmin Loss whose centers are sharded: rank r holds ``ceil(C / world)`` of them, from class
+    ``r ceil(C / world)`` on.
 
     Each call gathers the embeddings of all processes. Every process finds the hard set among its own centers, the
     global one is chosen from these candidates, and gradients flow to the shard that owns a center and back to the
@@ -160,8 +161,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
 
     def _check_centers(self, norms: Tensor) -> None:
         """Refuses unusual centers of any process on all of them; ``norms`` are the extremes ``(2,)`` of this one."""
-        every = torch.stack(gather(norms, self.process_group))
-        if usual_norms([float(every[:, 0].amin()), float(every[:, 1].amax())]):
+        extremes = torch.stack(gather(norms, self.process_group))  # (world, 2)
+        if usual_norms([float(extremes[:, 0].amin()), float(extremes[:, 1].amax())]):
             return
         problem = None
         try:
@@ -184,27 +185,26 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         k = hard_set_size(self.top_k, self.num_classes, self.hard_set)
         width = 1 + min(k, self.classes_per_rank)
         padded = F.pad(local.detach(), (0, width - local.shape[1]), value=-torch.inf)
-        every = torch.stack(gather(padded, self.process_group), dim=1)  # (N, world, width)
-        is_true = torch.zeros_like(every[0], dtype=torch.bool)  # (world, width)
+        logits = torch.stack(gather(padded, self.process_group), dim=1)  # (N, world, width)
+        is_true = torch.zeros_like(logits[0], dtype=torch.bool)  # (world, width)
         is_true[:, 0] = True
 
-        is_true = is_true.flatten()
-        losses, slopes = _losses_and_slopes(every.flatten(1), is_true, k, self.hard_set)
-        slopes = slopes.view(every.shape)[:, rank, : local.shape[1]] * weights[:, None] / len(local)
+        losses, slopes = _losses_and_slopes(logits.flatten(1), is_true.flatten(), k, self.hard_set)
+        slopes = slopes.view(logits.shape)[:, rank, : local.shape[1]] * weights[:, None] / len(local)
         return with_gradient((weights * losses).mean(), local.masked_fill(local.isneginf(), 0), slopes)
 
     def _joint_decorrelation(self, vectors: Tensor, sampled: Tensor) -> Tensor:
         """Returns the regularizer over the ``sampled`` centers, with the gradient of the local ones, ``vectors``."""
         is_local = self._is_local(sampled)
-        every = vectors.new_zeros(len(sampled), self.embedding_size)
-        every[is_local] = vectors.detach()
-        every = all_reduce_sum(every, self.process_group)
-        total, gradient = sum_abs_dots(vectors, every, sampled[is_local], sampled)
+        gathered = vectors.new_zeros(len(sampled), self.embedding_size)
+        gathered[is_local] = vectors.detach()
+        gathered = all_reduce_sum(gathered, self.process_group)
+        total, gradient = sum_abs_dots(vectors, gathered, sampled[is_local], sampled)
         share = with_gradient(total, vectors, gradient) / count_pairs(sampled)
         return all_reduce_sum(share, self.process_group) + (share - share.detach())
 
     def _new_centers(self) -> Tensor:
-        # All processes usually share a seed, and would draw the same centers.
+        # Processes usually share a seed, and would all draw the same centers.
         seed = int(torch.randint(2**62, ())) + self.first_class
         rows = max(0, min(self.classes_per_rank, self.num_classes - self.first_class))
         return torch.empty(rows, self.embedding_size).normal_(generator=torch.Generator().manual_seed(seed))

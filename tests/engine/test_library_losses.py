@@ -130,9 +130,9 @@ def test_a_run_with_miner_and_memory_that_is_stopped_ends_in_the_same_weights(
     assert not (cut / "model.safetensors").exists()
     assert train.main([*words, "--run.dir", str(cut), "--resume"]) == 0
 
-    expected, found = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    expected, resumed = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[key], resumed[key]) for key in expected)
     losses = [[record["loss"] for record in read_metrics(run / "metrics.jsonl")] for run in (whole, cut)]
     assert len(losses[0]) == 9
     assert losses[0] == losses[1]

@@ -102,8 +102,10 @@ def test_steps_are_those_of_two_optimizers(name: str) -> None:
     other, reference, _ = build(settings, sparse_centers=True)
     loss_fn = HardGlobalSoftminLoss(CLASSES, DIMENSION, top_k=3, alpha=0.4, sparse_grad=True)
     loss_fn.load_state_dict(reference.loss_fn.state_dict())
-    kind = {"adamw": torch.optim.AdamW, "sgd": lambda groups, **_: torch.optim.SGD(groups, momentum=0.9)}[name]
-    main = kind(
+    optimizer_class = {"adamw": torch.optim.AdamW, "sgd": lambda groups, **_: torch.optim.SGD(groups, momentum=0.9)}[
+        name
+    ]
+    main = optimizer_class(
         [
             {"params": [*other.parameters()], "lr": 1e-2, "weight_decay": settings.weight_decay},
             {"params": [loss_fn.alpha], "lr": 1e-3, "weight_decay": 0.0},

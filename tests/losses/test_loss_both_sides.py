@@ -1,4 +1,4 @@
-"""The comparison from the side of the class centers, against a slow, obvious version of its formula."""
+"""The loss from the side of the class centers, against a slow, obvious version of its formula."""
 
 import math
 
@@ -29,14 +29,14 @@ def oracle(x, centers, labels, scale, top_k, margin, similarity):
     losses = []
     for j in sorted(set(labels.tolist())):
         w = [value / math.hypot(*centers[j].tolist()) for value in centers[j].tolist()]
-        own, others = [], []
+        positives, negatives = [], []
         for vector, label in zip(x.tolist(), labels.tolist(), strict=True):
             closeness = 1 - math.sqrt(math.dist(vector, w) ** 2 + 1e-6)
             if similarity == "cosine":
                 closeness = sum(a * b for a, b in zip(vector, w, strict=True))
-            (own if label == j else others).append(scale * (closeness - margin * (label == j)))
-        nearest = sorted(others)[-top_k:] if top_k else others
-        losses.append(log_sum([*own, *nearest]) - log_sum(own))
+            (positives if label == j else negatives).append(scale * (closeness - margin * (label == j)))
+        nearest = sorted(negatives)[-top_k:] if top_k else negatives
+        losses.append(log_sum([*positives, *nearest]) - log_sum(positives))
     return sum(losses) / len(losses)
 
 
@@ -45,8 +45,8 @@ def oracle(x, centers, labels, scale, top_k, margin, similarity):
 @pytest.mark.parametrize("similarity", ["euclidean", "cosine"])
 def test_equals_the_formula(top_k, margin, similarity):
     x, centers, labels = batch()
-    found = center_side_loss(x, centers, labels, 7.0, top_k, margin=margin, similarity=similarity)
-    assert found.item() == pytest.approx(oracle(x, centers, labels, 7.0, top_k, margin, similarity), abs=1e-11)
+    actual = center_side_loss(x, centers, labels, 7.0, top_k, margin=margin, similarity=similarity)
+    assert actual.item() == pytest.approx(oracle(x, centers, labels, 7.0, top_k, margin, similarity), abs=1e-11)
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "cosine"])
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_finite_differences(similarity):
     assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in (x, centers, scale)])
 
 
-def test_a_batch_of_one_class_has_nothing_to_tell_apart():
+def test_a_batch_of_one_class_has_no_loss_and_no_gradient():
     x, centers, _ = batch()
     x.requires_grad_()
     loss = center_side_loss(x, centers, torch.full((9,), 2), 7.0, 3)
@@ -81,7 +81,7 @@ def test_its_weight_adds_it_to_the_loss():
     assert "both_sides=2.0" in repr(both)
 
 
-def test_sparse_gradients_move_the_same_centers_to_the_same_places():
+def test_a_step_with_sparse_gradients_equals_a_dense_step():
     x, centers, labels = batch()
     moved = []
     for sparse in (False, True):
@@ -94,7 +94,7 @@ def test_sparse_gradients_move_the_same_centers_to_the_same_places():
     torch.testing.assert_close(*moved)
 
 
-def test_what_it_does_not_go_with():
+def test_impossible_combinations_are_refused():
     with pytest.raises(InputError, match="both_sides is -1"):
         HardGlobalSoftminLoss(6, 5, both_sides=-1)
     with pytest.raises(InputError, match="sharded"):
@@ -103,6 +103,6 @@ def test_what_it_does_not_go_with():
         LossConfig(sharded=True, both_sides=1.0)
 
 
-def test_several_processes_gather_for_it():
+def test_several_processes_gather_their_embeddings_for_it():
     assert build_objective(LossConfig(both_sides=1.0), 6, 5).gather
     assert not build_objective(LossConfig(), 6, 5).gather

@@ -1,4 +1,4 @@
-"""Several processes against one: replicated centers under DistributedDataParallel, and sharded ones."""
+"""Several processes against one: replicated centers under DistributedDataParallel, and sharded centers."""
 
 import itertools
 
@@ -65,12 +65,12 @@ def check_sharded(rank, world):
         torch.manual_seed(2)  # of the rows drawn for the regularizer
         expected = reference(whole, labels)
         torch.manual_seed(2 + rank)
-        found = sharded(part, labels[mine])
+        actual = sharded(part, labels[mine])
         (3 * expected).backward()
-        (3 * found).backward()
+        (3 * actual).backward()
 
         pairs = {
-            "loss": (found, expected),
+            "loss": (actual, expected),
             "embeddings": (part.grad, world * whole.grad[mine]),
             "alpha": (sharded.alpha.grad, reference.alpha.grad),
         }
@@ -202,10 +202,10 @@ def test_one_process_needs_no_group():
     sharded = ShardedHardGlobalSoftminLoss(9, DIMENSION, top_k=2, alpha=1.0, decorrelation=0.5).double()
     sharded.load_state_dict(reference.state_dict())
     embeddings, labels = joint_batch(9, [5])
-    found, expected = sharded(embeddings, labels), reference(embeddings, labels)
-    found.backward()
+    actual, expected = sharded(embeddings, labels), reference(embeddings, labels)
+    actual.backward()
     expected.backward()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(sharded.centers.grad, reference.centers.grad)
     tuples = (torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([3, 4]))
     torch.testing.assert_close(sharded(embeddings, labels, tuples), reference(embeddings, labels, tuples))

@@ -52,10 +52,10 @@ def test_logits_and_normalization_take_any_norm():
 
 @ROUTES
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e19, 1e-22])
-@pytest.mark.parametrize("kind", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
-def test_centers_without_a_direction_are_named(chunk_size, value, kind):
+@pytest.mark.parametrize("loss_class", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
+def test_centers_without_a_direction_are_named(chunk_size, value, loss_class):
     embeddings, _, labels = random_batch()
-    loss_fn = kind(9, 5, top_k=2, chunk_size=chunk_size)
+    loss_fn = loss_class(9, 5, top_k=2, chunk_size=chunk_size)
     with torch.no_grad():
         loss_fn.centers[6] = value
     with pytest.raises(InputError, match=r"centers are not finite, or of a norm outside 1e-12 to 1e\+18, in row 6: "):
@@ -99,7 +99,7 @@ def test_weights_of_another_shape_are_refused(weights):
         hard_global_softmin_loss(embeddings, centers, labels, weights=weights)
 
 
-@pytest.mark.parametrize("kind", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
+@pytest.mark.parametrize("loss_class", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
 @pytest.mark.parametrize(
     ("indices", "message"),
     [
@@ -109,10 +109,10 @@ def test_weights_of_another_shape_are_refused(weights):
         (torch.tensor([True, False]), r"holds torch\.bool: expected integers"),
     ],
 )
-def test_indices_of_a_miner_outside_the_batch_are_refused(kind, indices, message):
+def test_indices_of_a_miner_outside_the_batch_are_refused(loss_class, indices, message):
     embeddings, _, labels = random_batch()
     with pytest.raises(InputError, match=message):
-        kind(9, 5)(embeddings, labels, (indices, indices, indices))
+        loss_class(9, 5)(embeddings, labels, (indices, indices, indices))
 
 
 @pytest.mark.parametrize("top_k", [True, 2.0, "2", 0, -1])

@@ -1,4 +1,4 @@
-"""The loss against a slow, obvious version of its formula, and its two ways of computing against each other."""
+"""The loss against a slow, obvious version of its formula; the dense and the gathered computation agree."""
 
 import itertools
 import math
@@ -46,8 +46,10 @@ def loss_and_gradients(embeddings, centers, labels, alpha, *settings, **options)
     return [loss.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def relative_error(found, expected):
-    return max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-3)) for a, b in zip(found, expected, strict=True))
+def relative_error(actual, expected):
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp_min(1e-3)) for a, b in zip(actual, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("hard_set", "similarity", "margin"), SETTINGS)
@@ -56,10 +58,10 @@ def relative_error(found, expected):
 def test_equals_the_formula(hard_set, similarity, margin, chunk_size, top_k):
     embeddings, centers, labels = batch()
     expected = oracle(embeddings, centers, labels, 0.7, top_k, hard_set, similarity, margin)
-    found = hard_global_softmin_loss(
+    actual = hard_global_softmin_loss(
         embeddings, centers, labels, 0.7, top_k, hard_set, margin=margin, similarity=similarity, chunk_size=chunk_size
     )
-    assert found.item() == pytest.approx(expected, abs=1e-11)
+    assert actual.item() == pytest.approx(expected, abs=1e-11)
 
 
 @pytest.mark.parametrize(("hard_set", "similarity", "margin"), SETTINGS)
@@ -90,7 +92,7 @@ def test_chunked_equals_dense(dtype, tolerance, hard_set, similarity, margin, ch
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_automatic_choice_equals_both(dtype, tolerance, monkeypatch):
+def test_dense_and_gathered_agree_without_a_chunk_size(dtype, tolerance, monkeypatch):
     embeddings, centers, labels = batch(size=16, classes=400, dimension=32, dtype=dtype)
     results = []
     for share in (0.0, 1.0):  # always dense, then always gathered
@@ -111,7 +113,7 @@ def test_one_nearest_of_all_is_zero_for_a_correctly_ranked_image():
     assert hard_global_softmin_loss(centers[:3] * 5, centers, torch.arange(3), 0.1, 1) == 0
 
 
-def test_true_class_joins_the_hard_set_only_among_negatives():
+def test_true_class_is_always_in_the_hard_set_of_negatives():
     embeddings = torch.tensor([[1.0, 0.0]])
     centers = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     far = torch.tensor([2])  # z: the true class is the farthest
@@ -122,7 +124,7 @@ def test_true_class_joins_the_hard_set_only_among_negatives():
     torch.testing.assert_close(joined, torch.stack([z[0], z[2]]).logsumexp(0) - z[2])
 
 
-def test_margin_decides_who_is_in_the_hard_set():
+def test_margin_decides_which_classes_are_in_the_hard_set():
     embeddings, centers = torch.tensor([[1.0, 0.2]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     label = torch.tensor([0])
     assert hard_global_softmin_loss(embeddings, centers, label, 0.1, 1) == 0
@@ -133,8 +135,8 @@ def test_weights_multiply_each_loss_before_the_mean():
     embeddings, centers, labels = batch(size=3)
     singles = [hard_global_softmin_loss(embeddings[i : i + 1], centers, labels[i : i + 1], 1.0, 3) for i in range(3)]
     weights = torch.tensor([1.0, 0.0, 0.5])
-    found = hard_global_softmin_loss(embeddings, centers, labels, 1.0, 3, weights=weights)
-    torch.testing.assert_close(found, (singles[0] + 0.5 * singles[2]) / 3)
+    actual = hard_global_softmin_loss(embeddings, centers, labels, 1.0, 3, weights=weights)
+    torch.testing.assert_close(actual, (singles[0] + 0.5 * singles[2]) / 3)
 
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3])
@@ -146,8 +148,8 @@ def test_near_points_keep_their_digits_in_float32(gap, chunk_size):
     centers = torch.nn.functional.normalize(embeddings + gap * torch.randn(32, 512, generator=generator) / 512**0.5)
     labels = torch.arange(32).roll(1)
     exact = hard_global_softmin_loss(embeddings.double(), centers.double(), labels, 0.1, 1)
-    found = hard_global_softmin_loss(embeddings, centers, labels, 0.1, 1, chunk_size=chunk_size)
-    assert abs(found.item() - exact.item()) < 2e-5
+    actual = hard_global_softmin_loss(embeddings, centers, labels, 0.1, 1, chunk_size=chunk_size)
+    assert abs(actual.item() - exact.item()) < 2e-5
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,13 @@ def test_loss_and_gradients_match_the_golden_values(number):
     loss = loss_fn(embeddings, torch.from_numpy(GOLDEN["labels"]))
     loss.backward()
 
-    found = {
+    actual = {
         "loss": loss,
         "grad_embeddings": embeddings.grad,
         "grad_centers": loss_fn.centers.grad,
         "grad_alpha": loss_fn.alpha.grad,
     }
-    for name, value in found.items():
+    for name, value in actual.items():
         expected = GOLDEN[f"{name}_{number}"]
         worst = np.abs(value.detach().numpy() - expected).max() / max(1e-3, np.abs(expected).max())
         assert worst <= 1e-5, name

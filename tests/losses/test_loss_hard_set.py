@@ -1,4 +1,4 @@
-"""The chunked search finds what a full product finds, and never holds that product."""
+"""The chunked search returns the top k of the full product, and never holds that product."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hgsl.losses.scoring.similarity import unit
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation made, views of ``known`` aside."""
+    """Records the largest number of elements of any tensor that an operation made, views of ``known`` excluded."""
 
     def __init__(self, known):
         super().__init__()

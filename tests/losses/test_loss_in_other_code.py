@@ -52,8 +52,8 @@ def test_tuples_weigh_as_in_pytorch_metric_learning():
     anchors, positives, negatives = torch.tensor([0, 0, 3]), torch.tensor([1, 1, 2]), torch.tensor([5, 6, 0])
     weights = utils.convert_to_weights((anchors, positives, negatives), labels, torch.float32)
     each = torch.stack([loss_fn(points[i : i + 1], labels[i : i + 1]) for i in range(len(points))])
-    found = loss_fn(points, labels, (anchors, positives, negatives))
-    torch.testing.assert_close(found, (weights * each).mean())
+    actual = loss_fn(points, labels, (anchors, positives, negatives))
+    torch.testing.assert_close(actual, (weights * each).mean())
     empty = torch.tensor([], dtype=torch.int64)
     torch.testing.assert_close(loss_fn(points, labels, (empty, empty, empty)), each.mean())
     with pytest.raises(InputError, match="names embedding 99, but the batch has 12"):

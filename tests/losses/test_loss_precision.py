@@ -1,4 +1,4 @@
-"""Half inputs, autocast and degenerate geometry: always float32, always finite."""
+"""Half-precision inputs, autocast and degenerate geometry: computed in float32, and finite."""
 
 import pytest
 import torch

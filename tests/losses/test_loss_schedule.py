@@ -16,7 +16,7 @@ def test_documented_example():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({}, "must map epochs from 0"),
+        ({}, "must map epochs, from 0"),
         ({1: 5}, "from 0"),
         ({-1: 3, 0: 2}, "from 0"),
         ({0: 0}, "is 0: expected an integer"),

@@ -1,4 +1,4 @@
-"""Sparse center gradients: the same step, on a few rows, by optimizers that keep it so."""
+"""Sparse gradients of the centers: the steps of dense ones on a few rows, by optimizers that leave all others."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_sparse_gradient_equals_the_dense_one(top_k, sample):
 
 
 @pytest.mark.parametrize("hard_set", ["all", "negatives"])
-def test_gradient_touches_the_true_and_the_nearest_centers_alone(hard_set):
+def test_only_the_true_and_the_nearest_centers_have_a_gradient(hard_set):
     loss_fn = build(sparse_grad=True, hard_set=hard_set, alpha=10)
     embeddings, labels = batch()
     loss_fn(embeddings, labels).backward()
@@ -87,7 +87,7 @@ def test_training_converges_with_unit_centers(name):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "reason"),
+    ("optimizer_class", "options", "reason"),
     [
         (optim.SGD, {"lr": 0.1, "momentum": 0.9}, "momentum 0.9 keeps moving rows outside the batch"),
         (optim.SGD, {"lr": 0.1, "weight_decay": 1e-4}, "weight_decay 0.0001 fails on sparse gradients"),
@@ -96,10 +96,10 @@ def test_training_converges_with_unit_centers(name):
         (optim.RMSprop, {"lr": 0.1}, "RMSprop refuses sparse gradients"),
     ],
 )
-def test_other_optimizers_are_refused_with_the_reason(kind, options, reason):
+def test_other_optimizers_are_refused_with_the_reason(optimizer_class, options, reason):
     loss_fn = build(sparse_grad=True)
     with pytest.raises(InputError, match=reason):
-        attach_optimizer(loss_fn, kind([loss_fn.centers], **options))
+        attach_optimizer(loss_fn, optimizer_class([loss_fn.centers], **options))
 
 
 def test_an_optimizer_without_the_centers_is_refused():
@@ -127,12 +127,12 @@ def test_momentum_set_later_is_refused_at_the_step():
         optimizer.step()
 
 
-def test_an_optimizer_that_was_never_attached_is_noticed():
+def test_an_optimizer_that_is_not_attached_is_refused_at_the_next_call():
     loss_fn = build(sparse_grad=True)
     optimizer = optim.SGD([loss_fn.centers], lr=0.1, momentum=0.9)
     loss_fn(*batch()).backward()
     optimizer.step()
-    with pytest.raises(InputError, match="knows no optimizer"):
+    with pytest.raises(InputError, match="no optimizer is attached"):
         loss_fn(*batch())
 
 
@@ -145,12 +145,12 @@ def test_setting_and_loading_centers_normalizes_them():
     other.load_state_dict({"centers": table, "alpha": torch.tensor(0.1)})
     torch.testing.assert_close(other.centers.detach(), expected)
     with torch.no_grad():
-        loss_fn.centers.copy_(table)  # behind the module's back: the next call puts it right
+        loss_fn.centers.copy_(table)  # not through set_centers: the next call normalizes
     loss_fn(*batch())
     torch.testing.assert_close(loss_fn.centers.detach(), expected)
 
 
-def test_what_was_saved_loads_to_the_last_bit():
+def test_saved_centers_load_to_the_last_bit():
     loss_fn = build(sparse_grad=True)
     optimizer = sparse_optimizer(loss_fn, lr=0.3)
     for _ in range(5):
@@ -167,7 +167,7 @@ def test_without_sparse_gradients_loading_keeps_norms():
     assert torch.equal(loss_fn.centers, table)
 
 
-def test_a_copy_goes_on_training():
+def test_a_copy_continues_training():
     loss_fn = build(sparse_grad=True)
     optimizer = sparse_optimizer(loss_fn)
     loss_fn(*batch()).backward()

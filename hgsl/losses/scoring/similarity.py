@@ -5,7 +5,7 @@ from torch import Tensor
 
 SIMILARITIES = ("euclidean", "cosine")
 SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite where two points meet
-NORM_RANGE = (1e-12, 1e18)  # norms that float32 computes from squares; a norm below is taken for zero
+NORM_RANGE = (1e-12, 1e18)  # norms whose square float32 holds; a smaller norm counts as zero
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -34,16 +34,17 @@ def nonzero(norms: Tensor) -> Tensor:
     return norms.where(norms > NORM_RANGE[0], 1)
 
 
-def matrix_similarity(x: Tensor, w: Tensor, kind: str) -> Tensor:
+def matrix_similarity(x: Tensor, w: Tensor, similarity: str) -> Tensor:
     """Returns ``(B, C)``: ``1 - d`` (euclidean) or ``x . w`` (cosine) of ``x`` ``(B, D)`` and ``w`` ``(C, D)``.
 
-    Both must come from :func:`unit`: their norms are taken as constants, since its gradient has no part along them.
+    Both must come from :func:`unit`: their norms are treated as constants, since gradients through it have no part
+    along the vector.
     """
-    if kind == "cosine":
+    if similarity == "cosine":
         return x @ w.T
-    # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not have.
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    a, b = x.to(wide), w.to(wide)
+    # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not support.
+    wide_dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    a, b = x.to(wide_dtype), w.to(wide_dtype)
     squares = a.detach().square().sum(dim=1, keepdim=True) + b.detach().square().sum(dim=1)
     return (1 - ((squares - 2 * (a @ b.T)).clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
 
