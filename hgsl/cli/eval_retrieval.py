@@ -86,8 +86,9 @@ def _evaluate(words: list[str]) -> None:
     _check(flags, words)
 
     # The libraries take seconds to load: mistakes in the flags have been reported before.
-    from hgsl.engine.evaluation import EvalOptions, EvalOutputs, evaluate
+    from hgsl.engine.evaluation import EvalOptions, evaluate
     from hgsl.engine.evaluation.files import EmbeddingFiles, load_files, search_device
+    from hgsl.engine.evaluation.outputs import EvalOutputs
     from hgsl.engine.evaluation.settings import evaluate_settings
 
     options = EvalOptions(

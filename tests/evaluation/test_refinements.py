@@ -7,11 +7,9 @@ from torch import nn
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import make_task, rank
-from hgsl.evaluation.neighbors import TopScores
 from hgsl.evaluation.refine.expansion import augment_gallery, expand_queries
 from hgsl.evaluation.refine.tta import AveragedViews
 from hgsl.evaluation.refine.whitening import fit_whitening
-from hgsl.evaluation.threshold import calibrate, measure
 from tests.helpers import clusters
 
 
@@ -51,6 +49,8 @@ def test_whitened_training_embeddings_have_unit_covariance_before_scaling():
     assert fit_whitening(vectors, 3).apply(vectors).shape == (400, 3)
     with pytest.raises(InputError, match="variance in 8 directions, cannot keep 9"):
         fit_whitening(vectors, 9)
+    with pytest.raises(InputError, match="400 identical embeddings have no directions"):
+        fit_whitening(np.tile(vectors[:1], (400, 1)))
     with pytest.raises(InputError, match="fitted on 8 dimensions"):
         whitening.apply(np.eye(3, dtype=np.float32))
 
@@ -77,26 +77,3 @@ def test_query_expansion_and_gallery_augmentation():
     assert rank(expand_queries(augmented, 5)).result.map_at_r > rank(task).result.map_at_r
     with pytest.raises(InputError, match="the metric is 'l2'"):
         expand_queries(make_task(vectors, labels, metric="l2"))
-
-
-@pytest.mark.parametrize("rate", [0, 0.05, 0.5])
-def test_the_threshold_is_the_lowest_that_keeps_the_rate(rate):
-    found = rank(make_task(*clusters())).top_scores
-    no_match = calibrate(found, rate)
-    assert no_match.false_accept_rate <= rate
-    lower = measure(found, float(np.nextafter(np.float32(no_match.threshold), np.float32(-2))))
-    assert lower.false_accept_rate > rate
-    accepted = found.best >= np.float32(no_match.threshold)
-    assert no_match.precision == pytest.approx(found.is_hit[accepted].mean())
-    assert no_match.recall == pytest.approx((found.is_hit & accepted).mean())
-
-
-def test_equal_strangers_are_all_refused_or_all_accepted():
-    scores = TopScores(np.full(4, 0.9, np.float32), np.ones(4, bool), np.float32([0.5, 0.5, 0.5, 0.1]))
-    assert calibrate(scores, 0.5).false_accept_rate == 0
-    assert calibrate(scores, 0.75).false_accept_rate == 0.75
-    with pytest.raises(InputError, match="cannot be measured on 4 queries"):
-        calibrate(scores, 0.1)
-    with pytest.raises(InputError, match="from 0 to below 1"):
-        calibrate(scores, 1.0)
-    assert measure(scores, 2.0).precision is None

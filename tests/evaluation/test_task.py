@@ -103,6 +103,47 @@ def test_any_64_bit_number_is_a_group():
         assert paired.relevant.tolist() == expected.relevant.tolist()
 
 
+def test_labels_of_every_form_give_the_same_scores():
+    vectors, labels = some()
+    expected = evaluate_embeddings(vectors, labels, 5)
+    assert expected.ks == (5,)
+    names = np.array(["owl", "hen", "jay", "tit"])
+    for form in (
+        labels.tolist(),
+        labels.astype(np.int32),
+        names[labels],
+        names[labels].tolist(),
+        names[labels].astype(object),
+    ):
+        assert evaluate_embeddings(vectors, form, [5]).micro() == expected.micro()
+    result = evaluate_embeddings(vectors, names[labels])
+    assert [result.class_names[label] for label in result.query_labels] == names[labels].tolist()
+    paired = {"gallery_embeddings": vectors, "ids": labels, "gallery_ids": labels + 9}
+    mixed = evaluate_embeddings(vectors, names[labels], gallery_labels=names[labels], **paired)
+    assert mixed.micro() == evaluate_embeddings(vectors, labels, gallery_labels=labels, **paired).micro()
+    with pytest.raises(InputError, match="one holds text and the other numbers"):
+        evaluate_embeddings(vectors, names[labels], gallery_labels=labels, **paired)
+
+
+def test_ids_near_the_end_of_64_bits():
+    vectors, labels = some()
+    largest = np.iinfo(np.int64).max
+    expected = evaluate_embeddings(vectors, labels).micro()
+    for ids in (largest - np.arange(40), np.arange(40) - largest - 1):
+        assert evaluate_embeddings(vectors, labels, ids=ids).micro() == expected
+    separate = {"gallery_embeddings": vectors, "gallery_labels": labels}
+    task = make_task(vectors, labels, ids=largest - np.arange(40), **separate)
+    assert not np.intersect1d(task.query_ids, task.gallery_ids).size
+    assert len(np.unique(task.gallery_ids)) == 40
+    with pytest.raises(InputError, match="ids: 18446744073709551615 does not fit"):
+        evaluate_embeddings(vectors, labels, ids=np.full(40, 2**64 - 1, dtype=np.uint64))
+    groups = np.arange(40, dtype=np.uint64) // 20 + np.uint64(2**64 - 5)
+    assert (
+        make_task(vectors, labels, groups=groups).relevant
+        == make_task(vectors, labels, groups=labels * 0 + np.arange(40) // 20).relevant
+    ).all()
+
+
 def test_relevant_images_are_counted_less_those_left_out():
     labels = np.array([0, 0, 0, 1, 1, 2])
     ids = np.array([1, 1, 2, 3, 4, 5])  # the first two are views of one image

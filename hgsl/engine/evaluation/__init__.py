@@ -3,6 +3,5 @@
 from hgsl.engine.evaluation.evaluate import evaluate, evaluate_model, prepare
 from hgsl.engine.evaluation.evaluation import Evaluation
 from hgsl.engine.evaluation.options import EvalOptions
-from hgsl.engine.evaluation.outputs import EvalOutputs
 
-__all__ = ["EvalOptions", "EvalOutputs", "Evaluation", "evaluate", "evaluate_model", "prepare"]
+__all__ = ["EvalOptions", "Evaluation", "evaluate", "evaluate_model", "prepare"]

@@ -1,4 +1,4 @@
-"""PCA-whitening: decorrelate embeddings and give every direction the same variance, as fitted on training images."""
+"""PCA-whitening: decorrelated embeddings with equal variance in every direction, as fitted on training images."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Array, Floats, Vectors, open_vectors
+
+ROUNDING = 1e-13  # a variance of unit rows below this is the rounding of float32 sums, and not a difference
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,24 @@ def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float
             rounding noise.
 
     Raises:
-        InputError: More dimensions are asked for than the images have variance in.
+        InputError: The embeddings are all the same, or more dimensions are asked for than they have variance in.
     """
     vectors = open_vectors(embeddings)
     mean, moment = _moments(vectors)
     values, directions = np.linalg.eigh(moment - np.outer(mean, mean))
     values, directions = values[::-1], directions[:, ::-1]
+    if values[0] <= ROUNDING:
+        raise InputError(
+            f"whitening: {len(vectors)} identical embeddings have no directions to whiten, give embeddings of several "
+            "images, or look at the network that made these"
+        )
     usable = int((values > floor * values[0]).sum())
     if dimensions is not None and not 1 <= dimensions <= usable:
         raise InputError(
             f"dimensions: {len(vectors)} embeddings have variance in {usable} directions, cannot keep {dimensions}"
         )
-    kept = usable if dimensions is None else dimensions
-    return Whitening(mean, directions[:, :kept] / np.sqrt(values[:kept]))
+    width = usable if dimensions is None else dimensions
+    return Whitening(mean, directions[:, :width] / np.sqrt(values[:width]))
 
 
 def _moments(vectors: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
