@@ -91,9 +91,7 @@ def close_at_random(masks: Masks, density: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "tickets"])
-    parser.add_argument(
-        "--backbone", default=None, help="timm model name; resnet50, or tf_efficientnet_lite0 for tickets"
-    )
+    parser.add_argument("--backbone", default=None, help="timm name; resnet50, for tickets tf_efficientnet_lite0")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,4 +1,4 @@
-"""Masks that close channels: what they reach, what they leave alone."""
+"""Channel masks: the tensors that they multiply, their counts, and the channels that are never masked."""
 
 import copy
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Residual(nn.Module):
         return self.head(self.features(x)["hidden"])
 
 
-def trained() -> Residual:
+def residual_network() -> Residual:
     torch.manual_seed(0)
     net = Residual()
     for part in net.modules():
@@ -50,25 +50,25 @@ def trained() -> Residual:
     return net.eval()
 
 
-def closing(masks: Masks, *groups: list[int]) -> None:
+def close_channels(masks: Masks, *groups: list[int]) -> None:
     for scores, closed in zip(masks.mask_parameters(), groups, strict=True):
         scores.data.fill_(1.0)
         scores.data[closed] = -1.0
     masks.ticket = True
 
 
-def test_one_mask_a_group_and_one_score_a_channel() -> None:
-    masked, masks = sparsify(trained(), granularity="channel", example=X)
+def test_each_group_has_one_mask_and_each_channel_one_score() -> None:
+    masked, masks = sparsify(residual_network(), granularity="channel", example=X)
     assert [tuple(scores.shape) for scores in masks.mask_parameters()] == [(6,), (12,), (10,)]
     assert set(masks.density_by_layer()) == {"stem", "wide", "depthwise", "narrow", "hidden"}
     assert sum(isinstance(part, SoftMask) for part in masked.modules()) == 3
-    # Weight, bias, norm weight, norm bias: four tensors for each of four convolutions, two for the linear layer.
+    # Weight, bias, norm weight and norm bias of four convolutions; weight and bias of the linear layer.
     assert sum(isinstance(part, ChannelMask) for part in masked.modules()) == 18
 
 
 def test_a_closed_channel_is_zero_after_its_bias_and_its_norm() -> None:
-    masked, masks = sparsify(trained(), granularity="channel", example=X)
-    closing(masks, [0, 4], [1, 2, 3], [9])
+    masked, masks = sparsify(residual_network(), granularity="channel", example=X)
+    close_channels(masks, [0, 4], [1, 2, 3], [9])
     for image in (X, 100 * X, torch.zeros_like(X)):
         values = masked.features(image)
         for name, closed in {
@@ -83,8 +83,8 @@ def test_a_closed_channel_is_zero_after_its_bias_and_its_norm() -> None:
 
 
 def test_soft_masks_scale_the_channel_after_the_norm() -> None:
-    """With a norm in between, the mask acts once, on the affine: the norm cancels what it does to the filter."""
-    net = trained().train()
+    """The norm cancels the scale of the filter, so the mask acts once, through the affine of the norm."""
+    net = residual_network().train()
     masked, masks = sparsify(net, granularity="channel", example=X)
     masks.mask_parameters()[0].data.copy_(torch.linspace(-2, 2, 6))
     factor = torch.sigmoid(torch.linspace(-2, 2, 6)) / 0.5
@@ -93,9 +93,9 @@ def test_soft_masks_scale_the_channel_after_the_norm() -> None:
 
 
 def test_density_penalty_and_gradients_count_weights() -> None:
-    _, masks = sparsify(trained(), granularity="channel", example=X)
-    closing(masks, [0, 4], [1, 2, 3], [9])
-    # rows of: stem 27, narrow 12; wide 6, depthwise 9; hidden 6
+    _, masks = sparsify(residual_network(), granularity="channel", example=X)
+    close_channels(masks, [0, 4], [1, 2, 3], [9])
+    # weights per channel: stem 27, narrow 12; wide 6, depthwise 9; hidden 6
     total = 6 * (27 + 12) + 12 * (6 + 9) + 10 * 6
     closed = 2 * 39 + 3 * 15 + 6
     assert masks.density() == pytest.approx(1 - closed / total)
@@ -108,31 +108,31 @@ def test_density_penalty_and_gradients_count_weights() -> None:
 
 
 def test_an_unselected_layer_keeps_its_whole_group_open() -> None:
-    _, masks = sparsify(trained(), granularity="channel", exclude="narrow", example=X)
+    _, masks = sparsify(residual_network(), granularity="channel", exclude="narrow", example=X)
     assert set(masks.density_by_layer()) == {"wide", "depthwise", "hidden"}
-    _, masks = sparsify(trained(), granularity="channel", include="hidden", example=X)
+    _, masks = sparsify(residual_network(), granularity="channel", include="hidden", example=X)
     assert set(masks.density_by_layer()) == {"hidden"}
 
 
 @pytest.mark.parametrize(
-    ("name", "masked_layers", "left_alone"),
+    ("name", "masked_layers", "unmasked_layers"),
     [
-        # Under a LayerNorm and in attention heads every channel counts; the hidden layers of the MLPs are free.
+        # Channels under a LayerNorm and in attention heads are pinned; those of the hidden layers of MLPs are not.
         ("test_vit", {"blocks.0.mlp.fc1"}, {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc2", "head"}),
         ("test_convnext", {"stages.0.blocks.0.mlp.fc1"}, {"stem.0", "stages.0.blocks.0.conv_dw", "head.fc"}),
-        # The gate shares the channels it scales, but a zero before its sigmoid is no zero after it.
+        # The gate is tied to the channels that it scales, but a zero before its sigmoid is one half after it.
         ("test_efficientnet", {"blocks.3.0.conv_dw", "blocks.3.0.se.conv_reduce"}, {"blocks.3.0.se.conv_expand"}),
     ],
 )
-def test_what_is_masked_in_networks_of_timm(name: str, masked_layers: set[str], left_alone: set[str]) -> None:
+def test_masked_layers_of_timm_networks(name: str, masked_layers: set[str], unmasked_layers: set[str]) -> None:
     _, masks = sparsify(timm.create_model(name, num_classes=5), granularity="channel")
     layers = set(masks.density_by_layer())
     assert masked_layers <= layers
-    assert not left_alone & layers
+    assert not unmasked_layers & layers
 
 
 def test_channel_masks_survive_copies_state_dicts_and_devices() -> None:
-    masked, masks = sparsify(trained(), 0.1, granularity="channel", example=X)
+    masked, masks = sparsify(residual_network(), 0.1, granularity="channel", example=X)
     for scores in masks.mask_parameters():
         scores.data.normal_()
     masks.temperature = 5.0
@@ -143,15 +143,15 @@ def test_channel_masks_survive_copies_state_dicts_and_devices() -> None:
     Masks(twin).ticket = True
     assert not torch.equal(twin(X), masked(X))
 
-    reloaded, _ = sparsify(trained(), granularity="channel", example=X)
+    reloaded, _ = sparsify(residual_network(), granularity="channel", example=X)
     reloaded.load_state_dict(masked.state_dict())
     assert torch.equal(reloaded(X), masked(X))
     torch.testing.assert_close(copy.deepcopy(masked).double()(X.double()).float(), masked(X), rtol=1e-4, atol=1e-5)
 
 
-def test_finalize_gives_the_plain_network() -> None:
-    masked, masks = sparsify(trained(), 0.1, granularity="channel", example=X)
-    closing(masks, [0], [1, 2, 3], [])
+def test_finalize_returns_the_plain_network() -> None:
+    masked, masks = sparsify(residual_network(), 0.1, granularity="channel", example=X)
+    close_channels(masks, [0], [1, 2, 3], [])
     plain = masks.finalize()
     assert list(plain.state_dict()) == list(Residual().state_dict())
     assert torch.equal(plain(X), masked(X))
@@ -159,8 +159,8 @@ def test_finalize_gives_the_plain_network() -> None:
     assert (plain.wide.bias[[1, 2, 3]] == 0).all()
 
 
-def built(parts: dict[str, nn.Module], forward: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A network of a few layers and a forward over them."""
+def build_network(parts: dict[str, nn.Module], forward: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> nn.Module:
+    """Builds a network of named layers and a forward function."""
 
     class Net(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -173,24 +173,24 @@ def built(parts: dict[str, nn.Module], forward: Callable[[nn.Module, torch.Tenso
     return net.eval()
 
 
-def first_closed(masks: Masks) -> None:
+def close_first_two(masks: Masks) -> None:
     for scores in masks.mask_parameters():
         scores.data.fill_(0.5)
         scores.data[:2] = -0.5
     masks.ticket = True
 
 
-def test_a_weight_of_two_layers_is_closed_in_both() -> None:
+def test_a_shared_weight_is_closed_in_both_layers() -> None:
     stem, first, second = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
     second.weight = first.weight
-    net = built(
+    net = build_network(
         {"stem": stem, "first": first, "second": second, "head": nn.Linear(8, 2)},
         lambda n, x: n.head(n.second(n.first(n.stem(x).relu()).relu()).relu().mean((2, 3))),
     )
     masked, masks = sparsify(net, granularity="channel", example=X)
     assert set(masks.density_by_layer()) == {"stem", "first", "second"}
     assert masks.density() == 0.0
-    first_closed(masks)
+    close_first_two(masks)
     assert torch.equal(masks.finalize()(X), masked(X))
     small = compact(masked, X)
     assert small.first.weight is small.second.weight
@@ -198,32 +198,32 @@ def test_a_weight_of_two_layers_is_closed_in_both() -> None:
     torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-6)
 
 
-def test_a_norm_after_a_concatenation_follows_each_of_its_parts() -> None:
-    parts = {"a": nn.Conv2d(3, 6, 3, padding=1), "b": nn.Conv2d(6, 4, 3, padding=1), "kept": nn.Conv2d(3, 2, 1)}
-    net = built(
+def test_a_norm_after_a_concatenation_has_the_masks_of_both_parts() -> None:
+    parts = {"a": nn.Conv2d(3, 6, 3, padding=1), "b": nn.Conv2d(6, 4, 3, padding=1), "plain": nn.Conv2d(3, 2, 1)}
+    net = build_network(
         {**parts, "norm": nn.BatchNorm2d(12), "head": nn.Linear(12, 3)},
-        lambda n, x: n.head(n.norm(torch.cat([n.a(x).relu(), n.b(n.a(x).relu()), n.kept(x)], 1)).relu().mean((2, 3))),
+        lambda n, x: n.head(n.norm(torch.cat([n.a(x).relu(), n.b(n.a(x).relu()), n.plain(x)], 1)).relu().mean((2, 3))),
     )
     for tensor in (net.norm.weight, net.norm.bias, net.norm.running_mean):
         nn.init.normal_(tensor)
-    masked, masks = sparsify(net, granularity="channel", exclude="kept", example=X)
+    masked, masks = sparsify(net, granularity="channel", exclude="plain", example=X)
     assert [tuple(scores.shape) for scores in masks.mask_parameters()] == [(6,), (4,)]
-    first_closed(masks)
+    close_first_two(masks)
     plain = masks.finalize()
     assert [plain.norm.bias[i].item() == 0.0 for i in range(12)] == [i in (0, 1, 6, 7) for i in range(12)]
-    assert torch.equal(plain.norm.weight[10:], net.norm.weight[10:]), "rows of an unmasked layer stay as they are"
+    assert torch.equal(plain.norm.weight[10:], net.norm.weight[10:]), "rows of an unmasked layer are unchanged"
     assert torch.equal(plain(X), masked(X))
     small = compact(masked, X)
-    assert [small.get_submodule(name).weight.shape[0] for name in ("a", "b", "kept", "norm")] == [4, 2, 2, 8]
+    assert [small.get_submodule(name).weight.shape[0] for name in ("a", "b", "plain", "norm")] == [4, 2, 2, 8]
     torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-6)
 
 
-def test_every_masked_channel_of_a_densenet_goes() -> None:
+def test_every_closed_channel_of_a_densenet_is_removed() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)
     net = torchvision.models.DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=6, bn_size=2, num_classes=3)
     masked, masks = sparsify(net.eval(), granularity="channel", example=x)
-    first_closed(masks)
+    close_first_two(masks)
     small = compact(masked, x)
     for name, density in masks.density_by_layer().items():
         before, after = net.get_submodule(name).weight.shape[0], small.get_submodule(name).weight.shape[0]
@@ -232,9 +232,9 @@ def test_every_masked_channel_of_a_densenet_goes() -> None:
 
 
 @pytest.mark.parametrize("case", ["recurrent", "tied embedding", "tied autoencoder"])
-def test_what_uses_a_weight_in_a_way_of_its_own_keeps_its_channels(case: str) -> None:
-    if case == "recurrent":  # on the input, whose channels cannot go
-        net = built(
+def test_channels_of_a_weight_with_a_second_use_stay(case: str) -> None:
+    if case == "recurrent":  # from the input, whose channels are pinned
+        net = build_network(
             {"loop": nn.Linear(8, 8), "hidden": nn.Linear(8, 6), "head": nn.Linear(6, 2)},
             lambda n, x: n.head(n.hidden(n.loop(n.loop(x).relu()).relu()).relu()),
         )
@@ -242,25 +242,25 @@ def test_what_uses_a_weight_in_a_way_of_its_own_keeps_its_channels(case: str) ->
     elif case == "tied embedding":
         table, head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
         head.weight = table.weight
-        net = built(
+        net = build_network(
             {"table": table, "hidden": nn.Linear(8, 16), "back": nn.Linear(16, 8), "head": head},
             lambda n, x: n.head(n.back(n.hidden(n.table(x)).relu())),
         )
         x = torch.randint(20, (2, 5))
     else:
-        net = built(
+        net = build_network(
             {"encode": nn.Linear(8, 16), "hidden": nn.Linear(16, 6), "back": nn.Linear(6, 16)},
             lambda n, x: nn.functional.linear(n.back(n.hidden(n.encode(x).relu()).relu()).relu(), n.encode.weight.t()),
         )
         x = torch.randn(2, 8)
     masked, masks = sparsify(net, granularity="channel", example=x)
     assert set(masks.density_by_layer()) == {"hidden"}
-    first_closed(masks)
+    close_first_two(masks)
     torch.testing.assert_close(compact(masked, x)(x), masked(x), rtol=1e-5, atol=1e-6)
 
 
-def test_channels_that_a_forward_counts_are_refused_before_the_search() -> None:
-    net = built(
+def test_a_literal_channel_count_is_refused_before_the_search() -> None:
+    net = build_network(
         {"first": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 5, 3), "head": nn.Linear(5 * 144, 2)},
         lambda n, x: n.head(n.second(n.first(x).relu()).relu().view(-1, 5 * 144)),
     )
@@ -271,14 +271,14 @@ def test_channels_that_a_forward_counts_are_refused_before_the_search() -> None:
     assert set(masks.density_by_layer()) == {"first"}
 
 
-def test_a_python_sum_is_a_sum() -> None:
-    net = built(
+def test_the_sum_of_a_list_is_a_sum_of_channels() -> None:
+    net = build_network(
         {"a": nn.Conv2d(3, 6, 1), "b": nn.Conv2d(3, 6, 1), "head": nn.Conv2d(6, 2, 1)},
         lambda n, x: n.head(sum([n.a(x), n.b(x)]).relu()),
     )
     masked, masks = sparsify(net, granularity="channel", example=X)
     assert set(masks.density_by_layer()) == {"a", "b"}
-    first_closed(masks)
+    close_first_two(masks)
     assert compact(masked, X).a.weight.shape[0] == 4
 
 
@@ -287,7 +287,7 @@ def test_examples_of_tokens_and_of_several_inputs() -> None:
     tokens = torch.randint(10, (2, 5))
     masked, masks = sparsify(net, granularity="channel", penalty="operations", example=tokens)
     assert set(masks.density_by_layer()) == {"1"}
-    first_closed(masks)
+    close_first_two(masks)
     assert compact(masked, tokens)[1].weight.shape == (6, 4)
     with pytest.raises(InputError, match="example is a tuple, expected the network's one input tensor"):
         sparsify(net, granularity="channel", example=(tokens, tokens))  # type: ignore[arg-type]

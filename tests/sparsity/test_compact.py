@@ -1,4 +1,4 @@
-"""Smaller networks: the same output without the closed channels, and only those gone."""
+"""Compaction: the output is unchanged, all closed channels are removed, and no other."""
 
 import copy
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from hgsl.models.resnet_cifar import resnet20
 from hgsl.sparsity import Masks, compact, sparsify
 
 
-def settled(model: nn.Module, x: Tensor) -> nn.Module:
-    """Gives the norms the statistics of images like ``x``, so that activations are neither dead nor huge."""
+def calibrate(model: nn.Module, x: Tensor) -> nn.Module:
+    """Sets the running statistics of the norms from random inputs shaped like ``x``."""
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 1.0
@@ -24,8 +24,8 @@ def settled(model: nn.Module, x: Tensor) -> nn.Module:
     return model.eval()
 
 
-def odd_norms(model: nn.Module) -> nn.Module:
-    """Moves the affines of the norms off one and zero, where some networks start."""
+def randomize_norms(model: nn.Module) -> nn.Module:
+    """Draws random weights and biases for the norms, which some networks initialize to zero."""
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
@@ -34,12 +34,12 @@ def odd_norms(model: nn.Module) -> nn.Module:
 
 
 def ticket(model: nn.Module, x: Tensor) -> tuple[nn.Module, Masks]:
-    """Returns the model with about half of its channels closed."""
-    masked, masks = sparsify(odd_norms(model), 0.1, granularity="channel", example=x)
+    """Returns the masked model with about half of its channels closed."""
+    masked, masks = sparsify(randomize_norms(model), 0.1, granularity="channel", example=x)
     for scores in masks.mask_parameters():
         scores.data.normal_()
     masks.ticket = True
-    return settled(masked, x), masks
+    return calibrate(masked, x), masks
 
 
 def parameters(model: nn.Module) -> int:
@@ -54,7 +54,7 @@ def torchvision_model(name: str) -> Callable[[], nn.Module]:
     return lambda: torchvision.models.get_model(name, weights=None, num_classes=10)
 
 
-NETWORKS = [  # builder, image size, share of the parameters that stays at most: density squared where all is free
+NETWORKS = [  # builder, image size, upper bound of the remaining share of parameters (density squared at best)
     pytest.param(resnet20, 32, 0.35, id="resnet20"),
     pytest.param(timm_model("test_resnet"), 64, 0.40, id="test_resnet"),
     pytest.param(timm_model("test_efficientnet"), 64, 0.40, id="test_efficientnet", marks=pytest.mark.slow),
@@ -80,25 +80,27 @@ NETWORKS = [  # builder, image size, share of the parameters that stays at most:
 
 
 @pytest.mark.parametrize(("build", "size", "share"), NETWORKS)
-def test_the_output_stays_and_the_channels_go(build: Callable[[], nn.Module], size: int, share: float) -> None:
+def test_closed_channels_are_removed_and_the_output_is_unchanged(
+    build: Callable[[], nn.Module], size: int, share: float
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, size, size)
     model = build()
     masked, masks = ticket(model, x)
     small = compact(masked, x)
     with torch.no_grad():
-        expected, found = masked(x), small(x)
-        exact, exactly = masks.finalize().double()(x.double()), copy.deepcopy(small).double()(x.double())
+        expected, output = masked(x), small(x)
+        expected64, output64 = masks.finalize().double()(x.double()), copy.deepcopy(small).double()(x.double())
     assert expected.std() > 0
-    assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(exactly, exact, rtol=1e-9, atol=1e-9)
+    assert (output - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(output64, expected64, rtol=1e-9, atol=1e-9)
 
     assert parameters(small) <= share * parameters(model)
     assert list(small.state_dict()) == list(model.state_dict())
     assert not any(hasattr(part, "parametrizations") for part in small.modules())
     for name, part in small.named_modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
-            assert str(part.weight.shape[0]) in repr(part), f"{name} states its own sizes"
+            assert str(part.weight.shape[0]) in repr(part), f"repr of {name}"
             assert type(part) is type(model.get_submodule(name))
     small.train()(x).square().mean().backward()
 
@@ -136,23 +138,23 @@ X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 def mixed() -> Mixed:
     torch.manual_seed(0)
     net = Mixed()
-    settled(odd_norms(net), X)
+    calibrate(randomize_norms(net), X)
     return net
 
 
-def test_an_all_zero_filter_under_a_norm_is_a_constant_and_stays(mixed: Mixed) -> None:
+def test_a_zero_filter_before_a_norm_is_a_constant_and_stays(mixed: Mixed) -> None:
     close(mixed.wide, 0, 1)
     assert shapes(compact(mixed, X)) == shapes(mixed)
     close(mixed.norm, 1)
     assert compact(mixed, X).wide.weight.shape[0] == 7
 
 
-def test_a_zero_filter_under_a_norm_is_zero_only_if_the_norm_has_no_mean(mixed: Mixed) -> None:
+def test_a_zero_filter_before_a_norm_is_removed_only_if_the_mean_is_zero(mixed: Mixed) -> None:
     close(mixed.wide, 0, 1)
     mixed.norm.bias.data[:2] = 0.0
     mixed.norm.running_mean[:2] = torch.tensor([0.0, -0.5])
     small = compact(mixed, X)
-    assert small.wide.weight.shape[0] == 7, "0 - mean is a constant that the head sees"
+    assert small.wide.weight.shape[0] == 7, "0 - mean is a constant that reaches the head"
     torch.testing.assert_close(small(X), mixed(X), rtol=1e-5, atol=1e-5)
 
 
@@ -162,7 +164,7 @@ def test_almost_zero_is_not_zero(mixed: Mixed) -> None:
     assert compact(mixed, X).wide.weight.shape[0] == 7
 
 
-def test_a_channel_of_a_residual_sum_goes_only_from_both_branches(mixed: Mixed) -> None:
+def test_a_channel_of_a_residual_sum_is_removed_only_if_zero_in_both_branches(mixed: Mixed) -> None:
     close(mixed.stem, 3)
     assert compact(mixed, X).stem.weight.shape[0] == 5
     close(mixed.narrow, 3)
@@ -173,7 +175,7 @@ def test_a_channel_of_a_residual_sum_goes_only_from_both_branches(mixed: Mixed) 
     torch.testing.assert_close(small(X), mixed(X), rtol=1e-5, atol=1e-5)
 
 
-def test_a_channel_that_nothing_reads_goes_too(mixed: Mixed) -> None:
+def test_a_channel_without_effect_is_removed(mixed: Mixed) -> None:
     mixed.narrow.weight.data[:, 6] = 0.0
     small = compact(mixed, X)
     assert shapes(small)["wide"] == (7, 5, 3, 3)
@@ -181,7 +183,7 @@ def test_a_channel_that_nothing_reads_goes_too(mixed: Mixed) -> None:
     torch.testing.assert_close(small(X), mixed(X), rtol=1e-5, atol=1e-5)
 
 
-def test_single_zero_weights_change_nothing(mixed: Mixed) -> None:
+def test_single_zero_weights_remove_no_channel(mixed: Mixed) -> None:
     _, masks = sparsify(mixed, 0.0)
     for scores in masks.mask_parameters():
         scores.data.normal_()
@@ -189,7 +191,7 @@ def test_single_zero_weights_change_nothing(mixed: Mixed) -> None:
     assert shapes(compact(masks.module, X)) == shapes(mixed)
 
 
-def test_a_fully_closed_layer_keeps_one_channel_and_is_named(mixed: Mixed) -> None:
+def test_a_fully_closed_layer_keeps_one_channel_and_is_named_in_a_warning(mixed: Mixed) -> None:
     close(mixed.norm, *range(8))
     with pytest.warns(UserWarning, match=r"wide\.weight is closed fully"):
         small = compact(mixed, X)
@@ -219,7 +221,7 @@ def test_shared_layers_and_concatenations() -> None:
     torch.manual_seed(0)
     net = Twice()
     close(net.stem, 1)
-    assert compact(net, X).shared.weight.shape == (4, 4, 3, 3), "channel 1 comes back through the second use"
+    assert compact(net, X).shared.weight.shape == (4, 4, 3, 3), "channel 1 is nonzero after the second call"
     close(net.shared, 1)
     small = compact(net, X)
     assert small.shared.weight.shape == (3, 3, 3, 3)
@@ -238,7 +240,7 @@ def test_a_forward_with_a_literal_channel_count_is_refused() -> None:
         compact(net, X)
 
 
-def test_a_forward_that_insists_on_half_precision_is_refused_by_name() -> None:
+def test_a_forward_that_requires_half_precision_is_refused_by_name() -> None:
     class Half(Mixed):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.stem(x).relu().half().mean((2, 3)))
@@ -264,12 +266,12 @@ def test_soft_masks_are_refused() -> None:
         compact(masked, X)
 
 
-def test_the_input_size_comes_from_the_model() -> None:
+def test_the_default_example_has_the_image_size_of_the_model() -> None:
     masked, _ = ticket(timm.create_model("test_resnet", num_classes=3), torch.randn(2, 3, 64, 64))
     assert parameters(compact(masked)) < parameters(masked)
 
 
-def test_a_forward_may_cast_and_return_what_it_likes() -> None:
+def test_a_forward_may_cast_and_return_nested_outputs() -> None:
     class Casts(Mixed):
         def forward(self, x: Tensor) -> dict[str, object]:  # type: ignore[override]
             x = self.stem(x).float().relu().mean((2, 3))
@@ -282,7 +284,7 @@ def test_a_forward_may_cast_and_return_what_it_likes() -> None:
     torch.testing.assert_close(small(X), net(X), rtol=1e-5, atol=1e-5)
 
 
-def test_a_changed_output_is_refused_even_if_it_is_no_number() -> None:
+def test_a_changed_output_is_refused_even_if_it_is_nan() -> None:
     class Counts(Mixed):
         worst = 0.0
 

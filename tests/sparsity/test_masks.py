@@ -1,4 +1,4 @@
-"""The controller: rounds, rewinding, densities, and the plain network at the end."""
+"""The controller of the masks: rounds, rewind, densities, and the finalized network."""
 
 import copy
 import warnings
@@ -13,7 +13,7 @@ from hgsl.sparsity import MaskedNet, Masks, SoftMaskedConv2d, SoftMaskedLinear, 
 
 
 class Net(nn.Module):
-    """Convolution, norm, a weight shared by two layers, a buffer that training moves."""
+    """A convolution, a norm with running statistics, and a weight that two layers share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()))
 
 
-def randomized(masks: Masks, seed: int = 0) -> None:
+def randomize(masks: Masks, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for scores in masks.mask_parameters():
         scores.data = torch.randn(scores.shape, generator=generator)
@@ -41,32 +41,32 @@ def masked() -> tuple[nn.Module, Masks]:
     return sparsify(Net(), 0.1, exclude="head")
 
 
-def test_one_temperature_and_ticket_reach_every_mask(masked: tuple[nn.Module, Masks]) -> None:
+def test_temperature_and_ticket_mode_are_set_in_every_mask(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomized(masks)
+    randomize(masks)
     x = torch.randn(2, 3, 8, 8)
-    cold = network(x)
+    soft = network(x)
     masks.temperature = 30.0
-    warm = network(x)
+    sharp = network(x)
     masks.ticket = True
     assert masks.temperature == 30.0
     assert masks.ticket
-    assert not torch.allclose(cold, warm, atol=1e-3)
-    assert not torch.allclose(warm, network(x), atol=1e-3)
+    assert not torch.allclose(soft, sharp, atol=1e-3)
+    assert not torch.allclose(sharp, network(x), atol=1e-3)
     with pytest.raises(InputError, match="temperature is 0"):
         masks.temperature = 0
 
 
 def test_densities_and_penalty_count_a_shared_weight_once(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomized(masks)
+    randomize(masks)
     conv, shared = (scores > 0 for scores in masks.mask_parameters())
     assert conv.shape == (8, 3, 3, 3)
     assert shared.shape == (8, 8)
-    kept = int(conv.sum() + shared.sum())
-    everything = sum(parameter.numel() for parameter in Net().parameters())
-    assert masks.density() == kept / (216 + 64)
-    assert masks.overall_density() == pytest.approx((everything - (280 - kept)) / everything)
+    kept_count = int(conv.sum() + shared.sum())
+    parameter_count = sum(parameter.numel() for parameter in Net().parameters())
+    assert masks.density() == kept_count / (216 + 64)
+    assert masks.overall_density() == pytest.approx((parameter_count - (280 - kept_count)) / parameter_count)
     by_layer = masks.density_by_layer()
     assert by_layer == {
         "conv": pytest.approx(conv.double().mean().item()),
@@ -79,8 +79,8 @@ def test_densities_and_penalty_count_a_shared_weight_once(masked: tuple[nn.Modul
     assert torch.equal(network.first.weight, network.second.weight)
 
 
-def test_parameter_lists_can_be_walked_twice(masked: tuple[nn.Module, Masks]) -> None:
-    """The published code's final optimizer got an exhausted iterator, and so trained nothing."""
+def test_parameter_lists_can_be_iterated_twice(masked: tuple[nn.Module, Masks]) -> None:
+    """The published code passes an exhausted iterator to its final optimizer, which then trains nothing."""
     network, masks = masked
     weights, scores = masks.weight_parameters(), masks.mask_parameters()
     assert len(list(weights)) == len(list(weights)) == 8
@@ -102,8 +102,8 @@ def test_parameter_lists_can_be_walked_twice(masked: tuple[nn.Module, Masks]) ->
     assert not any(name.endswith(".scores") for name in moved)
 
 
-def test_rewind_restores_every_parameter_and_buffer_and_no_mask(masked: tuple[nn.Module, Masks]) -> None:
-    """The published code restores the listed layers alone; the head and the running statistics count too."""
+def test_rewind_restores_every_parameter_and_buffer_except_those_of_masks(masked: tuple[nn.Module, Masks]) -> None:
+    """The published code restores only the masked layers, without the head and the running statistics."""
     network, masks = masked
     with pytest.raises(InputError, match="rewind before checkpoint"):
         masks.rewind()
@@ -130,9 +130,9 @@ def test_rewind_restores_every_parameter_and_buffer_and_no_mask(masked: tuple[nn
     assert masks.temperature == 9.0
 
 
-def test_a_round_ends_with_its_temperature(masked: tuple[nn.Module, Masks]) -> None:
+def test_pruning_uses_the_temperature_of_the_round(masked: tuple[nn.Module, Masks]) -> None:
     _, masks = masked
-    randomized(masks)
+    randomize(masks)
     before = [scores.clone() for scores in masks.mask_parameters()]
     masks.temperature = 50.0
     masks.prune()
@@ -142,9 +142,9 @@ def test_a_round_ends_with_its_temperature(masked: tuple[nn.Module, Masks]) -> N
 
 
 @pytest.mark.parametrize("ticket", [True, False])
-def test_finalize_is_the_plain_network_with_the_same_output(masked: tuple[nn.Module, Masks], ticket: bool) -> None:
+def test_finalize_returns_the_plain_network_with_the_same_output(masked: tuple[nn.Module, Masks], ticket: bool) -> None:
     network, masks = masked
-    randomized(masks)
+    randomize(masks)
     masks.temperature = 3.0
     masks.ticket = ticket
     network.eval()
@@ -157,16 +157,16 @@ def test_finalize_is_the_plain_network_with_the_same_output(masked: tuple[nn.Mod
     assert torch.equal(plain(x), network(x))
     assert torch.equal(original.eval()(x), network(x))
     assert plain.first.weight is plain.second.weight
-    assert masks.density() == Masks(network).density(), "the masked network is untouched"
+    assert masks.density() == Masks(network).density(), "the masked network is unchanged"
     if ticket:
         zeros = plain.conv.weight == 0
         assert torch.equal(zeros, masks.mask_parameters()[0] <= 0)
         assert not torch.signbit(plain.conv.weight[zeros]).any(), "closed weights are +0.0"
 
 
-def test_a_deepcopy_and_a_reloaded_network_are_their_own(masked: tuple[nn.Module, Masks]) -> None:
+def test_a_deepcopy_and_a_reloaded_network_have_masks_of_their_own(masked: tuple[nn.Module, Masks]) -> None:
     network, masks = masked
-    randomized(masks)
+    randomize(masks)
     masks.temperature = 4.0
     network.eval()
     x = torch.randn(2, 3, 8, 8)
@@ -176,13 +176,13 @@ def test_a_deepcopy_and_a_reloaded_network_are_their_own(masked: tuple[nn.Module
     Masks(twin).temperature = 100.0
     assert masks.temperature == 4.0
 
-    reloaded, its_masks = sparsify(Net(), 0.0, exclude="head")
+    reloaded, reloaded_masks = sparsify(Net(), 0.0, exclude="head")
     reloaded.load_state_dict(network.state_dict())
-    assert torch.equal(reloaded.eval()(x), network(x)), "temperature and s0 come with the state dict"
-    assert its_masks.density() == masks.density()
+    assert torch.equal(reloaded.eval()(x), network(x)), "the state dict holds temperature and s0"
+    assert reloaded_masks.density() == masks.density()
 
 
-def test_a_fully_closed_layer_is_named(masked: tuple[nn.Module, Masks]) -> None:
+def test_a_warning_names_fully_closed_layers(masked: tuple[nn.Module, Masks]) -> None:
     _, masks = masked
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,7 +210,7 @@ def test_a_hand_written_network_of_masked_layers() -> None:
             return self.head(self.conv(x, temp, ticket).mean((2, 3)), temp, ticket)
 
     net, x = Small(), torch.randn(2, 3, 8, 8)
-    randomized(net.masks)
+    randomize(net.masks)
     net.checkpoint()
     with torch.no_grad():
         net.conv.bias += 1.0  # type: ignore[operator]
@@ -224,7 +224,7 @@ def test_a_hand_written_network_of_masked_layers() -> None:
     plain = net.masks.finalize()
     assert list(plain.state_dict()) == ["conv.weight", "conv.bias", "head.weight", "head.bias"]
     torch.testing.assert_close(plain(x), hard)
-    torch.testing.assert_close(plain(x, temp=3.0), hard), "a finalized layer has no state left to override"
+    torch.testing.assert_close(plain(x, temp=3.0), hard), "a finalized layer has no temperature"
     net.prune()
     assert net.masks.temperature == 1.0
     copied = copy.deepcopy(net)
@@ -234,10 +234,10 @@ def test_a_hand_written_network_of_masked_layers() -> None:
         plain.conv.compute_mask()
     net.more = SoftMaskedLinear(2, 2)
     net.masks.temperature = 5.0
-    assert net.more.compute_mask(temp=5.0).equal(net.more.compute_mask()), "the controller sees a later layer"
+    assert net.more.compute_mask(temp=5.0).equal(net.more.compute_mask()), "the controller includes layers added later"
 
 
-def test_finalize_refuses_a_parametrization_that_it_would_lose() -> None:
+def test_finalize_refuses_another_parametrization_of_a_masked_layer() -> None:
     masked, masks = sparsify(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
     parametrize.register_parametrization(masked[1], "bias", nn.Softplus())
     with pytest.raises(InputError, match="bias of 1 has a parametrization beside its mask"):
@@ -246,11 +246,11 @@ def test_finalize_refuses_a_parametrization_that_it_would_lose() -> None:
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
 def test_a_finalized_network_is_the_dense_one_operator_by_operator(granularity: str) -> None:
-    """Evaluation costs what it did: the same modules, parameters and operators, on tensors of the same sizes."""
+    """Inference costs the same: equal modules, parameters and operators, on tensors of equal shapes."""
     dense = Net().eval()
     x = torch.randn(2, 3, 8, 8)
     masked, masks = sparsify(dense, granularity=granularity, exclude="head", example=x)
-    randomized(masks)
+    randomize(masks)
     masks.ticket = True
     plain = masks.finalize()
 
@@ -269,4 +269,4 @@ def test_a_finalized_network_is_the_dense_one_operator_by_operator(granularity: 
     assert parts(plain) == parts(dense)
     assert not any(parametrize.is_parametrized(part) for part in plain.modules())
     assert operators(plain) == operators(dense)
-    assert len(operators(masked)) > len(operators(dense)), "the masks did cost something"
+    assert len(operators(masked)) > len(operators(dense)), "the masks add operators"

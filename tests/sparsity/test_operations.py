@@ -1,4 +1,4 @@
-"""A penalty that counts multiplications: against counts by hand."""
+"""The penalty on multiplications, against counts by hand."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
-    """8 x 8 -> 4 x 4 pixels, then one vector."""
+    """8 x 8 and 4 x 4 pixels, then one vector."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,13 +23,13 @@ class Net(nn.Module):
         return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-def test_uses_are_the_pixels_of_the_output() -> None:
+def test_a_weight_is_used_once_per_output_pixel() -> None:
     net = Net().train()
     net.second.eval()
     counts = {"first.weight": 64, "second.weight": 16, "head.weight": 1}
     assert uses_of_weights(net, X, list(counts)) == counts
     assert net.training
-    assert not net.second.training, "a part that is frozen stays so"
+    assert not net.second.training, "a frozen layer stays in evaluation mode"
     assert not net.first._forward_hooks
 
 
@@ -39,7 +39,7 @@ def test_a_layer_that_is_called_twice_counts_twice() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_prices_are_shares_of_the_operations(granularity: str) -> None:
+def test_prices_are_proportional_to_operations(granularity: str) -> None:
     weights = {"first": 4 * 27, "second": 6 * 36, "head": 30}
     operations = {"first": 4 * 27 * 64, "second": 6 * 36 * 16, "head": 30}
     _, masks = sparsify(Net(), granularity=granularity, example=X, penalty="operations")
@@ -51,20 +51,20 @@ def test_prices_are_shares_of_the_operations(granularity: str) -> None:
         scores.data.fill_(-1.0 if i == names.index("first") else 1.0)
     with pytest.warns(UserWarning, match="first"):
         masks.ticket = True
-    spent = sum(operations[name] for name in names)
-    left = total * (spent - operations["first"]) / spent
-    assert masks.penalty().item() == pytest.approx(left * 2, rel=1e-6)  # an open ticket mask is 1 / sigmoid(0) = 2
+    all_operations = sum(operations[name] for name in names)
+    expected = total * (all_operations - operations["first"]) / all_operations
+    assert masks.penalty().item() == pytest.approx(expected * 2, rel=1e-6)  # an open ticket mask is 1 / sigmoid(0) = 2
     assert masks.density() == pytest.approx((total - weights["first"]) / total)  # density still counts weights
 
 
-def test_gradients_follow_the_price() -> None:
+def test_gradients_are_proportional_to_prices() -> None:
     _, masks = sparsify(Net(), granularity="weight", penalty="operations", example=X)
     masks.penalty().backward()
     first, second, _ = (scores.grad.flatten()[0] for scores in masks.mask_parameters())
     assert (first / second).item() == pytest.approx(4.0)
 
 
-def test_a_weight_that_no_layer_of_its_own_reads() -> None:
+def test_a_weight_that_is_read_outside_its_layer_is_refused() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -76,28 +76,33 @@ def test_a_weight_that_no_layer_of_its_own_reads() -> None:
     net = Attention()
     with pytest.raises(InputError, match=r"how often attention.in_proj_weight is used"):
         sparsify(net, penalty="operations", example=torch.ones(2, 3, 4), inplace=True)
-    assert list(net.state_dict()) == list(Attention().state_dict()), "what is refused is not changed"
+    assert list(net.state_dict()) == list(Attention().state_dict()), "a refused network is unchanged"
 
 
 def test_a_layer_that_is_never_called_costs_nothing() -> None:
     net = Net()
-    net.spare = nn.Linear(6, 6)
+    net.unused = nn.Linear(6, 6)
     _, masks = sparsify(net, penalty="operations", example=X)
     masks.penalty().backward()
     scores = dict(zip(masks.density_by_layer(), masks.mask_parameters(), strict=True))
-    assert not scores["spare"].grad.any()
+    assert not scores["unused"].grad.any()
     assert (scores["head"].grad > 0).all()
     with pytest.raises(InputError, match="uses none of the masked weights"):
-        sparsify(net, penalty="operations", include="spare", example=X)
+        sparsify(net, penalty="operations", include="unused", example=X)
 
 
-def test_a_shared_weight_costs_what_all_its_layers_do() -> None:
+def test_the_price_of_a_shared_weight_is_that_of_all_its_layers() -> None:
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, stride=2), nn.Conv2d(3, 3, 1))
     net[1].weight = net[0].weight
     _, masks = sparsify(net, penalty="operations", example=X)
     masks.penalty().backward()
     shared, last = (scores.grad.flatten()[0] for scores in masks.mask_parameters())
     assert (shared / last).item() == pytest.approx((64 + 16) / 16)
+
+
+def test_a_transposed_convolution_uses_its_weight_once_per_input_pixel() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Conv2d(4, 2, 1))
+    assert uses_of_weights(net, X, ["0.weight", "1.weight"]) == {"0.weight": 8 * 8, "1.weight": 16 * 16}
 
 
 def test_an_unknown_penalty_is_named() -> None:

@@ -1,4 +1,4 @@
-"""One mask against an independent float64 version of its formulas, gradients included."""
+"""One mask against an independent float64 version of its formulas and gradients."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ def sigmoid(x: float) -> float:
 
 
 def slow_mask(scores: np.ndarray, s0: float, beta: float, ticket: bool) -> np.ndarray:
-    """Entry by entry, in Python floats."""
+    """The formula, entry by entry in Python floats."""
     values = [(1.0 if s > 0 else 0.0) if ticket else sigmoid(beta * s) for s in scores.ravel().tolist()]
     return np.array([value / sigmoid(s0) for value in values]).reshape(scores.shape)
 
@@ -65,7 +65,7 @@ def test_gradients_are_the_derivatives(s0: float, beta: float) -> None:
     np.testing.assert_allclose(weight.grad.numpy(), c * slow_mask(s, s0, beta, False), rtol=1e-12)
 
 
-def test_a_ticket_gives_gradients_to_the_weights_kept_alone() -> None:
+def test_in_a_ticket_only_open_weights_have_gradients() -> None:
     mask = random_mask(0.1)
     mask.ticket = True
     weight = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
@@ -76,7 +76,7 @@ def test_a_ticket_gives_gradients_to_the_weights_kept_alone() -> None:
 
 
 @pytest.mark.parametrize("s0", [-0.1, 0.0, 0.1])
-def test_nothing_changes_at_the_start(s0: float) -> None:
+def test_the_initial_mask_is_one(s0: float) -> None:
     mask = SoftMask((5, 5), s0)
     weight = torch.randn(5, 5)
     torch.testing.assert_close(mask(weight), weight, rtol=1e-6, atol=0)
@@ -88,8 +88,8 @@ def test_a_score_of_zero_is_closed() -> None:
     assert mask.mask(ticket=True).tolist() == [0.0, 0.0]
 
 
-def test_prune_absorbs_the_temperature_before_it_is_reset() -> None:
-    """The published code resets beta first and so prunes with min(s, s0): that is temperature=1 here."""
+def test_prune_applies_the_temperature_before_it_is_reset() -> None:
+    """The published code resets beta first and so prunes with min(s, s0), which is temperature=1 here."""
     scores, s0 = [-0.02, -0.001, 0.0, 0.05, 0.4], 0.1
     ours, published = SoftMask((5,), s0, dtype=torch.float64), SoftMask((5,), s0, dtype=torch.float64)
     for mask in (ours, published):
@@ -103,13 +103,13 @@ def test_prune_absorbs_the_temperature_before_it_is_reset() -> None:
 
 
 def test_the_density_is_counted_on_hard_masks() -> None:
-    """A soft mask is never zero: counting its nonzeros would report a density of 1."""
+    """A soft mask is never zero, so the count of its nonzeros would be a density of 1."""
     mask = random_mask(0.0, (40, 40))
     assert (mask.mask() != 0).all()
     assert mask.count_kept() == int((mask.scores > 0).sum()) < mask.count_masked() == 1600
 
 
-def test_cost_weighs_penalty_and_counts() -> None:
+def test_cost_weights_penalty_and_counts() -> None:
     mask = SoftMask((3,), 0.0, cost=torch.tensor([10, 20, 30]), dtype=torch.float64)
     mask.scores.data = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
     expected = sum(cost * sigmoid(s) / 0.5 for cost, s in [(10, 1.0), (20, -1.0), (30, 2.0)])
@@ -131,7 +131,7 @@ def test_attach_and_detach_leave_the_parameters_in_order() -> None:
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
-def test_masked_layers_are_the_plain_ones_times_the_mask(kind: str) -> None:
+def test_masked_layers_compute_with_weight_times_mask(kind: str) -> None:
     torch.manual_seed(0)
     if kind == "conv":
         layer, x = (
@@ -160,7 +160,7 @@ def test_masked_layers_are_the_plain_ones_times_the_mask(kind: str) -> None:
     assert parametrize.is_parametrized(layer, "weight")
 
 
-def test_a_layer_alone_checkpoints_prunes_and_rewinds() -> None:
+def test_a_single_layer_checkpoints_prunes_and_rewinds() -> None:
     layer = SoftMaskedLinear(3, 2)
     before = layer.parametrizations.weight.original.detach().clone()
     with pytest.raises(InputError, match="rewind before checkpoint"):
@@ -209,13 +209,13 @@ def test_the_initial_value_must_be_finite() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1000.0, 11.0, math.nan, math.inf])
-def test_an_initial_value_must_leave_a_mask(bad: float) -> None:
+def test_the_initial_value_is_bounded(bad: float) -> None:
     with pytest.raises(InputError, match=r"mask_initial_value is .*expected -10 to 10"):
         SoftMaskedLinear(3, 2, mask_initial_value=bad)
     assert torch.isfinite(SoftMask((2,), -10.0, dtype=torch.float16).mask()).all()
 
 
-def test_the_penalty_of_half_precision_weights_is_a_number() -> None:
+def test_the_penalty_of_half_precision_weights_is_finite() -> None:
     mask = SoftMask((400, 400), 0.0, dtype=torch.float16)
     assert mask.penalty().item() == 160_000.0
     mask.penalty().backward()

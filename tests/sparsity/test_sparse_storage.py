@@ -1,4 +1,4 @@
-"""Sparse files: small, read back bit for bit, and never believed blindly."""
+"""Sparse files: their size, bit-exact restoration, and refusal of damaged files."""
 
 import json
 import struct
@@ -30,7 +30,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
 
 
-def test_a_ticket_is_small_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_the_file_of_a_ticket_is_small_and_restores_it_bit_for_bit(tmp_path: Path) -> None:
     ticket = sparse_resnet20(0.2)
     save(ticket, tmp_path / "sparse.safetensors")
     save_file(ticket.state_dict(), tmp_path / "dense.safetensors")
@@ -44,27 +44,27 @@ def test_a_ticket_is_small_and_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "sparse.safetensors").read_bytes()
 
 
-def test_every_value_survives(tmp_path: Path) -> None:
-    class Odd(nn.Module):
+def test_every_value_is_restored(tmp_path: Path) -> None:
+    class Special(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             special = torch.zeros(33)
             special[[3, 7, 11, 32]] = torch.tensor([-0.0, float("nan"), float("inf"), 1e-45])
             self.special = nn.Parameter(special)
-            self.brief = nn.Parameter(torch.zeros(5, 7, dtype=torch.bfloat16))
+            self.rounded = nn.Parameter(torch.zeros(5, 7, dtype=torch.bfloat16))
             self.empty = nn.Parameter(torch.zeros(0, 4))
             self.register_buffer("flags", torch.tensor([True, False]))
             self.register_buffer("count", torch.tensor(7))
 
-    first, second = Odd(), Odd()
+    first, second = Special(), Special()
     for tensor in second.state_dict().values():
         tensor.fill_(1)
-    save(first, tmp_path / "odd.safetensors")
-    load(second, tmp_path / "odd.safetensors")
+    save(first, tmp_path / "special.safetensors")
+    load(second, tmp_path / "special.safetensors")
     assert torch.signbit(second.special[3])
     for name, tensor in first.state_dict().items():
-        read = second.state_dict()[name]
-        raw = [t.view(torch.uint8) if t.ndim else t.reshape(1).view(torch.uint8) for t in (tensor, read)]
+        restored = second.state_dict()[name]
+        raw = [t.view(torch.uint8) if t.ndim else t.reshape(1).view(torch.uint8) for t in (tensor, restored)]
         assert torch.equal(*raw), name
 
 
@@ -89,11 +89,11 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     model = resnet20()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
-    stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # which its norm does not know
+    stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # its norm has 16 channels
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
     with pytest.raises(InputError, match=r"no compacted version of this .* an input of shape .* fails"):
         load(model, path, shrink=True, example=x)
-    stored["fc.bias"] = torch.zeros(1)  # which every class would get
+    stored["fc.bias"] = torch.zeros(1)  # would be broadcast to all classes
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
     with pytest.raises(InputError, match=r"differ in length: \{'fc.weight': 10, 'fc.bias': 1\}"):
         load(model, path, shrink=True, example=x)
@@ -124,7 +124,7 @@ def test_a_file_of_another_architecture_is_refused_and_changes_nothing(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("lie", "message"),
+    ("change", "message"),
     [
         (lambda shapes, stored: shapes.update({"conv1.weight": [16, 3, 3, 4]}), "has 576 entries.*bits for 432"),
         (lambda shapes, stored: shapes.update({"conv1.weight": [-16, -27]}), "is no shape"),
@@ -148,19 +148,19 @@ def test_a_file_of_another_architecture_is_refused_and_changes_nothing(tmp_path:
         ),
     ],
 )
-def test_a_lying_header_is_refused(tmp_path: Path, lie: object, message: str) -> None:
-    path = tmp_path / "liar.safetensors"
+def test_a_header_that_contradicts_the_tensors_is_refused(tmp_path: Path, change: object, message: str) -> None:
+    path = tmp_path / "changed.safetensors"
     save(sparse_resnet20(), path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     stored, shapes = load_file(path), json.loads(metadata["hgsl-sparse-1"])
-    lie(shapes, stored)  # type: ignore[operator]
+    change(shapes, stored)  # type: ignore[operator]
     save_file(stored, path, metadata={"hgsl-sparse-1": json.dumps(shapes)})
     with pytest.raises(InputError, match=message):
         load(resnet20(), path)
 
 
-def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_and_other_formats_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no file .*model\.safetensors"):
         load(resnet20(), path)
@@ -180,7 +180,7 @@ def test_damaged_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
         load(resnet20(), path)
 
 
-def test_benchmark_puts_measured_time_beside_counts() -> None:
+def test_benchmark_reports_latency_counts_and_scores() -> None:
     x = torch.randn(2, 3, 32, 32)
     dense, ticket = resnet20(), sparse_resnet20()
     dense.conv1.eval()

@@ -1,4 +1,4 @@
-"""Masks on networks as they come: timm's, torchvision's, hand-written; patterns; errors; how torch runs them."""
+"""Masks on networks of timm and torchvision and on hand-written ones; patterns, errors, compilation and autocast."""
 
 import copy
 from collections.abc import Callable
@@ -45,11 +45,11 @@ def network(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor]:
     return build().eval(), torch.randn(shape)
 
 
-def test_any_network_takes_masks_and_gives_them_back(network: tuple[nn.Module, torch.Tensor]) -> None:
+def test_any_network_can_be_masked_and_finalized(network: tuple[nn.Module, torch.Tensor]) -> None:
     model, x = network
     keys = list(model.state_dict())
     masked, masks = sparsify(model)
-    assert list(model.state_dict()) == keys, "the original is untouched"
+    assert list(model.state_dict()) == keys, "the original is unchanged"
     torch.testing.assert_close(masked(x), model(x), rtol=1e-5, atol=1e-6)
 
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
@@ -95,7 +95,7 @@ def test_patterns(include: str, exclude: str, expected: int) -> None:
     assert len(masks.density_by_layer()) == expected
 
 
-def test_a_pattern_can_name_any_weight() -> None:
+def test_a_pattern_can_name_any_parameter() -> None:
     _, masks = sparsify(Attention(), include=["table", "attention.in_proj_weight"])
     assert set(masks.density_by_layer()) == {"table", "attention.in_proj_weight"}
     assert list(masks.finalize().state_dict()) == list(Attention().state_dict())
@@ -116,7 +116,7 @@ def test_a_shared_weight_is_masked_in_all_its_layers_or_in_none() -> None:
     assert torch.equal(masks.finalize()(tokens), masked(tokens))
 
 
-def test_a_norm_can_be_excluded_and_not_included() -> None:
+def test_a_norm_can_be_excluded_but_not_included() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     assert set(sparsify(net, exclude="1")[1].density_by_layer()) == {"0"}
     with pytest.raises(InputError, match="pattern '1' names a BatchNorm2d, which has no weight of two or more axes"):
@@ -146,13 +146,13 @@ def test_a_masked_or_weightless_network_is_refused() -> None:
         sparsify(nn.LayerNorm(4))
 
 
-def test_untraceable_channels_are_refused_with_a_way_out() -> None:
+def test_an_example_that_does_not_fit_is_refused_with_a_way_out() -> None:
     with pytest.raises(InputError, match=r"cannot be traced with an input of shape \(2, 3, 224, 224\).*granularity"):
         sparsify(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), granularity="channel")
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_torch_compile_traces_it_whole_and_once_for_all_temperatures(granularity: str) -> None:
+def test_torch_compile_makes_one_graph_for_all_temperatures(granularity: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16)
     model = nn.Sequential(
@@ -182,22 +182,22 @@ def test_torch_compile_traces_it_whole_and_once_for_all_temperatures(granularity
 
 
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_autocast_masks_in_float32_and_convolves_below(granularity: str) -> None:
+def test_autocast_masks_in_float32_and_convolves_in_bfloat16(granularity: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     masked, masks = sparsify(net, granularity=granularity, example=x)  # type: ignore[arg-type]
-    exact = masked(x)
+    expected = masked(x)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = masked(x)
+        output = masked(x)
         assert masked[0].weight.dtype == torch.float32
-    assert rough.dtype == torch.bfloat16
-    torch.testing.assert_close(rough.float(), exact, rtol=0.05, atol=0.05)
-    rough.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    output.float().sum().backward()
     assert all(scores.grad is not None and scores.grad.dtype == torch.float32 for scores in masks.mask_parameters())
 
 
-def test_masks_live_where_and_as_the_weights_do() -> None:
+def test_masks_have_the_device_and_dtype_of_the_weights() -> None:
     model = nn.Linear(4, 3, device="meta", dtype=torch.float64)
     _, masks = sparsify(model, 0.1)
     (scores,) = masks.mask_parameters()

@@ -1,4 +1,4 @@
-"""Two processes under DistributedDataParallel; light imports, since each process makes them again."""
+"""Masked training with DistributedDataParallel in two processes; few imports, since each process repeats them."""
 
 from pathlib import Path
 
@@ -30,11 +30,11 @@ def _case(granularity: str) -> tuple[nn.Module, Masks, torch.Tensor, torch.Tenso
 
 def _worker(rank: int, folder: str, granularity: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     network, masks, x, y = _case(granularity)
     parallel = nn.parallel.DistributedDataParallel(network)
     _train(parallel, masks, x[rank::2], y[rank::2])
-    # The ticket: scores take no part, so they must not be waited for.
+    # In a ticket the scores have no gradient, and the reducer must not wait for one.
     for scores in masks.mask_parameters():
         scores.requires_grad_(False)
     masks.ticket = True
