@@ -1,6 +1,6 @@
 """hgsl: train, evaluate, show and ship models for fine-grained image retrieval.
 
-The public names are loaded when they are first used, so that ``import hgsl`` costs little.
+Public names are imported on first use, so that ``import hgsl`` is fast and changes nothing in the process.
 """
 
 import importlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hgsl.search import SearchIndex
     from hgsl.sparsity import SoftMaskedConv2d, SoftMaskedLinear, sparsify
 
-_HOME = {
+_MODULES = {
     "HardGlobalSoftminLoss": "hgsl.losses",
     "SearchIndex": "hgsl.search",
     "SoftMaskedConv2d": "hgsl.sparsity",
@@ -47,9 +47,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'hgsl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

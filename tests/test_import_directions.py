@@ -43,12 +43,12 @@ def part_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_import_points_the_wrong_way(path: Path) -> None:
+def test_imports_point_in_the_allowed_direction(path: Path) -> None:
     part = part_of(path)
     wrong = imported_parts(path.read_text()) - ALLOWED[part] - {part}
     assert not wrong, f"hgsl.{part} must not import {sorted(wrong)}"
 
 
-def test_the_walk_sees_every_form_of_import() -> None:
+def test_every_form_of_import_is_recognized() -> None:
     source = "import hgsl.data\nfrom hgsl.models.x import y\ndef f():\n    from hgsl import losses\n"
     assert imported_parts(source) == {"data", "models", "losses"}

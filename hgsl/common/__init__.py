@@ -1,1 +1,1 @@
-"""Small helpers every other part may use; this package imports nothing else of hgsl."""
+"""Helpers that every other subpackage may import; this one imports nothing else of hgsl."""

@@ -1,4 +1,4 @@
-"""Which device and which number format ``auto`` stands for on this machine."""
+"""Device and dtype by name; ``auto`` is the best of this machine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,15 +19,15 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in DEVICES or kind == "auto" or (number and not number.isdigit()):
+    device_type, _, number = name.partition(":")
+    if device_type not in DEVICES or device_type == "auto" or (number and not number.isdigit()):
         raise unknown("device", name, DEVICES)
     present = {
         "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if not present[kind]:
+    if not present[device_type]:
         raise InputError(f"device {name!r} is not present on this machine: use --device auto or --device cpu")
     return torch.device(name)
 
@@ -46,7 +46,7 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Returns the dtype in which a network computes on ``device``.
+    """Returns the dtype that a network computes in on ``device``.
 
     ``auto`` is bfloat16 where the hardware multiplies it natively (AMX or AVX-512 BF16 on x86, BF16 on ARM, compute
     capability 8 and up on CUDA), float16 on older CUDA devices (the caller then needs a gradient scaler), and float32
@@ -70,8 +70,8 @@ def cpu_has_bfloat16() -> bool:
     """Whether this processor has bfloat16 matrix or dot-product instructions."""
     query = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest torch supported
     if query is not None:
-        found: Mapping[str, Any] = query()
-        return any(bool(found.get(unit)) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+        capabilities: Mapping[str, Any] = query()
+        return any(bool(capabilities.get(unit)) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

@@ -1,19 +1,19 @@
-"""The error a user's mistake raises, and the sentence that names the nearest right word."""
+"""The error for mistakes of the user, and messages that suggest the nearest known name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: the message is one line that says what was found, where, what was expected and the way out.
+    """Invalid input: the message is one line with the value, its source, what was expected and how to fix it.
 
-    Command-line tools print it without a traceback and leave with exit code 2. It is a ``ValueError``, so that code
-    which imports hgsl needs no special case.
+    Commands print it without a traceback and exit with status 2. It is a ``ValueError``, so that code which imports
+    hgsl needs no special case.
     """
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Returns the entry of ``known`` most like ``word``, or None if none is alike.
+    """Returns the entry of ``known`` most similar to ``word``, or None if none is similar.
 
     >>> nearest("tempratur", ["temperature", "scale"])
     'temperature'
@@ -24,7 +24,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, word: object, known: Iterable[str]) -> InputError:
-    """Builds the error for a name that is not one of ``known``.
+    """Returns the error for a name that is not one of ``known``.
 
     >>> print(unknown("pooling", "maxagv", ["avg", "max", "maxavg"]))
     unknown pooling 'maxagv': did you mean 'maxavg'? (known: avg, max, maxavg)
@@ -36,7 +36,7 @@ def unknown(what: str, word: object, known: Iterable[str]) -> InputError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message from elsewhere, or the error's kind where it has none.
+    """Returns the first line of an error's message, or the name of its class where it has none.
 
     >>> first_line(EOFError())
     'EOFError'

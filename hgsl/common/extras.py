@@ -1,10 +1,10 @@
-"""Optional parts of the installation: what each extra brings, and the one line a user gets where it is missing."""
+"""Optional dependencies: the modules of each extra, and the error where they are not installed."""
 
 from importlib.util import find_spec
 
 from hgsl.common.errors import InputError
 
-# Extra -> the modules it is needed for, as they are imported; setup.cfg names the packages they come from.
+# Extra -> its modules, by their import names; setup.cfg names the packages.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "pml": ("pytorch_metric_learning",),
     "serve": ("fastapi", "uvicorn"),
@@ -15,19 +15,19 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def missing(extra: str) -> list[str]:
-    """The modules of an extra that are not installed; nothing is imported to find out."""
+    """Returns the modules of an extra that are not installed; none is imported."""
     return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def require(extra: str, purpose: str) -> None:
-    """Passes if every module of ``extra`` is installed.
+    """Checks that every module of ``extra`` is installed.
 
     Args:
         extra: One of ``EXTRAS``.
-        purpose: What the user wanted, as the subject of the message.
+        purpose: The feature that needs it, as the subject of the message.
 
     Raises:
-        InputError: Some are not; the message says how to install them.
+        InputError: Some are missing; the message says how to install them.
     """
     absent = missing(extra)
     if absent:
