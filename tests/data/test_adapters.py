@@ -1,4 +1,4 @@
-"""Adapters on the official annotation files (counts pinned), and on small distributions under the official names."""
+"""Adapters of benchmarks: counts of the official annotation files, and small archives under the official names."""
 
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_official_counts(
     assert count(manifest) == split_counts(train, test)
     card = read_card(name)
     assert card is not None
-    if (name, protocol) != ("aircraft", "closed-set"):  # the official archive also parts train from val
+    if (name, protocol) != ("aircraft", "closed-set"):  # the official archive also separates val from train
         assert card["expected"][protocol] == count(manifest)
     if protocol == "zero-shot":
         order = [manifest.split[manifest.labels == label][0] for label in range(len(manifest.class_names))]
@@ -56,7 +56,7 @@ def test_both_forms_of_cars_agree(test_data: Path, tmp_path: Path) -> None:
     assert forms[0].class_names == forms[1].class_names
     assert forms[0].paths[0] == "car_ims/000001.jpg"
     assert forms[1].paths[0] == "cars_train/00001.jpg"
-    for column in ("labels", "boxes"):  # the same photos in another order
+    for column in ("labels", "boxes"):  # the same images in another order
         first, second = (np.sort(getattr(form, column), axis=0) for form in forms)
         assert np.array_equal(first, second)
 
@@ -69,7 +69,7 @@ def test_cub_boxes_are_corners(test_data: Path) -> None:
     assert manifest.class_names[0] == "001.Black_footed_Albatross"
 
 
-def test_flowers17_on_the_real_photos(test_data: Path) -> None:
+def test_flowers17_on_the_real_images(test_data: Path) -> None:
     manifest = load_manifest("flowers17", test_data / "flowers17")
     verify_files(manifest)
     assert count(manifest) == split_counts((9, 720), (8, 640))
@@ -79,7 +79,7 @@ def test_flowers17_on_the_real_photos(test_data: Path) -> None:
         assert np.array_equal(np.asarray(image), np.asarray(original))
 
 
-# Small distributions, laid out as the official archives are. Each returns the expected (path, class name, split) rows.
+# Small archives with the layout of the official ones; each function returns its (path, class name, split) rows.
 
 Rows = list[tuple[str, str, str]]
 
@@ -221,16 +221,16 @@ OWN_SPLIT = {"sop": "zero-shot", "inshop": "query-gallery"}
 
 
 @pytest.mark.parametrize("layout", MAKERS)
-def test_small_distributions_are_read_row_by_row(tmp_path: Path, layout: str) -> None:
+def test_small_archives_are_read_row_by_row(tmp_path: Path, layout: str) -> None:
     name = "cars" if layout == "devkit" else layout
     expected = MAKERS[layout](tmp_path / "data")
     manifest = load_manifest(name, tmp_path / "data", OWN_SPLIT.get(layout, "closed-set"))
     verify_files(manifest)
-    found = [
+    rows = [
         (path, manifest.class_names[label], str(split))
         for path, label, split in zip(manifest.paths, manifest.labels, manifest.split, strict=True)
     ]
-    assert found == expected
+    assert rows == expected
     zero = load_manifest(name, tmp_path / "data")
     assert len(np.unique(zero.labels[zero.split == "train"])) == len(zero.class_names) // 2
     if zero.boxes is not None:
@@ -241,7 +241,7 @@ def test_small_distributions_are_read_row_by_row(tmp_path: Path, layout: str) ->
         data = build_dataset(name, tmp_path / "data", split)
         for index in range(len(data)):
             image, _, row = data[index]
-            assert image.width == 20 + row  # the photo of this row and of no other
+            assert image.width == 20 + row  # the image of this row and of no other
 
 
 def test_devkit_labels_may_lie_beside_it_and_are_needed(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_aircraft_levels(tmp_path: Path) -> None:
         load_manifest("aircraft", tmp_path, level="family")
 
 
-def test_inshop_parts_queries_from_gallery(tmp_path: Path) -> None:
+def test_inshop_separates_queries_from_gallery(tmp_path: Path) -> None:
     make_inshop(tmp_path)
     for protocol in ("query-gallery", "zero-shot"):
         test = load_manifest("inshop", tmp_path, protocol).subset("test")
@@ -316,7 +316,9 @@ def test_a_missing_root_is_named(tmp_path: Path, name: str) -> None:
         ("inshop", "Eval/list_eval_partition.txt", ("  query", "  queries"), "line 7: the status 'queries'"),
     ],
 )
-def test_lists_that_do_not_fit(tmp_path: Path, layout: str, file: str, change: tuple[str, str], message: str) -> None:
+def test_lists_that_contradict_each_other(
+    tmp_path: Path, layout: str, file: str, change: tuple[str, str], message: str
+) -> None:
     MAKERS[layout](tmp_path)
     text = (tmp_path / file).read_text()
     assert change[0] in text

@@ -1,4 +1,4 @@
-"""The audit finds what was planted, and nothing else."""
+"""Audit: every planted problem is found, and nothing else."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from hgsl.data.duplicates import near_duplicates, perceptual_hash
 from hgsl.data.manifest import make_manifest
 
 
-def picture(seed: int, size: int = 96) -> Image.Image:
-    """A smooth random picture, as a photo has most of its contrast in low frequencies."""
+def smooth_image(seed: int, size: int = 96) -> Image.Image:
+    """A smooth random image, as a photo has most of its contrast in low frequencies."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize((size + 16, size), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     for i in range(8):
-        picture(i).save(tmp_path / f"{i}.jpg", quality=92)
+        smooth_image(i).save(tmp_path / f"{i}.jpg", quality=92)
     return tmp_path
 
 
@@ -34,25 +34,25 @@ def audit_of(root: Path, *paths: str, split: str = "") -> audit_module.Audit:
     return audit(manifest, workers=2)
 
 
-def found(result: audit_module.Audit) -> dict[str, list[list[str]]]:
+def findings(result: audit_module.Audit) -> dict[str, list[list[str]]]:
     return {kind: paths for kind, paths in result.findings.items() if paths}
 
 
-def test_a_clean_set_passes(photos: Path) -> None:
-    result = audit_of(photos)
+def test_a_clean_data_set_passes(folder: Path) -> None:
+    result = audit_of(folder)
     assert result.ok
-    assert found(result) == {}
+    assert findings(result) == {}
     assert "8 images opened: no problem" in result.table()
 
 
-def test_broken_files(photos: Path) -> None:
-    whole = (photos / "0.jpg").read_bytes()
-    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (photos / "text.jpg").write_bytes(b"<html>404</html>")
-    (photos / "empty.jpg").touch()
-    result = audit_of(photos, "cut.jpg", "text.jpg", "empty.jpg", "gone.jpg")
+def test_broken_files(folder: Path) -> None:
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_bytes(b"<html>404</html>")
+    (folder / "empty.jpg").touch()
+    result = audit_of(folder, "cut.jpg", "text.jpg", "empty.jpg", "gone.jpg")
     assert not result.ok
-    assert found(result) == {
+    assert findings(result) == {
         "missing": [["gone.jpg"]],
         "empty": [["empty.jpg"]],
         "unreadable": [["text.jpg"]],
@@ -61,71 +61,71 @@ def test_broken_files(photos: Path) -> None:
     assert "truncated or damaged (!)" in result.table()
 
 
-def test_odd_files_are_told_and_pass(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(20).convert("L").save(photos / "gray.jpg")
-    picture(21).convert("L").convert("RGB").save(photos / "gray_too.png")
-    picture(22).convert("CMYK").save(photos / "cmyk.jpg")
-    picture(23, 400).save(photos / "big.jpg")
+def test_unusual_files_are_reported_and_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth_image(20).convert("L").save(folder / "gray.jpg")
+    smooth_image(21).convert("L").convert("RGB").save(folder / "gray_too.png")
+    smooth_image(22).convert("CMYK").save(folder / "cmyk.jpg")
+    smooth_image(23, 400).save(folder / "big.jpg")
     monkeypatch.setattr(audit_module, "HUGE", 150_000)
-    result = audit_of(photos, "gray.jpg", "gray_too.png", "cmyk.jpg", "big.jpg")
+    result = audit_of(folder, "gray.jpg", "gray_too.png", "cmyk.jpg", "big.jpg")
     assert result.ok
-    assert found(result) == {"gray": [["gray.jpg"], ["gray_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
+    assert findings(result) == {"gray": [["gray.jpg"], ["gray_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
 
 
-def test_a_decompression_bomb_is_huge_not_fatal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_huge_not_fatal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert inspect_file(photos / "0.jpg").findings == ("huge",)
+    assert inspect_file(folder / "0.jpg").findings == ("huge",)
 
 
 @pytest.mark.parametrize(("split", "where"), [("train", "within"), ("test", "across")])
-def test_duplicates(photos: Path, split: str, where: str) -> None:
-    """Copies of photo 1, which trains: byte for byte, recompressed, resized, brightened."""
-    (photos / "copy.jpg").write_bytes((photos / "1.jpg").read_bytes())
-    with Image.open(photos / "2.jpg") as image:
-        image.save(photos / "worse.jpg", quality=40)
-    with Image.open(photos / "3.jpg") as image:
-        image.resize((60, 50)).point(lambda value: min(255, value + 10)).save(photos / "small.png")
-    result = audit_of(photos, "copy.jpg", "worse.jpg", "small.png", split=split)
-    assert found(result) == {
+def test_duplicates(folder: Path, split: str, where: str) -> None:
+    """Copies of training images: byte for byte, recompressed, resized and brightened."""
+    (folder / "copy.jpg").write_bytes((folder / "1.jpg").read_bytes())
+    with Image.open(folder / "2.jpg") as image:
+        image.save(folder / "worse.jpg", quality=40)
+    with Image.open(folder / "3.jpg") as image:
+        image.resize((60, 50)).point(lambda value: min(255, value + 10)).save(folder / "small.png")
+    result = audit_of(folder, "copy.jpg", "worse.jpg", "small.png", split=split)
+    assert findings(result) == {
         f"same_{where}": [["1.jpg", "copy.jpg"]],
         f"near_{where}": [["2.jpg", "worse.jpg"], ["3.jpg", "small.png"]],
     }
     assert result.ok == (where == "within")
 
 
-def test_flat_images_are_named_and_no_duplicates_of_each_other(photos: Path) -> None:
-    Image.new("RGB", (50, 50), (250, 250, 240)).save(photos / "white.png")
-    Image.new("RGB", (50, 50), (10, 0, 0)).save(photos / "black.png")
-    result = audit_of(photos, "white.png", "black.png")
-    assert found(result) == {"flat": [["white.png"], ["black.png"]]}
+def test_flat_images_are_named_and_no_duplicates_of_each_other(folder: Path) -> None:
+    Image.new("RGB", (50, 50), (250, 250, 240)).save(folder / "white.png")
+    Image.new("RGB", (50, 50), (10, 0, 0)).save(folder / "black.png")
+    result = audit_of(folder, "white.png", "black.png")
+    assert findings(result) == {"flat": [["white.png"], ["black.png"]]}
     assert not result.ok
     assert "nearly a single color (!)" in result.table()
 
 
-def test_hash_is_of_the_lowest_frequencies() -> None:
-    gray = np.asarray(picture(0).convert("L").resize((32, 32)), float)
+def test_the_perceptual_hash_is_of_the_lowest_frequencies() -> None:
+    gray = np.asarray(smooth_image(0).convert("L").resize((32, 32)), float)
     first = perceptual_hash(gray)
     assert first is not None
     assert perceptual_hash(gray * 0.7 + 20) == first  # contrast and brightness do not matter
     noise = gray + np.random.default_rng(0).normal(0, 3, gray.shape)
     assert (first ^ (perceptual_hash(noise) or 0)).bit_count() <= duplicates.MAX_DISTANCE
-    other = perceptual_hash(np.asarray(picture(1).convert("L").resize((32, 32)), float))
+    other = perceptual_hash(np.asarray(smooth_image(1).convert("L").resize((32, 32)), float))
     assert (first ^ (other or 0)).bit_count() > 15
 
 
 def test_many_rows_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pair within the distance is found across block borders, once, against a plain double loop."""
+    """Every pair within the distance is found once, also across blocks, as in a plain double loop."""
     generator = np.random.default_rng(0)
-    prints = generator.integers(0, 2**63, 1500, np.uint64).tolist()
+    hashes = generator.integers(0, 2**63, 1500, np.uint64).tolist()
     for i in range(0, 300):
-        prints[1499 - i] = prints[i] ^ int(sum(1 << int(b) for b in set(generator.integers(0, 64, i % 7))))
+        hashes[1499 - i] = hashes[i] ^ int(sum(1 << int(b) for b in set(generator.integers(0, 64, i % 7))))
     expected = [
         (a, b)
         for a in range(1500)
         for b in range(a + 1, 1500)
-        if (prints[a] ^ prints[b]).bit_count() <= duplicates.MAX_DISTANCE
+        if (hashes[a] ^ hashes[b]).bit_count() <= duplicates.MAX_DISTANCE
     ]
-    assert sorted(near_duplicates(prints, [])) == expected
+    assert sorted(near_duplicates(hashes, [])) == expected
     assert len(expected) > 200
 
 
@@ -134,14 +134,14 @@ def test_drawn_images_are_refused() -> None:
         audit(load_manifest("synthetic", num_classes=4, images_per_class=2))
 
 
-def test_images_that_cannot_be_used_are_named(photos: Path) -> None:
-    Image.new("L", (6_000, 1), 128).save(photos / "strip.png")
-    Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(photos / "nan.tif")
-    Image.fromarray(np.zeros((40, 40), np.float32)).save(photos / "black.tif")
+def test_images_that_cannot_be_used_are_named(folder: Path) -> None:
+    Image.new("L", (6_000, 1), 128).save(folder / "strip.png")
+    Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(folder / "nan.tif")
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(folder / "black.tif")
     ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1))
-    Image.fromarray(ramp).save(photos / "ramp.tif")
-    result = audit_of(photos, "strip.png", "nan.tif", "black.tif", "ramp.tif")
-    assert found(result) == {
+    Image.fromarray(ramp).save(folder / "ramp.tif")
+    result = audit_of(folder, "strip.png", "nan.tif", "black.tif", "ramp.tif")
+    assert findings(result) == {
         "shape": [["strip.png"]],
         "values": [["nan.tif"]],
         "flat": [["black.tif"]],

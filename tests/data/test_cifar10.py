@@ -39,8 +39,8 @@ def binary(tmp_path: Path) -> Path:
 
 
 def members() -> dict[str, bytes]:
-    found = {f"train/{NAMES[i % 10]}/{i:04}.png": png(image) for i, image in enumerate(TRAIN)}
-    return found | {f"test/{NAMES[i]}/0000.png": png(image) for i, image in enumerate(TEST)} | {"README.md": b"hello"}
+    files = {f"train/{NAMES[i % 10]}/{i:04}.png": png(image) for i, image in enumerate(TRAIN)}
+    return files | {f"test/{NAMES[i]}/0000.png": png(image) for i, image in enumerate(TEST)} | {"README.md": b"hello"}
 
 
 def test_binary_records(binary: Path) -> None:
@@ -87,7 +87,7 @@ def test_python_batches_are_refused_unread(tmp_path: Path) -> None:
     assert not bomb.exists()
 
 
-def test_what_is_wrong_is_named(binary: Path, tmp_path: Path) -> None:
+def test_errors_name_the_file(binary: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no CIFAR-10 at"):
         load_cifar10(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"is not CIFAR-10: expected data_batch_1\.bin"):
@@ -129,7 +129,7 @@ def test_bad_images_are_named(tmp_path: Path, name: str, content: bytes, message
         load_cifar10(tmp_path / "x.zip")
 
 
-def test_held_out_images_are_disjoint_and_repeatable(binary: Path) -> None:
+def test_held_out_images_are_disjoint_and_reproducible(binary: Path) -> None:
     train, _ = load_cifar10(binary)
     rest, held = hold_out(train, 0.25)
     again = hold_out(train, 0.25)[1]
@@ -140,24 +140,24 @@ def test_held_out_images_are_disjoint_and_repeatable(binary: Path) -> None:
     assert not torch.equal(held.images, hold_out(train, 0.25, seed=1)[1].images)
 
 
-def test_augmentation_is_a_shift_and_a_mirror_of_each_image() -> None:
+def test_augmentation_is_a_shift_and_a_flip_of_each_image() -> None:
     images = torch.from_numpy(np.tile(TRAIN, (20, 1, 1, 1)))
     augmented = augment(images, torch.Generator().manual_seed(0))
     assert augmented.dtype == torch.uint8
-    seen = set()
-    for image, found in zip(images, augmented, strict=True):
+    shifts = set()
+    for image, result in zip(images, augmented, strict=True):
         padded = torch.nn.functional.pad(image, [4] * 4)
         candidates = {
-            (y, x, mirrored): crop.flip(2) if mirrored else crop
+            (y, x, flipped): crop.flip(2) if flipped else crop
             for y in range(9)
             for x in range(9)
             for crop in [padded[:, y : y + 32, x : x + 32]]
-            for mirrored in (False, True)
+            for flipped in (False, True)
         }
-        (match,) = [key for key, crop in candidates.items() if torch.equal(crop, found)]
-        seen.add(match)
-    assert {y for y, _, _ in seen} == {x for _, x, _ in seen} == set(range(9))
-    share = np.mean([mirrored for _, _, mirrored in seen])
+        (match,) = [key for key, crop in candidates.items() if torch.equal(crop, result)]
+        shifts.add(match)
+    assert {y for y, _, _ in shifts} == {x for _, x, _ in shifts} == set(range(9))
+    share = np.mean([flipped for _, _, flipped in shifts])
     assert 0.4 < share < 0.6
     assert torch.equal(augmented, augment(images, torch.Generator().manual_seed(0)))
 

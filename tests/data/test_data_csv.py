@@ -31,14 +31,14 @@ def test_whole_numbers_are_ordered_by_number(tmp_path: Path) -> None:
     assert manifest.root == tmp_path
 
 
-def test_a_table_without_split_searches_the_later_labels(tmp_path: Path) -> None:
+def test_without_a_split_the_later_labels_are_the_test_split(tmp_path: Path) -> None:
     rows = "".join(f"{label}/{i}.jpg,{label}\n" for label in (4, 3, 2, 1, 0) for i in (1, 2))
     manifest = load_manifest("csv", write(tmp_path, "path,label\n" + rows))
     test = manifest.subset("test")
     assert {test.class_names[label] for label in test.labels} == {"3", "4"}
 
 
-def test_lists_that_come_in_pairs(tmp_path: Path) -> None:
+def test_lists_in_pairs(tmp_path: Path) -> None:
     table = write(tmp_path, "img_path,label\na,1\nb,1\nc,2\nd,2\n", "train.csv")
     write(tmp_path, "img_path,label\ne,3\nf,3\ng,4\nh,4\n", "test.csv")
     manifest = load_manifest("csv", table, test_list="test.csv")
@@ -141,7 +141,7 @@ def test_absolute_paths_inside_the_root_become_relative(tmp_path: Path) -> None:
         ('path,label\n"a,1\n', "is not a comma-separated table"),
     ],
 )
-def test_refuses_by_line_and_value(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_name_the_line_and_the_value(tmp_path: Path, text: str, message: str) -> None:
     table = write(tmp_path, text)
     with pytest.raises(InputError, match=message) as caught:
         load(table)
@@ -273,7 +273,7 @@ def tables(draw: st.DrawFn) -> list[dict[str, str]]:
 
 @settings(deadline=None, max_examples=60)
 @given(tables())
-def test_every_row_of_a_valid_table_arrives_and_survives_a_round_trip(rows: list[dict[str, str]]) -> None:
+def test_every_row_of_a_valid_table_is_read_and_survives_a_round_trip(rows: list[dict[str, str]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
@@ -282,8 +282,7 @@ def test_every_row_of_a_valid_table_arrives_and_survives_a_round_trip(rows: list
         manifest = load(write(Path(folder), text.getvalue()))
         assert list(manifest.paths) == [row["path"] for row in rows]
         assert manifest.ids.tolist() == list(range(len(rows)))
-        found = [manifest.class_names[label] for label in manifest.labels]
-        assert found == [row["label"] for row in rows]
+        assert [manifest.class_names[label] for label in manifest.labels] == [row["label"] for row in rows]
         assert len(set(manifest.class_names)) == len(manifest.class_names)
         for i, row in enumerate(rows):
             train = row.get("split") == "train"

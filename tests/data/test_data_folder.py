@@ -25,7 +25,7 @@ def two_each(names: str, top: str = "") -> list[str]:
     return [f"{top}{name}/{i}.jpg" for name in names for i in (1, 2)]
 
 
-def test_split_is_seeded_class_disjoint_and_halves(photo_folder: Photos) -> None:
+def test_the_split_is_seeded_class_disjoint_and_in_halves(photo_folder: Photos) -> None:
     root = photo_folder(classes=9, images=3)
     train, test = (load_manifest("folder", root).subset(split) for split in ("train", "test"))
     assert (len(np.unique(train.labels)), len(np.unique(test.labels))) == (5, 4)
@@ -95,7 +95,7 @@ def test_skipped_files_are_reported(tmp_path: Path) -> None:
     assert "1 class has a single image, which has no match as a query: lone" in summary(manifest)
 
 
-def test_links_to_photos_elsewhere_are_followed(tmp_path: Path) -> None:
+def test_links_to_other_folders_are_followed(tmp_path: Path) -> None:
     touch(tmp_path / "album", *two_each("abcd"))
     (tmp_path / "set").mkdir()
     for name in "abcd":
@@ -125,7 +125,12 @@ def test_a_split_of_images_is_closed_set(tmp_path: Path) -> None:
 
 def test_class_folders_with_the_name_of_a_split(tmp_path: Path) -> None:
     root = touch(tmp_path, *two_each(["train", "test", "bus", "car", "bike"]))
-    assert sorted(load_manifest("folder", root).class_names) == ["bike", "bus", "car", "test", "train"]
+    manifest = load_manifest("folder", root)
+    assert sorted(manifest.class_names) == ["bike", "bus", "car", "test", "train"]
+    assert manifest.notes == (
+        "the folder 'test' is a class here, not a split",
+        "the folder 'train' is a class here, not a split",
+    )
 
 
 @pytest.mark.parametrize(

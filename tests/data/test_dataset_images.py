@@ -1,4 +1,4 @@
-"""From file to tensor: orientation, color modes, damage, boxes, decoding at a smaller size, the cache."""
+"""Images from file to tensor: orientation, color modes, damage, boxes, decoding at a smaller size, the cache."""
 
 import os
 import struct
@@ -24,7 +24,7 @@ CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpol
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red grows to the right, green downwards: every pixel tells where it was."""
+    """Red grows to the right and green downwards, so that a color gives its position."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], axis=2).astype(np.uint8))
 
@@ -45,8 +45,8 @@ def test_exif_orientation_is_honored(tmp_path: Path, orientation: int, suffix: s
     exif[0x0112] = orientation
     stored.save(tmp_path / f"a{suffix}", exif=exif, quality=95)
     for min_side in (None, 8):
-        found = read_image(tmp_path / f"a{suffix}", min_side)
-        difference = np.asarray(found.resize(upright.size), int) - np.asarray(upright, int)
+        image = read_image(tmp_path / f"a{suffix}", min_side)
+        difference = np.asarray(image.resize(upright.size), int) - np.asarray(upright, int)
         assert np.abs(difference).mean() < 6
 
 
@@ -66,7 +66,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
         "gray.jpg": (90, 90, 90),
         "deep.png": (90, 90, 90),
         "bit.png": (255, 255, 255),
-        "clear.png": (255, 255, 255),  # what is transparent shows white, not the color hidden below
+        "clear.png": (255, 255, 255),  # white behind transparent pixels, not the hidden color
     }
     for name, color in expected.items():
         image = read_image(tmp_path / name)
@@ -187,7 +187,7 @@ def test_a_jpeg_is_decoded_no_smaller_than_needed(tmp_path: Path, width: int, he
         assert min(small.size) < 2 * side or scale in (1, 8)
 
 
-def test_boxes_are_cut_only_when_asked_for(tmp_path: Path) -> None:
+def test_images_are_cropped_to_boxes_only_on_request(tmp_path: Path) -> None:
     gradient(100, 80).save(tmp_path / "a.png")
     manifest = one(tmp_path / "a.png", boxes=[[10.4, 20, 59.2, 200]])
     assert RetrievalDataset(manifest)[0][0].size == (100, 80)
@@ -218,16 +218,16 @@ def test_the_cache_changes_no_pixel(tmp_path: Path, recipe: str, boxes: object) 
     manifest = cut_to_boxes(manifest) if boxes else manifest
     transform = eval_transform(CONFIG, 48) if recipe == "eval" else train_transform(CONFIG, 48, recipe)
     plain = RetrievalDataset(manifest, transform)
-    kept = RetrievalDataset(manifest, transform, tmp_path / "cache")
+    with_cache = RetrievalDataset(manifest, transform, tmp_path / "cache")
 
     def epoch(data: RetrievalDataset) -> torch.Tensor:
         torch.manual_seed(3)
         return torch.stack([data[i][0] for i in range(12)])
 
     expected = epoch(plain)
-    assert torch.equal(epoch(kept), expected)
+    assert torch.equal(epoch(with_cache), expected)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 12
-    assert torch.equal(epoch(kept), expected)
+    assert torch.equal(epoch(with_cache), expected)
 
 
 def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
         return round(float(data[0][0][0].mean() * CONFIG["std"][0] + CONFIG["mean"][0]) * 255)
 
     assert red_after(10, 1) == 10
-    assert red_after(99, 2) == 99  # the same size in bytes or not: the time tells
+    assert red_after(99, 2) == 99  # the time differs, whatever the size in bytes
     path.unlink()
     with pytest.raises(InputError, match=r"a.png does not exist"):
         data[0]
@@ -248,7 +248,7 @@ def test_the_cache_follows_the_file_and_the_size(tmp_path: Path) -> None:
     assert file_key(path, 8) != file_key(path, 9)
 
 
-def test_a_damaged_cache_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_cache_file_is_replaced(tmp_path: Path) -> None:
     made = []
 
     expected = to_pixels(gradient(9, 7))
@@ -296,7 +296,7 @@ def test_rendered_images_need_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_synthetic_runs_through_the_same_door() -> None:
+def test_synthetic_images_go_through_the_same_data_set() -> None:
     data = build_dataset(
         "synthetic", None, "test", transform=eval_transform(CONFIG, 32), num_classes=8, images_per_class=2
     )

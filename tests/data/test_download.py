@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that cuts connections, forgets ranges and sends wrong files."""
+"""Downloads from a local server that cuts connections, ignores ranges and sends wrong files."""
 
 import hashlib
 import http.server
@@ -19,7 +19,7 @@ SUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 @dataclass
 class Server:
-    """What the server does, and the ranges that it was asked for."""
+    """Behavior of the server, and the ranges that were requested."""
 
     url: str = ""
     cut_after: int | None = None  # bytes of each answer before the connection is cut
@@ -73,14 +73,14 @@ def test_whole_file(server: Server, tmp_path: Path) -> None:
     assert server.asked == [None]  # a right file is not fetched again
 
 
-def test_a_cut_connection_is_resumed_where_it_was_cut(server: Server, tmp_path: Path) -> None:
+def test_a_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cut_after = 900_000
     download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM], pause=0)
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=900000-", "bytes=1800000-"]
 
 
-def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:
+def test_a_later_call_resumes(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tgz.part").write_bytes(CONTENT[:12345])
     download(server.url, tmp_path / "a.tgz", None, [SUM])
     assert server.asked == ["bytes=12345-"]
@@ -125,14 +125,14 @@ def test_a_wrong_size_stops_before_the_first_byte(server: Server, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_file_in_place_is_not_taken_for_right(server: Server, tmp_path: Path) -> None:
+def test_an_existing_file_is_checked(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tgz").write_bytes(b"x")
     with pytest.raises(InputError, match=r"a.tgz has 1 bytes, expected 2,048,000: remove it and run"):
         download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM])
     assert (tmp_path / "a.tgz").read_bytes() == b"x"  # someone put it there
 
 
-def test_a_server_that_never_gets_on_is_given_up(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_progress_is_given_up(server: Server, tmp_path: Path) -> None:
     server.cut_after = 0
     with pytest.raises(InputError, match=r"cannot download http.*: the connection was cut") as caught:
         download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM], pause=0)
@@ -143,7 +143,7 @@ def test_a_server_that_never_gets_on_is_given_up(server: Server, tmp_path: Path)
         download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM], pause=0)
 
 
-def test_what_is_not_there_is_not_asked_for_twice(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_is_requested_once(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(InputError, match=r"cannot download .*: Not Found"):
         download(server.url, tmp_path / "a.tgz", pause=0)

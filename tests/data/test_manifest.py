@@ -104,7 +104,7 @@ def test_an_empty_or_unknown_split_is_refused() -> None:
         small().subset("tests")
 
 
-def test_hash_sees_what_matters_and_nothing_else() -> None:
+def test_the_hash_depends_on_rows_and_roles_alone() -> None:
     base = small(boxes=[[0, 0, 5, 5]] * 4)
     same = [
         make_manifest("other", Path("/elsewhere"), base.paths, base.labels, base.class_names, split=base.split),
@@ -126,8 +126,8 @@ def test_hash_sees_what_matters_and_nothing_else() -> None:
     int(base.split_hash, 16)
 
 
-def test_hash_is_pinned() -> None:
-    """Reports of different versions are compared by it."""
+def test_the_hash_is_the_same_in_every_version() -> None:
+    """Reports of different versions are compared by their hashes."""
     assert small().split_hash == "6fa6ace49c38f8e8"
 
 

@@ -1,4 +1,4 @@
-"""Cards, and the command that works with them, as a user runs it."""
+"""Cards of data sets, and the command that reads them."""
 
 import hashlib
 import http.server
@@ -25,7 +25,9 @@ from hgsl.data.files.layout import datasets_dir, default_root
 WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "synthetic"})
 
 
-def test_files_go_beside_the_cards_in_a_checkout_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_root_is_beside_the_cards_in_a_checkout_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     checkout = Path(__file__).parents[2]
     assert default_root("cub") == checkout / "datasets/cub"
     (tmp_path / "cub").mkdir()  # an installed package: the cards are copies
@@ -194,7 +196,7 @@ def test_download_verify_and_again(
     assert "jpg exists" in capsys.readouterr().out
 
 
-def test_a_hostile_archive_leaves_the_root_as_it_was(web: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_hostile_archive_leaves_the_root_unchanged(web: tuple[Path, str], tmp_path: Path) -> None:
     folder, url = web
     (folder / "photo").write_bytes(b"x")
     with tarfile.open(folder / "evil.tgz", "w:gz") as tar:
@@ -208,7 +210,7 @@ def test_a_hostile_archive_leaves_the_root_as_it_was(web: tuple[Path, str], tmp_
     assert not (tmp_path / "evil").exists()
 
 
-def test_without_a_network_one_line_says_where_to_get_and_put_it(tmp_path: Path) -> None:
+def test_without_a_network_the_message_has_the_steps_by_hand(tmp_path: Path) -> None:
     card = read_card("cub")
     assert card is not None
     card["archives"][0] |= {"url": "http://127.0.0.1:9/CUB_200_2011.tgz", "bytes": 10}

@@ -67,12 +67,12 @@ def test_folds_cover_the_training_classes_once() -> None:
         ({"val_share": 0.95}, "9 of 10 training classes for validation, but 2 are needed on either side"),
     ],
 )
-def test_validation_refuses(arguments: dict[str, float], message: str) -> None:
+def test_errors_of_validation(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cut_validation(apply_protocol(make(20), "zero-shot"), **arguments)  # type: ignore[arg-type]
 
 
-def test_too_few_usable_classes_says_why() -> None:
+def test_too_few_usable_classes_are_refused() -> None:
     with pytest.raises(
         InputError, match="3 classes with two images or more in photos, but a class-disjoint split needs 4"
     ):
@@ -121,7 +121,7 @@ def test_without_test_images_the_validation_images_are_the_test_split(protocol: 
     assert manifest.notes == ("the data has no test split: its validation images are the test split",)
 
 
-def test_protocols_that_the_rows_cannot_follow() -> None:
+def test_errors_of_protocols() -> None:
     with pytest.raises(InputError, match="did you mean 'zero-shot'"):
         apply_protocol(make(4), "zeroshot")
     with pytest.raises(InputError, match="toy has no split, but closed-set needs a train and a test split of its own"):

@@ -1,4 +1,4 @@
-"""Invented butterflies: the same picture always, classes that differ, and arguments that are checked."""
+"""Synthetic butterflies: reproducible images, distinct classes, and checked arguments."""
 
 import itertools
 import pickle
@@ -19,7 +19,7 @@ def pixels(*arguments: int) -> np.ndarray:
     return np.asarray(butterflies.draw(*arguments)).astype(int)
 
 
-def test_a_picture_depends_on_its_four_numbers_alone():
+def test_an_image_depends_on_its_four_numbers_alone():
     forward = [pixels(label, image, 48, 3) for label in range(3) for image in range(2)]
     backward = [pixels(label, image, 48, 3) for label in (2, 1, 0) for image in (1, 0)]
     assert all(np.array_equal(one, other) for one, other in zip(forward, backward[::-1], strict=True))
@@ -34,7 +34,7 @@ def test_another_process_draws_the_same_bytes():
     assert bytes.fromhex(other.stdout) == butterflies.draw(5, 7, 40, 2).tobytes()
 
 
-def test_species_and_pictures_stay_what_they_are():
+def test_species_and_images_are_the_same_in_every_version():
     traits = species.traits(7, seed=0)
     spots = ["".join(str(int(traits[f"{wing}_spot_{i}"])) for i in range(n)) for wing, n in species.CELLS.items()]
     assert spots == ["011100", "1100010"]
@@ -55,22 +55,22 @@ def test_drawing_leaves_the_global_generators_alone():
 
 
 def test_species_of_a_genus_are_a_step_apart_and_no_two_classes_are_the_same():
-    found = [species.traits(label, seed=5) for label in range(2 * species.GENERA * species.SPECIES)]
-    numbers = np.array([[traits[name] for name in species.TRAITS] for traits in found])
+    species_traits = [species.traits(label, seed=5) for label in range(2 * species.GENERA * species.SPECIES)]
+    numbers = np.array([[traits[name] for name in species.TRAITS] for traits in species_traits])
     low, high, step = np.array(list(species.TRAITS.values())).T
     assert np.all((numbers >= low - step - 1e-9) & (numbers <= high + step + 1e-9))
-    genera = np.array([species.genus(label) for label in range(len(found))])
+    genera = np.array([species.genus(label) for label in range(len(species_traits))])
     for genus in range(2 * species.GENERA):
         members = numbers[genera == genus]
         assert len(members) == species.SPECIES
         assert np.all(np.ptp(members, axis=0) <= 2 * step + 1e-9)
-    every = np.array([list(traits.values()) for traits in found])
+    every = np.array([list(traits.values()) for traits in species_traits])
     apart = (np.abs(every[:, None] - every[None]) > 1e-9).sum(-1)  # in how many traits two classes differ
     np.fill_diagonal(apart, len(every))
     assert apart.min() >= 8
 
 
-def test_a_picture_shows_the_traits_of_its_class():
+def test_an_image_shows_the_traits_of_its_class():
     """Painted in one pose, species of a genus are alike, those of two genera less so, and a class is like itself."""
     pose = butterfly.Pose(0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 0.0, 0.0)
     painted = [butterfly.paint(64, species.traits(label), pose)[0] for label in range(4 * species.GENERA)]
@@ -84,7 +84,7 @@ def test_a_picture_shows_the_traits_of_its_class():
     assert np.median(same) < 0.7 * np.median(other)
 
 
-def test_a_specimen_covers_what_its_pose_says():
+def test_the_coverage_of_a_specimen_follows_its_pose():
     traits = species.traits(3)
     flat = butterfly.Pose(0.0, 0.0, 0.0, 0.8, 1.0, 1.0, 0.0, 0.0)
     color, cover = butterfly.paint(96, traits, flat)
@@ -114,7 +114,7 @@ def test_any_size(size):
     assert np.corrcoef(np.ravel(small), np.ravel(reference))[0, 1] > 0.6  # the same scene, drawn finer or coarser
 
 
-def test_the_manifest_lists_every_picture_once():
+def test_the_manifest_lists_every_image_once():
     manifest = butterflies.load(num_classes=7, images_per_class=3, image_size=32, seed=4)
     assert len(manifest) == 21
     assert np.bincount(manifest.labels).tolist() == [3] * 7
@@ -127,15 +127,15 @@ def test_the_manifest_lists_every_picture_once():
         assert pickle.loads(pickle.dumps(manifest.render))(row).tobytes() == expected.tobytes()
 
 
-def test_what_a_caller_does_to_a_picture_stays_with_the_caller():
+def test_a_change_of_an_image_leaves_the_cache_alone():
     render = butterflies.load(num_classes=2, images_per_class=2, image_size=32).render
     assert render is not None
-    kept = render(1).tobytes()
+    before = render(1).tobytes()
     render(1).paste((0, 0, 0), (0, 0, 32, 32))
-    assert render(1).tobytes() == kept
+    assert render(1).tobytes() == before
 
 
-def test_more_classes_and_images_keep_the_others():
+def test_more_classes_and_images_leave_the_others_unchanged():
     few = butterflies.load(num_classes=3, images_per_class=2, image_size=16)
     many = butterflies.load(num_classes=200, images_per_class=5, image_size=16)
     assert few.class_names == many.class_names[:3]
@@ -152,7 +152,7 @@ def test_names_are_unique_and_a_genus_shares_its_first_word():
         assert mates == {names[label].split()[0]}
 
 
-def test_other_pictures_have_another_split_hash():
+def test_other_images_have_another_split_hash():
     def split_hash(**options: int) -> str:
         return load_manifest("synthetic", num_classes=8, images_per_class=2, **options).split_hash
 
@@ -160,7 +160,7 @@ def test_other_pictures_have_another_split_hash():
     assert len({split_hash(), split_hash(seed=1), split_hash(image_size=64)}) == 3
 
 
-def test_a_subset_draws_the_pictures_of_its_own_rows():
+def test_a_subset_draws_the_images_of_its_rows():
     test = build_dataset("synthetic", split="test", num_classes=8, images_per_class=2, image_size=32)
     image, label, row = test[3]
     assert (label, row) == (1, 11)
@@ -184,6 +184,6 @@ def test_a_wrong_number_is_refused_by_name(argument, value):
 
 
 @pytest.mark.parametrize("wrong", [(-1, 0), (0, -1), (0, 0, 8), (0, 0, 32, -2), (0.5, 0)])
-def test_a_picture_that_cannot_be_is_refused(wrong):
+def test_impossible_images_are_refused(wrong):
     with pytest.raises(InputError, match="must be a whole number of at least"):
         butterflies.draw(*wrong)

@@ -1,4 +1,4 @@
-"""Archives that mean well and archives that do not."""
+"""Unpacking of well-formed, hostile and damaged archives."""
 
 import gzip
 import io
@@ -54,7 +54,7 @@ def files_in(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz", "zip"])
-def test_everything_arrives(root: Path, mode: str) -> None:
+def test_every_file_is_unpacked(root: Path, mode: str) -> None:
     archive = root.parent / "archive"
     make_zip(archive, FILES | {"empty/": b""}) if mode == "zip" else make_tar(archive, FILES, mode)
     tops = unpack(archive, root)
@@ -96,7 +96,7 @@ def test_hostile_zips_leave_nothing(root: Path, name: str) -> None:
     assert list(root.iterdir()) == []
 
 
-def test_a_bomb_is_stopped_while_it_goes_off(root: Path) -> None:
+def test_a_decompression_bomb_is_stopped_while_it_unpacks(root: Path) -> None:
     zeros = b"\0" * (80 << 20)
     for archive in (
         make_zip(root.parent / "bomb.zip", {"a": zeros}),
@@ -109,7 +109,7 @@ def test_a_bomb_is_stopped_while_it_goes_off(root: Path) -> None:
     assert unpack(make_zip(root.parent / "fine.zip", {"a": zeros[: 1 << 20]}), root) == [root / "a"]
 
 
-def test_a_zip_that_lies_about_its_size(root: Path) -> None:
+def test_a_zip_with_a_wrong_size(root: Path) -> None:
     archive = make_zip(root.parent / "a.zip", {"a": b"\0" * 4000})
     content = archive.read_bytes().replace((4000).to_bytes(4, "little"), (9).to_bytes(4, "little"))
     archive.write_bytes(content)

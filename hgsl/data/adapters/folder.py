@@ -10,7 +10,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
 from hgsl.data.adapters.split_folders import split_folders
 from hgsl.data.files.images import IMAGE_SUFFIXES
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest
 
 Skipped = list[tuple[str, str]]  # path, reason
 
@@ -48,6 +48,7 @@ def load(root: Path, seed: int = 0) -> Manifest:
     names = sorted({name for _, name, _ in rows})
     names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     index = {name: i for i, name in enumerate(names)}
+    classes_like_splits = sorted(name for name in names if name.lower() in SPLIT_NAMES)
     return make_manifest(
         "folder",
         root,
@@ -57,6 +58,7 @@ def load(root: Path, seed: int = 0) -> Manifest:
         protocol=_protocol(rows) if splits else "",
         split=[split for _, _, split in rows],
         skipped=skipped,
+        notes=[f"the folder {name!r} is a class here, not a split" for name in classes_like_splits],
     )
 
 
