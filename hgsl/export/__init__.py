@@ -1,4 +1,4 @@
-"""A trained embedder for other runtimes, checked against PyTorch before it is written."""
+"""Export of trained embedders to other runtimes, with a comparison to PyTorch."""
 
 from hgsl.export.formats import EXTENSIONS, export_model, quantize
 from hgsl.export.measure import TOLERANCE, latencies, parity

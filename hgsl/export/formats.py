@@ -1,4 +1,4 @@
-"""From an embedder to a file of another runtime, with any number of images a batch."""
+"""Export formats: ONNX, 8-bit ONNX and torch.export files, which take batches of any size."""
 
 import io
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
@@ -28,57 +29,80 @@ def export_model(
     format: str = "onnx",
     batch_sizes: Sequence[int] = (1, 2, 5, 16),
 ) -> dict[int, float]:
-    """Writes ``model`` as one file, which is read back and compared with the model before it gets its name.
+    """Writes ``model`` as one file; it is loaded and compared with the model before it replaces ``path``.
 
     Args:
         model: On the CPU; it is exported in evaluation mode. The exported model takes images of
-            ``data_config["image_size"]`` pixels alone, and batches of any size.
+            ``data_config["image_size"]`` pixels only, and batches of any size.
         path: The file to write.
-        format: ``onnx`` (for ONNX Runtime and its kin), or ``torch-export`` (for ``torch.export.load``).
-        batch_sizes: Batches that the file is tried on.
+        format: ``onnx`` (for ONNX Runtime and others), or ``torch-export`` (for ``torch.export.load``).
+        batch_sizes: Batch sizes of the comparison.
 
     Returns:
         Batch size -> the largest absolute difference between the file's embeddings and the model's.
 
     Raises:
-        InputError: An unknown format, a folder in place of the file, a missing extra, a model that cannot be exported,
-            or a difference above 1e-4; no file is then left.
+        InputError: An unknown format, a path of another format, a missing extra, a model on another device than the
+            CPU, a model that cannot be exported, or a difference above 1e-4; no file is written then.
+        OSError: The path cannot be written, or the disk is full; mostly found before the export.
     """
-    if format not in EXTENSIONS:
-        raise unknown("export format", format, EXTENSIONS)
-    if Path(path).is_dir():
-        raise InputError(
-            f"{path} is a folder: name the file to write, such as {Path(path) / 'model'}{EXTENSIONS[format]}"
-        )
-    if format == "onnx":
-        require("export", "exporting to ONNX")
-        size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-        if size >= MAX_ONNX_BYTES:
-            raise InputError(f"an ONNX file holds up to 2 GiB, the weights are {size / 2**30:.1f}: use torch-export")
+    check_path(path, format)
+    check_writable(path, _check_weights(model, format))
     model, image_size = model.eval(), model.data_config["image_size"]
     with atomic_path(path) as temporary:
         try:
             with _quiet():
-                again = (_to_onnx if format == "onnx" else _to_program)(model, temporary, image_size)
+                exported = (_to_onnx if format == "onnx" else _to_program)(model, temporary, image_size)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise InputError(f"cannot export this model to {format}: {first_line(error)}") from error
-        found = parity(model, again, image_size, batch_sizes)
-        if not max(found.values()) <= TOLERANCE:
+        differences = parity(model, exported, image_size, batch_sizes)
+        largest = max(differences.values())
+        if not largest <= TOLERANCE:
             raise InputError(
-                f"the {format} file differs from PyTorch by {max(found.values()):.1e}, more than {TOLERANCE:.0e}: "
+                f"the {format} file differs from PyTorch by {largest:.1e}, more than {TOLERANCE:.0e}: "
                 "it was removed; try the other format"
             )
-    return found
+    return differences
+
+
+def _check_weights(model: nn.Module, format: str) -> int:
+    """Refuses weights that the format cannot hold, or that are not on the CPU; returns their size in bytes."""
+    tensors = model.state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if format == "onnx":
+        require("export", "exporting to ONNX")
+        if size >= MAX_ONNX_BYTES:
+            raise InputError(f"an ONNX file holds up to 2 GiB, the weights are {size / 2**30:.1f}: use torch-export")
+    devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
+    if devices:
+        raise InputError(f"the model is on {devices.pop()}, and is exported from the CPU: call model.cpu() before")
+    return size
+
+
+def check_path(path: str | Path, format: str) -> None:
+    """Passes if ``path`` can be the name of a file of this format.
+
+    Raises:
+        InputError: An unknown format, a folder, or the extension of another format.
+    """
+    if format not in EXTENSIONS:
+        raise unknown("export format", format, EXTENSIONS)
+    path, extension = Path(path), EXTENSIONS[format]
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the file to write, such as {path / 'model'}{extension}")
+    if path.suffix in EXTENSIONS.values() and path.suffix != extension:
+        raise InputError(f"{path} has the extension of another format than {format}, whose files end in {extension}")
 
 
 def quantize(source: str | Path, path: str | Path) -> None:
-    """Writes the ONNX file ``source`` with 8-bit weights; activations are quantized as they come.
+    """Writes the ONNX file ``source`` with 8-bit weights; activations are quantized dynamically.
 
-    Fewer bytes, not always less time: processors without 8-bit instructions (VNNI, or ARM's dot product) may be slower,
-    and embeddings change, so measure both before use.
+    The file is smaller, but not always faster: processors without 8-bit instructions (VNNI, or ARM's dot product) may
+    be slower. Embeddings change as well, so measure both before use.
 
     Raises:
         InputError: The extra is missing.
+        OSError: The path cannot be written, or the disk is full.
     """
     require("export", "8-bit quantization")
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -105,18 +129,20 @@ def _to_onnx(model: nn.Module, path: Path, image_size: int) -> OnnxEmbedder:
 
 def _to_program(model: nn.Module, path: Path, image_size: int) -> Callable[[Tensor], Tensor]:
     shapes = {"images": {0: torch.export.Dim("batch")}}
-    torch.export.save(torch.export.export(model, (_example(image_size),), dynamic_shapes=shapes), path)
+    content = io.BytesIO()  # PyTorch reports a full disk as a RuntimeError without its cause
+    torch.export.save(torch.export.export(model, (_example(image_size),), dynamic_shapes=shapes), content)
+    path.write_bytes(content.getbuffer())
     return torch.export.load(path).module()  # the file just written, not one from elsewhere
 
 
 def _example(image_size: int) -> Tensor:
-    """Two images, as exporters take a batch of one for a constant."""
+    """Two images, since exporters take a batch size of one for a constant."""
     return torch.zeros(2, 3, image_size, image_size)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what exporters print about themselves on success."""
+    """Hides the progress messages and warnings of exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The JSON beside an exported file: all that a program in another language must know to use it."""
+"""Metadata of an exported file: the JSON beside it, which suffices to use the file from any language."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from hgsl.models import Embedder
 def describe(
     model: Embedder, format: str, differences: Mapping[int, float], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns input, output, the steps from a photo to the input, and how near the file is to PyTorch.
+    """Returns the specification of input and output, the preprocessing, and the differences from PyTorch.
 
     Args:
         model: The exported model.
-        format: Of the file.
-        differences: Batch size -> largest difference from PyTorch.
-        versions: Of the packages that wrote the file.
+        format: Format of the file.
+        differences: Batch size -> largest absolute difference from PyTorch.
+        versions: Package -> version, of the packages that wrote the file.
     """
     config = model.data_config
     image_size = config["image_size"]
@@ -32,7 +32,7 @@ def describe(
             "similarity": "dot product",
         },
         "preprocessing": {
-            "color": "RGB, turned upright as the EXIF orientation says",
+            "color": "RGB, rotated by the EXIF orientation",
             "resize_shortest_side": int(image_size / config["crop_pct"]),
             "interpolation": config["interpolation"],
             "antialias": True,

@@ -1,4 +1,4 @@
-"""An exported model as a PyTorch module, so that whatever measures a network measures it."""
+"""Exported models as PyTorch modules, so that they can be evaluated and timed like any network."""
 
 from pathlib import Path
 
@@ -12,37 +12,37 @@ INPUT, OUTPUT = "images", "embeddings"
 
 
 class OnnxEmbedder(nn.Module):
-    """Runs an exported file with ONNX Runtime on the CPU: (B, 3, H, W) float32 -> (B, D).
+    """Runs an exported ONNX file with ONNX Runtime on the CPU: (B, 3, H, W) float32 -> (B, D).
 
     Args:
         path: The ``.onnx`` file.
-        threads: CPU threads; None takes as many as PyTorch has.
+        threads: Number of CPU threads; None takes that of PyTorch.
 
     Raises:
         FileNotFoundError: There is no such file.
-        InputError: The extra is missing, or the file is damaged or no exported embedder.
+        InputError: The extra is missing, the file is damaged, or it is no exported embedder.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         super().__init__()
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no ONNX file {path}: write one with tools/export.py RUN --format onnx")
+            raise FileNotFoundError(f"no ONNX file {path}: write one with hgsl-export RUN --format onnx")
         require("export", "running an ONNX file")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        # Its threads would go on spinning after each call, and take the cores from PyTorch's in the same process.
+        # Threads that spin after each call would take the cores from those of PyTorch in the same process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime has an exception class for each of its states
+        except Exception as error:  # the runtime has many exception classes
             raise InputError(f"{path} cannot be run by ONNX Runtime: {first_line(error)}") from None
         if [entry.name for entry in session.get_inputs()] != [INPUT]:
-            raise InputError(f"{path} does not take {INPUT!r}: it was not written by tools/export.py")
+            raise InputError(f"{path} does not take {INPUT!r}: it was not written by hgsl-export")
         self.session = session
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 -> (B, D)."""
-        (found,) = self.session.run([OUTPUT], {INPUT: images.contiguous().numpy()})
-        return torch.from_numpy(found)
+        """Images (B, 3, H, W) float32 on any device -> embeddings (B, D) on the same device."""
+        (embeddings,) = self.session.run([OUTPUT], {INPUT: images.cpu().contiguous().numpy()})
+        return torch.from_numpy(embeddings).to(images.device)

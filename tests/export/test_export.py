@@ -1,8 +1,11 @@
-"""Exported files: what they compute, what the JSON beside them says, and what is refused."""
+"""Exported files: parity with PyTorch, the metadata beside them, and refusals."""
 
 import json
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -54,40 +57,69 @@ def test_the_file_computes_what_the_model_does(
     assert set(differences) == {1, 3}
     assert max(differences.values()) <= TOLERANCE
     images = torch.randn(7, 3, side, side)  # a batch that the export never saw
-    again = OnnxEmbedder(path) if format == "onnx" else torch.export.load(path).module()
+    exported = OnnxEmbedder(path) if format == "onnx" else torch.export.load(path).module()
     with torch.inference_mode():
-        torch.testing.assert_close(again(images), model(images), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(exported(images), model(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_a_full_disk_is_an_error_with_the_path(tmp_path: Path, format: str) -> None:
+    """A limit on the size of files stands for the disk; no file is left."""
+    model = create_embedder("test_resnet", "avg", weights="none", image_size=32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{tmp_path}/model"):
+            export_model(model, tmp_path / "model", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_found_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_embedder("test_resnet", "avg", weights="none", image_size=32)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: pytest.fail("the export has begun"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"1,000 bytes are free.*model\.pt2"):
+        export_model(model, tmp_path / "model.pt2", format="torch-export")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
+    model = create_embedder("test_resnet", "avg", weights="none").to("meta")
+    with pytest.raises(InputError, match=r"the model is on meta, and is exported from the CPU: call model.cpu\(\)"):
+        export_model(model, tmp_path / "model.onnx")
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
-    class Moody(nn.Module):
-        """Gives another answer each time, as an operator would that is exported wrongly."""
+    class Unstable(nn.Module):
+        """Returns another output each time, like an operator that is exported wrongly."""
 
         calls = 0
         data_config: ClassVar = {"image_size": 8}
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            Moody.calls += 1
-            return images.flatten(1)[:, :4] + Moody.calls
+            Unstable.calls += 1
+            return images.flatten(1)[:, :4] + Unstable.calls
 
     with pytest.raises(InputError, match=r"differs from PyTorch by .*more than 1e-04: it was removed"):
-        export_model(Moody(), tmp_path / "model.onnx")
+        export_model(Unstable(), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_parity_and_latency_see_what_they_measure() -> None:
+def test_parity_and_latencies() -> None:
     assert parity(lambda x: x, lambda x: x + 0.25, 8, (1, 2)) == pytest.approx({1: 0.25, 2: 0.25}, abs=1e-6)
     assert np.isnan(parity(lambda x: x, lambda x: x * torch.nan, 8, (1,))[1])
-    found = latencies({"a": lambda x: x, "b": lambda x: x}, 8, (1, 2), repeats=3)
-    assert {name: sorted(row) for name, row in found.items()} == {"a": [1, 2], "b": [1, 2]}
+    milliseconds = latencies({"a": lambda x: x, "b": lambda x: x}, 8, (1, 2), repeats=3)
+    assert {name: sorted(row) for name, row in milliseconds.items()} == {"a": [1, 2], "b": [1, 2]}
 
 
 def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
     """An independent reader follows the JSON with Pillow and NumPy alone and gets the vectors of PyTorch."""
     import onnxruntime
 
-    sheet = json.loads((run / "model.onnx.json").read_text())
-    steps = sheet["preprocessing"]
+    metadata = json.loads((run / "model.onnx.json").read_text())
+    steps = metadata["preprocessing"]
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     short, side = steps["resize_shortest_side"], steps["center_crop"]
     assert (short, side) == (64, 48)
@@ -96,7 +128,7 @@ def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
     pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), dtype=np.float32) / steps["divide_by"]
     pixels = (pixels - np.float32(steps["then_subtract"])) / np.float32(steps["then_divide_by"])
     session = onnxruntime.InferenceSession(str(run / "model.onnx"))
-    (vector,) = session.run([sheet["output"]["name"]], {sheet["input"]["name"]: pixels.transpose(2, 0, 1)[None]})
+    (vector,) = session.run([metadata["output"]["name"]], {metadata["input"]["name"]: pixels.transpose(2, 0, 1)[None]})
 
     from hgsl import load_embedder
 
@@ -104,9 +136,9 @@ def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
     with torch.inference_mode():
         expected = model(model.transform()(photo)[None]).numpy()
     assert float((vector * expected).sum()) > 0.9999  # Pillow's resizing differs by one of 255 levels
-    assert sheet["output"]["shape"] == ["batch", 24]
-    assert sheet["parity"]["tolerance"] == 1e-4
-    assert set(sheet["parity"]["largest_difference"]) == {"1", "2", "5", "16"}
+    assert metadata["output"]["shape"] == ["batch", 24]
+    assert metadata["parity"]["tolerance"] == 1e-4
+    assert set(metadata["parity"]["largest_difference"]) == {"1", "2", "5", "16"}
 
 
 def test_int8_reports_its_cost_on_the_data_of_the_run(
@@ -129,7 +161,7 @@ def test_int8_reports_its_cost_on_the_data_of_the_run(
     rows = {line.split("  ")[0]: line.split()[-1] for line in table if "ytorch" in line.lower() or "ONNX" in line}
     assert set(rows) == {"PyTorch", "ONNX Runtime", "ONNX Runtime, int8"}
     assert float(rows["PyTorch"]) == pytest.approx(100 * score["map@r"], abs=0.01)
-    assert "milliseconds a batch" in printed
+    assert "milliseconds per batch" in printed
 
 
 @pytest.mark.parametrize(
@@ -139,7 +171,18 @@ def test_int8_reports_its_cost_on_the_data_of_the_run(
         (["RUN", "--push", "me/x"], "--push belongs to --format hub"),
         (["RUN", "--int8"], "has no config.yaml"),
         (["RUN", "--root", "x"], "give both"),
+        (["RUN", "--int8", "--root", "absent"], "has no config.yaml"),
+        (["RUN", "--format", "hub", "--license", ""], "--license is empty"),
+        (["RUN", "--out", ""], "--out is empty"),
+        (
+            ["RUN", "--format", "hub", "--push", "birds"],
+            "'birds' is no name for a model on the Hub",
+        ),
         (["RUN", "--out", "RUN"], "is a folder: name the file to write, such as"),
+        (["RUN", "--out", "RUN/model.pt2"], "model.pt2 has the extension of another format than onnx"),
+        (["RUN", "--out", "/proc/none/model.onnx"], "/proc/none/model.onnx"),
+        (["RUN", "--out", "/proc/none", "--format", "hub"], "/proc/none"),
+        (["me/birds"], "me/birds is on the Hub: name the file or folder to write with --out"),
         (["nowhere"], "no model at nowhere: expected a run folder"),
         (["nowhere", "--out", "x.onnx"], "no model at nowhere: expected a run folder"),
     ],

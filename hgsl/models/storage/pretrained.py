@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.common.model_source import HUB_NAME, WEIGHTS_NAME, check_repository
@@ -43,6 +44,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_free(folder)
+    check_writable(folder / WEIGHTS_NAME)
     description = describe_model(model)
     save_weights(model, folder / WEIGHTS_NAME)
     write_json(folder / HUB_NAME, to_hub_config(description, model.embedding_size, __version__))
