@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, owners_of_parameters
@@ -70,45 +71,62 @@ def check_values(model: nn.Module) -> None:
 
 
 def check_weights(model: nn.Module, names: Collection[str]) -> None:
-    """Checks that the layers that hold these weights read them in a way that masks reach.
+    """Checks that each of these weights is a plain tensor, which its layers read as an attribute.
 
     Raises:
-        InputError: A weight is that of an LSTM, GRU or RNN, has sparse gradients, or is a tensor subclass.
+        InputError: A weight is that of an LSTM, GRU or RNN, is also held in a list or another attribute that a mask
+            does not change, has sparse gradients, or is a tensor subclass.
     """
     owners = owners_of_parameters(model)
+    references = _references(model)
     for name in names:
         for layer, _ in owners[name]:
             if isinstance(layer, nn.RNNBase):
                 raise InputError(
-                    f"{name} cannot be masked: an {type(layer).__name__} passes its weights to one fused operator, "
-                    f"which masks do not reach. Exclude it, or build the network with {_cell(layer)}"
+                    f"{name} cannot be masked, since {type(layer).__name__} reads its weights from a list that masks "
+                    f"do not change: exclude it, or build the network with {_cell(layer)}"
                 )
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
                 raise InputError(f"{name} cannot be masked with sparse gradients: build the layer with sparse=False")
-        value = model.get_parameter(name).data
-        if type(value) is not Tensor:
+        parameter = model.get_parameter(name)
+        if reference := references.get(id(parameter)):
+            raise InputError(f"{name} cannot be masked, since {reference} refers to it too: exclude it, or remove that")
+        if type(parameter.data) is not Tensor:
             raise InputError(
-                f"{name} is a {type(value).__name__}, and masks take plain tensors: sparsify the network before it is "
-                "quantized or sharded"
+                f"{name} is a {type(parameter.data).__name__}, and masks take plain tensors: sparsify the network "
+                "before it is quantized or sharded"
             )
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    kind = type(module)
+    module_type = f"{type(module).__module__}.{type(module).__name__}"
     if isinstance(module, torch.jit.ScriptModule):
         return "is a TorchScript module, whose weights cannot be replaced: use the network that it was compiled from"
     if isinstance(module, nn.parallel.DistributedDataParallel):
-        return "is wrapped in DistributedDataParallel, which would not synchronize the masks: wrap it afterwards"
+        return "is wrapped in DistributedDataParallel: pass the network inside it (.module), and wrap the result"
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-        return f"is a {kind.__name__} without weights yet: run one forward pass first"
-    if kind.__module__.startswith(("torch.ao.nn", "torch.nn.quantized")):
-        return f"is a quantized layer ({kind.__module__}.{kind.__name__}): use the network before it is quantized"
+        return f"is a {type(module).__name__} without weights yet: run one forward pass first"
+    if module_type.startswith(("torch.ao.nn", "torch.nn.quantized")):
+        return f"is a quantized layer ({module_type}): use the network before it is quantized"
     for hook in module._forward_pre_hooks.values():
         for hook_type, (function, remover) in _HOOKS.items():
             if isinstance(hook, hook_type):
                 tensor = getattr(hook, "name", None) or getattr(hook, "_tensor_name", "weight")
                 return f"has {function} on its {tensor}, which recomputes it: remove it first ({remover})"
     return None
+
+
+def _references(model: nn.Module) -> dict[int, str]:
+    """Returns, for each parameter that plain attributes refer to, directly or in a list or dict, one such attribute."""
+    references: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_modules") or not isinstance(value, Tensor | list | tuple | dict):
+                continue
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, nn.Parameter):
+                    references[id(leaf)] = f"attribute {attribute} of {_label(name, module)}"
+    return references
 
 
 def _cell(layer: nn.RNNBase) -> str:

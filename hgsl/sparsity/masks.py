@@ -37,11 +37,11 @@ class Masks:
     @property
     def _masks(self) -> list[SoftMask]:
         """All masks of the network now: layers of a hand-written network may come and go."""
-        return [part for part in self.module.modules() if isinstance(part, SoftMask)]
+        return [module for module in self.module.modules() if isinstance(module, SoftMask)]
 
     @property
     def temperature(self) -> float:
-        """beta, the same in every mask."""
+        """The temperature beta, the same in every mask."""
         return float(self._masks[0].temperature)
 
     @temperature.setter
@@ -65,8 +65,8 @@ class Masks:
     def penalty(self) -> Tensor:
         """Returns the sum of the masks over all masked weights; the loss of the search adds lambda times this.
 
-        With ``sparsify(..., penalty="operations")`` masks are weighted by the multiplications that they save. The
-        weights are scaled so that the penalty of a fully open network is the same, and one lambda suits both.
+        With ``sparsify(..., penalty="operations")`` each mask is weighted by the multiplications that it saves, scaled
+        so that a fully open network has the same penalty and one lambda suits both.
         """
         return torch.stack([mask.penalty() for mask in self._masks]).sum()
 

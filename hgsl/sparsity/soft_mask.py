@@ -72,7 +72,7 @@ class SoftMask(nn.Module):
         return weight * self.mask(temperature, ticket)
 
     def penalty(self) -> Tensor:
-        """Returns the sum of the mask over the masked weights, each weighted by its price if it has one, a scalar."""
+        """Returns the sum of the mask over all masked weights, weighted by the price if there is one, a scalar."""
         price = self.cost if self.price is None else self.price
         dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 ends at 65,504 weights
         gate = self._gate().to(dtype)

@@ -313,6 +313,12 @@ def with_subclass() -> nn.Module:
     return net
 
 
+def with_reference() -> nn.Module:
+    net = mlp()
+    net[2].weights_to_share = {"weight": [net[2].weight]}
+    return net
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "weight_norm": (lambda: hooked(weight_norm), {}, r"^2 has weight_norm on its weight.*remove_weight_norm\)$"),
     "spectral_norm": (lambda: hooked(spectral_norm), {}, r"^2 has spectral_norm on its weight"),
@@ -329,7 +335,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     "LSTM": (
         lambda: nn.Sequential(nn.LSTM(8, 4)),
         {"include": "0"},
-        r"^0\.weight_ih_l0 cannot be masked: .*with LSTMCell$",
+        r"^0\.weight_ih_l0 cannot be masked, .*with LSTMCell$",
     ),
     "GRU": (lambda: nn.Sequential(nn.GRU(8, 4)), {"include": "*"}, r"with GRUCell$"),
     "only an RNN": (
@@ -344,6 +350,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         lambda: nn.Sequential(nn.Embedding(9, 4, sparse=True)),
         {"include": "0"},
         r"with sparse gradients",
+    ),
+    "weight in another attribute": (
+        with_reference,
+        {},
+        r"^2\.weight cannot be .*attribute weights_to_share of 2",
     ),
     "tensor subclass": (with_subclass, {}, r"^2\.weight is a Subclass, and masks take plain tensors"),
     "complex": (lambda: nn.Linear(8, 4, dtype=torch.complex64), {}, r"no weight of two or more axes in float16"),

@@ -7,6 +7,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from hgsl.common.errors import InputError
 from hgsl.sparsity import Masks, sparsify
 
 
@@ -33,6 +34,8 @@ def _worker(rank: int, folder: str, granularity: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     network, masks, x, y = _case(granularity)
     parallel = nn.parallel.DistributedDataParallel(network)
+    with pytest.raises(InputError, match="is wrapped in DistributedDataParallel"):
+        sparsify(parallel)
     _train(parallel, masks, x[rank::2], y[rank::2])
     # In a ticket the scores have no gradient, and the reducer must not wait for one.
     for scores in masks.mask_parameters():
