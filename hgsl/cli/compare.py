@@ -1,35 +1,33 @@
-"""``tools/compare.py`` and ``hgsl-compare``: reports side by side, with the difference that is more than luck."""
+"""``hgsl-compare``: reports side by side, with the differences that are more than chance."""
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from hgsl.cli._main import run
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.common.files import read_json, write_json
-from hgsl.common.tables import columns_of, format_cells, format_table, recall_of
-from hgsl.engine.folder.run_folder import QUERIES
-from hgsl.evaluation.bootstrap import paired_difference
-from hgsl.evaluation.show.plots import write_curves
+from hgsl.common.files import write_json
+from hgsl.common.tables import format_cells, recall_of
+
+if TYPE_CHECKING:
+    from hgsl.engine.comparison import Contender
 
 DESCRIPTION = """Print reports of one split side by side, and by how much each differs from the first: the mean
-difference over the same queries with its 95% bootstrap interval. A report is what eval_retrieval.py --json wrote, or
-the folder or report.json of a run (its scores after training)."""
+difference over the same queries with its 95% interval, from resampled classes. A report is what hgsl-eval --json
+wrote, the folder of a run (its scores after training), or the folder of hgsl-train --seeds: then a row holds mean and
+standard deviation of the seeds, and the interval also covers other seeds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument(
-        "reports", nargs="+", metavar="REPORT", help="Two or more; the first is what others differ from."
+        "reports", nargs="+", metavar="REPORT", help="Two or more; the first is what the others are compared with."
     )
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="Bootstrap samples (default 2000).")
-    parser.add_argument("--seed", type=int, default=0, help="Of the bootstrap (default 0).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap (default 0).")
     parser.add_argument("--json", metavar="FILE", help="Also write scores and differences to this file.")
     parser.add_argument("--curves", metavar="FILE", help="Also draw Recall@K of all (.png, .pdf, .svg).")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
@@ -39,105 +37,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(flags: argparse.Namespace) -> None:
     if len(flags.reports) < 2:
         raise InputError(f"one report, {flags.reports[0]}: give at least two to compare")
-    reports = {name: _read(Path(path)) for name, path in _names(flags.reports).items()}
-    _check_same_split(reports)
-    first, *others = reports
-    columns = _columns(reports)
-    shown = reports[first]
-    print(f"{shown['num_queries']:,} queries, {shown['num_gallery']:,} images, split {shown['split_hash']}, in percent")
-    print(format_table(reports, columns))
+    for path in (flags.json, flags.curves):
+        if path:
+            check_writable(path)
 
-    differences: dict[str, dict[str, list[float]]] = {}
-    for name in others:
-        found = _differences(reports[first], reports[name], columns, flags)
-        if not found:
-            print(f"\n{name}: no scores of single queries in both reports, so no paired difference: make them with")
-            print("  python tools/eval_retrieval.py --checkpoint RUN --json REPORT")
-            continue
-        differences[name] = found
-        print(f"\n{name} minus {first}, points with 95% interval (* if it excludes 0)")
-        cells = [_cell(found[key]) for key in found]
-        print(format_cells({"": cells}, [columns[key] for key in found]))
-    if flags.json:
-        scores = {name: {key: report.get(key) for key in columns} for name, report in reports.items()}
-        content = {"split_hash": shown["split_hash"], "scores": scores, "first": first, "differences": differences}
-        write_json(flags.json, content)
-        print(f"\nwritten: {flags.json}")
-    if flags.curves:
-        write_curves(flags.curves, {name: recall_of(report) for name, report in reports.items()})
-        print(f"written: {flags.curves}")
+    from hgsl.engine.comparison import differences, read_contenders, score_columns
 
-
-def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its shortest end that no other has."""
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    raise InputError(f"a report is given twice ({', '.join(paths)}): compare different ones")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    path = path / "report.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such report")
-    content = read_json(path, "a retrieval report")
-    if isinstance(content.get("after"), dict):
-        content = content["after"]
-        queries = path.with_name(QUERIES)
-        if queries.is_file():
-            content["per_query"] = read_json(queries, "the scores of single queries")
-    if "galleries" in content:
-        raise InputError(f"{path}: holds several galleries; compare reports of one each")
-    if not {"map@r", "split_hash", "protocol", "num_queries"} <= content.keys():
-        raise InputError(f"{path}: not a retrieval report: it lacks map@r, split_hash, protocol or num_queries")
-    return content
-
-
-def _check_same_split(reports: Mapping[str, Mapping[str, Any]]) -> None:
-    first, *others = reports
-    for name in others:
-        for key in ("split_hash", "protocol", "num_queries", "num_gallery"):
-            ours, theirs = reports[first].get(key), reports[name].get(key)
-            if ours != theirs:
-                raise InputError(
-                    f"{first} and {name} measure different things: {key} {ours} and {theirs}; "
-                    "only runs on the same split can be compared"
-                )
-
-
-def _columns(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Recall at every K that any report has, R-Precision and MAP@R."""
-    return columns_of(sorted({k for report in reports.values() for k in recall_of(report)}))
-
-
-def _differences(
-    first: Mapping[str, Any], second: Mapping[str, Any], columns: Mapping[str, str], flags: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Key -> [mean difference, low, high] over the queries that both have, paired by id."""
-    ours, theirs = first.get("per_query"), second.get("per_query")
-    if ours is None or theirs is None:
-        return {}
-    ids, rows, other_rows = np.intersect1d(ours["id"], theirs["id"], return_indices=True)
-    if len(ids) != len(ours["id"]) or len(ids) != len(theirs["id"]):
-        raise InputError("the reports count different queries: evaluate both again on the same images")
-
-    def values(scores: Mapping[str, Any], key: str, order: NDArray[Any]) -> NDArray[np.float64]:
-        return np.asarray(scores[key], dtype=np.float64)[order]
-
-    return {
-        key: list(
-            paired_difference(
-                values(ours, key, rows), values(theirs, key, other_rows), samples=flags.bootstrap, seed=flags.seed
-            )
-        )
-        for key in columns
-        if key in ours and key in theirs
+    contenders = read_contenders(flags.reports)
+    first, *others = contenders
+    columns = score_columns(contenders)
+    intervals = {
+        other.name: differences(first, other, list(columns), samples=flags.bootstrap, seed=flags.seed)
+        for other in others
     }
+    if flags.json:
+        content = {
+            "split_hash": first.reports[0]["split_hash"],
+            "seeds": {contender.name: len(contender.reports) for contender in contenders},
+            "scores": {contender.name: _only(contender.mean, columns) for contender in contenders},
+            "std": {contender.name: _only(contender.spread, columns) for contender in contenders},
+            "first": first.name,
+            "differences": {name: values for name, values in intervals.items() if values},
+        }
+        write_json(flags.json, content)
+    if flags.curves:
+        from hgsl.evaluation.show.plots import write_curves
+
+        write_curves(flags.curves, {contender.name: recall_of(contender.mean) for contender in contenders})
+    _print(contenders, columns, intervals)
+    for path in (flags.json, flags.curves):
+        if path:
+            print(f"written: {path}")
 
 
-def _cell(difference: Sequence[float]) -> str:
+def _print(
+    contenders: Sequence["Contender"],
+    columns: Mapping[str, str],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]],
+) -> None:
+    first = contenders[0]
+    head = first.reports[0]
+    print(f"{head['num_queries']:,} queries, {head['num_gallery']:,} images, split {head['split_hash']}, in percent")
+    print(
+        format_cells({_row(one): [_score(one, key) for key in columns] for one in contenders}, list(columns.values()))
+    )
+    paired = {_row(one): intervals[one.name] for one in contenders[1:] if intervals[one.name]}
+    if paired:
+        print(f"\nminus {first.name}, points with 95% interval from {_resampled(contenders)} (* if it excludes 0)")
+        cells = {
+            name: [_difference(values[key]) if key in values else "-" for key in columns]
+            for name, values in paired.items()
+        }
+        print(format_cells(cells, list(columns.values())))
+    missing = [name for name, values in intervals.items() if not values]
+    if missing:
+        print(
+            f"\n{', '.join(missing)}: no scores of single queries in both reports, so no paired difference; to get them"
+        )
+        print("  hgsl-eval --checkpoint RUN --json REPORT")
+    print()
+
+
+def _row(contender: "Contender") -> str:
+    count = len(contender.reports)
+    return contender.name if count == 1 else f"{contender.name} ({count} seeds)"
+
+
+def _score(contender: "Contender", key: str) -> str:
+    if key not in contender.mean:
+        return "-"
+    spread = f" +-{100 * contender.spread[key]:.2f}" if contender.spread else ""
+    return f"{100 * contender.mean[key]:.2f}{spread}"
+
+
+def _resampled(contenders: Sequence["Contender"]) -> str:
+    """What the intervals speak about."""
+    units = "resampled classes" if contenders[0].labels is not None else "resampled queries, as classes are not known"
+    seeds = [len(contender.reports) for contender in contenders]
+    return f"{units} and the spread of seeds" if max(seeds) > 1 else f"{units}, of these models: other seeds differ too"
+
+
+def _difference(difference: Sequence[float]) -> str:
     mean, low, high = (100 * value for value in difference)
     mark = "*" if low > 0 or high < 0 else " "
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]{mark}"
+
+
+def _only(scores: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, float]:
+    return {key: scores[key] for key in keys if key in scores}

@@ -1,9 +1,11 @@
-"""How sure a score is: percentile bootstrap over queries or over classes, and the paired bootstrap of two runs."""
+"""Intervals of scores: percentile bootstrap over queries or classes, and the paired difference of runs."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Ints
@@ -40,20 +42,67 @@ def intervals(
 
 
 def paired_difference(
-    first: Values, second: Values, *, samples: int = 1000, level: float = 0.95, seed: int = 0
+    first: Values,
+    second: Values,
+    labels: Ints | None = None,
+    *,
+    samples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Returns mean(second - first) over the same queries with the low and high end of its bootstrap interval.
+    """Returns mean(second - first) over the same queries with the low and high end of its interval.
 
-    Both runs are drawn at the same queries, so what makes a query hard for both cancels.
+    Both sides are drawn at the same classes, so what makes a class hard for both cancels. A drawn class comes with all
+    its queries: drawing among these again would count their noise twice. With several runs a side, the variance between
+    runs beyond what their classes explain is added. The interval is mean -+ t * standard error, with the degrees of
+    freedom of Welch and Satterthwaite, since a percentile interval is too short for few classes or runs.
+
+    Args:
+        first: (Q,) values of one run, or (runs, Q) of several that differ in their seed.
+        second: The same of the other side.
+        labels: (Q,) labels; without them every query counts as a class of its own, and the interval is too short
+            wherever queries of a class resemble each other.
+        samples: How often all classes are drawn with replacement.
+        level: Share of such intervals that hold the true difference.
 
     Raises:
-        InputError: The two have different numbers of queries.
+        InputError: The two have different numbers of queries, or an argument is out of range.
+
+    Source: Cameron, Gelbach, Miller, "Bootstrap-Based Improvements for Inference with Clustered Errors", 2008.
     """
-    if first.shape != second.shape:
-        raise InputError(f"a paired bootstrap needs the same queries, found {len(first)} and {len(second)}")
-    difference = (second - first)[:, None]
-    low, high = _percentiles(_means(difference, None, samples, seed), level)
-    return float(difference.mean()), float(low[0]), float(high[0])
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.shape[1] != second.shape[1]:
+        raise InputError(f"a paired bootstrap needs the same queries, found {first.shape[1]} and {second.shape[1]}")
+    _check_level(level)
+    difference = second.mean(axis=0) - first.mean(axis=0)
+    classes = len(difference) if labels is None else len(np.unique(labels))
+    mean = float(difference.mean())
+    if classes < 2:
+        return mean, -math.inf, math.inf  # a single class says nothing about others
+    spread = _means(difference[:, None], labels, samples, seed).std(ddof=1)
+    variances, freedom = [spread**2 * classes / (classes - 1)], [classes - 1]
+    for runs in (first, second):
+        if len(runs) > 1:
+            variances.append(_run_variance(runs, labels) / len(runs))
+            freedom.append(len(runs) - 1)
+    total = sum(variances)
+    if total == 0:
+        return mean, mean, mean
+    degrees = total**2 / sum(variance**2 / df for variance, df in zip(variances, freedom, strict=True))
+    half = float(stats.t.ppf((1 + level) / 2, degrees) * math.sqrt(total))
+    return mean, mean - half, mean + half
+
+
+def _run_variance(runs: Values, labels: Ints | None) -> float:
+    """The variance between runs (S, Q) of their means, less what differences of single classes add to it."""
+    _, codes = np.unique(np.arange(runs.shape[1]) if labels is None else labels, return_inverse=True)
+    sizes = np.bincount(codes)
+    means = np.stack([np.bincount(codes, values) for values in runs]) / sizes  # (S, classes)
+    shares = sizes / sizes.sum()
+    totals = means @ shares  # (S,)
+    residuals = means - means.mean(axis=0) - (totals - totals.mean())[:, None]
+    noise = (shares**2 * residuals**2).sum() / (len(runs) - 1) * len(sizes) / (len(sizes) - 1)
+    return float(max(0.0, totals.var(ddof=1) - noise))
 
 
 def _means(values: Values, labels: Ints | None, samples: int, seed: int) -> Values:
@@ -62,9 +111,9 @@ def _means(values: Values, labels: Ints | None, samples: int, seed: int) -> Valu
         raise InputError(f"a bootstrap needs at least 2 samples, found {samples}")
     sums, sizes = values, np.ones(len(values))
     if labels is not None:
-        _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         sums = np.zeros((len(counts), values.shape[1]))
-        np.add.at(sums, place, values)
+        np.add.at(sums, codes, values)
         sizes = counts.astype(np.float64)
     drawn = [weights @ np.column_stack([sums, sizes]) for weights in _weights(len(sums), samples, seed)]
     totals = np.concatenate(drawn)
@@ -81,8 +130,12 @@ def _weights(count: int, samples: int, seed: int) -> Iterator[Values]:
         yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 
 
-def _percentiles(means: Values, level: float) -> tuple[Values, Values]:
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
         raise InputError(f"level must be between 0 and 1, found {level}")
+
+
+def _percentiles(means: Values, level: float) -> tuple[Values, Values]:
+    _check_level(level)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high

@@ -217,7 +217,7 @@ def test_compare_pairs_the_queries(capsys):
     capsys.readouterr()
     assert compare.main([*paths, "--json", "c.json", "--curves", "c.png"]) == 0
     printed = capsys.readouterr().out
-    assert "b/r minus a/r" in printed
+    assert "minus a/r, points with 95% interval from resampled classes, of these models" in printed
     assert "*" in printed
     found = json.loads(Path("c.json").read_text())
     first, second = (json.loads(Path(path).read_text()) for path in paths)
@@ -225,6 +225,34 @@ def test_compare_pairs_the_queries(capsys):
     assert mean == pytest.approx(second["map@r"] - first["map@r"])
     assert 0 < low < mean < high
     assert Path("c.png").stat().st_size > 2000
+
+
+def test_compare_takes_folders_of_several_seeds(capsys):
+    rng = np.random.default_rng(0)
+    labels, ids = np.repeat(np.arange(9), 10).tolist(), list(range(90))
+    scores = {}
+    for name, level in (("ours", 0.7), ("theirs", 0.3)):
+        for seed in range(3):
+            values = np.clip(level + 0.02 * seed + 0.05 * rng.standard_normal(90), 0, 1)
+            scores.setdefault(name, []).append(values)
+            folder = Path(name, f"seed_{seed}")
+            folder.mkdir(parents=True)
+            report = {"split_hash": "h", "protocol": "p", "num_queries": 90, "num_gallery": 90, "map@r": values.mean()}
+            (folder / "report.json").write_text(json.dumps({"before": {}, "after": report}))
+            queries = {"id": ids[::-1], "label": labels[::-1], "map@r": values[::-1].tolist()}
+            (folder / "per_query.json").write_text(json.dumps(queries))
+        Path(name, "seeds.json").write_text(json.dumps({"seeds": [0, 1, 2]}))
+    assert compare.main(["ours", "theirs", "--json", "c.json"]) == 0
+    printed = capsys.readouterr().out
+    means = [values.mean() for values in scores["theirs"]]
+    assert f"{100 * np.mean(means):.2f} +-{100 * np.std(means, ddof=1):.2f}" in printed
+    assert "theirs (3 seeds)" in printed
+    content = json.loads(Path("c.json").read_text())
+    mean, low, high = content["differences"]["theirs"]["map@r"]
+    assert mean == pytest.approx(np.mean(scores["theirs"]) - np.mean(scores["ours"]))
+    assert low < mean < high < 0
+    assert high - low > 2 * 2.2 * 0.02 * np.sqrt(2 / 3)  # seeds are 2 points apart, whatever the classes say
+    assert content["seeds"] == {"ours": 3, "theirs": 3}
 
 
 def test_compare_refuses_what_cannot_be_compared(capsys):

@@ -39,6 +39,39 @@ def test_pairing_finds_a_small_difference_that_the_intervals_hide():
     assert separate[0][1] > separate[1][0]
 
 
+@pytest.mark.parametrize(
+    ("classes", "size", "class_spread", "runs", "run_spread"),
+    [
+        (100, 30, 0.05, 1, 0.0),  # classes differ by 5 points between two runs that are equal on the whole
+        (8, 80, 0.05, 1, 0.0),
+        (60, 30, 0.0, 1, 0.0),
+        (60, 20, 0.05, 3, 0.01),
+        (12, 40, 0.02, 3, 0.02),
+    ],
+)
+def test_false_stars_are_as_rare_as_stated(classes, size, class_spread, runs, run_spread):
+    rng = np.random.default_rng(0)
+    labels, trials = np.repeat(np.arange(classes), size), 500
+
+    def side():
+        effect = class_spread / np.sqrt(2) * rng.standard_normal(classes)
+        noise = 0.3 * rng.standard_normal((runs, classes * size))
+        return effect[labels] + run_spread * rng.standard_normal((runs, 1)) + noise
+
+    stars = 0
+    for _ in range(trials):
+        _, low, high = paired_difference(side(), side(), labels, samples=200)
+        stars += low > 0 or high < 0
+    assert 0.03 <= stars / trials <= 0.08
+
+
+def test_one_class_or_equal_runs_have_no_difference_to_speak_of():
+    values = np.random.default_rng(0).random(40)
+    assert paired_difference(values, values, np.zeros(40, int))[1:] == (-np.inf, np.inf)
+    assert paired_difference(values, values, np.arange(40) % 4) == (0, 0, 0)
+    assert paired_difference(np.stack([values, values]), values, np.arange(40) % 4) == (0, 0, 0)
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(InputError, match="at least 2 samples"):
         intervals({"a": np.ones(3)}, samples=1)
