@@ -36,6 +36,9 @@ def check_names(config: Config) -> None:
         known = names_in(module, table)
         if value not in known:
             raise unknown(setting, value, known)
+    _check_loss("loss.name", config.loss.name, "losses", names_in("hgsl.losses", "LOSSES"))
+    if config.loss.miner is not None:
+        _check_loss("loss.miner", config.loss.miner, "miners", [])
     if not (classifies and config.model.backbone == "resnet20"):
         _check_backbone(config.model.backbone)
 
@@ -58,6 +61,18 @@ def names_in(module: str, table: str) -> list[str]:
             entries = value.keys if isinstance(value, ast.Dict) else value.elts
             return [ast.literal_eval(entry) for entry in entries if entry is not None]
     raise LookupError(f"{source} has no table {table}")
+
+
+def _check_loss(setting: str, name: str, part: str, own: list[str]) -> None:
+    """Refuses a name that neither this package nor pytorch-metric-learning has; without the latter it is left alone."""
+    package = find_spec("pytorch_metric_learning")
+    if name in own or package is None or package.origin is None:
+        return
+    source = (Path(package.origin).parent / part / "__init__.py").read_text(encoding="utf-8")
+    imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    known = [*own, *(alias.asname or alias.name for node in imports for alias in node.names)]
+    if name not in known:
+        raise unknown(setting, name, known)
 
 
 def _check_backbone(name: str) -> None:

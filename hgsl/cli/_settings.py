@@ -18,25 +18,29 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def build_parser(description: str, settings: type[Config] = Config) -> jsonargparse.ArgumentParser:
-    """Returns a parser of every setting of a run; the tool adds its own flags to it."""
+    """Returns a parser of every setting of a run; the command adds its own flags to it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         description=description, exit_on_error=False, formatter_class=jsonargparse.DefaultHelpFormatter
     )
-    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it override it.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file of settings, or the name of a packaged recipe; flags after it override it.",
+    )
     parser.add_class_arguments(settings, as_group=True)
     return parser
 
 
 def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
-    """Reads the arguments into a :class:`Config` and the tool's own flags; see :func:`parse_as`."""
+    """Reads the arguments into a :class:`Config` and the command's own flags; see :func:`parse_as`."""
     return parse_as(Config, parser, arguments)
 
 
 def parse_as(
     settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[AnyConfig, jsonargparse.Namespace]:
-    """Reads the arguments into the settings that the parser was built for, and the tool's own flags.
+    """Reads the arguments into the settings that the parser was built for, and the command's own flags.
 
     Raises:
         InputError: An unknown key or name (the nearest known one is given), a wrong type, or contradicting settings.

@@ -1,4 +1,4 @@
-"""What the tools that train share: their flags, the run folder, and how a signal ends them."""
+"""Common parts of the commands that train: flags, run folder, exit status after a signal."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +16,12 @@ Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
 
 def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
-    """A parser of every setting and of ``--overwrite`` and ``--resume``."""
+    """Returns a parser of every setting and of ``--overwrite`` and ``--resume``."""
     parser = build_parser(description, settings)
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the run in the run folder.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue the run in the run folder from its last saved state."
+    )
     return parser
 
 

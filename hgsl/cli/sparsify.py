@@ -1,4 +1,4 @@
-"""``tools/sparsify.py`` and ``hgsl-sparsify``: from a config file to a ticket and what it costs."""
+"""``hgsl sparsify``: from a config file to a ticket and its costs."""
 
 import sys
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from hgsl.common.errors import InputError
 from hgsl.config import SparsifyRunConfig
 
 DESCRIPTION = (
-    "Search a sparse sub-network (a ticket) by Continuous Sparsification, train it, and measure what it is worth and "
-    "what it costs. --sparsify.rounds 0 trains the dense network in the same way."
+    "Search a sparse sub-network (a ticket) by Continuous Sparsification, train it, and measure its scores and costs. "
+    "--sparsify.rounds 0 trains the dense network in the same way."
 )
-# Names of the published script, and the settings that they stand for.
+# Flags of the published script, and the settings that they set.
 PUBLISHED = {
     "--mask-initial-value": "--sparsify.mask_initial_value",
     "--final-temp": "--sparsify.final_temp",
@@ -37,7 +37,7 @@ def _search(words: list[str]) -> int:
     names = ", ".join(f"{short} = {full}" for short, full in PUBLISHED.items())
     parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SparsifyRunConfig)
     if not any(word in ("-h", "--help") or word.startswith("--config") for word in words):
-        raise InputError("give a config: --config configs/cifar10_cs.yaml or configs/flowers17_cs.yaml")
+        raise InputError("no config: give a recipe, such as --config flowers17_cs or --config cifar10_cs, or a file")
     config, flags, folder = read(SparsifyRunConfig, parser, words)
 
     from hgsl.engine.sparsify.search import search

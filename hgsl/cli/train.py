@@ -1,4 +1,4 @@
-"""``tools/train.py`` and ``hgsl-train``: from a config file to a trained model and its report."""
+"""``hgsl train``: from a config file to a trained model and its report."""
 
 import shlex
 import sys
@@ -11,8 +11,8 @@ from hgsl.common.errors import InputError
 from hgsl.config import Config
 
 DESCRIPTION = (
-    "Train an embedding model and measure retrieval before and after. Without --config, configs/quickstart.yaml runs "
-    "on images that the package draws itself."
+    "Train an embedding model and measure retrieval before and after. Without --config, quickstart trains on "
+    "synthetic images."
 )
 
 
@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(words: list[str]) -> int:
     parser = training_parser(DESCRIPTION, Config)
     parser.add_argument(
-        "--seeds", type=int, default=1, help="Runs with so many seeds from run.seed on, and their mean and deviation."
+        "--seeds",
+        type=int,
+        default=1,
+        help="Number of runs, with seeds from run.seed on; reports mean and standard deviation.",
     )
     if not any(word == "--config" or word.startswith("--config=") for word in words):
         words = ["--config", str(CONFIGS / "quickstart.yaml"), *words]
@@ -41,5 +44,5 @@ def _train(words: list[str]) -> int:
 
     code = run_engine(train, config, folder, flags)
     if code == 0:
-        print(f"the same numbers again: python tools/eval_retrieval.py --checkpoint {shlex.quote(str(folder))}")
+        print(f"the same scores again: hgsl eval --checkpoint {shlex.quote(str(folder))}")
     return code

@@ -56,11 +56,12 @@ class Config:
         masked = self.sparsify.granularity != "none"
         refuse(
             masked and self.train.select != "last",
-            f"a sparse network is what the last epoch leaves, but train.select is {self.train.select!r}: use 'last'",
+            f"masks are hard only after the last epoch, but train.select is {self.train.select!r}: use 'last'",
         )
         refuse(
             masked and self.train.ema is not None and not isinstance(self.sparsify, SparsifyConfig),
-            "masks on the move have no mean worth keeping: leave train.ema empty, or set sparsify.granularity none",
+            "train.ema: weights under changing masks have no meaningful mean: leave it empty, or set "
+            "sparsify.granularity none",
         )
         if self.train.mode == "head":
             self._check_head(masked)
@@ -70,21 +71,19 @@ class Config:
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True)
 
     def _check_head(self, masked: bool) -> None:
-        """Refuses what trains, masks or saves memory in a backbone that runs only once."""
+        """Refuses settings of a backbone in training, as the backbone runs only once."""
         refuse(
             self.model.embedding_size is None,
             "train.mode 'head' trains the projection, but model.embedding_size is empty: set it, such as 512",
         )
-        refuse(
-            masked, "train.mode 'head' leaves the backbone as it is: set sparsify.granularity none, or train.mode full"
-        )
+        refuse(masked, "train.mode 'head' freezes the backbone: set sparsify.granularity none, or train.mode full")
         refuse(
             self.model.checkpointing,
-            "train.mode 'head' keeps no activations of the backbone: leave out model.checkpointing, or train.mode full",
+            "train.mode 'head' stores no activations: leave out model.checkpointing, or set train.mode full",
         )
         refuse(
             self.optim.layer_decay is not None,
-            "optim.layer_decay is for the layers of the backbone, which train.mode 'head' leaves alone: leave it empty",
+            "optim.layer_decay is for the layers of the backbone, which train.mode 'head' freezes: leave it empty",
         )
 
 

@@ -1,4 +1,4 @@
-"""How settings that contradict each other are refused."""
+"""Refusal of settings that contradict each other."""
 
 
 def refuse(condition: bool, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The embedding model, and the masks that make it sparse."""
+"""Settings of the embedding model."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,23 +11,23 @@ class ModelConfig:
     """The embedding model."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """Any timm model name."""
+    """Backbone: the name of any timm model."""
     pooling: str = "maxavg"
     """Pooling of the last feature map to one vector: avg, max, maxavg (both side by side), gem, or scda (both over the
     positions whose activation is above the mean)."""
     embedding_size: int | None = None
-    """Dimensions of the embedding, reached by a linear projection; empty keeps the pooled features."""
+    """Dimensions of the embedding after a linear projection; empty uses the pooled features."""
     weights: str = "timm"
     """Backbone weights: timm (downloads), packaged (tf_efficientnet_lite0, no network), none, or a file."""
     output_stride: int | None = None
-    """16 gives convolutional backbones a finer last feature map ("last stride 1"); empty keeps their own."""
+    """Output stride of a convolutional backbone: 16 gives a finer last feature map ("last stride 1")."""
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
-    """What does not train: nothing, the batch norms (statistics and affine), the stem (what comes before the first
-    stage, where timm tells it), or the whole backbone."""
+    """Frozen part: none, the batch norms (statistics and affine parameters), the stem (the layers before the first
+    stage, where timm defines them), or the whole backbone."""
     sync_bn: bool = False
-    """With several processes on GPUs, whether batch norms share their statistics."""
+    """Whether batch norms share their statistics among several processes on GPUs."""
     checkpointing: bool = False
-    """Whether activations are computed twice instead of kept: less memory, about a third more time."""
+    """Whether activations are recomputed instead of stored: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         refuse(

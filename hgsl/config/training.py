@@ -1,4 +1,4 @@
-"""The loss, the optimizer and the loop."""
+"""Settings of loss, optimizer and training loop."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -78,7 +78,7 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """The optimizer, its groups of parameters and their learning rates over time."""
+    """Optimizer, parameter groups and learning-rate schedule."""
 
     name: str = "adamw"
     """Optimizer: adamw or sgd."""
@@ -91,24 +91,24 @@ class OptimConfig:
     scale_lr: float = 1e-5
     """Peak learning rate of the loss's alpha."""
     layer_decay: float | None = None
-    """Factor from each layer of the backbone to the one before it, such as 0.75 for transformers; empty has none."""
+    """Factor of the learning rate from each layer of the backbone to the one before it, such as 0.75."""
     weight_decay: float = 1e-4
-    """Weight decay of backbone and projection; centers and alpha have none, nor, with layer_decay, have the norms and
-    biases of the backbone."""
+    """Weight decay of backbone and projection; centers and alpha have none, and with layer_decay neither have the norms
+    and biases of the backbone."""
     momentum: float | None = None
-    """Momentum of sgd; empty means 0.9."""
+    """Momentum of sgd, 0.9 if empty."""
     nesterov: bool = False
-    """Whether sgd looks ahead (Nesterov's momentum)."""
+    """Whether sgd uses Nesterov momentum."""
     schedule: str = "cosine"
     """Learning-rate schedule after the warm-up: cosine, step or constant."""
     warmup: float = 0.1
-    """Share of all steps in which the rate rises linearly from nearly zero."""
+    """Share of all steps over which the rate rises linearly from nearly zero."""
     step_epochs: list[int] = field(default_factory=list)
-    """step: the epochs after which the rate is multiplied by step_factor."""
+    """Epochs after which the schedule step multiplies the rate by step_factor."""
     step_factor: float = 0.1
-    """step: what the rate is multiplied by."""
+    """Factor of the schedule step."""
     clip: float | None = 5.0
-    """Largest norm of all gradients together; larger ones are scaled down to it. Empty does not clip."""
+    """Gradient clipping: the largest norm of all gradients together; empty does not clip."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
@@ -146,28 +146,28 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
-    """The training loop."""
+    """Training loop."""
 
     mode: Literal["full", "head"] = "full"
-    """full trains the network; head runs the backbone once over the images, without augmentation, and trains
-    projection and class centers on the pooled features that it keeps: seconds instead of minutes."""
+    """Training mode: full trains the network; head runs the backbone once over the images, without augmentation, and
+    trains projection and class centers on the stored features: seconds instead of minutes."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32
-    """Images a step, all processes and micro-batches together."""
+    """Images per step, all processes and micro-batches together."""
     accumulate: int = 1
-    """Micro-batches a step: a larger value needs less memory and gives the same gradient, but for batch norm, losses
-    over pairs and loss.both_sides, which see one micro-batch at a time."""
+    """Micro-batches per step: more need less memory and give the same gradient, except for batch norm, losses over
+    pairs and loss.both_sides, which see one micro-batch at a time."""
     ema: float | None = None
     """Decay of a running mean of the weights, such as 0.999, that is evaluated and saved in their place."""
     select: Literal["last", "best", "best_on_test"] = "last"
-    """Which epoch's model is kept: the last, the best on the validation classes (data.val_share or val_fold), or,
-    as much published code did, the best on test, which makes the test score too high; reports say so."""
+    """Epoch whose model is kept: the last, the best on the validation classes (data.val_share or val_fold), or, as in
+    much published code, the best on test, which biases the test score upward; reports note it."""
     save_every: int = 200
-    """Steps between two saves of the state that --resume goes on from; the end of an epoch always saves."""
+    """Steps between two saves of the state that --resume continues from; the end of an epoch always saves."""
     keep: int = 1
-    """How many saved states stay: the newest is state.safetensors, earlier ones lie in states/, named after their
-    step; copied over state.safetensors, --resume goes on from there."""
+    """Number of saved states that are kept: the newest is state.safetensors, earlier ones are in states/, named by
+    their step; --resume continues from one that is copied over state.safetensors."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "save_every", "keep"):

@@ -1,1 +1,1 @@
-"""Training: the loop, the optimizer and its groups, checkpoints, the run folder."""
+"""Training and its evaluation: the driver of runs, the loop, the run folder."""

@@ -11,7 +11,7 @@ from hgsl.engine.folder import run_folder
 
 MISTAKES = {
     "data set": (["--data.name", "floder"], "unknown data.name 'floder': did you mean 'folder'?"),
-    "root": (["--data.root", "nowhere"], "data.root: nowhere does not exist in "),
+    "root": (["--data.root", "nowhere"], "nowhere does not exist"),
     "protocol": (["--data.protocol", "zeroshot"], "unknown data.protocol 'zeroshot': did you mean 'zero-shot'?"),
     "sampler": (["--data.sampler", "per_class"], "unknown data.sampler 'per_class': did you mean 'm_per_class'?"),
     "pooling": (["--model.pooling", "maxagv"], "unknown model.pooling 'maxagv': did you mean 'maxavg'?"),
@@ -20,6 +20,11 @@ MISTAKES = {
         "unknown model.backbone 'resnet5O': did you mean 'resnet50'?",
     ),
     "weights": (["--model.weights", "best.pth"], "no weights file best.pth in "),
+    "loss": (["--loss.name", "ProxyAnchrLoss"], "unknown loss.name 'ProxyAnchrLoss': did you mean 'ProxyAnchorLoss'?"),
+    "miner": (
+        ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"],
+        "unknown loss.miner 'TripletMiner': did you mean 'TripletMarginMiner'?",
+    ),
     "optimizer": (["--optim.name", "adamx"], "unknown optim.name 'adamx': did you mean 'adamw'?"),
     "schedule": (["--optim.schedule", "cosin"], "unknown optim.schedule 'cosin': did you mean 'cosine'?"),
     "device": (["--run.device", "auto:1"], "unknown run.device 'auto:1': use auto, cpu, mps, cuda or cuda:N"),
@@ -31,7 +36,13 @@ MISTAKES = {
     "a file": (["--run.dir", "file/run"], "is a file: name another with --run.dir"),
     "read-only": (["--run.dir", "/proc/run"], "run folder /proc/run: /proc cannot be written"),
 }
-IMPORTS = "import sys; from hgsl.cli.train import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
+IMPORTS = """
+import sys
+from hgsl.cli.{command} import main
+code = main(sys.argv[1:])
+print('torch' in sys.modules)
+sys.exit(code)
+"""
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "_"))
@@ -43,7 +54,11 @@ def test_a_mistake_is_one_line_before_torch_is_imported(mistake: str, tmp_path: 
     (tmp_path / "taken" / run_folder.STATE).write_bytes(b"x")
     words, message = MISTAKES[mistake]
     result = subprocess.run(
-        [sys.executable, "-c", IMPORTS, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", IMPORTS.format(command="train"), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 2
     assert result.stdout.splitlines()[-1] == "False"
@@ -62,9 +77,7 @@ def test_real_names_of_timm_pass(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_of_a_ticket_search_is_needed_beside_it(tmp_path: Path) -> None:
-    code = (
-        "import sys; from hgsl.cli.sparsify import main; code = main(); print('torch' in sys.modules); sys.exit(code)"
-    )
+    code = IMPORTS.format(command="sparsify")
     words = ["--config", "flowers17_cs", "--sparsify.dense_run", "nowhere"]
     result = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120

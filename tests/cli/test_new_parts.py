@@ -18,6 +18,7 @@ from hgsl.data.samplers import SAMPLERS
 from hgsl.data.samplers.rows import Rows
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.optim import OPTIMIZERS, SCHEDULES
+from hgsl.losses import LOSSES
 from hgsl.models import load_embedder
 from hgsl.models.pooling import POOLINGS
 
@@ -66,6 +67,25 @@ def test_a_sampler(photo_folder: Callable[..., Path], monkeypatch: pytest.Monkey
     monkeypatch.setitem(SAMPLERS, "first", first_rows)
     assert train.main([*SMALL, "--data.root", str(photo_folder()), "--data.sampler", "first"]) == 0
     assert len(read_metrics(Path("out/metrics.jsonl"))) == 1
+
+
+class CenterDistance(nn.Module):
+    """The mean distance of the embeddings to the centers of their classes."""
+
+    def __init__(self, num_classes: int, embedding_size: int, weight: float = 1.0) -> None:
+        super().__init__()
+        self.centers, self.weight = nn.Parameter(torch.zeros(num_classes, embedding_size)), weight
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.weight * (embeddings - self.centers[labels]).norm(dim=1).mean()
+
+
+def test_a_loss(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "CenterDistance", CenterDistance)
+    words = ["--loss.name", "CenterDistance", "--loss.options", "{weight: 3.0}", "--optim.centers_lr", "1e-9"]
+    assert train.main([*SMALL, "--data.root", str(photo_folder()), *words]) == 0
+    first = read_metrics(Path("out/metrics.jsonl"))[0]
+    assert first["loss"] == pytest.approx(3.0, abs=1e-3), "unit embeddings, centers at zero"
 
 
 def test_an_optimizer_and_a_schedule(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Several processes follow one; other losses, running means and a chosen epoch; runs that are cut in every way."""
+"""Parity of two processes with one; other losses, running means, the best epoch; runs that are interrupted."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: 
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMarginMiner", "--loss.top_k", "null"],
     ],
 )
-def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable[..., Path], loss: list[str]) -> None:
+def test_two_processes_follow_one_with_every_type_of_loss(photo_folder: Callable[..., Path], loss: list[str]) -> None:
     pytest.importorskip("pytorch_metric_learning")
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--model.freeze", "batch_norm", *loss]
     words += ["--train.epochs", "1", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
@@ -66,11 +66,11 @@ def test_two_processes_follow_one_with_every_kind_of_loss(photo_folder: Callable
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_out(photo_folder: Callable[..., Path]) -> None:
+def test_a_batch_that_cannot_be_divided_among_processes(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.batch_size", "3", "--run.dir", "two"]
     result = launch(TRAIN, *words, processes=2)
     assert result.returncode != 0
-    assert "train.batch_size 3 cannot be shared out to 2 processes" in result.stderr
+    assert "train.batch_size 3 cannot be divided among 2 processes" in result.stderr
     assert not Path("two").exists()
 
 
@@ -83,18 +83,25 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_losses_of_the_peer_run_and_resume_under_the_same_recipe(photo_folder: Callable[..., Path], name: str) -> None:
+def test_losses_of_the_library_train_and_resume_under_the_same_recipe(
+    photo_folder: Callable[..., Path], name: str
+) -> None:
     pytest.importorskip("pytorch_metric_learning")
     words = [*SMALL, *OTHERS[name], "--loss.top_k", "null", "--data.root", str(photo_folder(images=8))]
-    words += ["--train.ema", "0.9", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
-    assert train.main([*words, "--run.dir", "whole"]) == 0
-    assert all(loss >= 0 for loss in losses("whole"))
-    Path("cut").mkdir()
-    for file in ("config.yaml", "metrics.jsonl"):
-        (Path("cut") / file).write_bytes((Path("whole") / file).read_bytes())
-    assert train.main([*words, "--run.dir", "half", "--train.save_every", "1", "--train.epochs", "2"]) == 0
-    whole, half = load_file("whole/model.safetensors"), load_file("half/model.safetensors")
-    assert all(torch.equal(whole[key], half[key]) for key in whole)
+    words += ["--train.ema", "0.9", "--train.batch_size", "8", "--data.sampler", "m_per_class", "--run.dir", "out"]
+    assert train.main([*words, "--train.save_every", "2", "--train.keep", "9"]) == 0
+    whole, whole_losses = Path("out/model.safetensors").read_bytes(), losses("out")
+    assert all(loss >= 0 for loss in whole_losses)
+
+    # The optimizer, the running mean and, with a memory, the queue of the loss come back in the middle of an epoch.
+    states = {int(path.stem): path for path in Path("out/states").iterdir()}
+    step = min(step for step in states if step % (len(whole_losses) // 2))
+    Path("out/state.safetensors").write_bytes(states[step].read_bytes())
+    for name in ("report.json", "model.safetensors"):
+        Path("out", name).unlink()
+    assert train.main([*words, "--resume"]) == 0
+    assert losses("out") == whole_losses
+    assert Path("out/model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_the_best_epoch_on_validation_classes_is_kept(photo_folder: Callable[...
     assert not report["after"]["notes"]
 
 
-def test_choosing_on_test_is_said_in_the_report(
+def test_choosing_on_test_is_noted_in_the_report(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
@@ -282,7 +289,7 @@ def test_masks_that_close_the_network_are_named(
     assert "lower sparsify.lmbda or sparsify.mask_lr" in capsys.readouterr().err
 
 
-def test_a_finished_run_says_that_it_began_with_other_settings(
+def test_resuming_a_finished_run_under_other_settings_notes_the_difference(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "done"]
@@ -296,7 +303,7 @@ def test_a_finished_run_says_that_it_began_with_other_settings(
     assert "done is finished" in printed
 
 
-def test_several_seeds_go_on_under_the_same_settings_alone(
+def test_several_seeds_resume_only_under_the_same_settings(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "all"]

@@ -1,6 +1,6 @@
-"""Everything a run needs to go on, in one safetensors file; the part that is no tensor is JSON in its metadata.
+"""State files: everything that resuming needs, in one safetensors file; what is no tensor is JSON in its metadata.
 
-One file, written atomically, cannot tear: its tensors and its step always belong together. Nothing is unpickled.
+One file is written atomically, so its tensors and its step always belong together. Nothing is unpickled.
 """
 
 import json
@@ -34,22 +34,22 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
     """Keeps the state at ``path``, saved at ``step``, and the ``count - 1`` before it in ``folder`` as well.
 
-    They are links to what :func:`save_state` wrote, named after their step; a state of a later step is left over from
-    before the run went back, and goes.
+    They are hard links to what :func:`save_state` wrote, named after their step. A state of a later step is left over
+    from before the run was set back, and is removed.
     """
     if count < 2:
         return
     folder.mkdir(exist_ok=True)
-    kept = folder / f"{step:09}{path.suffix}"
-    kept.unlink(missing_ok=True)
+    copy = folder / f"{step:09}{path.suffix}"
+    copy.unlink(missing_ok=True)
     try:
-        os.link(path, kept)
+        os.link(path, copy)
     except OSError:  # a file system without links
-        with atomic_path(kept) as temporary:
+        with atomic_path(copy) as temporary:
             shutil.copyfile(path, temporary)
     states = sorted(folder.glob(f"*{path.suffix}"))
-    place = states.index(kept) + 1
-    for other in [*states[: max(0, place - count)], *states[place:]]:
+    end = states.index(copy) + 1
+    for other in [*states[: max(0, end - count)], *states[end:]]:
         other.unlink()
 
 
@@ -87,11 +87,11 @@ def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    ((kind, content),) = node.items()
-    if kind == "tensor":
+    ((node_type, content),) = node.items()
+    if node_type == "tensor":
         return tensors[content]
-    if kind == "dict":
+    if node_type == "dict":
         return {key: _decode(item, tensors) for key, item in content}
-    if kind == "list":
+    if node_type == "list":
         return [_decode(item, tensors) for item in content]
     return content

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: JSON lines for programs, TensorBoard for eyes."""
+"""Metrics of a run: JSON lines for programs, TensorBoard event files for people."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from hgsl.engine.folder.run_folder import BOARD, METRICS
 
 
 class MetricLog:
-    """Appends one JSON object a record to ``metrics.jsonl`` and the same numbers to TensorBoard's files.
+    """Appends one JSON object per record to ``metrics.jsonl``, and the same numbers to TensorBoard's files.
 
     Args:
         folder: The run folder.
-        keep_steps: Records of later steps are cut off, so that a resumed run does not write a step twice.
+        keep_steps: Records of later steps are removed, so that a resumed run does not write a step twice.
     """
 
     def __init__(self, folder: Path, keep_steps: int | None = None) -> None:
@@ -36,7 +36,7 @@ class MetricLog:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Makes everything written so far safe on disk."""
+        """Flushes everything written so far to disk."""
         self._lines.flush()
         os.fsync(self._lines.fileno())
         self._board.flush()
@@ -45,14 +45,14 @@ class MetricLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.close()
         self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Reads ``metrics.jsonl``; a last line torn by a crash is left out.
+    """Reads ``metrics.jsonl``; a last line that a crash cut off is left out.
 
     Raises:
         InputError: A line before the last is no JSON.
@@ -69,5 +69,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _cut(path: Path, keep_steps: int) -> None:
-    kept = [record for record in read_metrics(path) if record["step"] <= keep_steps]
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    records = [record for record in read_metrics(path) if record["step"] <= keep_steps]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))

@@ -1,4 +1,4 @@
-"""What a finished run says of itself: a summary of one screen, and the scores of single queries."""
+"""Summary of a finished run on one screen, and the scores of its single queries."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ def write_queries(folder: Path, result: RetrievalResult) -> None:
 
 
 def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int) -> dict[str, float]:
-    """The numbers of the training itself that a summary shows: of its first and last epoch, or of the last step."""
+    """Returns the numbers of the training that a summary shows: of its first and last epoch, or of the last step."""
     if not records:
         return {}
     first, last = records[:steps_per_epoch], records[-steps_per_epoch:]
-    found = {"steps": records[-1]["step"]}
-    found["loss_first_epoch"] = sum(record["loss"] for record in first) / len(first)
-    found["loss_last_epoch"] = sum(record["loss"] for record in last) / len(last)
-    kept = ("images_per_second", "data_wait_share", "alpha", "center_similarity", "density")
-    return found | {name: records[-1][name] for name in kept if name in records[-1]}
+    facts = {"steps": records[-1]["step"]}
+    facts["loss_first_epoch"] = sum(record["loss"] for record in first) / len(first)
+    facts["loss_last_epoch"] = sum(record["loss"] for record in last) / len(last)
+    names = ("images_per_second", "data_wait_share", "alpha", "center_similarity", "density")
+    return facts | {name: records[-1][name] for name in names if name in records[-1]}
 
 
 def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
-    """One screen: scores before and after, how training went, and where to look."""
+    """Prints the scores before and after, a line on the training, and the files to look at."""
     before, after, training = report["before"], report["after"], report.get("training", {})
     rows = {"before training": before, "after training": after} if before else {"after training": after}
     head = f"{after['num_queries']} queries, {after['num_gallery']} images, in percent"
@@ -54,5 +54,5 @@ def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
     words = {"alpha": "alpha", "center_similarity": "cosine of nearest centers", "density": "density"}
     parts += [f"{word} {training[name]:.3f}" for name, word in words.items() if name in training]
     if chosen := report["selection"].get("epoch"):
-        parts.append(f"epoch {chosen} kept")
+        parts.append(f"epoch {chosen} chosen")
     return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""The batches of a whole run as one stream: any step can be reached again, with the same images augmented the same."""
+"""Batches of a stage as one stream that can be entered at any step, with the same images and augmentation."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ Key = tuple[int, int]  # (epoch, position in the dataset)
 
 
 class SeededSamples(Dataset[Any]):
-    """Gives sample ``position`` as it is augmented in ``epoch``: the same for any number of workers and any start."""
+    """Samples augmented by epoch and position alone: the same for any number of workers and any first step."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset = dataset
@@ -33,10 +33,10 @@ class SeededSamples(Dataset[Any]):
 
 
 class RunBatches(Sampler[list[Key]]):
-    """Every batch of a run, in order: the sampler's plan of each epoch, its incomplete last batch left out.
+    """Every batch of a stage, in order: the sampler's plan of each epoch, without an incomplete last batch.
 
     The plan does not depend on the number of processes: each takes its share of every batch, so that any number of
-    them makes the same steps. A data set smaller than a batch is one batch an epoch.
+    them makes the same steps. A data set smaller than a batch is one batch per epoch.
 
     Args:
         labels: (N,) the class of each image.
@@ -48,7 +48,7 @@ class RunBatches(Sampler[list[Key]]):
 
     Attributes:
         steps_per_epoch: The same in every epoch.
-        start_step: Where the stream begins; a run that goes on sets it.
+        start_step: Step at which the stream begins; a resumed run sets it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RunBatches(Sampler[list[Key]]):
     ) -> None:
         world = ranks.world_size()
         if batch_size % world:
-            raise InputError(f"train.batch_size {batch_size} cannot be shared out to {world} processes: use a multiple")
+            raise InputError(f"train.batch_size {batch_size} cannot be divided among {world} processes: use a multiple")
         if sampler == "random":
             batch_size = min(batch_size, len(labels) // world * world)
         self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
@@ -85,7 +85,7 @@ class RunBatches(Sampler[list[Key]]):
 
 
 def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, device: torch.device) -> DataLoader[Any]:
-    """One loader for the whole run, so that its processes start once and read ahead across epochs."""
+    """One loader for all epochs, so that its processes start once and read ahead across epochs."""
     return DataLoader(
         SeededSamples(dataset, batches.seed),
         batch_sampler=batches,
@@ -98,11 +98,11 @@ def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, devi
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One 64-bit seed of several numbers, such that neighboring numbers give unrelated seeds."""
+    """Returns a 64-bit seed of several numbers, such that neighboring numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def default_workers() -> int:
-    """One reading process a core, at most 8, shared out to the processes of this machine."""
+    """Returns one reading process per core, at most 8, divided among the processes of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -1,4 +1,4 @@
-"""The training loop: steps over a stream of batches, with everything that decides the next step in one state."""
+"""Training loop: steps over a stream of batches, with everything that decides the next step in one state."""
 
 import itertools
 import math
@@ -37,9 +37,9 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (
 
 @dataclass
 class TrainState:
-    """All that changes during training; saved and restored as one.
+    """All that changes during a stage of training; saved and restored as one.
 
-    ``network`` and ``loss_call`` are what a step calls: the model and the objective themselves, or compiled and with
+    ``network`` and ``loss_call`` are called by a step: the model and the objective themselves, or compiled and with
     the gradients of several processes averaged. Their parameters are the model's and the objective's.
     """
 
@@ -80,18 +80,18 @@ class TrainState:
 
     @property
     def shard(self) -> ShardedHardGlobalSoftminLoss | None:
-        """The loss that has a share of the centers, if they are divided."""
+        """The loss that holds this process's share of the centers, if they are divided."""
         return sharded_loss(self.objective)
 
     @property
     def final_model(self) -> Embedder:
-        """What is evaluated and saved: the running mean of the weights, if one is kept."""
+        """The model that is evaluated and saved: the running mean of the weights, if one is kept."""
         return self.ema.module if self.ema else self.model
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How the loop steps, as opposed to what it trains."""
+    """Settings of the loop's steps."""
 
     steps_per_epoch: int
     epochs: int
@@ -103,18 +103,18 @@ class LoopOptions:
 
 @dataclass
 class Loop:
-    """Takes a state through the rest of its epochs.
+    """Trains a state through the rest of its epochs.
 
     Attributes:
-        state: Is changed in place.
+        state: Changed in place.
         options: See :class:`LoopOptions`.
         runtime: Device and precision.
-        log: Gets loss, rates, gradient norm and speed of every step.
+        log: Receives loss, rates, gradient norm and speed of every step.
         before_epoch: Called with the number of each epoch, also of one that a resumed run enters in the middle.
         after_epoch: Called with the epoch's number before its state is saved; returns numbers to log.
         save: Writes the state; called every ``save_every`` steps, after each epoch, and when a signal asks to stop.
         name_images: Ids -> paths, for the message about a loss that is not finite.
-        folder: Where the paths of such a batch are written.
+        folder: Folder that the paths of such a batch are written to.
     """
 
     state: TrainState
@@ -139,7 +139,7 @@ class Loop:
                 train_mode(self.state.model, self.options.frozen)
                 self.before_epoch(epoch)
                 self._epoch(epoch, batches, stop)
-            # It may have come after the last step; and no process goes on before the first one has saved.
+            # A signal may have come after the last step; and no process goes on before the first one has saved.
             _, signal_number = agree(0.0, stop.number or 0, self.runtime.device)
             if signal_number:
                 raise Stopped(signal_number)
@@ -149,9 +149,9 @@ class Loop:
         title = f"epoch {epoch + 1}/{self.options.epochs}"
         meter = Meter(ranks.world_size())
         first = state.step - epoch * steps
-        silent = None if ranks.is_main() else True
+        disable = None if ranks.is_main() else True  # None disables it unless stderr is a terminal
         bar = tqdm(
-            range(first, steps), desc=title, initial=first, total=steps, unit="step", disable=silent, leave=False
+            range(first, steps), desc=title, initial=first, total=steps, unit="step", disable=disable, leave=False
         )
         for _ in bar:
             with meter.waiting():
@@ -161,7 +161,7 @@ class Loop:
             if not math.isfinite(loss):
                 raise self._not_finite(loss, batch)
             meter.add(loss, len(batch[1]))
-            record = {"loss": loss, **meter.record(), **self._watched()}
+            record = {"loss": loss, **meter.record(), **self._state_numbers()}
             if math.isfinite(norm):  # a float16 scaler tries scales that are too large, and skips the step
                 record["grad_norm"] = norm
             state.schedule.step()
@@ -179,13 +179,13 @@ class Loop:
                 raise Stopped(signal_number)
         ranks.print_main(f"{title}  {meter}")
 
-    def _watched(self) -> dict[str, float]:
-        """Numbers of the state that tell whether training goes well."""
-        found = {f"lr/{group['name']}": group["lr"] for group in self.state.optimizer.param_groups}
+    def _state_numbers(self) -> dict[str, float]:
+        """Numbers of the state that show whether training goes well."""
+        numbers = {f"lr/{group['name']}": group["lr"] for group in self.state.optimizer.param_groups}
         alpha = scale_parameter(self.state.objective.loss_fn)
         if alpha is not None:
-            found["alpha"] = float(alpha.detach())
-        return found
+            numbers["alpha"] = float(alpha.detach())
+        return numbers
 
     def _write(self, record: dict[str, float]) -> None:
         if self.log:
@@ -198,7 +198,7 @@ class Loop:
 
     def _not_finite(self, loss: float, batch: Batch) -> Diverged:
         path = self.folder / LAST_BATCH
-        names = ranks.all_gather_object(self.name_images(batch[2]))  # a batch is shared out to the processes
+        names = ranks.all_gather_object(self.name_images(batch[2]))  # a batch is divided among the processes
         if ranks.is_main():
             write_text(path, "".join(f"{name}\n" for name in itertools.chain(*names)))
         return Diverged(
@@ -217,9 +217,9 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, runtime: R
     images, labels, _ = batch
     state.optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    pieces = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True))
-    for number, (part, part_labels) in enumerate(pieces, start=1):
-        with _gradients_averaged(state, number == len(pieces)):
+    micro_batches = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True))
+    for number, (part, part_labels) in enumerate(micro_batches, start=1):
+        with _averaged_gradients(state, number == len(micro_batches)):
             with runtime.autocast():
                 embeddings = state.network(runtime.prepare(part, state.model.is_convolutional))
             finite = bool(embeddings.isfinite().all())
@@ -241,8 +241,8 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, runtime: R
 
 
 @contextmanager
-def _gradients_averaged(state: TrainState, last: bool) -> Iterator[None]:
-    """Processes exchange gradients once a step, with the last micro-batch."""
+def _averaged_gradients(state: TrainState, last: bool) -> Iterator[None]:
+    """Averages the gradients over processes once per step, with the last micro-batch."""
     with ExitStack() as stack:
         for module in (state.network, state.loss_call):
             if not last and isinstance(module, DistributedDataParallel):

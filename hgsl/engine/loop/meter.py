@@ -1,4 +1,4 @@
-"""Mean loss and speed of an epoch, and how long it waited for images."""
+"""Meter of an epoch: mean loss, speed, and time spent waiting for images."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Meter:
-    """Mean loss and speed of an epoch, and the share of its time that went by without an image to work on."""
+    """Mean loss and speed of an epoch, and the share of its time that was spent waiting for images."""
 
     def __init__(self, world_size: int = 1) -> None:
         self.world_size = world_size
@@ -25,11 +25,11 @@ class Meter:
         self.images += images * self.world_size
 
     def speed(self) -> float:
-        """Images a second, over all processes."""
+        """Images per second, over all processes."""
         return self.images / (time.perf_counter() - self.started)
 
     def wait_share(self) -> float:
-        """Share of the time in [0, 1] that this process waited for images."""
+        """Share of the time, in [0, 1], that this process waited for images."""
         return self.waited / (time.perf_counter() - self.started)
 
     def record(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A polite end: the first SIGINT or SIGTERM lets the step finish and the state be saved, a second one ends at once."""
+"""Orderly stop: the first SIGINT or SIGTERM lets the step finish and the state be saved, a second one ends at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,7 +8,7 @@ from hgsl.common.errors import InputError
 
 
 class Diverged(InputError):
-    """Training has ended in numbers that are not finite."""
+    """Training has produced numbers that are not finite."""
 
 
 class Stopped(Exception):
@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, notes SIGINT and SIGTERM in ``number`` instead of dying of them."""
+    """While entered, records the first SIGINT or SIGTERM in ``number`` instead of ending the process."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -32,7 +32,7 @@ class StopRequest:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
 

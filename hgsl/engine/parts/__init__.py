@@ -1,1 +1,1 @@
-"""Parts of a training run, built from its settings."""
+"""Parts of a training run: data sets, model, objective, optimizer, masks."""

@@ -1,4 +1,4 @@
-"""Class centers that start where the classes already are, so that the first steps do not tear up what is known."""
+"""Class centers: initialization at the class means, and their similarity."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from hgsl.evaluation import embed
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
-CHUNK = 4096  # centers that are compared at a time, and at most with all
+CHUNK = 4096  # centers compared at a time, and at most with all others
 
 
 def start_centers(
@@ -22,7 +22,7 @@ def start_centers(
     runtime: Runtime,
     batch: int,
 ) -> None:
-    """Puts the centers where ``settings.centers`` wants them; other losses than ours start as they are."""
+    """Sets the centers as ``settings.centers`` says; losses of other libraries keep their own initialization."""
     if settings.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
         start_at_means(loss_fn, model, images, runtime, batch)
 
@@ -34,19 +34,19 @@ def start_at_means(
     runtime: Runtime,
     batch: int,
 ) -> None:
-    """Puts each class center at the direction of the mean embedding of its images, ``sqrt(D) mean(x) / |mean(x)|``.
+    """Sets each class center to the direction of the mean embedding of its images, ``sqrt(D) mean(x) / |mean(x)|``.
 
-    The loss reads only directions. The length is that of centers at random, so that one learning rate turns both alike:
-    a step of Adam moves every coordinate by about the rate, and unit vectors would forget at once where they started.
+    The loss uses only directions. The length is that of random centers, so that one learning rate turns both alike: a
+    step of Adam moves every coordinate by about the rate, which would turn unit vectors far from their start.
 
     Args:
-        loss_fn: Its centers are set, or this process's share of them.
-        model: Embeds the images as it is now.
+        loss_fn: The loss whose centers, or this process's share of them, are set.
+        model: Model that embeds the images.
         images: The training images without augmentation.
-        runtime: Where to compute.
-        batch: Images a forward pass.
+        runtime: Device and precision.
+        batch: Images per forward pass.
     """
-    found = embed(
+    vectors = embed(
         model,
         images,
         batch_size=batch,
@@ -55,7 +55,7 @@ def start_at_means(
         dtype=runtime.dtype,
     )
     sums = torch.zeros(images.num_classes, model.embedding_size)
-    sums.index_add_(0, torch.from_numpy(found.labels), torch.from_numpy(found.embeddings))
+    sums.index_add_(0, torch.from_numpy(vectors.labels), torch.from_numpy(vectors.embeddings))
     means = model.embedding_size**0.5 * nn.functional.normalize(sums, dim=1)
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
         means = means[loss_fn.first_class :][: len(loss_fn.centers)]
@@ -64,27 +64,27 @@ def start_at_means(
 
 
 def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None:
-    """The parameter that holds one vector a class, (C, D) or (D, C), or this process's rows of it; None without one."""
+    """The parameter with one vector per class, (C, D) or (D, C), or this process's rows of it; None without one."""
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
         return loss_fn.centers
-    fitting = [p for p in loss_fn.parameters() if p.shape in ((classes, width), (width, classes))]
-    return fitting[0] if len(fitting) == 1 else None
+    candidates = [p for p in loss_fn.parameters() if p.shape in ((classes, width), (width, classes))]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 @torch.no_grad()
 def nearest_similarity(centers: Tensor) -> float:
     """Returns the mean over classes of the cosine to the nearest other center, near 1 where the centers collapse.
 
-    Of more than ``CHUNK`` classes as many are looked at, evenly spread, each against all.
+    Of more than ``CHUNK`` classes, as many evenly spaced ones are compared with all.
 
     Args:
         centers: (C, D), at least two, of any length; a process's share of them where they are divided.
     """
-    looked_at = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
-    unit = nn.functional.normalize(centers[looked_at].float(), dim=1)
+    sample = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
+    unit = nn.functional.normalize(centers[sample].float(), dim=1)
     nearest = torch.full((len(unit),), -1.0, device=centers.device)
     for start in range(0, len(centers), CHUNK):
         cosines = unit @ nn.functional.normalize(centers[start : start + CHUNK].float(), dim=1).T
-        own = torch.arange(start, start + cosines.shape[1], device=centers.device) == looked_at[:, None]
-        nearest = torch.maximum(nearest, cosines.masked_fill(own, -1.0).amax(dim=1))
+        itself = torch.arange(start, start + cosines.shape[1], device=centers.device) == sample[:, None]
+        nearest = torch.maximum(nearest, cosines.masked_fill(itself, -1.0).amax(dim=1))
     return float(nearest.mean())

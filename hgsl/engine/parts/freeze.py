@@ -1,4 +1,4 @@
-"""Parts of a model that do not train."""
+"""Frozen parts of a model."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from hgsl.models import Embedder
 def freeze(model: Embedder, what: str) -> None:
     """Stops the gradient of ``none``, ``batch_norm`` (affine parameters), ``stem``, ``backbone`` or ``features``.
 
-    Features are what backbone and pooling give. The stem is what timm's own ``group_matcher`` puts first: the layers
-    before the first stage, with position embeddings and tokens.
+    ``features`` are backbone and pooling. The stem is the first group of timm's ``group_matcher``: the layers before
+    the first stage, with position embeddings and tokens.
 
     Raises:
-        InputError: timm does not tell which layers are the stem.
+        InputError: timm does not define the stem of this backbone.
     """
     for part in _frozen(model, what):
         part.requires_grad_(False)
@@ -45,12 +45,12 @@ def _frozen(model: Embedder, what: str) -> Sequence[nn.Module | nn.Parameter]:
 
 
 def _stem(backbone: nn.Module) -> list[nn.Module | nn.Parameter]:
-    """The modules of the stem's parameters, and those parameters that are the backbone's own, such as a class token."""
+    """The modules of the stem's parameters, and the stem's parameters outside any module, such as a class token."""
     pattern = _stem_pattern(backbone)
     names = [name for name, _ in backbone.named_parameters() if pattern and re.match(pattern, name)]
     if not names:
         raise InputError(
-            f"timm does not tell which layers of {type(backbone).__name__} are its stem: "
+            f"timm does not define the stem of {type(backbone).__name__}: "
             "set model.freeze to batch_norm, backbone or none"
         )
     return [
@@ -59,7 +59,7 @@ def _stem(backbone: nn.Module) -> list[nn.Module | nn.Parameter]:
 
 
 def _stem_pattern(backbone: nn.Module) -> str | None:
-    """The regular expression of the stem's names, which not every backbone gives."""
+    """The regular expression of the stem's parameter names, or None where the backbone defines none."""
     try:
         pattern = backbone.group_matcher(coarse=True)["stem"]  # type: ignore[operator]
     except (AssertionError, AttributeError, KeyError, TypeError):

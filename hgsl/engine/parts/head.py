@@ -1,4 +1,4 @@
-"""Training of the head alone: the backbone runs once over the images, and everything after works on what it gave."""
+"""Head training: the backbone runs once over the images, and the projection trains on its pooled features."""
 
 import hashlib
 import json
@@ -65,16 +65,16 @@ class PooledSet(Dataset[tuple[Tensor, int, int]]):
 
 
 def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime) -> PooledSet:
-    """Runs backbone and pooling over ``images``, or maps the features that an earlier run has kept into memory.
+    """Runs backbone and pooling over ``images``, or maps the features that an earlier run has stored into memory.
 
-    They are kept beside the cache of resized images, under a name that stands for the files, the weights and the
-    transform; a killed run goes on where it stopped. They take 4 bytes a number.
+    They are stored beside the cache of resized images, under a hash of the files, the weights and the transform; a
+    killed run continues where it stopped. They take 4 bytes per number.
 
     Args:
-        model: Its backbone and pooling, with the weights they have now.
+        model: Backbone and pooling, with their present weights.
         images: With the transform of evaluation.
         config: Batch size of the evaluation.
-        runtime: Where to compute.
+        runtime: Device and precision.
     """
     network = Pooled(model)
     transform = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
@@ -82,7 +82,7 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
     settings = {**transform, "batch": batch_size, "precision": dtype_name(runtime.dtype)}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)
     ranks.print_main(f"pooled features of {len(images)} images in {folder}")
-    found = embed(
+    pooled = embed(
         network,
         images,
         batch_size=batch_size,
@@ -91,27 +91,27 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         dtype=runtime.dtype,
         store=folder,
     )
-    return PooledSet(images, found.embeddings)
+    return PooledSet(images, pooled.embeddings)
 
 
 @torch.no_grad()
 def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
-    """Puts the projection on the main axes of unit ``features``, so that training starts from what the backbone knows.
+    """Sets the projection to the principal axes of the unit ``features``, so that it keeps what the backbone separates.
 
-    The axes are those of the uncentered features, whose inner products the projection then keeps as well as any of its
-    size can: a projection at random would have to learn them again from the training classes, and forget all others.
+    The axes are those of the uncentered features: no projection of this size preserves their inner products better. A
+    random projection would have to learn them again from the training classes, and would lose all others.
 
     Args:
         model: With a projection to D dimensions.
-        features: (N, C') pooled features of training images; of many, ``AXES_ROWS`` evenly spaced ones count.
+        features: (N, C') pooled features of training images; of more, ``AXES_ROWS`` evenly spaced rows are used.
     """
     rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), AXES_ROWS)).astype(np.int64))
     unit = nn.functional.normalize(torch.from_numpy(np.asarray(features[rows], np.float32)), dim=1)
     layer = model.projection
     assert isinstance(layer, nn.Linear)
-    found = min(*unit.shape, layer.out_features + 32)  # more than needed, since the last of a random method are poor
+    rank = min(*unit.shape, layer.out_features + 32)  # more than needed: the last axes of a randomized SVD are poor
     with seeded_torch(0):
-        axes = torch.svd_lowrank(unit, q=found, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
+        axes = torch.svd_lowrank(unit, q=rank, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
     layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
     layer.bias.zero_()
 
@@ -120,8 +120,8 @@ def _key(network: nn.Module, manifest: Manifest, settings: Mapping[str, Any]) ->
     digest = hashlib.sha256(fingerprint(network, json.dumps(settings, sort_keys=True, default=str)).encode())
     boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
     for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
-        drawn = manifest.render is not None  # its path tells how it is drawn
+        drawn = manifest.render is not None  # its path determines the drawing
         source = f"{manifest.name}/{path}/{image}" if drawn else file_key(manifest.root / path, box)
         digest.update(source.encode())
-    digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are kept beside the features
+    digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are stored with the features
     return digest.hexdigest()[:32]
