@@ -1,12 +1,12 @@
-"""Images per second of the data pipeline against the plain torchvision one, warm and cold.
+"""Benchmark of the data pipeline against plain torchvision: images per second, warm and cold.
 
     python benchmarks/data.py --root FLOWERS17        # Oxford 17 flowers, 224 pixels, both recipes, 2 workers
 
-Plain is ``ImageFolder`` with Resize or RandomResizedCrop, RandomCrop, flip, ToTensor and Normalize. Every pipeline
-gives the same shuffled batches of float32 tensors of the same size through a ``DataLoader`` with the same workers, one
-pass a measurement. Cold means that the operating system's copies of the files are dropped first, and for the cache also
-that it is empty: that pass writes it. Passes alternate, and the fastest of each is shown, with the processor time of
-the reading processes, which other work on the machine disturbs less.
+The plain pipeline is ``ImageFolder`` with Resize or RandomResizedCrop, RandomCrop, flip, ToTensor and Normalize. Every
+pipeline gives the same shuffled batches of float32 tensors of the same size through a ``DataLoader`` with as many
+workers. In a cold pass, the operating system's cached copies of the files are dropped first, and the cache of resized
+images is empty, so that the pass writes it. Passes alternate, and the table has the fastest of each, with the processor
+time of the workers, which other processes disturb less.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def plain(folder: Path, recipe: str, size: int) -> Dataset[Any]:
 
 
 def class_folders(manifest: Manifest, folder: Path) -> Path:
-    """The photos as ``ImageFolder`` wants them, by links."""
+    """The images in the layout of ``ImageFolder``, as links."""
     for path, label in zip(manifest.paths, manifest.labels, strict=True):
         (folder / f"{label:03}").mkdir(parents=True, exist_ok=True)
         (folder / f"{label:03}" / Path(path).name).symlink_to((manifest.root / path).absolute())
@@ -53,7 +53,7 @@ def class_folders(manifest: Manifest, folder: Path) -> Path:
 
 
 def drop_from_memory(files: list[Path]) -> None:
-    """Asks the operating system to forget what it keeps of these files."""
+    """Drops the operating system's cached copies of these files."""
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -63,7 +63,7 @@ def drop_from_memory(files: list[Path]) -> None:
 
 @dataclass
 class Pass:
-    """Images a second, and milliseconds of processor time an image in the reading processes."""
+    """Images per second, and milliseconds of processor time per image in the workers."""
 
     rate: float = 0.0
     cost: float = float("inf")
@@ -79,19 +79,19 @@ def one_pass(data: Dataset[Any], batch_size: int, workers: int) -> Pass:
     start = time.perf_counter()
     count = sum(len(batch[0]) for batch in batches)
     rate = count / (time.perf_counter() - start)
-    del batches  # joins the workers, whose time is counted then
+    del batches  # joins the workers, whose time counts only then
     return Pass(rate, (processor_time() - before) / (first + count) * 1000)
 
 
 def processor_time() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def measure(manifest: Manifest, recipe: str, options: argparse.Namespace, scratch: Path) -> dict[str, Pass]:
     cache, sources = scratch / "cache", [manifest.root / path for path in manifest.paths]
     transform = train_transform(CONFIG, options.size, recipe, scale=SCALE)
-    theirs = plain(scratch / "folders", recipe, options.size)
+    reference = plain(scratch / "folders", recipe, options.size)
     uncached, cached = RetrievalDataset(manifest, transform), RetrievalDataset(manifest, transform, cache)
 
     def without_cache() -> None:
@@ -99,8 +99,8 @@ def measure(manifest: Manifest, recipe: str, options: argparse.Namespace, scratc
         drop_from_memory(sources)
 
     passes: dict[str, tuple[Dataset[Any], Callable[[], None]]] = {
-        "plain torchvision, cold": (theirs, lambda: drop_from_memory(sources)),
-        "plain torchvision, warm": (theirs, lambda: None),
+        "plain torchvision, cold": (reference, lambda: drop_from_memory(sources)),
+        "plain torchvision, warm": (reference, lambda: None),
         "hgsl without a cache, cold": (uncached, lambda: drop_from_memory(sources)),
         "hgsl without a cache, warm": (uncached, lambda: None),
         "hgsl cache: resized, first pass": (cached, without_cache),
@@ -114,19 +114,19 @@ def measure(manifest: Manifest, recipe: str, options: argparse.Namespace, scratc
             best[name] = best[name].best(one_pass(data, options.batch_size, options.workers))
     size = sum(file.stat().st_size for file in cache.rglob("*.npy"))
     print(f"\n{recipe}, {options.size} px; the cache takes {size / 2**20:.0f} MiB for {len(manifest):,} images\n")
-    print("| pipeline | images/s | times plain, warm | CPU ms an image | plain, warm, costs |")
+    print("| pipeline | images/s | times plain, warm | CPU ms per image | CPU time of plain, warm |")
     print("|---|---:|---:|---:|---:|")
     base = best["plain torchvision, warm"]
-    for name, found in best.items():
-        ratios = found.rate / base.rate, base.cost / found.cost
-        print(f"| {name} | {found.rate:.0f} | {ratios[0]:.2f} | {found.cost:.2f} | {ratios[1]:.2f} times |")
+    for name, fastest in best.items():
+        ratios = fastest.rate / base.rate, base.cost / fastest.cost
+        print(f"| {name} | {fastest.rate:.0f} | {ratios[0]:.2f} | {fastest.cost:.2f} | {ratios[1]:.2f} times |")
     shutil.rmtree(cache)
     return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder of Oxford 17 flowers, with jpg/ in it")
+    parser.add_argument("--root", type=Path, required=True, help="Folder of Oxford 17 flowers, with jpg/ in it.")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
@@ -142,7 +142,7 @@ def main() -> None:
             best = measure(manifest, recipe, options, Path(scratch))
             ratio = best["hgsl cache: resized, warm"].rate / best["plain torchvision, warm"].rate
             if recipe == "resize_random_crop":
-                print(f"\ntarget: {TARGET} times plain with the cache warm; found {ratio:.2f}")
+                print(f"\ntarget: {TARGET} times plain with the cache warm; measured {ratio:.2f}")
 
 
 if __name__ == "__main__":

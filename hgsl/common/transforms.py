@@ -24,7 +24,13 @@ CROP_ASPECT = 8  # and above which only its center is resized
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3)."""
+    """An RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3).
+
+    Raises:
+        InputError: The image is not RGB, such as a grayscale one.
+    """
+    if image.mode != "RGB":
+        raise InputError(f"an image of mode {image.mode!r} is not RGB: decode it with hgsl.data.files.images.decode")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 

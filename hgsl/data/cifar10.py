@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import DAMAGED, IMAGE_SUFFIXES
+from hgsl.data.files.images import DAMAGED, IMAGE_SUFFIXES, decode
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 RECORD = 1 + CHANNELS * SIDE * SIDE  # a label and three planes, red first
@@ -160,7 +160,7 @@ def _decode(root: Path, rows: Sequence[Row], names: tuple[str, ...]) -> ImageArr
     for row, (_, name, read) in enumerate(bar):
         try:
             with Image.open(io.BytesIO(read())) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(decode(image))
         except DAMAGED as error:
             raise InputError(f"{root}: {name} is not a readable image ({error})") from None
         if pixels.shape != images.shape[1:]:

@@ -1,4 +1,4 @@
-"""Transforms against torchvision's plain ones, value by value; the backbone's data config decides the rest."""
+"""Transforms against those of torchvision, value by value, and their bounds on shape and memory."""
 
 from typing import Any
 
@@ -121,6 +121,12 @@ def test_an_image_and_its_pixels_are_the_same() -> None:
 def test_the_smallest_crop_is_not_enlarged() -> None:
     transform = train_transform(CONFIG, 100, "random_resized_crop", scale=(0.16, 1.0))
     assert transform.resize == ShortestSide(250, "bilinear", leave=312)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "F", "RGBA", "P"])
+def test_only_rgb_images_are_taken(mode: str) -> None:
+    with pytest.raises(InputError, match=f"an image of mode {mode!r} is not RGB"):
+        eval_transform(CONFIG, 8)(Image.new(mode, (9, 9)))
 
 
 def test_refusals_name_the_value() -> None:
