@@ -21,8 +21,8 @@ WHAT: list[tuple[str, Any, str]] = [
     ("--embeddings", str, "Embeddings (N, D) as .npy, .npz or .safetensors, float16 and bfloat16 too."),
     ("--labels", str, "Their labels, (N,) integers."),
     ("--ids", str, "Their ids, (N,) integers: an image is never a neighbor of a query of its own id."),
-    ("--groups", str, "Their groups, (N,) integers such as camera numbers, -1 for none: an image of a query's label "
-                      "and group is no neighbor of it."),
+    ("--groups", str, "Their groups, (N,) integers such as camera numbers: an image of a query's label and group is "
+                      "no neighbor of it."),
     ("--gallery-embeddings", [str], "Galleries of their own, one file each; each is searched by itself."),
     ("--gallery-labels", [str], "Their labels."),
     ("--gallery-ids", [str], "Their ids, where they may hold the queries."),
