@@ -1,12 +1,12 @@
-"""Time and memory of a training step's loss: HGSL, pytorch-metric-learning's losses, and the bare product as the floor.
+"""Time and memory of the loss in a training step: HGSL, pytorch-metric-learning's losses, and the bare product.
 
-    python benchmarks/loss.py                       # C = 1e3, 1e4, 1e5 against all, and 1e6 alone
+    python benchmarks/loss.py                       # C = 1e3, 1e4, 1e5, and 1e6 for the sparse forms
     python benchmarks/loss.py --classes 1000        # one of them
 
-A step is forward and backward, gradients of embeddings, centers and scale included; "+ SGD" and "+ SparseAdam" add an
-optimizer step. All methods take turns in one process and the fastest turn of each counts, since other work on the
-machine only ever adds time. Memory is measured apart, in a process a method: the peak of the resident set from before
-the loss is built to after two steps, less what was resident before.
+A step is forward and backward, with the gradients of embeddings, centers and scale; "+ SGD" and "+ SparseAdam" add an
+optimizer step. All methods alternate in one process, and the fastest round of each counts, since other work on the
+machine only adds time. Memory is measured in one process per method: the peak of the resident set over construction and
+two steps, less the resident set before.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_metric_learning import losses as peers
+from pytorch_metric_learning import losses as library_losses
 from torch import Tensor, nn
 
 from hgsl.common.latency import fastest_seconds
 from hgsl.losses import HardGlobalSoftminLoss, sparse_optimizer
 
 BATCH, DIMENSION, TOP_K = 128, 512, 10
-ALONE = 1_000_000  # classes from which HGSL runs without the others
+SPARSE_ONLY = 1_000_000  # classes from which only the sparse forms run
 Step = Callable[[], Any]
 
 
@@ -39,13 +39,13 @@ def batch(classes: int) -> tuple[Tensor, Tensor]:
 
 
 def product(classes: int) -> Step:
-    """``embeddings @ centers.T``: no gradient, no loss."""
+    """Returns ``embeddings @ centers.T`` as a step, without gradient or loss."""
     centers, (embeddings, _) = torch.randn(classes, DIMENSION), batch(classes)
     return lambda: embeddings @ centers.T
 
 
 def step(build: Callable[[int], nn.Module], classes: int, optimizer: str | None = None) -> Step:
-    """Forward, backward and, if asked, a step of the sparse ``optimizer``."""
+    """Returns forward, backward and, if one is named, a step of the sparse ``optimizer``."""
     loss_fn, (embeddings, labels) = build(classes), batch(classes)
     stepper = None
     if isinstance(loss_fn, HardGlobalSoftminLoss) and loss_fn.sparse_grad:
@@ -73,24 +73,24 @@ METHODS: dict[str, Callable[[int], Step]] = {
     "HGSL chunked + sparse": partial(step, SPARSE),
     "HGSL chunked + sparse + SGD": partial(step, SPARSE, optimizer="sgd"),
     "HGSL chunked + sparse + SparseAdam": partial(step, SPARSE, optimizer="sparse_adam"),
-    "NormalizedSoftmaxLoss": partial(step, lambda classes: peers.NormalizedSoftmaxLoss(classes, DIMENSION)),
-    "ArcFaceLoss": partial(step, lambda classes: peers.ArcFaceLoss(classes, DIMENSION)),
-    "ProxyAnchorLoss": partial(step, lambda classes: peers.ProxyAnchorLoss(classes, DIMENSION)),
+    "NormalizedSoftmaxLoss": partial(step, lambda classes: library_losses.NormalizedSoftmaxLoss(classes, DIMENSION)),
+    "ArcFaceLoss": partial(step, lambda classes: library_losses.ArcFaceLoss(classes, DIMENSION)),
+    "ProxyAnchorLoss": partial(step, lambda classes: library_losses.ProxyAnchorLoss(classes, DIMENSION)),
 }
-AT_ALONE = ("bare product", "HGSL chunked + sparse", "HGSL chunked + sparse + SGD")
+SPARSE_METHODS = ("bare product", "HGSL chunked + sparse", "HGSL chunked + sparse + SGD")
 
 
 def measure_times(names: list[str], classes: int, rounds: int) -> dict[str, float]:
-    """Returns the fastest of ``rounds`` turns of each method, in seconds."""
+    """Returns the fastest of ``rounds`` rounds of each method, in seconds."""
     steps = {name: METHODS[name](classes) for name in names}
     return fastest_seconds(steps, rounds)
 
 
 def measure_memory(name: str, classes: int) -> float:
-    """Returns the peak of the resident set over building and two steps, less what was there, in bytes (Linux)."""
+    """Returns the peak of the resident set over construction and two steps, less that before, in bytes (Linux)."""
     METHODS[name](1000)()  # libraries, threads and their buffers
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     run = METHODS[name](classes)
     run()
     run()
@@ -103,8 +103,8 @@ def resident(field: str) -> float:
     return 1024 * next(float(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def apart(*arguments: object) -> Any:
-    """Runs this file in a process of its own, and returns what it prints as JSON."""
+def in_subprocess(*arguments: object) -> Any:
+    """Runs this file in a new process, and returns the JSON that it prints."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
@@ -122,10 +122,10 @@ def table(classes: int, times: dict[str, float], memory: dict[str, float]) -> st
 
 
 def main() -> None:
-    """Measures everything and prints a table for each number of classes."""
+    """Measures every method and prints a table for each number of classes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--classes", type=int, nargs="+", default=[1000, 10_000, 100_000, ALONE])
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each method")
+    parser.add_argument("--classes", type=int, nargs="+", default=[1000, 10_000, 100_000, SPARSE_ONLY])
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each method")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=["times", "memory"], help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
@@ -133,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.part == "times":
         classes = options.classes[0]
-        names = [name for name in METHODS if classes < ALONE or name in AT_ALONE]
+        names = [name for name in METHODS if classes < SPARSE_ONLY or name in SPARSE_METHODS]
         print(json.dumps(measure_times(names, classes, options.rounds)))
         return
     if options.part == "memory":
@@ -142,8 +142,8 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}")
     for classes in options.classes:
         common = ("--classes", classes, "--threads", options.threads)
-        times = apart(*common, "--part", "times", "--rounds", options.rounds)
-        memory = {name: apart(*common, "--part", "memory", "--name", name) for name in times}
+        times = in_subprocess(*common, "--part", "times", "--rounds", options.rounds)
+        memory = {name: in_subprocess(*common, "--part", "memory", "--name", name) for name in times}
         print(f"\n{table(classes, times, memory)}", flush=True)
 
 
