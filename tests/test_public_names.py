@@ -86,8 +86,7 @@ print(*(name for name in before if before[name] != after[name]), sep=", ")
     [
         ("", "hgsl"),
         (
-            "torch torchvision timm faiss scipy matplotlib.pyplot sklearn.cluster sklearn.decomposition "
-            "sklearn.manifold",
+            "torch torchvision timm faiss matplotlib.pyplot sklearn.cluster sklearn.decomposition sklearn.manifold",
             "hgsl.losses hgsl.models hgsl.sparsity hgsl.data hgsl.evaluation hgsl.search hgsl.engine.run hgsl.cli",
         ),
     ],

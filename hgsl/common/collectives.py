@@ -9,14 +9,12 @@ from torch import Tensor
 
 from hgsl.common.autograd import refuse_second_derivative
 from hgsl.common.errors import InputError
-from hgsl.common.ranks import is_initialized
-
-Group = dist.ProcessGroup | None
+from hgsl.common.ranks import Group, is_initialized, rank, world_size
 
 
 def rank_and_world(group: Group = None) -> tuple[int, int]:
     """Returns this process's rank in ``group`` and the group's size."""
-    return (dist.get_rank(group), dist.get_world_size(group)) if is_initialized() else (0, 1)
+    return rank(group), world_size(group)
 
 
 def gather(value: Tensor, group: Group = None) -> list[Tensor]:

@@ -1,7 +1,5 @@
 import errno
 import os
-import resource
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,17 +35,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "faiss": write_faiss,
     "pillow": lambda path: Image.fromarray(NUMBERS.view(np.uint8)).save(path, "PNG"),
 }
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """A limit of 64 KiB a file, which writers meet as they meet a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
-import hgsl
 from hgsl import build_dataset
 from hgsl.cli import entry
 from hgsl.cli._settings import build_parser, parse
+from tests.helpers import ROOT, TINY
 
-CLONE = Path(hgsl.__file__).parents[1]
-PAGES = [CLONE / "README.md", CLONE / "CONTRIBUTING.md", *sorted((CLONE / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md"}  # above a few seconds
 
 # A line that cannot run here (a prefix of it) -> why.
@@ -36,8 +35,7 @@ LEFT_OUT = {
 # Words of a page that a reader replaces, or that the tests cannot do -> what is run in their place.
 STAND_INS = {"pip install -e . && ": "", "PATH/TO/PHOTOS": "my/photos"}
 # What makes it small, added to every line of a tool; drawn images in place of flowers, and fewer.
-SMALL = "--model.backbone test_resnet --model.weights none --data.image_size 32 --data.workers 0 --data.cache none "
-SMALL += "--train.epochs 1 --train.batch_size 8 --run.device cpu --run.precision float32 --run.threads 1 "
+SMALL = " ".join([*TINY, "--data.cache", "none", "--train.epochs", "1", "--train.batch_size", "8", ""])
 MINIATURE = {
     "train": SMALL + "--model.freeze none --loss.top_k 2",
     "sparsify": SMALL + "--train.epochs 2 --sparsify.curve_every 1",
@@ -93,7 +91,7 @@ def test_nothing_is_left_out_that_is_not_there() -> None:
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder like a clone, with the reader's own photos in ``my/photos`` and some more beside them."""
     for name in ("configs", "datasets"):
-        (tmp_path / name).symlink_to(CLONE / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     drawn = build_dataset("synthetic", split="all", num_classes=12, images_per_class=12, image_size=48)
     for row in range(len(drawn)):
         image, label, number = drawn[row]

@@ -209,3 +209,11 @@ def test_a_damaged_onnx_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(InputError, match="cannot be run by ONNX Runtime"):
         OnnxEmbedder(tmp_path / "model.onnx")
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_ends_an_export_in_an_error_that_names_the_file(tmp_path: Path) -> None:
+    model = create_embedder("test_resnet", weights="none").eval()
+    with pytest.raises(OSError, match=r"File too large: '.*/model\.pt2'"):
+        export_model(model, tmp_path / "model.pt2", format="torch-export")
+    assert not list(tmp_path.iterdir())

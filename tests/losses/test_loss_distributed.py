@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hgsl.common.errors import InputError
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, sparse_optimizer
+from tests.helpers import spawn
 
 DIMENSION = 6
 CASES = [
@@ -20,19 +21,6 @@ CASES = [
         [{}, {"chunk_size": 3, "margin": 0.1}, {"sparse_grad": True, "decorrelation_sample": 3}],
     )
 ]
-
-
-def process(rank, work, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    try:
-        work(rank, world)
-    finally:
-        dist.destroy_process_group()
-
-
-def launch(work, world, folder):
-    multiprocessing.spawn(process, (work, world, folder), nprocs=world)
 
 
 def joint_batch(classes, sizes, dtype=torch.float64):
@@ -199,7 +187,7 @@ def check_everything(rank, world):
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_agree_with_one(world, tmp_path):
-    launch(check_everything, world, tmp_path)
+    spawn(check_everything, world, tmp_path)
 
 
 def test_one_process_needs_no_group():

@@ -8,6 +8,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from hgsl.common.disk import named_disk_errors
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_text
 from hgsl.engine.folder.run_folder import BOARD, METRICS
@@ -22,23 +23,25 @@ class MetricLog:
     """
 
     def __init__(self, folder: Path, keep_steps: int | None = None) -> None:
-        path = folder / METRICS
-        if keep_steps is not None and path.is_file():
-            _cut(path, keep_steps)
-        self._lines = path.open("a", encoding="utf-8")
+        self._path = folder / METRICS
+        if keep_steps is not None and self._path.is_file():
+            _cut(self._path, keep_steps)
+        self._lines = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / BOARD), purge_step=None if keep_steps is None else keep_steps + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Writes one record; every value is a finite number."""
-        json.dump({"step": step, **values}, self._lines, allow_nan=False)
-        self._lines.write("\n")
+        with named_disk_errors(self._path):
+            json.dump({"step": step, **values}, self._lines, allow_nan=False)
+            self._lines.write("\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Flushes everything written so far to disk."""
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        with named_disk_errors(self._path):
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
         self._board.flush()
 
     def __enter__(self) -> Self:
@@ -47,7 +50,8 @@ class MetricLog:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.close()
+        with named_disk_errors(self._path):
+            self._lines.close()
         self._board.close()
 
 
