@@ -9,11 +9,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
 from hgsl.data.files.images import read_image
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in the errors of CUDA and of the CPU allocator
+
+
+class OutOfMemory(InputError):
+    """A batch that does not fit in the memory of the device."""
 
 
 class Encoder:
@@ -53,9 +60,20 @@ class Encoder:
         return self.transform(image)
 
     def vectors(self, tensors: Sequence[Tensor]) -> Floats:
-        """One forward pass: B tensors (3, S, S) -> (B, D) float32 of unit norm."""
-        with torch.inference_mode():
-            return forward(self.model, torch.stack(list(tensors)).to(self.device)).numpy()
+        """One forward pass: B tensors (3, S, S) -> (B, D) float32 of unit norm.
+
+        Raises:
+            OutOfMemory: The batch does not fit on the device.
+        """
+        try:
+            with torch.inference_mode():
+                return forward(self.model, torch.stack(list(tensors)).to(self.device)).numpy()
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                raise
+            raise OutOfMemory(
+                f"not enough memory on {self.device} for {len(tensors)} images at a time: use a smaller --batch-size"
+            ) from None
 
     def description(self) -> dict[str, Any]:
         """Fingerprint, architecture and preprocessing, as JSON returns them (lists for tuples)."""

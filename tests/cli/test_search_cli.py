@@ -81,22 +81,27 @@ def test_an_empty_result_is_printed(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_serve_as_a_process():
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_serve_as_a_process_ends_in_the_middle_of_an_upload(ending):
     assert search.main(INDEX) == 0
-    tool = Path(search.__file__).parents[2] / "tools" / "search.py"
-    command = [sys.executable, str(tool), "serve", "--index", "idx", "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "hgsl", "search", "serve", "--index", "idx", "--port", "0", "--device", "cpu"]
     with subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             line = server.stdout.readline()
             assert line.startswith("24 images: http://127.0.0.1:")
-            with urllib.request.urlopen(line.split()[2] + "/api/images/3/similar?k=2") as response:
+            url = line.split()[2]
+            with urllib.request.urlopen(url + "/api/images/3/similar?k=2") as response:
                 assert len(json.load(response)["hits"]) == 2
+            upload = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+            upload.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
         finally:
-            server.send_signal(signal.SIGINT)
-        out, err = server.communicate(timeout=60)
-    assert (server.returncode, out, err) == (0, "", "")
+            server.send_signal(ending)
+        out, err = server.communicate(timeout=20)  # an upload may take 30
+        upload.close()
+    status = {signal.SIGINT: (130, "interrupted\n"), signal.SIGTERM: (-signal.SIGTERM, "")}[ending]
+    assert (server.returncode, err, out) == (*status, "")
 
 
 def test_an_address_in_use_is_named(capsys):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 
 import pytest
@@ -127,3 +128,32 @@ def test_an_absent_device_is_found_before_images_are_listed(tmp_path, run, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device 'cuda' is not present on this machine"):
         build_index(tmp_path / "index", tmp_path / "nowhere", checkpoint=run, device="cuda")
+
+
+def test_a_killed_loader_process_is_one_line_and_its_work_is_kept(build, tmp_path, run, photos, monkeypatch):
+    read_image = embedding.read_image
+
+    def killed(path, side):
+        if path.parent.name == "kind_05":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read_image(path, side)
+
+    monkeypatch.setattr(embedding, "read_image", killed)
+    with pytest.raises(InputError, match="a process that loads images was killed"):
+        build(tmp_path / "index", photos, checkpoint=run, workers=1, batch_size=4)
+    monkeypatch.undo()
+    report = build(tmp_path / "index", photos)
+    assert report.images == 24
+    assert report.resumed > 0
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: 5 bytes"])
+def test_a_batch_that_does_not_fit_in_memory_is_one_line(build, tmp_path, run, photos, monkeypatch, message):
+    def forward(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("hgsl.search.encoder.forward", forward)
+    with pytest.raises(
+        InputError, match="not enough memory on cpu for 24 images at a time: use a smaller --batch-size"
+    ):
+        build(tmp_path / "index", photos, checkpoint=run)

@@ -390,6 +390,16 @@ def test_the_batcher_refuses_a_flood_and_survives_an_error():
     asyncio.run(scenario())
 
 
+def test_a_search_without_memory_is_refused(client, monkeypatch):
+    def forward(*_):
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as context:
+        context.setattr("hgsl.search.encoder.forward", forward)
+        assert "not enough memory" in refused(client.post("/api/search", content=SMALL), 503)
+    assert client.post("/api/search", content=SMALL).status_code == 200
+
+
 def test_load_on_loopback_without_an_error(client, photos):
     contents = [path.read_bytes() for path in sorted(photos.glob("*/*.jpg"))]
     with ThreadPoolExecutor(8) as pool:

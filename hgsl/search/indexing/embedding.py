@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -12,9 +12,12 @@ from hgsl.common.errors import InputError
 from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 from hgsl.data.files.images import read_image
+from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.encoder import Encoder
 from hgsl.search.storage.layout import ImageFile
 from hgsl.search.storage.pending import PendingEmbeddings
+
+Item = Floats | str
 
 
 def embed_images(
@@ -43,20 +46,27 @@ def embed_images(
                 start += len(items)
                 broken |= _embed_batch(batch, items, encoder, pending)
                 bar.update(len(items))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that loads images was killed, perhaps for lack of memory: run the command again, with fewer "
+            "--workers"
+        ) from None
     finally:
         pending.flush()  # also after Ctrl-C
     return broken
 
 
 def _embed_batch(
-    batch: list[ImageFile], items: list[Tensor | str], encoder: Encoder, pending: PendingEmbeddings
+    batch: list[ImageFile], items: list[Item], encoder: Encoder, pending: PendingEmbeddings
 ) -> dict[ImageFile, str]:
-    """Embeds the tensors among ``items``; returns the reasons of the others, and of vectors that are not usable."""
+    """Embeds the arrays among ``items``; returns the reasons of the others, and of vectors that are not usable."""
     broken = {image: item for image, item in zip(batch, items, strict=True) if isinstance(item, str)}
     readable = [(image, item) for image, item in zip(batch, items, strict=True) if not isinstance(item, str)]
     if not readable:
         return broken
-    vectors = encoder.vectors([tensor for _, tensor in readable])
+    vectors = encoder.vectors([torch.from_numpy(array) for _, array in readable])
     usable = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
     for (image, _), is_usable in zip(readable, usable, strict=True):
         if not is_usable:
@@ -65,8 +75,11 @@ def _embed_batch(
     return broken
 
 
-class _TransformedImages(Dataset[Tensor | str]):
-    """``dataset[i]`` is image i as the model expects it, (3, S, S), or the reason why it cannot be read."""
+class _TransformedImages(Dataset[Item]):
+    """``dataset[i]`` is image i as the model expects it, (3, S, S), or the reason why it cannot be read.
+
+    As an array, since a loader process shares tensors by file descriptors, and complains when its parent is gone.
+    """
 
     def __init__(self, root: Path, images: list[ImageFile], transform: Transform) -> None:
         self.root, self.images, self.transform = root, images, transform
@@ -74,10 +87,10 @@ class _TransformedImages(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> Item:
         path = self.root / self.images[index].path
         try:
-            return self.transform(read_image(path, self.transform.resize.side))
+            return self.transform(read_image(path, self.transform.resize.side)).numpy()
         except Exception as error:  # one odd file among a million must not end the run; it is named with its reason
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             return " ".join(reason.removeprefix(f"cannot read image {path}: ").split("(replace the file")[0].split())

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from hgsl.search.encoder import OutOfMemory
 from hgsl.search.index import Hit, SearchIndex
+from hgsl.search.web.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,16 @@ class Query:
 
 
 def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]]:
-    """Answers all queries with one forward pass, and one search per label that they are limited to."""
+    """Answers all queries with one forward pass, and one search per label that they are limited to.
+
+    Raises:
+        RequestError: 503, the batch does not fit in memory.
+    """
     tensors = [query.image for query in queries if isinstance(query.image, Tensor)]
-    embedded = iter(index.encoder.vectors(tensors) if tensors else ())
+    try:
+        embedded = iter(index.encoder.vectors(tensors) if tensors else ())
+    except OutOfMemory:
+        raise RequestError(503, "the server has not enough memory for this search: try again in a moment") from None
     vectors = [next(embedded) if isinstance(query.image, Tensor) else index.vector(query.image) for query in queries]
     answers: list[list[Hit]] = [[] for _ in queries]
     for label in {query.label for query in queries}:

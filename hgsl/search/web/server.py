@@ -1,13 +1,12 @@
 """The web application under uvicorn: listening address, startup, and an exit that never waits for a client."""
 
 import ipaddress
+import logging
 import os
-import signal
 import socket
 import threading
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -42,8 +41,8 @@ class ExitingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        status = 0 if sig == signal.SIGINT else 128 + sig
-        timer = threading.Timer(EXIT_SECONDS, os._exit, [status])  # nothing is written here that could be lost
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that are cut off are no news
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [128 + sig])  # nothing is written here that could be lost
         timer.daemon = True
         timer.start()
 
@@ -68,6 +67,7 @@ def serve(
     Raises:
         FileNotFoundError: There is no index.
         InputError: It is damaged, or the address cannot be listened on.
+        KeyboardInterrupt: The process was interrupted.
     """
     allowed_hosts = list(allowed_hosts)
     check_host_names(allowed_hosts)
@@ -79,8 +79,7 @@ def serve(
     print(f"{len(index):,} images: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
         print("note: everyone who can reach this address can see these images", flush=True)
-    with suppress(KeyboardInterrupt):
-        make_server(index, [host, *allowed_hosts]).run(sockets=[listener])
+    make_server(index, [host, *allowed_hosts]).run(sockets=[listener])
 
 
 def make_server(index: SearchIndex, names: Iterable[str] = ()) -> uvicorn.Server:
