@@ -405,6 +405,7 @@ def test_a_failed_trace_prints_nothing(capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_compact_refuses_what_it_cannot_copy() -> None:
     net = hooked(weight_norm)
     net(VECTORS).sum().backward()

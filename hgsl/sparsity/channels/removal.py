@@ -96,7 +96,7 @@ def _remaining(graph: ChannelGraph, is_open: np.ndarray) -> np.ndarray:
             if not is_open[groups].any():
                 remaining[groups[0]] = True
                 if axis == 0 and any(layer.kind == "dense" and layer.weight == name for layer in graph.operators):
-                    warnings.warn(f"{name} is closed fully: one channel of it is kept", stacklevel=3)
+                    warnings.warn(f"{name} is closed fully: one channel of it is kept", stacklevel=4)
     return remaining
 
 
