@@ -35,7 +35,7 @@ NETWORKS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model as a run leaves it, without its data set."""
+    """A run folder with a tiny model, without its data set."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     model = create_embedder("test_resnet", "maxavg", embedding_size=24, weights="none", image_size=48).eval()
@@ -56,7 +56,7 @@ def test_the_file_computes_what_the_model_does(
     differences = export_model(model, path, format=format, batch_sizes=(1, 3))
     assert set(differences) == {1, 3}
     assert max(differences.values()) <= TOLERANCE
-    images = torch.randn(7, 3, side, side)  # a batch that the export never saw
+    images = torch.randn(7, 3, side, side)  # a batch size that the export did not compare
     exported = OnnxEmbedder(path) if format == "onnx" else torch.export.load(path).module()
     with torch.inference_mode():
         torch.testing.assert_close(exported(images), model(images), atol=TOLERANCE, rtol=0)
@@ -76,7 +76,7 @@ def test_a_full_disk_is_an_error_with_the_path(tmp_path: Path, format: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_found_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_embedder("test_resnet", "avg", weights="none", image_size=32)
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: pytest.fail("the export has begun"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -114,16 +114,16 @@ def test_parity_and_latencies() -> None:
     assert {name: sorted(row) for name, row in milliseconds.items()} == {"a": [1, 2], "b": [1, 2]}
 
 
-def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
-    """An independent reader follows the JSON with Pillow and NumPy alone and gets the vectors of PyTorch."""
+def test_the_metadata_suffices_to_use_the_file(run: Path) -> None:
+    """Following the JSON with Pillow and NumPy alone gives the embeddings of PyTorch."""
     import onnxruntime
 
     metadata = json.loads((run / "model.onnx.json").read_text())
     steps = metadata["preprocessing"]
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     short, side = steps["resize_shortest_side"], steps["center_crop"]
     assert (short, side) == (64, 48)
-    scaled = photo.resize((120 * short // 90, short), getattr(Image.Resampling, steps["interpolation"].upper()))
+    scaled = image.resize((120 * short // 90, short), getattr(Image.Resampling, steps["interpolation"].upper()))
     left, top = round((scaled.width - side) / 2), round((scaled.height - side) / 2)
     pixels = np.asarray(scaled.crop((left, top, left + side, top + side)), dtype=np.float32) / steps["divide_by"]
     pixels = (pixels - np.float32(steps["then_subtract"])) / np.float32(steps["then_divide_by"])
@@ -134,14 +134,14 @@ def test_the_json_is_enough_to_use_the_file(run: Path) -> None:
 
     model = load_embedder(run)
     with torch.inference_mode():
-        expected = model(model.transform()(photo)[None]).numpy()
+        expected = model(model.transform()(image)[None]).numpy()
     assert float((vector * expected).sum()) > 0.9999  # Pillow's resizing differs by one of 255 levels
     assert metadata["output"]["shape"] == ["batch", 24]
     assert metadata["parity"]["tolerance"] == 1e-4
     assert set(metadata["parity"]["largest_difference"]) == {"1", "2", "5", "16"}
 
 
-def test_int8_reports_its_cost_on_the_data_of_the_run(
+def test_int8_reports_its_scores_on_the_data_of_the_run(
     photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photo_folder()

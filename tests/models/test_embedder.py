@@ -1,3 +1,5 @@
+"""The embedder: output, image sizes, transform and refusals."""
+
 import numpy as np
 import pytest
 import timm
@@ -20,10 +22,10 @@ def test_unit_norm_and_size(backbone: str, pooling: str) -> None:
     model = create_embedder(backbone, pooling, weights="none").eval()
     size = model.data_config["input_size"][-1]
     with torch.inference_mode():
-        found = model(torch.randn(2, 3, size, size))
-    assert found.shape == (2, model.embedding_size)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+        embeddings = model(torch.randn(2, 3, size, size))
+    assert embeddings.shape == (2, model.embedding_size)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     assert model.embedding_size == model.backbone.num_features * (2 if pooling in ("maxavg", "scda") else 1)
 
 
@@ -35,9 +37,9 @@ def test_projection_sets_the_size() -> None:
 def test_output_is_float32_under_autocast() -> None:
     model = create_embedder("test_vit", weights="none")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(torch.randn(1, 3, 32, 32))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+        embeddings = model(torch.randn(1, 3, 32, 32))
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(1))
 
 
 def test_maxavg_is_max_then_average() -> None:
@@ -64,7 +66,7 @@ def test_class_token_is_not_pooled() -> None:
         torch.testing.assert_close(model.pooled(images), tokens[:, 1:].mean(dim=1))
 
 
-def test_channels_last_features_are_turned() -> None:
+def test_channels_last_features_are_permuted() -> None:
     class Net(nn.Module):
         output_fmt = "NHWC"
 
@@ -128,7 +130,7 @@ def test_one_image_in_a_batch_does_not_change_another() -> None:
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]), atol=1e-6, rtol=1e-5)
 
 
-def test_the_transform_is_the_models_own() -> None:
+def test_the_transform_follows_the_data_config() -> None:
     model = create_embedder("tf_efficientnet_lite0", weights="none", image_size=40)
     model.data_config["crop_pct"] = 0.5
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
@@ -138,9 +140,9 @@ def test_the_transform_is_the_models_own() -> None:
     augmented = model.transform(train=True)(image)
     torch.manual_seed(3)
     assert torch.equal(augmented, train_transform(model.data_config, 40)(image))
-    assert create_embedder("test_vit", weights="none").data_config["image_size"] == 160  # the backbone's own size
+    assert create_embedder("test_vit", weights="none").data_config["image_size"] == 160  # of its pretraining
 
 
-def test_data_config_is_the_models_own() -> None:
+def test_data_config_comes_from_the_backbone() -> None:
     model = create_embedder("tf_efficientnet_lite0", weights="none")
     assert model.data_config["mean"] == timm.get_pretrained_cfg("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)

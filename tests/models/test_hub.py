@@ -1,4 +1,4 @@
-"""Models on the Hub, against a server on this machine that speaks the Hub's protocol."""
+"""Models on the Hub, against a local server with the Hub's protocol."""
 
 import base64
 import hashlib
@@ -43,7 +43,7 @@ REPORT = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The few calls of the Hub that a download and an upload of small files make; keeps files in memory."""
+    """The requests of a download and an upload of small files; the files are in memory."""
 
     protocol_version = "HTTP/1.1"
 
@@ -121,7 +121,7 @@ def hub() -> Iterator[ThreadingHTTPServer]:
 
 
 def run_with(hub: ThreadingHTTPServer, home: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code in a process whose Hub is that server: the client reads the address when it is imported."""
+    """Runs Python code in a process with that server as its Hub: the client reads the address on import."""
     names = ("HF_HUB_OFFLINE", "HF_TOKEN")
     environment = {key: value for key, value in os.environ.items() if key not in names}
     environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
@@ -148,12 +148,12 @@ def test_a_saved_folder_gives_the_same_model_back(tmp_path: Path) -> None:
     assert loaded.architecture == model.architecture
 
 
-def test_only_a_folder_of_its_own_is_written_anew(tmp_path: Path) -> None:
-    ours, other = tmp_path / "ours", tmp_path / "other"
-    (ours / ".git").mkdir(parents=True)
+def test_only_an_earlier_export_is_overwritten(tmp_path: Path) -> None:
+    export, other = tmp_path / "ours", tmp_path / "other"
+    (export / ".git").mkdir(parents=True)
     for size in (48, 64):
-        save_pretrained(make_model(size), ours)
-    assert load_embedder(ours).data_config["image_size"] == 64
+        save_pretrained(make_model(size), export)
+    assert load_embedder(export).data_config["image_size"] == 64
     other.mkdir()
     (other / "README.md").write_text("mine")
     (other / "config.json").write_text('{"architecture": "bert"}')
@@ -223,7 +223,7 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     names = {name for repository, name in hub.files if repository == "me/birds"}
     assert names >= {"config.json", "model.safetensors", "README.md"}
     card = hub.files["me/birds", "README.md"].decode()
-    assert set(hub.cards) == {card}  # the Hub was asked to check it
+    assert set(hub.cards) == {card}  # validated by the Hub
     assert "00112233445566aa" in card
 
     load = "import hgsl, torch\nmodel = hgsl.load_embedder('me/birds@main')\n"
@@ -240,10 +240,10 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     assert size == "48"
     torch.testing.assert_close(torch.tensor(json.loads(vector)), expected)
     fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
-    assert fetched == {"config.json", "model.safetensors"}  # nothing else of a stranger's repository
+    assert fetched == {"config.json", "model.safetensors"}  # no other file of the repository
 
 
-def test_what_is_not_there_or_not_safe(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_missing_and_unsafe_models(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     hub.files["you/pickles", "config.json"] = b"{}"
     hub.files["you/pickles", "pytorch_model.bin"] = b"\x80\x04cos\nsystem\n."
     code = """
@@ -262,7 +262,7 @@ for source in ("hf-hub:you/pickles", "you/none", "none"):
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     hub.shutdown()
     hub.server_close()
     done = run_with(hub, tmp_path, "import hgsl; hgsl.load_embedder('me/birds')")

@@ -1,4 +1,4 @@
-"""ResNet-20: the published counts, and an import that needs no search library."""
+"""ResNet-20: the published parameter count, and an import without faiss."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from hgsl.models.resnet_cifar import resnet20
 
 def test_resnet20_has_the_published_size() -> None:
     net = resnet20()
-    convolutions = [name for name, part in net.named_modules() if isinstance(part, nn.Conv2d)]
+    convolutions = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
     assert len([name for name in convolutions if "shortcut" not in name]) == 19
     assert sum(parameter.numel() for parameter in net.parameters()) == 272_474
     assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)

@@ -1,3 +1,5 @@
+"""Weights of backbones, and saving and loading of embedders."""
+
 import json
 import pickle
 import resource

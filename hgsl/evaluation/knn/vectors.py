@@ -101,7 +101,7 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
     if len(wrong):
         raise InputError(
             f"{name}: row {wrong[0]} is {'zero' if norms[wrong[0]] == 0 else 'not finite'} ({len(wrong)} such rows): "
-            "look at the images or the network that made them"
+            "are the images too small for the network, or is the network broken?"
         )
     if unit and np.abs(norms - 1).max() > UNIT:
         return Vectors(data, norms, 1.0)
