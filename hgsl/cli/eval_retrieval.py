@@ -1,4 +1,4 @@
-"""``tools/eval_retrieval.py`` and ``hgsl-eval``: the retrieval scores of a model, or of embeddings in files."""
+"""``hgsl-eval``: the retrieval scores of a model, or of embeddings in files."""
 
 import sys
 from collections.abc import Sequence
@@ -9,58 +9,59 @@ from jsonargparse import ArgumentParser, Namespace
 
 from hgsl.cli._main import run
 from hgsl.cli._settings import build_parser, parse
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
 and --data.root, on another one), of a pretrained network without training (--model TIMM_NAME with --data...), or of
 embeddings in files (--embeddings E.npy --labels L.npy)."""
 
-# A flag, what it takes ([kind]: one or more; None: nothing, a bare flag), its help.
+# Flag, type of its value ([type]: one or more values; None: no value), help.
 WHAT: list[tuple[str, Any, str]] = [
-    ("--checkpoint", str, "The run folder that training wrote."),
+    ("--checkpoint", str, "Folder of a run."),
     ("--embeddings", str, "Embeddings (N, D) as .npy, .npz or .safetensors, float16 and bfloat16 too."),
-    ("--labels", str, "Their labels, (N,) integers."),
-    ("--ids", str, "Their ids, (N,) integers: an image is never a neighbor of a query of its own id."),
-    ("--groups", str, "Their groups, (N,) integers such as camera numbers: an image of a query's label and group is "
-                      "no neighbor of it."),
-    ("--gallery-embeddings", [str], "Galleries of their own, one file each; each is searched by itself."),
-    ("--gallery-labels", [str], "Their labels."),
-    ("--gallery-ids", [str], "Their ids, where they may hold the queries."),
-    ("--gallery-groups", [str], "Their groups."),
+    ("--labels", str, "Their labels, (N,) integers or class names."),
+    ("--ids", str, "Their ids, (N,) integers: an image is never a neighbor of a query with the same id."),
+    ("--groups", str, "Their groups, (N,) integers such as camera numbers: an image with a query's label and group is "
+                      "no neighbor of it; an image without a group takes a number of its own."),
+    ("--gallery-embeddings", [str], "Separate galleries, one file each, searched one by one."),
+    ("--gallery-labels", [str], "Their labels, one file per gallery."),
+    ("--gallery-ids", [str], "Their ids, where the galleries may hold the queries."),
+    ("--gallery-groups", [str], "Their groups, one file per gallery."),
     ("--training-embeddings", str, "Embeddings to fit --whiten on; a network embeds its training split itself."),
     ("--calibration-embeddings", str, "Embeddings to calibrate --no-match on; a network embeds its validation split."),
-    ("--calibration-labels", str, "Their labels."),
+    ("--calibration-labels", str, "Their labels, in the numbering of the gallery's."),
 ]  # fmt: skip
 HOW: list[tuple[str, Any, str]] = [
-    ("--k", [int], "The K of Recall@K, Precision@K and mAP@K; by default eval.ks, 1 2 4 8."),
-    ("--metric", str, "cosine (default), inner_product or l2."),
-    ("--index", str, "Flat (exact, default) or a FAISS factory string such as 'IVF4096,Flat nprobe=32'."),
-    ("--max-memory", float, "GB that the search may use beyond the embeddings; 1 by default."),
+    ("--k", [int], "The K of Recall@K, Precision@K and mAP@K; the default is eval.ks, 1 2 4 8."),
+    ("--metric", str, "One of cosine, inner_product and l2."),
+    ("--index", str, "Flat is exact; a FAISS factory string such as 'IVF4096,Flat nprobe=32' is approximate."),
+    ("--max-memory", float, "GB that the search may use beyond the embeddings."),
     (
         "--ignore-same-group",
         None,
-        "Leave out gallery images of a query's class and group (a csv table's category, "
+        "Exclude gallery images with a query's class and group (a csv table's category, "
         "or --data.options.group_column, such as camera).",
     ),
-    ("--flip", None, "Average each image with its mirror image."),
-    ("--crops", int, "5 averages the center and the four corners; 1 by default."),
-    ("--whiten", int, "PCA-whiten to so many dimensions, fitted on training images; 0 keeps all."),
-    ("--query-expansion", int, "alpha query expansion with so many neighbors."),
-    ("--augment-gallery", int, "Database augmentation with so many neighbors."),
-    ("--expansion-alpha", float, "alpha of both: neighbors are weighed by similarity^alpha; 3 by default."),
-    ("--rerank", None, "k-reciprocal re-ranking."),
-    ("--no-match", float, "Calibrate the similarity below which the answer is 'no match', for this false-accept rate."),
+    ("--flip", None, "Average each embedding with that of the mirrored image."),
+    ("--crops", int, "1 uses the whole image, 5 averages the center and the four corner crops."),
+    ("--whiten", int, "PCA-whiten to this many dimensions, fitted on training images; 0 keeps all."),
+    ("--query-expansion", int, "alpha query expansion with this many neighbors."),
+    ("--augment-gallery", int, "Database augmentation with this many neighbors."),
+    ("--expansion-alpha", float, "alpha of both: a neighbor weighs similarity^alpha."),
+    ("--rerank", None, "k-reciprocal re-ranking of the first 100 neighbors."),
+    ("--no-match", float, "False-accept rate for which to calibrate the similarity below which there is no match."),
 ]
 OUT: list[tuple[str, Any, str]] = [
-    ("--json", str, "Write the scores, counts, versions and the scores of each query."),
-    ("--csv", str, "Write the scores of each query as a table."),
-    ("--html", str, "Write a page to look at: worst queries, classes, confusions, suspicious pairs, a map."),
+    ("--json", str, "Write scores, counts, versions and the scores of each query."),
+    ("--csv", str, "Write a table of the scores of each query."),
+    ("--html", str, "Write a page: worst queries, classes, confusions, suspicious pairs, a map."),
     ("--sheet", str, "Write a picture of queries with their neighbors, right and wrong."),
-    ("--curves", str, "Write Recall@K, and the loss of a run's training, as a figure (.png, .pdf, .svg)."),
-    ("--per-class", None, "Also the scores of each class."),
-    ("--bootstrap", int, "Also 95% intervals from so many bootstrap samples, such as 1000."),
-    ("--cluster", None, "Also NMI and AMI of a k-means clustering."),
-    ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command goes on from there."),
+    ("--curves", str, "Write a figure (.png, .pdf, .svg) of Recall@K and of the loss of a run's training."),
+    ("--per-class", None, "Add the scores of each class."),
+    ("--bootstrap", int, "Add 95% intervals from this many bootstrap samples, such as 1000."),
+    ("--cluster", None, "Add NMI and AMI of a k-means clustering."),
+    ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command continues from there."),
 ]
 # Flags that are arguments of EmbeddingFiles, EvalOptions and EvalOutputs under the same name.
 FILES = [flag.removeprefix("--").replace("-", "_") for flag, *_ in WHAT if flag != "--checkpoint"]
@@ -127,7 +128,7 @@ def _add_flag(parser: ArgumentParser, flag: str, kind: Any, text: str) -> None:
 
 
 def _with_settings(words: list[str]) -> list[str]:
-    """The words with those of a run's own settings before them, or with a network's name as a setting."""
+    """The arguments after those of the run's own settings, or with the network's name as a setting."""
     checkpoint, model = _value(words, "--checkpoint"), _value(words, "--model")
     if checkpoint is not None:
         settings = Path(checkpoint) / "config.yaml"
@@ -142,7 +143,7 @@ def _with_settings(words: list[str]) -> list[str]:
 
 
 def _check(flags: Namespace, words: list[str]) -> None:
-    """Refuses what contradicts itself, before anything is loaded."""
+    """Refuses flags that contradict each other and paths that cannot be written, before anything is loaded."""
     given = {"--checkpoint": flags.checkpoint, "--model": _value(words, "--model"), "--embeddings": flags.embeddings}
     named = [flag for flag, value in given.items() if value is not None]
     if not named:
@@ -160,10 +161,13 @@ def _check(flags: Namespace, words: list[str]) -> None:
             raise InputError(f"{flag} belongs to {other}, not to {named[0]}: leave it out")
     if flags.max_memory <= 0:
         raise InputError(f"--max-memory must be a positive number of GB, found {flags.max_memory}")
+    for path in (flags[name] for name in OUTPUTS if name != "per_class"):
+        if path:
+            check_writable(path)
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:
-    """The value of ``flag``, which decides the defaults of all others and so is read before them."""
+    """The value of ``flag``, read before the others since it decides their defaults."""
     for position, word in enumerate(words):
         if word.startswith(flag + "="):
             return word.removeprefix(flag + "=")

@@ -27,12 +27,12 @@ def intervals(
     Args:
         per_query: Key -> (Q,) values.
         labels: (Q,) labels. If given, whole classes are drawn instead of queries: images of a class resemble each
-            other, so the interval is wider, and it speaks about other classes of the same kind.
-        samples: How often Q queries (or all classes) are drawn with replacement.
+            other, so the interval is wider; it covers other classes of the same domain.
+        samples: Number of draws of Q queries, or of all classes, with replacement.
         level: Share of the means within the interval.
 
     Raises:
-        InputError: Fewer than 2 samples, or a level that is no share.
+        InputError: Fewer than 2 samples, or a level outside 0 to 1.
 
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
@@ -121,7 +121,7 @@ def _means(values: Values, labels: Ints | None, samples: int, seed: int) -> Valu
 
 
 def _weights(count: int, samples: int, seed: int) -> Iterator[Values]:
-    """How often each of ``count`` units was drawn, (some samples, count) at a time."""
+    """Number of times that each of ``count`` units was drawn, (some samples, count) at a time."""
     generator = np.random.default_rng(seed)
     size = max(1, CHUNK // count)
     for start in range(0, samples, size):

@@ -42,14 +42,14 @@ def evaluate_embeddings(
         ids: (Q,) integers that name the images; row numbers by default.
         groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is no
             neighbor of that query. Any 64-bit number is a group; an image without one takes a number of its own.
-        is_query: (Q,) bool, which rows are queries where there is no gallery of its own; all by default.
-        is_gallery: (Q,) bool, which rows are searched, likewise.
+        is_query: (Q,) bool, the rows that are queries, where there is no separate gallery; all by default.
+        is_gallery: (Q,) bool, the rows that are searched, likewise.
         gallery_embeddings: (N, D) gallery vectors; with them come ``gallery_labels`` and, where the gallery may hold
             the queries themselves, ``ids`` and ``gallery_ids``.
         metric: ``cosine``, ``inner_product`` or ``l2``.
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
         cluster: Whether to add NMI and AMI of a k-means clustering of the queries.
-        device: Where the exact search runs; the same neighbors come out on each.
+        device: Device of an exact search; each gives the same neighbors.
         max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index).
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 

@@ -46,7 +46,7 @@ def embed(
 
     The data set is cut into the same batches of ``batch_size`` whatever the number of processes; under a process group
     each rank computes its share of whole batches and every rank gets all vectors. So the vectors are the same, bit for
-    bit, with any number of ranks, given the same kind of machine and the same number of threads per rank. Global random
+    bit, with any number of ranks, given the same hardware and the same number of threads per rank. Global random
     state is left as it was, and so is the model's mode.
 
     Args:
@@ -81,7 +81,7 @@ def embed(
     opened = False
     with preserved_random_state(), evaluation_mode(model), torch.inference_mode():
         share = [batches[number] for number in numbers]
-        # A generator of its own: the loader would otherwise draw its workers' seed from the global one.
+        # Without this generator the loader draws its workers' seed from the global one.
         loader = DataLoader(
             dataset,
             batch_sampler=share,

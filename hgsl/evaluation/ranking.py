@@ -160,7 +160,7 @@ def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
 
 
 class _Block(NamedTuple):
-    """Some queries: their rows (B,), their first neighbors (B, P), and the hits (B, K) among all that were found."""
+    """Some queries: their rows (B,), their first neighbors (B, P), and the hits (B, K) among all their neighbors."""
 
     rows: Ints
     positions: Ints

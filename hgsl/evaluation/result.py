@@ -22,10 +22,10 @@ class RetrievalResult:
         class_names: Label -> name, where labels were given as text; else None.
         num_gallery: Images searched.
         num_skipped: Queries left out since the gallery holds no other image of their label.
-        index: How neighbors were found: ``Flat`` is exact search.
-        index_overlap: For another index, the mean share of the exact max(ks) nearest that it found, on a sample of
+        index: ``Flat`` for exact search, else a FAISS factory string.
+        index_overlap: For another index, the mean share of the exact max(ks) nearest that it finds, on a sample of
             queries; None for exact search.
-        clustering: ``nmi`` and ``ami``, if asked for.
+        clustering: ``nmi`` and ``ami``, where they were asked for.
     """
 
     ks: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""Embeddings written to a folder as they are computed, so that a killed extraction goes on where it stopped.
+"""Embeddings written to a folder as they are computed, so that a killed extraction continues from its last flush.
 
 The folder holds ``embeddings.npy`` (N, D) float32, ``labels.npy`` and ``ids.npy`` (N,) int64, which any NumPy reads by
-memory map. Until the last batch is in, their names end in ``.part.npy``, ``done.npy`` has one byte a batch, set once
-the batch is on the disk, and ``extraction.json`` says what is being extracted, so that nothing else is continued there.
+memory map. Until the last batch is in, their names end in ``.part.npy``, ``done.npy`` has one byte per batch, set
+once the batch is on the disk, and ``extraction.json`` identifies the extraction, so that no other is continued there.
 """
 
 import os
@@ -28,13 +28,13 @@ class EmbeddingStore:
     """The folder of one extraction, opened by every rank of the run.
 
     Args:
-        folder: Where; made if missing.
-        count: N, the images.
-        batches: How many batches they are cut into.
-        identity: What decides the vectors, as text.
+        folder: Created if it is missing.
+        count: N, the number of images.
+        batches: The number of batches.
+        identity: Everything that decides the vectors, as text.
 
     Raises:
-        InputError: The folder holds another extraction, or files that are none.
+        InputError: The folder holds another extraction, or other files.
     """
 
     def __init__(self, folder: str | os.PathLike[str], count: int, batches: int, identity: str) -> None:
@@ -55,7 +55,7 @@ class EmbeddingStore:
         return np.flatnonzero(np.load(marks, allow_pickle=False) == 0).tolist()
 
     def open(self, width: int) -> None:
-        """Makes or opens the files for vectors of ``width`` numbers; called once by every rank."""
+        """Creates or opens the files for vectors of ``width`` numbers; called once by every rank."""
         if self._path("embeddings").is_file():
             return
         marks = self.folder / "done.npy"
@@ -67,7 +67,7 @@ class EmbeddingStore:
                 with named_disk_errors(path):
                     open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
                 reserve_space(path)
-            open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: it says all are there
+            open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: all are there
         ranks.barrier()
         self.arrays = {
             name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS
@@ -94,20 +94,20 @@ class EmbeddingStore:
             self._flush()
             ranks.barrier()
             if ranks.is_main():
-                for name in reversed(ARRAYS):  # the vectors last: their presence says that all is there
+                for name in reversed(ARRAYS):  # the vectors last: their presence marks the store as complete
                     os.replace(self._path(name, part=True), self._path(name))
         ranks.barrier()
         embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return embeddings, labels, ids
 
-    def _claim(self, what: dict[str, object]) -> None:
-        note = self.folder / "extraction.json"
-        if ranks.is_main() and not note.is_file():
+    def _claim(self, identity: dict[str, object]) -> None:
+        record = self.folder / "extraction.json"
+        if ranks.is_main() and not record.is_file():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
-            write_json(note, what)
+            write_json(record, identity)
         ranks.barrier()
-        if read_json(note, "the identity of stored embeddings") != what:
+        if read_json(record, "the identity of stored embeddings") != identity:
             raise InputError(
                 f"{self.folder}: holds the embeddings of another network, data set or setting: "
                 "remove the folder or name another"

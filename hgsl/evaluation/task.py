@@ -1,4 +1,4 @@
-"""A retrieval task: which images are searched among which, checked once where it enters."""
+"""A retrieval task: queries and gallery, checked once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -100,12 +100,12 @@ def make_task(
     backends.check_metric(metric)
     unit = metric == "cosine"
     labels, gallery_labels, class_names = encode_labels(labels, gallery_labels)
-    own = _Side.read("", embeddings, labels, ids, groups, unit)
+    images = _Side.read("", embeddings, labels, ids, groups, unit)
     if gallery_embeddings is None:
         _refuse(
             "gallery_embeddings", gallery_labels=gallery_labels, gallery_ids=gallery_ids, gallery_groups=gallery_groups
         )
-        queries, gallery = own.part(is_query, "is_query"), own.part(is_gallery, "is_gallery")
+        queries, gallery = images.part(is_query, "is_query"), images.part(is_gallery, "is_gallery")
     else:
         if is_query is not None or is_gallery is not None:
             raise InputError("is_query and is_gallery choose rows of embeddings: leave them out, or gallery_embeddings")
@@ -115,7 +115,7 @@ def make_task(
             raise InputError("gallery_ids needs ids: without the queries' ids nothing can be compared with them")
         if (groups is None) != (gallery_groups is None):
             raise InputError("groups and gallery_groups must be given together: a group is compared with the other's")
-        queries = own
+        queries = images
         gallery = _Side.read("gallery_", gallery_embeddings, gallery_labels, gallery_ids, gallery_groups, unit)
         if gallery.vectors.width != queries.vectors.width:
             raise InputError(
@@ -200,8 +200,8 @@ def _count_relevant(labels: KeyPair, excluded: Sequence[KeyPair]) -> Ints:
             keys = both_equal(keys, pair)
         return count_equal(keys[1], keys[0])
 
-    left_out = sum(count(labels, pair) for pair in excluded)
-    return count(labels) - left_out + (count(labels, *excluded) if len(excluded) == 2 else 0)
+    num_excluded = sum(count(labels, pair) for pair in excluded)
+    return count(labels) - num_excluded + (count(labels, *excluded) if len(excluded) == 2 else 0)
 
 
 def _refuse(needed: str, **given: object) -> None:

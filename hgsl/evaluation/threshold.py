@@ -199,8 +199,8 @@ def _accepted_out_of_class(scores: Floats, labels: Ints, rate: float) -> np.ndar
     accepted = np.zeros(len(scores))
     for label in np.unique(labels):
         others = falling[classes != label]
-        own = labels == label
-        accepted[own] = scores[own] >= np.float32(_lowest_threshold(others, rate))
+        members = labels == label
+        accepted[members] = scores[members] >= np.float32(_lowest_threshold(others, rate))
     return accepted
 
 

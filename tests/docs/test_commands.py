@@ -20,7 +20,8 @@ from hgsl.cli._settings import build_parser, parse
 from tests.helpers import ROOT, TINY
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md"}  # above a few seconds
+# Pages that take more than a few seconds.
+LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md", "evaluation.md"}
 
 # A line that cannot run here (a prefix of it) -> why.
 LEFT_OUT = {
@@ -45,6 +46,11 @@ DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.image
 EARLIER = {
     "search.md": ["hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
     "export.md": ["hgsl train"],
+    "evaluation.md": [
+        "hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine",
+        "hgsl eval --checkpoint runs/mine --json scores.json",
+        "hgsl eval --checkpoint runs/mine --flip --json softer.json",
+    ],
 }
 
 

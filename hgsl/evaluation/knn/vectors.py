@@ -55,7 +55,7 @@ class Vectors:
         )
 
     def pick(self, index: Ints) -> "Vectors":
-        """Returns the rows at ``index`` as vectors of their own, without a copy."""
+        """Returns the rows at ``index`` as a view, without a copy."""
         return replace(self, chosen=index if self.chosen is None else self.chosen[index])
 
     def rows(self, index: slice | Ints) -> Floats:
@@ -112,7 +112,7 @@ def integers(values: Array, name: str, count: int) -> Ints:
     """Checks a list of ``count`` integers, one per image, and returns it as int64.
 
     Raises:
-        InputError: It is of another length, shape or kind, or a number is too large.
+        InputError: It has another length, shape or dtype, or a number is too large.
     """
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.shape != (count,) or array.dtype.kind not in "iu":
@@ -136,7 +136,7 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
 
     Raises:
         FileNotFoundError: There is no such file.
-        InputError: The file is of another kind, is damaged, holds pickled objects, or has no array of that name.
+        InputError: The file has another format, is damaged, holds pickled objects, or has no array of that name.
     """
     file = Path(path)
     if not file.is_file():
@@ -157,10 +157,10 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
             array = tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
     except InputError:
         raise
-    except Exception as error:  # each format has errors of its own
+    except Exception as error:  # each format raises other errors
         raise InputError(f"{file}: cannot be read as {file.suffix} ({first_line(error)})") from error
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
-        raise InputError(f"{file}: its numbers are of a kind NumPy does not know: store bfloat16 as .safetensors")
+        raise InputError(f"{file}: its numbers have a dtype that NumPy does not know: store bfloat16 as .safetensors")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Query expansion and database augmentation: replace a vector by a weighted mean of its neighborhood."""
+"""Query expansion and database augmentation: weighted means of a vector and its neighbors."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ def expand_queries(
 ) -> RetrievalTask:
     """alpha-QE: each query q becomes the direction of q + sum over its ``count`` nearest g of s(q, g)^alpha g.
 
-    s is the cosine similarity, taken as 0 where negative. No label is used, and the query itself is no neighbor.
+    s is the cosine similarity, 0 where it is negative. No label is used, and the query itself is no neighbor.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
     """
@@ -31,7 +31,7 @@ def augment_gallery(
 ) -> RetrievalTask:
     """DBA: each gallery vector is replaced in the same way by a mean with its ``count`` nearest in the gallery.
 
-    Where the gallery is what is searched for as well, queries keep their own vectors.
+    Where the queries are gallery images themselves, they keep their vectors.
 
     Source: Arandjelovic, Zisserman, "Three Things Everyone Should Know to Improve Object Retrieval", CVPR 2012.
     """
@@ -53,14 +53,14 @@ def _mixed(task: RetrievalTask, count: int, alpha: float, max_memory: int, name:
     with tqdm(total=len(mixed), desc=name, unit="image", disable=None if progress else True) as bar:
         for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
             weights = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric).clip(min=0) ** alpha
-            weights[positions < 0] = 0  # a power of 0 counts every neighbor, but not one that is none
+            weights[positions < 0] = 0  # alpha 0 gives every neighbor weight 1, but padding none
             mixed[rows] = _weighted(task.queries.rows(rows), task.gallery, positions, weights)
             bar.update(len(rows))
     return mixed
 
 
-def _weighted(own: Floats, gallery: Vectors, positions: Ints, weights: NDArray[Any]) -> Floats:
-    total = own.astype(np.float64)
+def _weighted(vectors: Floats, gallery: Vectors, positions: Ints, weights: NDArray[Any]) -> Floats:
+    total = vectors.astype(np.float64)
     for rank in range(positions.shape[1]):
         total += weights[:, rank, None] * gallery.rows(positions[:, rank])
     return (total / np.linalg.norm(total, axis=1, keepdims=True)).astype(np.float32)

@@ -20,12 +20,12 @@ class AveragedViews(nn.Module):
 
     Args:
         model: (B, 3, H, W) -> (B, D) unit vectors.
-        flip: Whether each view is also seen mirrored.
+        flip: Whether to add the mirror image of each view.
         crops: 1 uses the whole image, 5 the center and the four corner crops.
         share: Side of a crop over the side of the image; a crop is scaled back to the image's size.
 
     Raises:
-        InputError: ``crops`` is neither 1 nor 5, or ``share`` is no share.
+        InputError: ``crops`` is neither 1 nor 5, or ``share`` is outside 0 to 1.
     """
 
     def __init__(self, model: nn.Module, *, flip: bool = True, crops: int = 1, share: float = 0.875) -> None:
@@ -37,7 +37,7 @@ class AveragedViews(nn.Module):
 
     @property
     def description(self) -> str:
-        """What a report calls it."""
+        """Name in a report."""
         return " + ".join((["5 crops"] if self.crops == 5 else []) + (["flip"] if self.flip else [])) or "one view"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[
         "metric": METRIC_WORDS[task.metric],
         "classes": _class_names(task, options),
         "images": [
-            [image, label, names.get(image, str(image))] for image, label in zip(ids.tolist(), labels, strict=True)
+            [str(image), label, names.get(image, str(image))] for image, label in zip(ids.tolist(), labels, strict=True)
         ],
         "pictures": _pictures(ids, options),
         "queries": queries,

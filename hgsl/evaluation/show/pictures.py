@@ -1,4 +1,4 @@
-"""Images as small pictures: thumbnails for a page, and a contact sheet of queries with their neighbors."""
+"""Thumbnails for a page, and contact sheets of queries with their neighbors."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
 
 
 class Tile(NamedTuple):
-    """One picture of a sheet, with the two lines below it."""
+    """One image of a sheet, with the two lines of text below it."""
 
     load: Callable[[], Image.Image]
     first: str
@@ -48,12 +48,12 @@ def write_contact_sheet(
     *,
     side: int = 160,
 ) -> None:
-    """Writes a picture with a line for each of ``rows``: the query, then its neighbors framed right or wrong.
+    """Writes an image with one line for each of ``rows``: the query, then its neighbors framed right or wrong.
 
     Args:
         path: A file whose suffix Pillow knows, such as ``.png``.
-        rows: Which queries, as rows of ``query_ids``.
-        side: Pixels of one picture's side.
+        rows: The queries, as rows of ``query_ids``.
+        side: Pixels of one image's side.
     """
 
     def line(row: int) -> list[Tile]:
@@ -72,12 +72,12 @@ def write_contact_sheet(
 def write_sheet(
     path: str | os.PathLike[str], lines: Sequence[Sequence[Tile]], columns: int, *, side: int = 160
 ) -> None:
-    """Writes a picture with a line for each query: the query, a little apart, then up to ``columns`` neighbors.
+    """Writes an image with one line per query: the query, set apart, then up to ``columns`` neighbors.
 
     Args:
         path: A file whose suffix Pillow knows, such as ``.png``.
-        lines: Each a query and its neighbors.
-        side: Pixels of one picture's side.
+        lines: A query and its neighbors each.
+        side: Pixels of one image's side.
     """
     gap, caption = side // 12, side // 4
     font = ImageFont.load_default(size=side // 11)
@@ -86,7 +86,7 @@ def write_sheet(
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    def place(tile: Tile, x: int, y: int) -> None:
+    def paste(tile: Tile, x: int, y: int) -> None:
         border = side // 24
         draw.rectangle([x, y, x + side - 1, y + side - 1], fill=tile.color)
         inner = side - 2 * border
@@ -96,14 +96,14 @@ def write_sheet(
 
     for number, tiles in enumerate(lines):
         y = gap + number * (side + caption + gap)
-        place(tiles[0], gap, y)
+        paste(tiles[0], gap, y)
         for column, tile in enumerate(tiles[1:]):
-            place(tile, left + column * (side + gap), y)
+            paste(tile, left + column * (side + gap), y)
     try:
         with atomic_path(Path(path)) as temporary:
             sheet.save(temporary)
     except ValueError as error:  # Pillow does not know the suffix
-        raise InputError(f"cannot write a picture to {path}: {error}; a name such as sheet.png is understood") from None
+        raise InputError(f"cannot write an image to {path}: {error}; use a name such as sheet.png") from None
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,4 +1,4 @@
-"""Curves for papers: Recall@K of one or several runs, and how training went."""
+"""Figures: Recall@K of one or several runs, and training curves."""
 
 import os
 from collections.abc import Mapping, Sequence

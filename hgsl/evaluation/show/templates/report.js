@@ -57,7 +57,7 @@
   function choose() {
     const words = $("find").value.trim().toLowerCase();
     const wanted = (query) =>
-      (!words || classOf(query.image).toLowerCase().includes(words) || String(data.images[query.image][0]) === words ||
+      (!words || classOf(query.image).toLowerCase().includes(words) || data.images[query.image][0] === words ||
         data.images[query.image][2].toLowerCase().includes(words)) &&
       (!confusion || (labelOf(query.image) === confusion[0] && query.found.length > 0 &&
         labelOf(query.found[0][0]) === confusion[1]));
