@@ -67,40 +67,40 @@ class NormalizedCenters(nn.Module):
         return nn.functional.cross_entropy(cosines / self.temperature, labels)
 
 
-def test_a_loss_of_ones_own_is_one_class_and_one_line(
-    photo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_of_ones_own_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "NormalizedCenters", NormalizedCenters)
     settings = LossConfig(name="NormalizedCenters", options={"temperature": 0.5})
     check_loss(settings)
     objective = build_objective(settings, num_classes=7, embedding_size=5)
     assert objective.loss_fn.centers.shape == (7, 5)
     assert objective.loss_fn.temperature == 0.5
-
-    words = [*TINY, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "out"), "--train.epochs", "1"]
-    words += ["--loss.name", "NormalizedCenters", "--loss.options.temperature", "0.5"]
-    assert train.main(words) == 0
-    records = read_metrics(tmp_path / "out" / "metrics.jsonl")
-    assert records[0]["lr/centers"] > 0
-    assert all(record["grad_norm"] > 0 for record in records)
+    assert objective.gather
+    embeddings, labels = torch.randn(6, 5), torch.arange(6)
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.5)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses.append(objective(embeddings, labels))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("settings", "message"),
     [
-        (
-            ["--loss.name", "HardGlobalSoftmaxLoss"],
-            "unknown loss 'HardGlobalSoftmaxLoss': did you mean 'HardGlobalSoft",
-        ),
-        (["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"], "did you mean 'TripletMarginMiner'"),
+        ({"name": "NormalizedCentres"}, "unknown loss 'NormalizedCentres': did you mean 'NormalizedCenters'"),
+        ({"name": "ProxyAnchrLoss"}, "unknown loss 'ProxyAnchrLoss': did you mean 'ProxyAnchorLoss'"),
+        ({"name": "TripletMarginLoss", "miner": "TripletMiner"}, "did you mean 'TripletMarginMiner'"),
     ],
 )
-def test_a_name_is_checked_before_data_is_read(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_name_that_is_neither_here_nor_in_the_library_is_refused(
+    settings: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pytorch_metric_learning")
-    assert train.main([*TINY, "--data.root", str(tmp_path / "missing"), *options]) == 2
-    assert message in capsys.readouterr().err
+    monkeypatch.setitem(LOSSES, "NormalizedCenters", NormalizedCenters)
+    with pytest.raises(InputError, match=message):
+        check_loss(LossConfig(**settings))  # type: ignore[arg-type]
 
 
 def test_without_the_library_only_the_losses_of_this_package_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

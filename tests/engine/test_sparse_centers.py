@@ -18,10 +18,9 @@ from hgsl.common.errors import InputError
 from hgsl.config import LossConfig, OptimConfig
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
-from hgsl.engine.parts.objective import Objective, build_objective
-from hgsl.engine.parts.optim import create_schedule
+from hgsl.engine.parts.objective import SPARSE_FROM, Objective, build_objective, use_sparse_centers
+from hgsl.engine.parts.optim import JointOptimizer, build_optimizer, create_schedule
 from hgsl.engine.parts.shards import clip_gradients, optimizer_state
-from hgsl.engine.parts.sparse_centers import SPARSE_FROM, JointOptimizer, build_optimizer, use_sparse_centers
 from hgsl.losses import HardGlobalSoftminLoss, sparse_optimizer
 
 CLASSES, DIMENSION = 3000, 8

@@ -11,9 +11,8 @@ from hgsl.config import Config
 from hgsl.engine.loop.loop import TrainState
 from hgsl.engine.parts.masking import MaskedObjective, groups_with_masks
 from hgsl.engine.parts.objective import Objective
-from hgsl.engine.parts.optim import create_schedule
+from hgsl.engine.parts.optim import build_optimizer, create_schedule
 from hgsl.engine.parts.shards import sharded_loss
-from hgsl.engine.parts.sparse_centers import build_optimizer
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.stages import Stage

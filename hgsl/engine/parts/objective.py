@@ -15,10 +15,10 @@ from hgsl.common.collectives import gather_rows, gather_with_gradient
 from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
-from hgsl.engine.parts.sparse_centers import use_sparse_centers
 from hgsl.losses import LOSSES, HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
 DEFAULT = HardGlobalSoftminLoss.__name__  # the loss that the config has settings of its own for
+SPARSE_FROM = 100_000  # classes; below, a dense gradient and its moments take less than 2 GB at 1,024 dimensions
 QUEUE = ("embedding_memory", "label_memory", "queue_idx", "has_been_filled")  # of a cross-batch memory
 
 
@@ -189,6 +189,23 @@ def _note_unused_settings(settings: LossConfig) -> None:
             f"note: {', '.join(f'loss.{name}' for name in changed)}: of {DEFAULT} alone, without effect on "
             f"{settings.name}, whose arguments are loss.options"
         )
+
+
+def use_sparse_centers(settings: LossConfig, num_classes: int) -> bool:
+    """Whether the centers get a sparse gradient: as ``loss.sparse_centers`` says, or else with many classes.
+
+    Raises:
+        InputError: It is asked for with several processes that each hold all centers.
+    """
+    replicated = ranks.world_size() > 1 and not settings.sharded
+    if settings.sparse_centers is None:
+        return num_classes >= SPARSE_FROM and not replicated
+    if settings.sparse_centers and replicated:
+        raise InputError(
+            "loss.sparse_centers true: processes that each hold all centers cannot average sparse gradients; "
+            "set loss.sharded true, or loss.sparse_centers false"
+        )
+    return settings.sparse_centers
 
 
 def scale_parameter(loss_fn: nn.Module) -> Tensor | None:

@@ -1,15 +1,18 @@
 """Parameter groups, optimizer and learning-rate schedule."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
 from torch import nn, optim
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.config import OptimConfig
+from hgsl.losses import HardGlobalSoftminLoss, attach_optimizer
 from hgsl.models import Embedder
 
 Groups = list[dict[str, Any]]
@@ -66,6 +69,25 @@ def create_optimizer(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
     if settings.name not in OPTIMIZERS:
         raise unknown("optim.name", settings.name, OPTIMIZERS)
     return OPTIMIZERS[settings.name](groups, settings)
+
+
+def build_optimizer(groups: Groups, settings: OptimConfig, objective: nn.Module) -> Optimizer:
+    """Returns the optimizer of all ``groups``; centers with a sparse gradient get SGD, which keeps no state of them.
+
+    Args:
+        groups: the parameter groups, that of the centers among them.
+        settings: the optimizer of all other groups.
+        objective: holds the loss.
+    """
+    sparse = [m for m in objective.modules() if isinstance(m, HardGlobalSoftminLoss) and m.sparse_grad]
+    if not sparse:
+        return create_optimizer(groups, settings)
+    (loss_fn,) = sparse
+    holds_centers = [any(parameter is loss_fn.centers for parameter in group["params"]) for group in groups]
+    others = [group for group, holds in zip(groups, holds_centers, strict=True) if not holds]
+    centers = optim.SGD([group for group, holds in zip(groups, holds_centers, strict=True) if holds])
+    attach_optimizer(loss_fn, centers)
+    return JointOptimizer(create_optimizer(others, settings), centers) if others else centers
 
 
 def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: int, steps_per_epoch: int) -> LambdaLR:
@@ -126,3 +148,34 @@ SCHEDULES: dict[str, Callable[[OptimConfig, float, float], float]] = {
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+class JointOptimizer(Optimizer):
+    """Several optimizers that are stepped, scheduled, saved and loaded as one; they share their parameter groups."""
+
+    def __init__(self, *parts: Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Steps every part."""
+        loss = closure() if closure else None
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all parts, parameters numbered through all groups as in any optimizer."""
+        self.state = defaultdict(dict, {key: value for part in self.parts for key, value in part.state.items()})
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Gives every part its share of what :meth:`state_dict` returned."""
+        first_group = 0
+        for part in self.parts:
+            groups = state_dict["param_groups"][first_group : first_group + len(part.param_groups)]
+            indices = {index for group in groups for index in group["params"]}
+            state = {index: value for index, value in state_dict["state"].items() if index in indices}
+            part.load_state_dict({"state": state, "param_groups": groups})
+            first_group += len(groups)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
