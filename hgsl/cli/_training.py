@@ -9,6 +9,7 @@ import jsonargparse
 
 from hgsl.cli._paths import check_device, check_paths
 from hgsl.cli._settings import AnyConfig, build_parser, parse_as
+from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.engine.folder import run_folder
 
@@ -38,6 +39,7 @@ def read(
     if flags.resume and flags.overwrite:
         raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
     folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    check_used(config, words)
     check_paths(config)
     check_device(config.run.device)
     run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)

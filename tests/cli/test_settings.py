@@ -1,4 +1,5 @@
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import yaml
 
 from hgsl.cli._names import TABLES, names_in
 from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
+from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyRunConfig
 
@@ -170,3 +172,44 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--train.epochs", "2", "--print_config")
     assert yaml.safe_load(capsys.readouterr().out)["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.per_class", "2"], "--data.per_class has no effect beside data.sampler random"),
+        (["--data.per_class", "2", "--data.sampler", "m_per_class"], None),
+        (
+            ["--data.crop_scale", "[0.5, 1.0]", "--data.recipe=resize_random_crop"],
+            "beside data.recipe resize_random_crop",
+        ),
+        (["--optim.step_factor", "0.5"], "beside optim.schedule cosine"),
+        (["--optim.step_factor", "0.5", "--optim.schedule=step", "--optim.step_epochs=[1]"], None),
+        (["--optim.scale_lr", "1e-3", "--loss.learnable_scale", "false"], "beside loss.learnable_scale false"),
+        (["--train.mode=head", "--model.embedding_size=8", "--optim.lr", "1e-2"], "--optim.lr has no effect"),
+        (["--sparsify.lmbda", "1e-5"], "--sparsify.lmbda has no effect beside sparsify.granularity none"),
+        (["--sparsify.lmbda", "1e-5", "--sparsify.granularity", "weight"], None),
+        (["--sparsify.lmbda", "1e-8"], None),  # the default
+    ],
+)
+def test_a_setting_without_effect_is_refused_by_name(words: list[str], message: str | None) -> None:
+    config = read(*words)
+    if message is None:
+        check_used(config, words)
+    else:
+        with pytest.raises(InputError, match=re.escape(message)):
+            check_used(config, words)
+
+
+@pytest.mark.parametrize("words", [["--eval.before", "false"], ["--sparsify.rounds=0", "--sparsify.lmbda", "1"]])
+def test_a_search_refuses_settings_of_plain_training_and_of_masks_it_does_not_have(words: list[str]) -> None:
+    config, _ = parse_as(SparsifyRunConfig, build_parser("test", SparsifyRunConfig), words)
+    with pytest.raises(InputError, match=f"{words[-2]} has no effect beside"):
+        check_used(config, words)
+
+
+def test_a_recipe_may_hold_settings_that_a_flag_makes_idle(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("optim: {lr: 0.5}\nmodel: {embedding_size: 8}")
+    words = ["--config", str(path), "--train.mode", "head"]
+    check_used(read(*words), words)

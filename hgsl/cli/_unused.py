@@ -1,0 +1,57 @@
+"""Settings that have no effect beside others: refused where they are given on the command line.
+
+A recipe may hold them, since it also serves runs that use them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hgsl.common.errors import InputError
+from hgsl.config import Config, SparsifyConfig, SparsifyRunConfig
+
+# Settings, whether they have no effect, and beside what.
+Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
+RULES: tuple[Rule, ...] = (
+    (("data.per_class",), lambda c: c.data.sampler in ("random", "class_balanced"), "data.sampler {data.sampler}"),
+    (("data.crop_scale",), lambda c: c.data.recipe == "resize_random_crop", "data.recipe {data.recipe}"),
+    (("optim.step_factor",), lambda c: c.optim.schedule in ("cosine", "constant"), "optim.schedule {optim.schedule}"),
+    (("optim.scale_lr",), lambda c: not c.loss.learnable_scale, "loss.learnable_scale false"),
+    (
+        ("data.crop_scale", "data.recipe", "optim.lr", "model.freeze"),
+        lambda c: c.train.mode == "head",
+        "train.mode head, which trains on features of unaugmented images",
+    ),
+    (("sparsify.",), lambda c: c.sparsify.granularity == "none", "sparsify.granularity none"),
+    (
+        (
+            *("sparsify.mask_initial_value", "sparsify.include", "sparsify.exclude", "sparsify.final_temp"),
+            *("sparsify.lmbda", "sparsify.penalty", "sparsify.mask_lr", "sparsify.rewind_epoch"),
+            *("sparsify.prune_temperature", "sparsify.dense_run"),
+        ),
+        lambda c: isinstance(c.sparsify, SparsifyConfig) and c.sparsify.rounds == 0,
+        "sparsify.rounds 0, which trains the dense network",
+    ),
+    (("eval.before", "eval.page"), lambda c: isinstance(c, SparsifyRunConfig), "a ticket search"),
+)
+
+
+def check_used(config: Config, words: Sequence[str]) -> None:
+    """Refuses a setting that is given in ``words``, differs from its default and has no effect.
+
+    Raises:
+        InputError: The message names the setting and what takes its effect away.
+    """
+    for flag in (word.partition("=")[0].removesuffix("+") for word in words if word.startswith("--")):
+        for reason in _reasons(config, flag[2:]):
+            raise InputError(f"{flag} has no effect beside {reason}: leave it out, or change the other setting")
+
+
+def _reasons(config: Config, setting: str) -> Iterator[str]:
+    section, _, name = setting.partition(".")
+    group, default = getattr(config, section, None), getattr(type(config)(), section, None)
+    if not name or group is None or getattr(group, name, None) == getattr(default, name, None):
+        return
+    for settings, is_unused, reason in RULES:
+        concerned = any(setting == one or (one.endswith(".") and setting.startswith(one)) for one in settings)
+        if concerned and is_unused(config):
+            yield reason.format(data=config.data, optim=config.optim)
