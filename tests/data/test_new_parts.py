@@ -84,6 +84,8 @@ def test_a_table_with_validation_rows_can_choose_an_epoch(
     if "val" in splits:
         assert status == 0
         assert "val         2 classes        8 images" in capsys.readouterr().out
+        assert eval_retrieval.main(["--checkpoint", "run", "--no-match", "0.3", "--json", "scores.json"]) == 0
+        assert "trained on" not in Path("scores.json").read_text()  # its validation classes were kept out of training
     else:
         assert status == 2
         assert "csv (zero-shot) has no 'val' images, only train, test: set data.val_share" in capsys.readouterr().err
