@@ -10,9 +10,10 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.data.manifest import SPLITS, Manifest
 
 PROTOCOLS = ("zero-shot", "closed-set", "query-gallery")
+TEST_SHARE = 0.5  # default
 
 
-def apply_protocol(manifest: Manifest, protocol: str, test_share: float = 0.5) -> Manifest:
+def apply_protocol(manifest: Manifest, protocol: str, test_share: float = TEST_SHARE) -> Manifest:
     """Returns ``manifest`` with the split of ``protocol``.
 
     * ``zero-shot``: no class is in two splits. A split that the source made so is kept; otherwise the last
@@ -28,9 +29,23 @@ def apply_protocol(manifest: Manifest, protocol: str, test_share: float = 0.5) -
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    if protocol == "zero-shot" and manifest.protocol not in ("zero-shot", "query-gallery"):
+        return _split_classes(manifest, test_share)
     manifest = _test_on_validation(manifest)
     if protocol == "zero-shot":
-        return _zero_shot(manifest, test_share)
+        _check_disjoint(manifest)
+    else:
+        _check_source_split(manifest, protocol)
+    if test_share != TEST_SHARE:
+        raise InputError(
+            f"test_share {test_share} has no effect, as {manifest.name} has a split of its own for {protocol}: "
+            "leave it out"
+        )
+    return replace(manifest, protocol=protocol)
+
+
+def _check_source_split(manifest: Manifest, protocol: str) -> None:
+    """Checks that the source's split of the images is one for closed-set or query-gallery."""
     test = manifest.split == "test"
     if not np.any(test) or not np.any(manifest.split == "train"):
         raise InputError(
@@ -50,7 +65,6 @@ def apply_protocol(manifest: Manifest, protocol: str, test_share: float = 0.5) -
                 f"{manifest.name}: {_names(manifest, unseen)} in test without a training image, which closed-set "
                 "needs: use zero-shot"
             )
-    return replace(manifest, protocol=protocol)
 
 
 def _test_on_validation(manifest: Manifest) -> Manifest:
@@ -62,10 +76,8 @@ def _test_on_validation(manifest: Manifest) -> Manifest:
     return replace(manifest, split=split, notes=(*manifest.notes, note))
 
 
-def _zero_shot(manifest: Manifest, test_share: float) -> Manifest:
-    if manifest.protocol in ("zero-shot", "query-gallery"):
-        _check_disjoint(manifest)
-        return replace(manifest, protocol="zero-shot")
+def _split_classes(manifest: Manifest, test_share: float) -> Manifest:
+    """Splits the classes for zero-shot; a split of the images, where the source has one, is noted."""
     if not 0 < test_share < 1:
         raise InputError(f"test_share {test_share} must be between 0 and 1: it is the share of the classes in test")
     counts = np.bincount(manifest.labels, minlength=len(manifest.class_names))

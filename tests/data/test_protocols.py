@@ -90,8 +90,10 @@ def test_a_half_without_pairs_is_refused() -> None:
 
 def test_a_given_class_disjoint_split_is_kept() -> None:
     given_split = ["test"] * 6 + ["train"] * 6
-    manifest = apply_protocol(make(4, protocol="zero-shot", split=given_split), "zero-shot", 0.9)
+    manifest = apply_protocol(make(4, protocol="zero-shot", split=given_split), "zero-shot")
     assert manifest.split.tolist() == given_split
+    with pytest.raises(InputError, match=r"test_share 0.9 has no effect, as toy has a split of its own for zero-shot"):
+        apply_protocol(make(4, protocol="zero-shot", split=given_split), "zero-shot", 0.9)
     with pytest.raises(InputError, match=r"1 class \(c0\) both in train and in test, which zero-shot forbids"):
         apply_protocol(make(4, protocol="zero-shot", split=["train"] + ["test"] * 5 + ["train"] * 6), "zero-shot")
     with pytest.raises(InputError, match="toy has 12 train images, but zero-shot needs a train and a test split"):
@@ -119,6 +121,12 @@ def test_without_test_images_the_validation_images_are_the_test_split(protocol: 
     manifest = apply_protocol(make(4, protocol=protocol, split=split), protocol)
     assert manifest.split.tolist() == [name.replace("val", "test") for name in split]
     assert manifest.notes == ("the data has no test split: its validation images are the test split",)
+
+
+def test_validation_images_without_test_images_are_no_test_split_of_zero_shot() -> None:
+    manifest = apply_protocol(make(4, protocol="closed-set", split=["train", "val", "train"] * 4), "zero-shot")
+    (note,) = manifest.notes
+    assert "not by the split of images that the data has (8 train and 4 val images)" in note
 
 
 def test_errors_of_protocols() -> None:

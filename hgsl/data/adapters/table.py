@@ -93,7 +93,7 @@ def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
 def _check_columns(table: Path, columns: Sequence[str]) -> None:
     if len(set(columns) & set(PATH_COLUMNS)) == 2:
         raise InputError(f"{table} has both a column 'img_path' and a column 'path': keep one")
-    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    repeated = next((column for column in columns if column and columns.count(column) > 1), None)
     if repeated is not None:
         raise InputError(f"{table} has two columns {repeated!r}: keep one")
     for wanted in (PATH_COLUMNS, ("label",)):
