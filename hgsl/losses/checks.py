@@ -60,11 +60,7 @@ def check_settings(
 
 def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights: Tensor | None = None) -> None:
     """Refuses what is not floating ``(B, embedding_size)``, int64 ``(B,)`` and weights ``(B,)``, with B at least 1."""
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
-        raise InputError(
-            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
-            f"expected floating point (batch, {embedding_size}), the dimension of the class centers"
-        )
+    check_embeddings(embeddings, embedding_size)
     count = len(embeddings)
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(
@@ -75,6 +71,15 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
         raise InputError(f"weights have shape {tuple(weights.shape)}: expected ({count},), one per embedding")
     if not count:
         raise InputError("the batch is empty: the loss needs at least one embedding")
+
+
+def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
+    """Refuses embeddings that are not floating ``(B, embedding_size)``."""
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
+        raise InputError(
+            f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
+            f"expected floating point (batch, {embedding_size}), the dimension of the class centers"
+        )
 
 
 def check_center_shape(centers: Tensor) -> None:

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from hgsl.losses.both_sides import center_side_loss
-from hgsl.losses.checks import check_batch, check_center_shape, check_settings, check_values, hard_set_size
+from hgsl.losses.checks import (
+    check_batch,
+    check_center_shape,
+    check_embeddings,
+    check_settings,
+    check_values,
+    hard_set_size,
+)
 from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
 from hgsl.losses.hard_set import hard_logits, nearest_classes, score_classes
 from hgsl.losses.scoring.similarity import matrix_similarity, unit, unit_of_any_norm
@@ -91,6 +98,8 @@ def class_logits(
     embeddings: Tensor, centers: Tensor, alpha: float | Tensor = 0.1, similarity: str = "euclidean"
 ) -> Tensor:
     """Returns ``z`` ``(B, C)``, scaled similarities of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
+    check_center_shape(centers)
+    check_embeddings(embeddings, centers.shape[1])
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):
         x, w = unit_of_any_norm(embeddings.to(dtype)), unit(centers.to(dtype))

@@ -129,6 +129,11 @@ def test_a_hard_set_of_no_whole_number_is_refused(top_k):
         scheduled_top_k({0: top_k}, 0)
 
 
+def test_logits_of_another_dimension_are_refused():
+    with pytest.raises(InputError, match=r"expected floating point \(batch, 5\)"):
+        HardGlobalSoftminLoss(9, 5).get_logits(torch.randn(4, 3))
+
+
 def test_an_integer_of_numpy_is_a_whole_number():
     embeddings, centers, labels = random_batch()
     losses = [hard_global_softmin_loss(embeddings, centers, labels, 0.1, k) for k in (2, np.int64(2))]
