@@ -105,8 +105,10 @@ def inspect_file(path: Path) -> Inspection:
     """Reads one file."""
     try:
         content = path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return Inspection(("missing",))
+    except OSError:  # such as a permission that is lacking
+        return Inspection(("unreadable",))
     if not content:
         return Inspection(("empty",))
     digest = hashlib.sha256(content).digest()

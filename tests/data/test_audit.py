@@ -50,12 +50,13 @@ def test_broken_files(folder: Path) -> None:
     (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "text.jpg").write_bytes(b"<html>404</html>")
     (folder / "empty.jpg").touch()
-    result = audit_of(folder, "cut.jpg", "text.jpg", "empty.jpg", "gone.jpg")
+    (folder / "folder.jpg").mkdir()
+    result = audit_of(folder, "cut.jpg", "text.jpg", "empty.jpg", "gone.jpg", "folder.jpg")
     assert not result.ok
     assert findings(result) == {
         "missing": [["gone.jpg"]],
         "empty": [["empty.jpg"]],
-        "unreadable": [["text.jpg"]],
+        "unreadable": [["text.jpg"], ["folder.jpg"]],
         "damaged": [["cut.jpg"]],
     }
     assert "truncated or damaged (!)" in result.table()

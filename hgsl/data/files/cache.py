@@ -24,12 +24,14 @@ def file_key(source: Path, *settings: object) -> str:
     """The cache key of what is made of a file: it depends on the file's path, size and time, and on ``settings``.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or it cannot be read.
     """
     try:
         facts = source.stat()
-    except OSError:
+    except FileNotFoundError:
         raise InputError(f"image {source} does not exist") from None
+    except OSError as error:
+        raise InputError(f"cannot read image {source}: {error.strerror}") from None
     text = repr((DECODING, str(source.absolute()), facts.st_size, facts.st_mtime_ns, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
