@@ -1,14 +1,13 @@
-"""Losses against each other: one recipe, an equal tuning budget, several seeds, on classes that training never saw.
+"""Comparison of losses: one recipe, an equal tuning budget, several seeds, on classes that training never saw.
 
     python benchmarks/quality.py --data cub100 --root PATH/TO/cub100
     python benchmarks/quality.py --data flowers17 --root PATH/TO/flowers17 --only hgsl_topk ProxyAnchor
 
-Every loss has at most six trials, in three stages: its sharpness (three), the learning rates (two), and one more
-setting of its own (one), each around the best so far. The last third of the training classes is held out to choose by
-MAP@R; the searched classes are not even listed in those runs. The chosen setting then trains on all training classes,
-once a seed, and is measured on the searched ones. Each run leaves one JSON file in ``--out``, named after its whole
-configuration: another call repeats no finished run and goes on in the middle of an unfinished one. Every call writes
-``table.md`` there anew.
+Every loss has at most six trials, in three stages: its scale (three), the learning rates (two), and one more setting of
+its own (one), each around the best so far. The last third of the training classes is held out to choose by MAP@R; the
+test classes are not even listed in those runs. The chosen setting then trains on all training classes, once per seed,
+and is measured on the test classes. Each run writes one JSON file to ``--out``, named by a hash of its configuration:
+another call repeats no finished run and resumes an unfinished one. Every call rewrites ``table.md`` there.
 """
 
 import argparse
@@ -39,15 +38,15 @@ from hgsl.engine.folder.run_folder import CONFIG, STATE
 from hgsl.engine.loop.stop import Diverged, Stopped
 from hgsl.engine.run import train
 
-Setting = dict[str, Any]  # dotted name -> value, laid over the recipe
-MOST_TRIALS = 6
+Setting = dict[str, Any]  # dotted name -> value, which overrides the recipe
+MAX_TRIALS = 6
 VALIDATION = 1 / 3  # of the training classes
 RATES: list[Setting] = [
     {"optim.lr": 6e-4, "optim.projection_lr": 6e-3, "optim.centers_lr": 2e-2},
     {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
 ]
 GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", "loss.both_sides": 0.0}  # all classes count
-UNTOLD = (  # in a description
+NOT_DESCRIBED = (  # settings that every run of a loss has
     *("loss.name", "loss.miner", "loss.hard_set", "loss.both_sides", "loss.centers", "type_of_triplets"),
     *("data.sampler", "data.per_class", "optim.projection_lr"),
 )
@@ -65,9 +64,9 @@ def of_library(name: str, **options: Any) -> Setting:
 
 
 def triplet(margin: float) -> Setting:
-    """Semi-hard triplets. Such a loss needs pairs in its batches: four images of each of a few classes.
+    """Semi-hard triplets, which need pairs in their batches: four images of each of a few classes.
 
-    Where there are not enough classes for that (flowers17), the batches are random, and full of pairs anyhow.
+    Where there are too few classes for that (flowers17), the batches are random, and contain pairs all the same.
     """
     return {
         **of_library("TripletMarginLoss", margin=margin),
@@ -78,7 +77,7 @@ def triplet(margin: float) -> Setting:
     }
 
 
-# Loss -> stages of trials; the trials of a stage are laid over the best of the stages before it.
+# Loss -> stages of trials; the trials of a stage override the best setting of the stages before it.
 LOSSES: dict[str, list[list[Setting]]] = {
     "hgsl_global": [
         hgsl(GLOBAL),
@@ -127,19 +126,19 @@ class Bench:
         self.recipe, self.tables, self.images, self.out, self.classes = recipe, tables, images, out, classes
 
     def run(self, phase: str, loss: str, setting: Setting, seed: int = 0) -> dict[str, Any]:
-        """Trains and measures, or reads what an earlier call has found; a loss that diverges scores 0."""
+        """Trains and measures, or reads the result of an earlier call; a loss that diverges scores 0."""
         table = self.tables[phase]
         source = {"data.name": "csv", "data.root": str(table), "data.options": {"image_root": str(self.images)}}
-        wanted = nested({**setting, **source, "run.seed": seed}, self.recipe)
-        if self.classes * wanted["data"].get("per_class", 4) < wanted["train"]["batch_size"]:
-            wanted["data"]["sampler"] = "random"
-        digest = hashlib.sha256((yaml.safe_dump(wanted) + table.read_text(encoding="utf-8")).encode()).hexdigest()
+        sections = nested({**setting, **source, "run.seed": seed}, self.recipe)
+        if self.classes * sections["data"].get("per_class", 4) < sections["train"]["batch_size"]:
+            sections["data"]["sampler"] = "random"
+        digest = hashlib.sha256((yaml.safe_dump(sections) + table.read_text(encoding="utf-8")).encode()).hexdigest()
         path = self.out / f"{phase}-{loss}-seed{seed}-{digest[:12]}.json"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         work = self.out / "unfinished" / path.stem
         config_file = self.out / "unfinished" / f"{path.stem}.yaml"
-        write_text(config_file, yaml.safe_dump(wanted))
+        write_text(config_file, yaml.safe_dump(sections))
         config, _ = parse(build_parser(""), ["--config", str(config_file)])
         print(f"\n{phase}: {loss}, seed {seed}, {describe(setting)}", flush=True)
         begun = (work / STATE).is_file()
@@ -149,12 +148,12 @@ class Bench:
         except Diverged as error:
             print(error)
             scores, seconds = {"recall@1": 0.0, "map@r": 0.0, "num_queries": 0, "split_hash": ""}, 0.0
-        found = {"phase": phase, "loss": loss, "setting": setting, "seed": seed, "seconds": seconds}
-        found |= {name: scores[name] for name in ("recall@1", "map@r", "num_queries", "split_hash")}
-        write_json(path, found)
+        result = {"phase": phase, "loss": loss, "setting": setting, "seed": seed, "seconds": seconds}
+        result |= {name: scores[name] for name in ("recall@1", "map@r", "num_queries", "split_hash")}
+        write_json(path, result)
         shutil.rmtree(work)
         config_file.unlink()
-        return found
+        return result
 
 
 def tune(bench: Bench, loss: str, budget: int) -> tuple[Setting, list[dict[str, Any]]]:
@@ -169,13 +168,13 @@ def tune(bench: Bench, loss: str, budget: int) -> tuple[Setting, list[dict[str, 
     for stage in LOSSES[loss]:
         base = best["setting"]
         for change in stage[: budget - len(trials)]:
-            trials.append(bench.run("tune", loss, laid_over(base, change)))
-            best = max(best, trials[-1], key=lambda found: found["map@r"])
+            trials.append(bench.run("tune", loss, merged_settings(base, change)))
+            best = max(best, trials[-1], key=lambda result: result["map@r"])
     return best["setting"], trials
 
 
-def laid_over(base: Setting, change: Setting) -> Setting:
-    """``change`` over ``base``; arguments of a loss are added, not replaced as a whole."""
+def merged_settings(base: Setting, change: Setting) -> Setting:
+    """Returns ``base`` overridden by ``change``; arguments of a loss are merged, not replaced as a whole."""
     merged = {**base, **change}
     if "loss.options" in base and "loss.options" in change:
         merged["loss.options"] = {**base["loss.options"], **change["loss.options"]}
@@ -183,18 +182,18 @@ def laid_over(base: Setting, change: Setting) -> Setting:
 
 
 def nested(dotted: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the sections ``base`` with ``section.name`` set."""
-    found = {section: dict(values) for section, values in base.items()}
+    """Returns a copy of the sections ``base`` with each ``section.name`` set."""
+    sections = {section: dict(values) for section, values in base.items()}
     for name, value in dotted.items():
         section, _, key = name.partition(".")
-        found.setdefault(section, {})[key] = value
-    return found
+        sections.setdefault(section, {})[key] = value
+    return sections
 
 
 def read_split(name: str, root: Path | None, swap_halves: bool = False) -> Manifest:
-    """The first half of the classes trains, the second is searched; the last third of the first is for validation.
+    """Splits the classes: the first half trains, with its last third for validation, and the second half is the test.
 
-    With ``swap_halves`` the second half trains, and the first is searched.
+    ``swap_halves`` trains on the second half and tests on the first.
     """
     manifest = read_cub100(root) if name == "cub100" else load_manifest(name, root)
     if swap_halves:
@@ -203,7 +202,7 @@ def read_split(name: str, root: Path | None, swap_halves: bool = False) -> Manif
 
 
 def read_cub100(root: Path | None) -> Manifest:
-    """A subset of CUB-200-2011 with lists of its own."""
+    """Reads a subset of CUB-200-2011 with lists in a format of its own."""
     if root is None:
         raise InputError("cub100, a subset of CUB-200-2011, is no data set of hgsl: give its folder with --root")
     classes, images, labels = (read_pairs(root / f"{file}.txt") for file in ("classes", "images", "image_class_labels"))
@@ -213,13 +212,13 @@ def read_cub100(root: Path | None) -> Manifest:
 
 
 def read_pairs(path: Path) -> dict[str, str]:
-    """The lines ``number, value`` of a list."""
+    """Reads the lines ``number, value`` of a list."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return {number: value for number, _, value in (line.partition(", ") for line in lines)}
 
 
 def write_tables(manifest: Manifest, out: Path) -> dict[str, Path]:
-    """Lists what each phase sees: ``final`` everything, ``tune`` the training classes, with some of them searched."""
+    """Writes a table per phase: ``final`` holds all classes, ``tune`` those of training, some of them as its test."""
     split = manifest.split
     parts = {
         "final": replace(manifest, split=np.where(split == "test", "test", "train")),
@@ -233,37 +232,37 @@ def write_tables(manifest: Manifest, out: Path) -> dict[str, Path]:
 
 
 def describe(setting: Setting) -> str:
-    """A setting in one line, without what every run of its loss has."""
+    """Formats a setting on one line, without what every run of its loss has."""
 
     def words() -> Iterator[str]:
         for name, value in setting.items():
             if isinstance(value, dict):
-                yield from (f"{key} {item}" for key, item in value.items() if key not in UNTOLD)
-            elif name not in UNTOLD and value is not None:
+                yield from (f"{key} {item}" for key, item in value.items() if key not in NOT_DESCRIBED)
+            elif name not in NOT_DESCRIBED and value is not None:
                 yield f"{name.partition('.')[2]} {value}"
 
     return ", ".join(dict.fromkeys(words())) or "as in the recipe"
 
 
 def table(finals: Mapping[str, list[dict[str, Any]]], trials: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Markdown: mean and standard deviation over seeds, best MAP@R first, and under it every trial."""
+    """Formats mean and standard deviation over seeds as Markdown, best MAP@R first, and then every trial."""
     lines = ["| loss | chosen setting | trials | seeds | R@1 | MAP@R |", "|---|---|---:|---:|---:|---:|"]
-    order = sorted(finals, key=lambda loss: -statistics.mean(found["map@r"] for found in finals[loss]))
+    order = sorted(finals, key=lambda loss: -statistics.mean(run["map@r"] for run in finals[loss]))
     for loss in order:
         runs = finals[loss]
-        recall, map_at_r = (spread([found[name] for found in runs]) for name in ("recall@1", "map@r"))
+        recall, map_at_r = (spread([run[name] for run in runs]) for name in ("recall@1", "map@r"))
         setting = describe(runs[0]["setting"])
         lines.append(f"| {loss} | {setting} | {len(trials.get(loss, []))} | {len(runs)} | {recall} | {map_at_r} |")
     lines += ["", "| trial on the validation classes | R@1 | MAP@R | seconds |", "|---|---:|---:|---:|"]
     for loss in order:
-        for found in trials.get(loss, []):
-            scores = f"{100 * found['recall@1']:.2f} | {100 * found['map@r']:.2f} | {found['seconds']:.0f}"
-            lines.append(f"| {loss}: {describe(found['setting'])} | {scores} |")
+        for trial in trials.get(loss, []):
+            scores = f"{100 * trial['recall@1']:.2f} | {100 * trial['map@r']:.2f} | {trial['seconds']:.0f}"
+            lines.append(f"| {loss}: {describe(trial['setting'])} | {scores} |")
     return "\n".join(lines) + "\n"
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, of two or more, standard deviation (n - 1), in percent."""
+    """Formats the mean and, of two or more, the standard deviation (n - 1), in percent."""
     mean = f"{100 * statistics.mean(values):.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -271,26 +270,26 @@ def spread(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cub100", help="cub100, or a data set of hgsl.data.DATASETS")
-    parser.add_argument("--root", type=Path, help="its folder")
-    parser.add_argument("--swap-halves", action="store_true", help="train on the searched classes, search the others")
-    parser.add_argument("--recipe", type=Path, default=CONFIGS / "folder.yaml", help="what all losses share")
+    parser.add_argument("--root", type=Path, help="folder of the data set")
+    parser.add_argument("--swap-halves", action="store_true", help="train on the test classes and test on the others")
+    parser.add_argument("--recipe", type=Path, default=CONFIGS / "folder.yaml", help="recipe that all losses share")
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
-    trials = f"a loss, 0 to {MOST_TRIALS}; 0 takes its usual setting"
-    parser.add_argument("--trials", type=int, default=MOST_TRIALS, help=trials)
+    trials = f"trials per loss, 0 to {MAX_TRIALS}; 0 takes the first setting"
+    parser.add_argument("--trials", type=int, default=MAX_TRIALS, help=trials)
     parser.add_argument("--only", nargs="+", choices=LOSSES, metavar="LOSS", help=f"of {', '.join(LOSSES)}")
     parser.add_argument("--out", type=Path, help="default: runs/quality/DATA-IMAGE_SIZE-EPOCHS[-swapped]")
     args = parser.parse_args()
-    if not 0 <= args.trials <= MOST_TRIALS or args.seeds < 1:
-        parser.error(f"--trials must be 0 to {MOST_TRIALS}, --seeds at least 1")
+    if not 0 <= args.trials <= MAX_TRIALS or args.seeds < 1:
+        parser.error(f"--trials must be 0 to {MAX_TRIALS}, --seeds at least 1")
     halves = "-swapped" if args.swap_halves else ""
     out = args.out or Path("runs/quality") / f"{args.data}-{args.image_size}-{args.epochs}{halves}"
     return run(lambda: compare(args, out))
 
 
 def compare(args: argparse.Namespace, out: Path) -> int:
-    """Tunes and trains the losses in turn; the table is there after the first of them."""
+    """Tunes and trains the losses in turn; the table is rewritten after each of them."""
     manifest = read_split(args.data, args.root, args.swap_halves)
     shared = {"data.image_size": args.image_size, "data.cache": "resized", "data.crop_to_boxes": False}
     recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
@@ -299,8 +298,8 @@ def compare(args: argparse.Namespace, out: Path) -> int:
     bench = Bench(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
     swapped = ", halves swapped" if args.swap_halves else ""
     head = (
-        f"{args.data}{swapped}: {counts['train'] + counts['val']} classes train, {counts['test']} are searched; "
-        f"trials train on {counts['train']} and search {counts['val']}. {args.image_size} px, {args.epochs} epochs, "
+        f"{args.data}{swapped}: {counts['train'] + counts['val']} training and {counts['test']} test classes; "
+        f"trials train on {counts['train']} and test on {counts['val']}. {args.image_size} px, {args.epochs} epochs, "
         f"recipe {args.recipe.name}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}. In percent, mean ± standard deviation over seeds.\n\n"
     )
@@ -312,7 +311,7 @@ def compare(args: argparse.Namespace, out: Path) -> int:
             finals[loss] = [bench.run("final", loss, setting, seed) for seed in range(args.seeds)]
             write_text(out / "table.md", head + table(finals, trials))
     except Stopped as stopped:
-        print(f"stopped; the same command goes on from here ({out})", file=sys.stderr)
+        print(f"stopped; the same command resumes in {out}", file=sys.stderr)
         return stopped.exit_code
     print(f"\n{head}{table(finals, trials)}")
     return 0

@@ -1,13 +1,13 @@
-"""Images a second, time spent waiting for them, and peak memory: our training loop against the plainest correct one.
+"""Images per second, time spent waiting for them, and peak memory: the training loop against a plain PyTorch loop.
 
     python benchmarks/train.py                  # ResNet-50 and EfficientNet-Lite0 at 224 pixels
-    python benchmarks/train.py --compile        # also our loop with run.compile: minutes more
-    python benchmarks/train.py --root PHOTOS    # one folder a kind, instead of photos drawn for the purpose
+    python benchmarks/train.py --compile        # also with run.compile: minutes more
+    python benchmarks/train.py --root PHOTOS    # one folder per class, instead of synthetic images
 
-Both loops train the same model with the same loss, batch and images, decoded anew in each epoch. The plain one is what
-a careful person writes first: float32, the default memory format, torchvision's transforms of Pillow images. Each turn
-is a process of its own, so that memory can be told apart; turns alternate and the fastest of each loop counts. On a GPU
-images are kept resized, and a third row replaces the loader by one constant batch: the step rate that can be reached.
+Both loops train the same model with the same loss, batch and images, decoded again in each epoch. The plain loop has
+float32, the default memory format, and torchvision's transforms of Pillow images. Each turn is a process of its own, so
+that peak memory is that of one loop; turns alternate, and the fastest of each loop counts. On a GPU images are cached
+resized, and a third row replaces the loader by one constant batch: the upper bound of the step rate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from hgsl.common.device import pick_device, pick_precision
+from hgsl.common.device import dtype_name, pick_device, pick_precision
 from hgsl.config import Config, DataConfig, LossConfig, ModelConfig, RunConfig, TrainConfig
 from hgsl.data import RetrievalDataset
 from hgsl.engine.loop.loop import Batch, LoopOptions, train_step
@@ -43,17 +43,17 @@ from hgsl.engine.stages import training_stages
 from hgsl.models import create_embedder
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
-KINDS, PHOTOS, PHOTO_SIZE = 8, 24, (500, 375)
+CLASSES, IMAGES, IMAGE_SIZE = 8, 24, (500, 375)
 WARM_UP = 2  # steps
 
 
 def settings(args: argparse.Namespace) -> Config:
-    """What both loops are given."""
+    """Settings of both loops."""
     data = DataConfig(name="folder", root=args.root, image_size=args.image_size, workers=args.workers)
     if pick_device(args.device).type == "cuda":
         data.cache = "resized"
     return Config(
-        run=RunConfig(device=args.device, compile=args.loop == "ours, compiled"),
+        run=RunConfig(device=args.device, compile=args.loop == "hgsl, compiled"),
         data=data,
         model=ModelConfig(backbone=args.backbone, weights="none"),
         loss=LossConfig(alpha=0.4, top_k=None),
@@ -61,8 +61,8 @@ def settings(args: argparse.Namespace) -> Config:
     )
 
 
-def ours(config: Config, constant: bool) -> Iterator[Meter]:
-    """Takes steps of the engine; yields a meter that is told of each."""
+def hgsl_loop(config: Config, constant: bool) -> Iterator[Meter]:
+    """Takes steps of the engine and yields the meter after each."""
     runtime = build_runtime(config)
     problem = Retrieval(config, runtime).problem(measure_before=False)
     [stage] = training_stages(config)
@@ -85,7 +85,7 @@ def ours(config: Config, constant: bool) -> Iterator[Meter]:
 
 
 def plain(config: Config) -> Iterator[Meter]:
-    """The loop of a tutorial."""
+    """Takes steps of a plain PyTorch loop and yields the meter after each."""
     device = pick_device(config.run.device)
     model = create_embedder(config.model.backbone, config.model.pooling, weights="none").to(device).train()
     normalize = transforms.Normalize(model.data_config["mean"], model.data_config["std"])
@@ -116,9 +116,9 @@ def plain(config: Config) -> Iterator[Meter]:
 
 
 def turn(args: argparse.Namespace) -> dict[str, float]:
-    """One loop in this process: ``steps`` steps after the warm-up."""
+    """Runs one loop in this process: ``steps`` steps after the warm-up."""
     config = settings(args)
-    steps = plain(config) if args.loop == "plain" else ours(config, constant=args.loop == "ours, constant batch")
+    steps = plain(config) if args.loop == "plain" else hgsl_loop(config, constant=args.loop == "hgsl, constant batch")
     started = time.perf_counter()
     meter = next(steps)
     first = time.perf_counter() - started
@@ -135,52 +135,52 @@ def measured(args: argparse.Namespace, backbone: str, loop: str, root: str) -> d
     result = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{backbone}, {loop} failed:\n{result.stderr}")
-    found = json.loads(result.stdout.splitlines()[-1])
-    print(f"{backbone}, {loop}: {found['speed']:.2f} images/s", file=sys.stderr)
-    return found
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    print(f"{backbone}, {loop}: {numbers['speed']:.2f} images/s", file=sys.stderr)
+    return numbers
 
 
-def draw_photos(root: Path) -> None:
-    """JPEG files of a photo's size: coarse noise, smoothly enlarged, with fine noise on it."""
+def draw_images(root: Path) -> None:
+    """Writes JPEG files of coarse noise, smoothly enlarged, with fine noise on it."""
     generator = np.random.default_rng(0)
-    for kind in range(KINDS):
-        (root / f"kind_{kind}").mkdir()
-        for number in range(PHOTOS):
+    for label in range(CLASSES):
+        (root / f"class_{label}").mkdir()
+        for number in range(IMAGES):
             coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3)).astype(np.uint8))
-            pixels = np.asarray(coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+            pixels = np.asarray(coarse.resize(IMAGE_SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
             fine = (pixels + generator.integers(-12, 13, pixels.shape)).clip(0, 255)
-            Image.fromarray(fine.astype(np.uint8)).save(root / f"kind_{kind}" / f"{number}.jpg", quality=90)
+            Image.fromarray(fine.astype(np.uint8)).save(root / f"class_{label}" / f"{number}.jpg", quality=90)
 
 
 def compare(args: argparse.Namespace, root: str) -> None:
     device = pick_device(args.device)
-    precision = str(pick_precision("auto", device)).removeprefix("torch.")
+    precision = dtype_name(pick_precision("auto", device))
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers; ours in {precision}")
+    print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers; hgsl in {precision}")
     if device.type == "cpu" and precision == "float32":
-        print("This CPU has no bfloat16 units, so our loop computes in float32 as the plain one does.")
-    loops = ["ours", "plain"]
-    loops += ["ours, constant batch"] if device.type == "cuda" else []
+        print("This CPU has no bfloat16 units, so both loops compute in float32.")
+    loops = ["hgsl", "plain"]
+    loops += ["hgsl, constant batch"] if device.type == "cuda" else []
     for backbone in args.backbones:
         turns: dict[str, list[dict[str, float]]] = {loop: [] for loop in loops}
         for _ in range(args.turns):
             for loop in loops:
                 turns[loop].append(measured(args, backbone, loop, root))
         if args.compile:
-            turns["ours, compiled"] = [measured(args, backbone, "ours, compiled", root)]
-        best = {loop: max(found, key=lambda one: one["speed"]) for loop, found in turns.items()}
+            turns["hgsl, compiled"] = [measured(args, backbone, "hgsl, compiled", root)]
+        best = {loop: max(numbers, key=lambda turn: turn["speed"]) for loop, numbers in turns.items()}
         batch = args.batch_size or BATCHES.get(backbone, 32)
         print(f"\n| {backbone}, batch {batch} | images/s | of plain | waiting | peak MiB | first step, s |")
         print("|---|---:|---:|---:|---:|---:|")
-        for loop, found in best.items():
-            ratio = found["speed"] / best["plain"]["speed"]
+        for loop, numbers in best.items():
+            ratio = numbers["speed"] / best["plain"]["speed"]
             print(
-                f"| {loop} | {found['speed']:.2f} | {ratio:.2f} | {100 * found['wait']:.0f} % | {found['peak']:,.0f} "
-                f"| {found['first']:.0f} |"
+                f"| {loop} | {numbers['speed']:.2f} | {ratio:.2f} | {100 * numbers['wait']:.0f} % "
+                f"| {numbers['peak']:,.0f} | {numbers['first']:.0f} |"
             )
         if device.type == "cuda":
-            share = best["ours"]["speed"] / best["ours, constant batch"]["speed"]
-            print(f"\nours at {100 * share:.0f} % of the step rate with a constant batch")
+            share = best["hgsl"]["speed"] / best["hgsl, constant batch"]["speed"]
+            print(f"\nhgsl at {100 * share:.0f} % of the step rate with a constant batch")
 
 
 def main() -> None:
@@ -189,11 +189,11 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, help="default: 16 for ResNet-50, else 32")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps a turn")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps per turn")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--root", help="photos, one folder a kind")
+    parser.add_argument("--root", help="images, one folder per class")
     parser.add_argument("--backbone", help=argparse.SUPPRESS)
     parser.add_argument("--loop", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -202,7 +202,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as drawn:
         if args.root is None:
-            draw_photos(Path(drawn))
+            draw_images(Path(drawn))
         compare(args, args.root or drawn)
 
 
