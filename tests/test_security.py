@@ -1,5 +1,4 @@
-"""Files from strangers: nothing in the package can run code from one, and every loader refuses what is not what it
-should be with one line that names it."""
+"""Files from strangers: no code of the package executes one, and every reader refuses a malformed one in one line."""
 
 import ast
 import io
@@ -29,7 +28,7 @@ from hgsl.sparsity import load as load_sparse
 CLONE = Path(hgsl.__file__).parents[1]
 SOURCES = sorted(path for folder in ("hgsl", "tools", "benchmarks") for path in (CLONE / folder).rglob("*.py"))
 
-# Where a call that could run code is, and why it cannot.
+# Calls that could run code, with the reason why they cannot.
 REVIEWED = {
     ("hgsl/models/weights.py", "pickle"): "names the error class of torch.load",
     ("hgsl/models/weights.py", "torch.load"): "with weights_only=True",
@@ -43,33 +42,33 @@ CALLS = {
 
 
 def dangers(source: str) -> Iterator[tuple[str, int]]:
-    """What in a source could run code from a file, with its line."""
+    """Yields each construct that could run code from a file, with its line."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             yield from ((name, node.lineno) for name in names if name.split(".")[0] in MODULES)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
             if name in CALLS:
                 yield name, node.lineno
-            if name in ("np.load", "numpy.load") and words.get("allow_pickle") != "False":
+            if name in ("np.load", "numpy.load") and keywords.get("allow_pickle") != "False":
                 yield "np.load without allow_pickle=False", node.lineno
-            if name == "torch.load" and words.get("weights_only") != "True":
+            if name == "torch.load" and keywords.get("weights_only") != "True":
                 yield "torch.load without weights_only=True", node.lineno
-            if name.endswith((".extractall", ".extract")) and "filter" not in words:
+            if name.endswith((".extractall", ".extract")) and "filter" not in keywords:
                 yield "an archive unpacked unchecked", node.lineno
-            yield from ((f"{word}=True", node.lineno) for word in ("shell", "trust_remote_code") if words.get(word))
+            yield from ((f"{word}=True", node.lineno) for word in ("shell", "trust_remote_code") if keywords.get(word))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(CLONE).as_posix())
 def test_no_source_can_run_code_from_a_file(path: Path) -> None:
-    place = path.relative_to(CLONE).as_posix()
-    found = [(name, line) for name, line in dangers(path.read_text("utf-8")) if (place, name) not in REVIEWED]
-    assert not found, f"{place}: {found}"
+    source = path.relative_to(CLONE).as_posix()
+    calls = [(name, line) for name, line in dangers(path.read_text("utf-8")) if (source, name) not in REVIEWED]
+    assert not calls, f"{source}: {calls}"
 
 
-def test_the_search_for_dangers_finds_them() -> None:
+def test_every_dangerous_call_is_detected() -> None:
     source = """
 import pickle
 from joblib import load
@@ -88,7 +87,7 @@ def f():
 
 
 class Payload:
-    """What an attacker pickles: reading it makes a file."""
+    """An object whose unpickling creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = str(marker)
@@ -129,18 +128,18 @@ def entry(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str,
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-LYING = {
+FALSE_HEADERS = {
     "a header longer than the file": tensors({"w": entry([4], [0, 16])}, length=1 << 40),
-    "a header of no length": tensors(b"", length=0),
-    "a header that is no JSON": tensors(b"{" * 64),
-    "a header nested without end": tensors(b'{"w":' + b"[" * 100_000),
+    "an empty header": tensors(b"", length=0),
+    "a header that is not JSON": tensors(b"{" * 64),
+    "a header nested without limit": tensors(b'{"w":' + b"[" * 100_000),
     "offsets beyond the file": tensors({"w": entry([1 << 20], [0, 1 << 22])}),
     "a shape larger than its bytes": tensors({"w": entry([1 << 40], [0, 16])}),
     "a shape that overflows": tensors({"w": entry([1 << 33, 1 << 33], [0, 16])}),
     "a negative shape": tensors({"w": entry([-4], [0, 16])}),
     "offsets in reverse": tensors({"w": entry([4], [16, 0])}),
-    "two tensors on one place": tensors({"v": entry([4], [0, 16]), "w": entry([4], [0, 16])}),
-    "bytes that belong to none": tensors({"w": entry([2], [0, 8])}),
+    "overlapping tensors": tensors({"v": entry([4], [0, 16]), "w": entry([4], [0, 16])}),
+    "bytes of no tensor": tensors({"w": entry([2], [0, 8])}),
     "an unknown number format": tensors({"w": entry([4], [0, 16], "PICKLE")}),
     "an empty file": b"",
 }
@@ -154,7 +153,7 @@ PICKLES = {
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Iterator[Path]:
-    """What a pickle makes when it is read; the test fails if it is there at the end."""
+    """The folder that a pickle creates when it is read; the test fails if it exists at the end."""
     path = tmp_path / "the pickle was executed"
     yield path
     assert not path.exists()
@@ -170,7 +169,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hostile(content: bytes, saved: Path, tmp_path: Path) -> list[Callable[[], object]]:
-    """Every reader of binary files, each on its own copy of ``content`` under each name that it takes."""
+    """Every reader of binary files, each on a copy of ``content`` under each name that it accepts."""
 
     def put(name: str) -> Path:
         path = tmp_path / name
@@ -198,15 +197,15 @@ def test_no_reader_executes_a_pickle(kind: str, saved: Path, tmp_path: Path, mar
             reader()
 
 
-@pytest.mark.parametrize("kind", LYING)
-def test_a_header_that_lies_is_refused(kind: str, saved: Path, tmp_path: Path) -> None:
-    for reader in hostile(LYING[kind], saved, tmp_path):
+@pytest.mark.parametrize("kind", FALSE_HEADERS)
+def test_a_false_header_is_refused(kind: str, saved: Path, tmp_path: Path) -> None:
+    for reader in hostile(FALSE_HEADERS[kind], saved, tmp_path):
         with pytest.raises(InputError):
             reader()
 
 
-def test_the_payload_would_work(marker: Path) -> None:
-    """Else the tests above would show nothing."""
+def test_the_payload_works(marker: Path) -> None:
+    """The pickles above execute their payload, so the tests above mean something."""
     pickle.loads(pickled(marker))
     assert marker.is_dir()
     marker.rmdir()
@@ -224,8 +223,8 @@ def test_the_evaluation_command_refuses_them_in_one_line(
     }
     for name, make in files.items():
         (tmp_path / name).write_bytes(make(marker))
-        words = ["--embeddings", str(tmp_path / name), "--labels", str(tmp_path / "labels.npy")]
-        assert eval_retrieval.main(words) == 2
+        arguments = ["--embeddings", str(tmp_path / name), "--labels", str(tmp_path / "labels.npy")]
+        assert eval_retrieval.main(arguments) == 2
         error = capsys.readouterr().err
         assert str(tmp_path / name) in error
         assert error.count("\n") == 1
@@ -275,7 +274,7 @@ def test_a_model_description_is_checked_value_by_value(
         load_embedder(tmp_path)
 
 
-def test_further_entries_reach_no_constructor(saved: Path, tmp_path: Path) -> None:
+def test_unknown_keys_reach_no_constructor(saved: Path, tmp_path: Path) -> None:
     content = json.loads((saved / "run/model.json").read_text())
     content["architecture"] |= {"weights": "/etc/passwd", "pretrained": True}
     content["data_config"] |= {"url": "http://example.invalid"}
@@ -305,10 +304,10 @@ def test_json_from_a_stranger(content: bytes, saved: Path, tmp_path: Path, capsy
 TABLES = {
     "a path that climbs out": b"path,label\n../../etc/passwd,1\n",
     "an absolute path": b"path,label\n/etc/passwd,1\n",
-    "a quote without end": b'path,label\n"a.jpg,1\n' + b"x" * 200_000,
-    "bytes that are no text": b"path,label\n\xff\xfe\x00,1\n",
-    "an end of string inside": b"path,label\na\0.jpg,1\n",
-    "more digits than a number has": b"path,label\na.jpg," + b"9" * 5000 + b"\n",
+    "an unclosed quote": b'path,label\n"a.jpg,1\n' + b"x" * 200_000,
+    "bytes that are not text": b"path,label\n\xff\xfe\x00,1\n",
+    "a null byte": b"path,label\na\0.jpg,1\n",
+    "a number of 5,000 digits": b"path,label\na.jpg," + b"9" * 5000 + b"\n",
     "a pickle": b"\x80\x04cos\nsystem\n.",
     "nothing": b"",
 }
