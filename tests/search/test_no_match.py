@@ -76,7 +76,14 @@ def test_a_threshold_that_cannot_be_calibrated_is_dropped(labels):
     table = ImageTable(table.images, [labels] * 12, {})
     entry = calibrated(SOURCE, table, open_vectors(vectors), notes := [])
     assert entry["threshold"] is None
-    assert "belongs to another gallery and is not used" in notes[0]
+    assert "cannot be calibrated on this index and is not used: its images need labels of two classes" in notes[0]
+
+
+def test_a_rate_that_so_few_images_cannot_tell_from_zero_drops_the_threshold():
+    table, vectors, _ = index_of(classes=3, images=4)
+    entry = calibrated({**SOURCE, "rate": 0.01}, table, open_vectors(vectors), notes := [])
+    assert entry["threshold"] is None
+    assert "0.01 cannot be measured on 12" in notes[0]
 
 
 def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos):
@@ -87,7 +94,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos
         return SearchIndex.open(folder).threshold, report.notes
 
     assert threshold(checkpoint=run) == (None, [])
-    content = {"threshold": 0.2, "metric": "cosine", "calibration": {"false_accept_rate": 0.25}}
+    content = {"threshold": 0.2, "metric": "cosine", "calibration": {"asked_rate": 0.25}}
     (run / "no_match.json").write_text(json.dumps(content))
     calibrated_threshold, notes = threshold(checkpoint=run)
     assert 0.2 < calibrated_threshold < 1

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hgsl.common.errors import InputError
 from hgsl.common.no_match import FILE_NAME, read_no_match
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
+from hgsl.evaluation.threshold import calibrate
 from hgsl.search.checks import check_threshold
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import ImageTable
@@ -50,8 +52,10 @@ def threshold_source(
     if content["metric"] != "cosine" or content.get("post_processing") or not math.isfinite(threshold):
         notes.append(f"{path} was calibrated for other scores than plain cosine similarity and is not used")
         return previous.get("no_match")
-    calibration = content.get("calibration", content)
-    return {"source": str(path), "run_threshold": threshold, "rate": float(calibration.get("false_accept_rate", 0))}
+    calibration = content.get("calibration", {})
+    if not isinstance(calibration.get("asked_rate"), float | int):
+        raise InputError(f"{path} lacks the rate that was asked for: calibrate again with hgsl-eval --no-match")
+    return {"source": str(path), "run_threshold": threshold, "rate": float(calibration["asked_rate"])}
 
 
 def calibrated(
@@ -77,14 +81,18 @@ def calibrated(
     rows = np.array([row for row, label in enumerate(table.labels) if label is not None], dtype=np.int64)
     names, labels = np.unique([table.labels[row] or "" for row in rows], return_inverse=True)
     entry = {key: source[key] for key in ("source", "run_threshold", "rate")} | {"images": len(table.images)}
-    if len(names) < 2:
+    try:
+        if len(names) < 2:
+            raise InputError("its images need labels of two classes or more (--labels)")
+        strangers, classes, nearest = _strangers(vectors.pick(rows), labels)
+        calibration = calibrate(strangers, classes, source["rate"], len(table.images))
+    except InputError as error:
         notes.append(
-            f"the threshold of {source['source']} belongs to another gallery and is not used: to calibrate it on this "
-            "index, its images need labels of two classes or more (--labels); --no-match gives a threshold"
+            f"the threshold of {source['source']} belongs to another gallery, cannot be calibrated on this index and "
+            f"is not used: {error}; --no-match gives a threshold"
         )
         return {**entry, "threshold": None}
-    strangers, classes, nearest = _strangers(vectors.pick(rows), labels)
-    threshold = max(source["run_threshold"], _threshold(strangers, source["rate"]))
+    threshold = max(source["run_threshold"], calibration.threshold)
     accepted = strangers >= np.float32(threshold)
     low, high = _interval(accepted, classes, nearest)
     notes.append(_summary(threshold, source["rate"], float(accepted.mean()), low, high, len(strangers), len(names)))
@@ -103,13 +111,6 @@ def _strangers(vectors: Vectors, labels: Ints) -> tuple[Floats, Ints, Ints]:
         scores[part] = neighbor_scores(vectors, positions[:, :1], queries, part, faiss_file.METRIC)[:, 0]
         nearest[part] = labels[positions[:, 0]]
     return scores, labels[rows], nearest
-
-
-def _threshold(strangers: Floats, rate: float) -> float:
-    """The lowest threshold that accepts at most this share; equal scores are rejected together."""
-    allowed = math.floor(rate * len(strangers) + 1e-9)  # 0.29 * 100 is below 29
-    descending = np.sort(strangers)[::-1]
-    return float(np.nextafter(descending[min(allowed, len(strangers) - 1)], np.float32(np.inf)))
 
 
 def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tuple[float, float]:
