@@ -99,6 +99,13 @@ def test_a_gray_ramp_is_the_same_however_it_is_stored(tmp_path: Path, name: str)
     assert len(np.unique(pixels)) == 64
 
 
+@pytest.mark.parametrize("values", [(RAMP * 65535).astype(np.uint16), RAMP.astype("f4")])
+def test_a_tiff_in_which_zero_is_white_is_inverted(tmp_path: Path, values: np.ndarray) -> None:
+    Image.fromarray(values).save(tmp_path / "ramp.tif", tiffinfo={262: 0})
+    pixels = np.asarray(read_image(tmp_path / "ramp.tif"))[..., 0].astype(int)
+    assert np.abs(pixels - (255 - SCALED["8 bits"].astype(int))).max() <= 1
+
+
 def test_dark_values_of_a_known_range_stay_dark(tmp_path: Path) -> None:
     for values in (RAMP.astype(np.float32) * 0.25, (RAMP * 0.3 * 65535).astype(np.uint16)):
         Image.fromarray(values).save(tmp_path / "dark.tif")

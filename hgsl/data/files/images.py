@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 
 from hgsl.common.errors import InputError
 from hgsl.common.transforms import check_shape
@@ -59,12 +60,14 @@ def decode(image: Image.Image) -> Image.Image:
     """
     check_shape(*image.size)
     stored = str(getattr(image, "tile", None) or "")  # Pillow's description of the stored pixels, such as RGB;16B
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0  # heeded by Pillow up to 8 bits
     image = ImageOps.exif_transpose(image)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         values = values.view(np.uint32) if "I;32N" in stored else values  # unsigned, though Pillow has it signed
-        return Image.fromarray(scale_to_bytes(values)).convert("RGB")
+        pixels = scale_to_bytes(values)
+        return Image.fromarray(255 - pixels if white_is_zero else pixels).convert("RGB")
     if ";16" in stored and _brightest(image) < 16:  # Pillow keeps the upper 8 bits of each channel
         raise InputError("16-bit color of 12 bits or fewer, which would lose all but 16 levels: convert it to 8 bits")
     return to_rgb(image)
