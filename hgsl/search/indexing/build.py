@@ -139,7 +139,7 @@ def _missing_images(
 
 
 def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snapshot | None]:
-    """The settings and the snapshot of the index so far; a damaged index is noted and built anew."""
+    """The settings and the snapshot of the index so far; a damaged index is noted and rebuilt."""
     if not has_index(folder):
         return {}, None
     record: dict[str, Any] = {}
@@ -151,8 +151,8 @@ def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snap
     except InputError as error:
         if isinstance(error.__cause__, OSError):  # such as a permission or a network share: not damaged
             raise
-        kept = "its settings are kept" if record else "labels, FAISS factory and threshold are those of a new index"
-        notes.append(f"the index was damaged and has been rebuilt, {kept} ({error})")
+        settings = "with its settings" if record else "with the labels, FAISS factory and threshold of a new index"
+        notes.append(f"the index was damaged and has been rebuilt {settings} ({error})")
         return record, None
     return record, snapshot
 

@@ -1,7 +1,7 @@
 """The no-match threshold of an index: given by the user, or that of the model's run, calibrated again on the index.
 
 The best of N strangers grows with N, so a threshold that was calibrated on a small gallery accepts too many in a larger
-one. Each labeled image of the index, its own class excluded, is a stranger to this very gallery.
+one. Each labeled image of the index, its own class excluded, is a stranger to this gallery.
 """
 
 import math

@@ -159,7 +159,7 @@ async def _page_file(request: Request) -> FileResponse:
 
 
 def _jpeg_response(path: Path, side: int, cached: str | None) -> Response:
-    """Encodes an image anew, so that only pixels leave this machine, whatever file is at the path."""
+    """Re-encodes an image, so that only pixels leave this machine, whatever file is at the path."""
     try:
         facts = path.stat()
         tag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}-{side}"'

@@ -74,7 +74,7 @@ def serve(
     listener = listen(host, port)
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files: whoever sends one gets an answer
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files: the client that sends one gets an answer
     shown = f"[{host}]" if ":" in host else host
     print(f"{len(index):,} images: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
