@@ -1,4 +1,4 @@
-"""Gradients that are computed by hand: attached to a value, and safe against a silent second derivative."""
+"""Custom gradients: a value with a known gradient, and a guard against wrong second derivatives."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hgsl.common.errors import InputError
 
 
 def builds_graph() -> bool:
-    """Whether the backward pass that is running records itself for a second derivative (``create_graph=True``).
+    """Whether the running backward pass is recorded for a second derivative (``create_graph=True``).
 
     A compiled backward pass never does: PyTorch refuses second derivatives of compiled functions itself.
     """
@@ -17,10 +17,10 @@ def builds_graph() -> bool:
 
 
 def refuse_second_derivative(function: str, way_out: str) -> None:
-    """Call first in the ``backward`` of a ``torch.autograd.Function`` that has no derivative of its own.
+    """Guards the ``backward`` of a ``torch.autograd.Function`` that is not twice differentiable; call it there first.
 
-    ``once_differentiable`` is not enough: it returns constants, and ``torch.autograd.grad(..., inputs=x)`` then drops
-    their share of the second derivative in silence, wherever another path leads to ``x``.
+    ``once_differentiable`` is not enough: it returns constants, and ``torch.autograd.grad(..., inputs=x)`` silently
+    omits their part of the second derivative if ``x`` is also reached by another path.
 
     Raises:
         InputError: The backward pass is called with ``create_graph=True``.

@@ -1,4 +1,4 @@
-"""Exchange of tensors between processes; with one process, or none initialized, every function returns its input."""
+"""Collective operations on tensors; without a process group, or with one process, each returns its input."""
 
 from typing import Any
 
@@ -39,10 +39,10 @@ def gather_rows(rows: Tensor, counts: list[int] | None = None, group: Group = No
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Concatenates the ``rows`` of all processes, each of which has the same number, for a loss over the joint batch.
+    """Concatenates the ``rows`` of all processes, the same number in each, for a loss over the joint batch.
 
-    Every process computes the same loss over all rows. The gradient of its own rows is the sum of every process's, so
-    that the mean which DistributedDataParallel takes is the gradient of the joint batch.
+    Every process computes the same loss over all rows. Backward sums the gradients of a row over all processes, so that
+    the mean over processes in DistributedDataParallel is the gradient of the joint batch.
     """
     gathered, _ = GatherRows.apply(rows, None, [len(rows)] * rank_and_world()[1], None, 1)
     return gathered
@@ -64,10 +64,10 @@ def broadcast_from_main(value: Tensor, group: Group = None) -> Tensor:
 
 
 def agree_on_counts(count: int, problem: InputError | None, device: torch.device, group: Group = None) -> list[int]:
-    """Returns every process's ``count``, or raises on all of them if one has a ``problem``, so that none waits forever.
+    """Returns every process's ``count``; if one has a ``problem``, all raise, so that none blocks in a collective.
 
     Raises:
-        InputError: The problem, and on the other processes the rank that has one.
+        InputError: ``problem``, or on a process without one an error that names the rank with a problem.
     """
     counts = torch.cat(gather(torch.tensor([-1 if problem else count], device=device), group)).tolist()
     if problem:
@@ -78,11 +78,10 @@ def agree_on_counts(count: int, problem: InputError | None, device: torch.device
 
 
 class GatherRows(torch.autograd.Function):
-    """Gathers the rows of all processes, and passes on a number that they share, or None.
+    """Concatenates the rows of all processes; a scalar ``shared``, equal in all of them or None, is passed through.
 
-    Backward sums the gradients that every process has of every row, and returns those of the process's own rows times
-    ``factor``. The gradient of the shared number is the sum. It is one function so that all processes communicate in
-    the same order.
+    Backward sums the gradients of rows and scalar over all processes, and returns those of the local rows, times
+    ``factor``, and of the scalar. Both are in one function so that all processes communicate in the same order.
     """
 
     @staticmethod
@@ -96,11 +95,12 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad_rows: Tensor, grad_shared: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("a loss over several processes", "compute it in one process")
         rank, _ = rank_and_world(ctx.group)
-        local = shared = None
+        grad_local_rows = grad_scalar = None
         if ctx.needs_input_grad[0]:
-            start = sum(ctx.counts[:rank])
-            local = ctx.factor * all_reduce_sum(grad_rows, ctx.group)[start : start + ctx.counts[rank]]
+            first_row = sum(ctx.counts[:rank])
+            grad_all_rows = all_reduce_sum(grad_rows, ctx.group)
+            grad_local_rows = ctx.factor * grad_all_rows[first_row : first_row + ctx.counts[rank]]
         if ctx.needs_input_grad[1]:
             assert grad_shared is not None
-            shared = all_reduce_sum(grad_shared, ctx.group)
-        return local, shared, None, None, None
+            grad_scalar = all_reduce_sum(grad_shared, ctx.group)
+        return grad_local_rows, grad_scalar, None, None, None

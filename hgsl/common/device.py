@@ -1,4 +1,4 @@
-"""Device and dtype by name; ``auto`` is the best of this machine."""
+"""Devices and dtypes by name; ``auto`` selects the best that this machine supports."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,10 +33,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """Returns ``device`` as it is given, if this machine has it.
+    """Returns ``device`` as a ``torch.device``.
 
     Raises:
-        InputError: It has not, or the name is unknown.
+        InputError: The name is unknown, or this machine has no such device.
     """
     try:
         checked = torch.device(device)
@@ -48,9 +48,9 @@ def check_device(device: torch.device | str) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype that a network computes in on ``device``.
 
-    ``auto`` is bfloat16 where the hardware multiplies it natively (AMX or AVX-512 BF16 on x86, BF16 on ARM, compute
+    ``auto`` is bfloat16 where the hardware supports it natively (AMX or AVX-512 BF16 on x86, BF16 on ARM, compute
     capability 8 and up on CUDA), float16 on older CUDA devices (the caller then needs a gradient scaler), and float32
-    elsewhere: without such units, bfloat16 on a CPU can be hundreds of times slower than float32.
+    elsewhere: without native support, bfloat16 on a CPU can be hundreds of times slower than float32.
 
     Raises:
         InputError: The name is unknown, or float16 is asked for on a CPU.
@@ -68,15 +68,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has bfloat16 matrix or dot-product instructions."""
-    query = getattr(torch.cpu, "get_capabilities", None)  # newer than the oldest torch supported
-    if query is not None:
-        capabilities: Mapping[str, Any] = query()
-        return any(bool(capabilities.get(unit)) for unit in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # missing in the oldest supported torch
+    if get_capabilities is not None:
+        capabilities: Mapping[str, Any] = get_capabilities()
+        return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name that :func:`pick_precision` knows a dtype by.
+    """Returns the name of a dtype as in ``PRECISIONS``.
 
     >>> dtype_name(torch.bfloat16)
     'bfloat16'

@@ -1,4 +1,4 @@
-"""Errors of the disk that name the path, and a check before long work that a path can be written."""
+"""Disk errors that name the path, and a check before long work that a path is writable."""
 
 import errno
 import os
@@ -14,14 +14,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 @contextmanager
 def named_disk_errors(path: str | os.PathLike[str], temporary: Path | None = None) -> Iterator[None]:
-    """Raises what the disk refuses as an ``OSError`` that names ``path``.
+    """Converts disk errors (full, read-only, I/O) inside the context to an ``OSError`` that names ``path``.
 
-    Python's own errors of a full disk name no file, and those of libraries are no ``OSError``: NumPy, safetensors and
-    FAISS put the system's words into a message of their own.
+    Python's ``OSError`` for a full disk names no file; NumPy, safetensors and FAISS raise other exceptions, with the
+    text of the system error in the message.
 
     Args:
-        path: What is written.
-        temporary: The file that is written in its place, which the error must not name.
+        path: The file that is written.
+        temporary: The temporary file that is written first, which the error must not name.
     """
     try:
         yield
@@ -33,10 +33,10 @@ def named_disk_errors(path: str | os.PathLike[str], temporary: Path | None = Non
 
 
 def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
-    """Checks that a file can be written at ``path``, or in it if it is a folder; folders may be missing.
+    """Checks that ``path``, or a file in it if it is a folder, can be written; parent folders may be missing.
 
-    A command calls it for each output before long work, and so finds a wrong path, a missing permission, a read-only
-    or full disk at once. Nothing is left behind.
+    Commands call it for each output before long work, so that a wrong path, a missing permission, a read-only or a full
+    disk is reported at once. It leaves no file.
 
     Args:
         path: A file, which need not exist, or an existing folder.
@@ -63,7 +63,7 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
 
 
 def reserve_space(path: str | os.PathLike[str]) -> None:
-    """Reserves the blocks of a sparse file, before it is mapped: a write to a map of a full disk kills the process.
+    """Allocates the blocks of a sparse file before it is memory-mapped: on a full disk, SIGBUS would end the process.
 
     Raises:
         OSError: The disk is full; the error names ``path``.
@@ -73,12 +73,12 @@ def reserve_space(path: str | os.PathLike[str]) -> None:
 
 
 def _disk_error(error: Exception, temporary: Path | None) -> int | None:
-    """The error number of what the disk refused without naming the file; None for any other error."""
+    """Returns the errno of a disk error that names no file, or ``temporary``; None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
-        named = error.filename if error.filename is None else os.fsdecode(error.filename)
-        if temporary is not None and named == os.fspath(temporary):
+        filename = error.filename if error.filename is None else os.fsdecode(error.filename)
+        if temporary is not None and filename == os.fspath(temporary):
             return error.errno
-        return error.errno if named is None and error.errno in DISK_ERRORS else None
+        return error.errno if filename is None and error.errno in DISK_ERRORS else None
     if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy.save
         return errno.ENOSPC
     return next((code for code in DISK_ERRORS if os.strerror(code) in str(error)), None)

@@ -1,4 +1,4 @@
-"""The error for mistakes of the user, and messages that suggest the nearest known name."""
+"""The error for invalid input, and messages that suggest the nearest known name."""
 
 import difflib
 from collections.abc import Iterable

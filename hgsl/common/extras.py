@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from hgsl.common.errors import InputError
 
-# Extra -> its modules, by their import names; setup.cfg names the packages.
+# Extra -> import names of its modules; setup.cfg lists the packages.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "pml": ("pytorch_metric_learning",),
     "serve": ("fastapi", "uvicorn"),
@@ -27,7 +27,7 @@ def require(extra: str, purpose: str) -> None:
         purpose: The feature that needs it, as the subject of the message.
 
     Raises:
-        InputError: Some are missing; the message says how to install them.
+        InputError: Some are missing; the message has the command that installs them.
     """
     absent = missing(extra)
     if absent:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
+"""Atomic writes (temporary name, flush to disk, rename), lock files, JSON, and recursive listings of folders."""
 
 import fcntl
 import json
@@ -21,8 +21,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the folder of ``path``; on success it is renamed to ``path``, on error removed.
 
     The folder is created if it is missing. The file is flushed to disk before the rename and the folder after it, so a
-    crash at any moment leaves either the old file or the new one. Its mode follows the umask, whatever its writer sets
-    (safetensors makes files that only their owner can read).
+    crash at any moment leaves either the old file or the new one. The mode of the file follows the umask, also where a
+    library sets another (safetensors: readable by the owner only).
 
     Raises:
         OSError: The folder cannot be written, or the disk is full; the error names ``path``. Nothing is left behind.
@@ -41,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
             _flush(target.parent, os.O_RDONLY)
     finally:
-        with suppress(OSError):  # it is not there, or the disk is read-only: that error is already on its way
+        with suppress(OSError):  # already renamed, or the disk is read-only, which is being raised
             temporary.unlink()
 
 
@@ -53,7 +53,7 @@ def remove_partial(folder: Path) -> None:
 
 @contextmanager
 def locked(path: str | os.PathLike[str], refusal: str) -> Iterator[None]:
-    """Holds the lock file ``path`` for this process; the system frees it when the process ends, however it ends.
+    """Holds the lock file ``path``; the lock is released on exit, and however the process ends.
 
     Args:
         path: Created if it is missing, and its folder too.
@@ -79,11 +79,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str], what: str = "a JSON file") -> dict[str, Any]:
-    """Reads a JSON object that may come from anywhere.
+    """Reads a JSON object from a file that may be untrusted.
 
     Args:
         path: The file.
-        what: What the message says was expected.
+        what: What the file should hold, for the error message.
 
     Raises:
         OSError: It cannot be read.
@@ -104,13 +104,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def walk_files(top: Path, *above: Path) -> Iterator[Path]:
-    """Yields every file below ``top``, sorted; hidden files and folders are left out.
+    """Yields every file below ``top``, sorted, except hidden files, hidden folders and ``lost+found``.
 
-    Links are followed, but not to a folder that was visited before, nor to one of ``above``: a link to a parent would
-    be followed forever. ``lost+found``, which belongs to the file system, is left out too.
+    Links are followed, but not to a folder that was visited before, nor to one of ``above``, so that a link to a parent
+    folder is no infinite loop.
 
     Raises:
-        InputError: A folder cannot be read: its files must not be taken for deleted ones.
+        InputError: A folder cannot be read; skipping it would make its files look deleted.
     """
     visited = {_inode(folder) for folder in above}
     for folder, folders, files in os.walk(top, onerror=_refuse, followlinks=True):

@@ -8,13 +8,13 @@ from torch import nn
 
 
 def fingerprint(network: nn.Module, settings: str) -> str:
-    """Returns 64 hex digits that stand for the tensors of a network and for ``settings``.
+    """Returns the SHA-256 of the state dict of a network and of ``settings``, 64 hex digits.
 
-    They cover the names, dtypes, shapes and bytes of the state dict, on whatever device it is.
+    It covers names, dtypes, shapes and bytes of the tensors, and does not depend on their device.
 
     Args:
-        network: Its weights and buffers count, its class does not.
-        settings: Whatever else decides the outputs, as text that is the same in every process.
+        network: The network; its class is not part of the fingerprint.
+        settings: Everything else that determines the outputs, as text that is the same in every process.
     """
     digest = hashlib.sha256(settings.encode())
     for name, tensor in network.state_dict().items():

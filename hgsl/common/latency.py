@@ -1,4 +1,4 @@
-"""Latency of alternatives, measured in turns."""
+"""Latency of several functions, measured alternately."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ def fastest_seconds(
 ) -> dict[str, float]:
     """Returns name -> seconds of the fastest of ``repeats`` calls.
 
-    Other work on the machine only ever adds time, so the fastest call is the nearest to the truth. The alternatives
-    take turns, so that such work falls on all of them alike.
+    Other load on the machine only adds time, so the minimum is the best estimate. The functions are called alternately,
+    so that other load affects all of them alike.
 
     Args:
-        calls: Name -> what is timed.
-        repeats: Calls of each that count.
-        warmup: Calls of each before them that do not.
-        device: Where they compute; the kernels of a CUDA device are waited for.
+        calls: Name -> function to time.
+        repeats: Timed calls of each function.
+        warmup: Untimed calls of each function before them.
+        device: Device that they compute on; CUDA devices are synchronized before and after each call.
     """
 
     def seconds(call: Callable[[], object]) -> float:

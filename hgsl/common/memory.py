@@ -7,14 +7,14 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory it frees, instead of handing it back to the system at once.
+    """Makes the allocator of this process reuse freed memory instead of returning it to the system at once.
 
-    Each training step on a CPU frees the hundreds of megabytes that the next one asks for again, and the system clears
-    every page before it gives it out: a third of the time of a step. Peak memory stays about the same, and is held
-    until the process ends. Source: ``man 3 mallopt``.
+    Each training step on a CPU frees hundreds of megabytes that the next one allocates again, and the system zeroes
+    every new page, which takes a third of the time of a step. Peak memory stays about the same, and is held until the
+    process ends. Source: ``man 3 mallopt``.
 
     Returns:
-        Whether the C library has such a setting; only glibc has.
+        Whether it was set: only glibc has the setting.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

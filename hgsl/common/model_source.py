@@ -23,7 +23,7 @@ def hub_id_of(source: str | os.PathLike[str]) -> str | None:
     text = str(source)
     if text.startswith(HUB_PREFIX):
         if not _HUB_ID.fullmatch(text.removeprefix(HUB_PREFIX)):
-            raise InputError(f"{text!r} is no model on the Hub: expected {HUB_PREFIX}OWNER/NAME, @REVISION is optional")
+            raise InputError(f"{text!r} is not a model id: expected {HUB_PREFIX}OWNER/NAME, @REVISION is optional")
         return text.removeprefix(HUB_PREFIX)
     if isinstance(source, str) and _HUB_ID.fullmatch(text) and not Path(text.split("/")[0]).exists():
         return text
@@ -31,7 +31,7 @@ def hub_id_of(source: str | os.PathLike[str]) -> str | None:
 
 
 def check_model_source(source: str | os.PathLike[str]) -> None:
-    """Passes if ``source`` is a folder with a saved model, or names one on the Hub, which is not contacted.
+    """Checks that ``source`` is a folder with a saved model, or names one on the Hub, which is not contacted.
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks the description or the weights of a model.
@@ -48,7 +48,7 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
 
 
 def check_repository(name: str) -> None:
-    """Passes if ``name`` can be the name of a repository on the Hub.
+    """Checks that ``name`` can be the name of a repository on the Hub.
 
     Raises:
         InputError: It is not ``OWNER/NAME``.

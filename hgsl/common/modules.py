@@ -1,4 +1,4 @@
-"""Training and evaluation mode of networks."""
+"""Evaluation mode of networks as a context manager."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(*networks: nn.Module) -> Iterator[None]:
-    """Puts networks into evaluation mode, and on leaving each of their modules back into the mode it had.
+    """Sets networks to evaluation mode, and on exit restores the mode of each module.
 
-    A module that is frozen inside a network that trains stays in evaluation mode afterwards.
+    So a frozen module of a network in training mode stays in evaluation mode afterwards.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:

@@ -1,4 +1,4 @@
-"""The file in a run folder that holds the threshold of "no match": evaluation writes it, search reads it."""
+"""The calibrated no-match threshold in a run folder, written by evaluation and read by search."""
 
 import os
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ FILE_NAME = "no_match.json"
 
 
 def write_no_match(folder: str | os.PathLike[str], calibration: Mapping[str, Any]) -> Path:
-    """Writes ``threshold``, ``metric`` and whatever else is known of the calibration; returns the path of the file."""
+    """Writes ``calibration`` (``threshold``, ``metric`` and further entries); returns the path of the file."""
     path = Path(folder) / FILE_NAME
     write_json(path, calibration)
     return path
 
 
 def read_no_match(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Reads what :func:`write_no_match` wrote; None where nothing was calibrated.
+    """Returns the calibration that :func:`write_no_match` wrote, or None if there is none.
 
     Raises:
         InputError: The file is damaged, or lacks a ``threshold`` that is a number or a ``metric``.

@@ -1,4 +1,4 @@
-"""State of the global random generators: PyTorch's, and those of Python and NumPy, from which other libraries draw."""
+"""State of the global random generators of PyTorch, Python and NumPy."""
 
 # ruff: noqa: NPY002 (the legacy generator of NumPy is the global one)
 
@@ -20,31 +20,31 @@ def seed_all(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """Returns the state of every global generator, in tensors and plain values."""
-    version, words, gauss = random.getstate()
+    version, internal_state, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
     keys, position = legacy["state"]["key"], legacy["state"]["pos"]
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, torch.tensor(words), gauss],
+        "python": [version, torch.tensor(internal_state), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, legacy["has_gauss"], legacy["gauss"]],
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restores what :func:`random_state` returned."""
+    """Restores the state that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
+    version, internal_state, gauss = state["python"]
+    random.setstate((version, tuple(internal_state.tolist()), gauss))
     keys, *rest = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
 
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Restores every global generator on leaving."""
+    """Restores every global generator on exit."""
     state = random_state()
     try:
         yield
@@ -54,8 +54,8 @@ def preserved_random_state() -> Iterator[None]:
 
 @contextmanager
 def seeded_torch(seed: int) -> Iterator[None]:
-    """Seeds PyTorch's generator of the CPU alone, and restores it on leaving; cheap enough to enter for each image."""
+    """Seeds only PyTorch's CPU generator, and restores it on exit; cheap enough to enter for each image."""
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also queue a call with its whole stack for each absent accelerator.
+        # torch.manual_seed would also queue a call, with its traceback, for each uninitialized accelerator backend.
         torch.default_generator.manual_seed(seed)
         yield

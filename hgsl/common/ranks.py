@@ -1,4 +1,4 @@
-"""Rank, world size and collectives of the process group; one process without a group is rank 0 of 1."""
+"""Rank, world size and collectives of the process group; without a group, rank 0 and world size 1."""
 
 import os
 from typing import Any
@@ -48,18 +48,18 @@ def barrier() -> None:
 
 
 def all_reduce(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM, *, device: torch.device) -> Tensor:
-    """Returns the reduction of every process's ``value``, where ``value`` is; it may be changed in place.
+    """Returns the reduction of every process's ``value``, on the device of ``value``, which may be changed in place.
 
     Args:
         value: Of the same shape and dtype in every process.
         op: Sum, maximum, ...
-        device: The device of this process, on which NCCL exchanges; gloo exchanges in memory.
+        device: The device of this process, which NCCL needs; gloo reduces on the CPU.
     """
     if not is_initialized():
         return value
-    exchanged = value.to(device if dist.get_backend() == "nccl" else torch.device("cpu"))
-    dist.all_reduce(exchanged, op=op)
-    return exchanged.to(value.device)
+    reduced = value.to(device if dist.get_backend() == "nccl" else torch.device("cpu"))
+    dist.all_reduce(reduced, op=op)
+    return reduced.to(value.device)
 
 
 def all_gather_object(value: Any) -> list[Any]:

@@ -9,12 +9,12 @@ from hgsl.common.errors import InputError
 
 
 def columns_of(ks: Sequence[int]) -> dict[str, str]:
-    """The columns of a table for these K: Recall@K, then R-Precision and MAP@R."""
+    """Returns key -> heading of the columns Recall@K for these K, R-Precision and MAP@R."""
     return {**{f"recall@{k}": f"Recall@{k}" for k in ks}, "r_precision": "R-Precision", "map@r": "MAP@R"}
 
 
 def recall_of(report: Mapping[str, Any]) -> dict[int, float]:
-    """K -> Recall@K of a report.
+    """Returns K -> Recall@K of a report.
 
     >>> recall_of({"recall@1": 0.5, "recall@10": 0.9, "map@r": 0.3})
     {1: 0.5, 10: 0.9}
@@ -23,10 +23,10 @@ def recall_of(report: Mapping[str, Any]) -> dict[int, float]:
 
 
 def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
-    """Returns a text table, one row a result, in percent.
+    """Returns a text table in percent, with one row per result.
 
     Args:
-        results: Name of the row -> scores in [0, 1] under the keys of a report; a missing one is shown as "-".
+        results: Name of the row -> scores in [0, 1], with the keys of a report; a missing score is shown as "-".
         columns: Key -> heading; by default Recall@1/2/4/8, R-Precision and MAP@R.
 
     >>> print(format_table({"before": {"recall@1": 0.5}}, {"recall@1": "Recall@1"}))
@@ -39,7 +39,7 @@ def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str,
 
 
 def html_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """Returns the same table as HTML, which notebooks show.
+    """Returns the table of :func:`format_table` as HTML, for notebooks.
 
     >>> html_table({"a<b": {"map@r": 0.5}}, {"map@r": "MAP@R"})
     '<table><tr><th></th><th>MAP@R</th></tr><tr><th>a&lt;b</th><td>50.00</td></tr></table>'
@@ -71,16 +71,18 @@ def frame(columns: Mapping[str, Any], index: str | None = None) -> Any:
 
 
 def format_cells(rows: Mapping[str, Sequence[str]], headings: Sequence[str]) -> str:
-    """Returns a text table of cells aligned to the right, each row after its name."""
-    first = max((len(name) for name in rows), default=0)
+    """Returns a text table: the name of each row, then its cells, aligned to the right."""
+    name_width = max((len(name) for name in rows), default=0)
     widths = [
         max(6, len(heading), *(len(cells[column]) for cells in rows.values())) if rows else len(heading)
         for column, heading in enumerate(headings)
     ]
-    lines = [("", headings), *rows.items()]
+    named_rows = [("", headings), *rows.items()]
     return "\n".join(
-        " ".join([f"{name:<{first}}", *(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths, strict=True))])
-        for name, cells in lines
+        " ".join(
+            [f"{name:<{name_width}}", *(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths, strict=True))]
+        )
+        for name, cells in named_rows
     )
 
 

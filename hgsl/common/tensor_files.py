@@ -1,4 +1,4 @@
-"""Safetensors files: tensors, and text in their metadata; nothing is unpickled."""
+"""Safetensors files: tensors, and text in the metadata; nothing is unpickled."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from hgsl.common.files import atomic_path
 
 
 def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors of any device, atomically; tensors that share memory are refused by safetensors.
+    """Writes tensors on any device, atomically; safetensors does not allow tensors that share memory.
 
     Raises:
         OSError: The folder cannot be written or the disk is full; the previous file, if any, is untouched.

@@ -1,7 +1,7 @@
 """Transforms from an RGB image to the tensor that a backbone expects, for training and for evaluation.
 
-Sizes are the caller's, mean, standard deviation and interpolation the backbone's data config. Images are uint8 tensors,
-which PyTorch resizes several times faster than Pillow, to the same values within one of 255 levels.
+Sizes are arguments; mean, standard deviation and interpolation come from the backbone's data config. Images are uint8
+tensors, which PyTorch resizes several times faster than Pillow, with differences of at most one gray level.
 """
 
 import math
@@ -19,12 +19,12 @@ from hgsl.common.errors import InputError, unknown
 
 RECIPES = ("resize_random_crop", "random_resized_crop")
 INTERPOLATIONS = ("bilinear", "bicubic")
-MAX_ASPECT = 100  # longest side over shortest side, above which an image is refused
-CROP_ASPECT = 8  # and above which only its center is resized
+MAX_ASPECT = 100  # aspect ratio above which an image is refused
+CROP_ASPECT = 8  # aspect ratio above which only the center of an image is used
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3).
+    """Returns an RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3).
 
     Raises:
         InputError: The image is not RGB, such as a grayscale one.
@@ -35,10 +35,10 @@ def to_pixels(image: Image.Image) -> Tensor:
 
 
 def check_shape(width: int, height: int) -> None:
-    """Refuses an image with one side more than ``MAX_ASPECT`` times the other: it has nothing to recognize.
+    """Checks the aspect ratio of an image.
 
     Raises:
-        InputError: It does; the message has both sides.
+        InputError: One side is more than ``MAX_ASPECT`` times the other; the message states both.
     """
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
@@ -48,16 +48,16 @@ def check_shape(width: int, height: int) -> None:
 class ShortestSide:
     """Resizes pixels (3, H, W) to a shortest side of ``side`` pixels; the longest side is rounded down.
 
-    Of an image with one side more than ``CROP_ASPECT`` times the other, only the center of that shape is resized, so
-    that a strip costs no more memory than ``CROP_ASPECT * side ** 2`` pixels.
+    An image with an aspect ratio above ``CROP_ASPECT`` is first cropped to this ratio at its center, so that the result
+    has at most ``CROP_ASPECT * side ** 2`` pixels.
 
-    Pixels of the right size are returned unchanged, so resizing twice is resizing once: the pixels may be resized when
-    they are read, or cached, without a change in the final tensor.
+    The operation is idempotent: pixels can be resized when they are read or cached, and the transform of the result
+    returns the same tensor.
 
     Attributes:
         side: In pixels.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
-        leave: Images with a shortest side up to this are not resized; 0 resizes all, smaller ones too.
+        leave: Images whose shortest side is at most this are not resized; 0 resizes all, smaller ones too.
     """
 
     side: int
@@ -76,7 +76,7 @@ class ShortestSide:
 
 
 def _central(pixels: Tensor) -> Tensor:
-    """The central part (3, H, W) whose longest side is at most ``CROP_ASPECT`` times the shortest one, as a view."""
+    """Returns a view of the center (3, H, W) with an aspect ratio of at most ``CROP_ASPECT``."""
     longest = CROP_ASPECT * min(pixels.shape[-2:])
     for axis in (-2, -1):
         excess = pixels.shape[axis] - longest
@@ -87,7 +87,7 @@ def _central(pixels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Transform:
-    """An RGB image, or its pixels (3, H, W), to (3, size, size) float32: ``resize`` first, then ``steps`` in turn."""
+    """RGB image, or pixels (3, H, W) -> (3, size, size) float32, by ``resize`` and then ``steps``."""
 
     resize: ShortestSide
     steps: Sequence[Callable[[Any], Any]]
@@ -107,14 +107,14 @@ def train_transform(
     scale: tuple[float, float] = (0.25, 1.0),
     flip: bool = True,
 ) -> Transform:
-    """The random transform of training images.
+    """Returns the random transform of training images.
 
     Args:
-        data_config: The backbone's, as timm resolves it; ``mean``, ``std`` and ``interpolation`` are used.
+        data_config: Data config of the backbone, as timm resolves it; ``mean``, ``std`` and ``interpolation`` are used.
         image_size: Side of the square result, in pixels.
         recipe: "resize_random_crop" resizes the shortest side to ``image_size`` and crops a random square, as published
-            with HGSL; "random_resized_crop" crops a box of random area and shape and resizes that.
-        scale: Smallest and largest share of the image's area in such a box.
+            with HGSL; "random_resized_crop" crops a box of random area and aspect ratio and resizes it.
+        scale: Smallest and largest area of the box, as a fraction of the image's area.
         flip: Whether half of the images are flipped horizontally.
 
     Raises:
@@ -129,17 +129,17 @@ def train_transform(
         resize = ShortestSide(side, interpolation)
         crop = v2.RandomCrop(side)
     else:
-        # Even the smallest square box then has image_size pixels per side, if the image has them; to shrink an image
-        # that is hardly larger would cost more time than it saves.
-        enough = math.ceil(side / math.sqrt(scale[0]))
-        resize = ShortestSide(enough, interpolation, leave=5 * enough // 4)
+        # At this size even the smallest square box has image_size pixels per side. Images that are hardly larger are
+        # not downscaled, which would take more time than it saves.
+        resized_side = math.ceil(side / math.sqrt(scale[0]))
+        resize = ShortestSide(resized_side, interpolation, leave=5 * resized_side // 4)
         crop = v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=InterpolationMode(interpolation))
     flips = [v2.RandomHorizontalFlip()] if flip else []
     return Transform(resize, (crop, *flips, Normalize(data_config)))
 
 
 def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct: float = 1.0) -> Transform:
-    """The fixed transform of evaluation: shortest side to ``image_size / crop_pct``, then a center crop.
+    """Returns the deterministic transform of evaluation: shortest side to ``image_size / crop_pct``, center crop.
 
     ``crop_pct`` is 1 by default, as published with HGSL: what distinguishes classes may be at the edge of the image.
 
