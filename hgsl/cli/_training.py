@@ -13,12 +13,17 @@ from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.engine.folder import run_folder
 
+FIRST = (
+    *("--config", "--run.dir", "--data.name", "--data.root", "--data.image_size", "--model.backbone"),
+    *("--model.weights", "--train.epochs", "--train.batch_size", "--optim.lr"),
+)
 Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
 
 def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
     """Returns a parser of every setting and of ``--overwrite`` and ``--resume``."""
-    parser = build_parser(description, settings)
+    parser = build_parser(f"{description} Settings to know first: {', '.join(FIRST)}.", settings)
+    parser.usage = "%(prog)s [-h] [--config CONFIG] [--overwrite | --resume] [--SETTING VALUE ...]"
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
     parser.add_argument(
         "--resume", action="store_true", help="Continue the run in the run folder from its last saved state."

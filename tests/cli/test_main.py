@@ -1,4 +1,4 @@
-"""What every tool does around its work."""
+"""Frame of every command: warnings, errors, exit status."""
 
 import subprocess
 import sys

@@ -21,18 +21,10 @@ from hgsl.engine.parts.optim import OPTIMIZERS, SCHEDULES
 from hgsl.losses import LOSSES
 from hgsl.models import load_embedder
 from hgsl.models.pooling import POOLINGS
+from tests.helpers import SMALL
 
-SMALL = [
-    *("--config", "folder", "--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "0"),
-    *("--train.epochs", "1", "--train.batch_size", "4", "--loss.top_k", "2", "--eval.before", "false"),
-    *("--eval.page", "false", "--run.dir", "out"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_tmp_path")
+WORDS = [*SMALL, "--train.epochs", "1", "--run.dir", "out"]
 
 
 class MinPool(nn.Module):
@@ -46,7 +38,7 @@ class MinPool(nn.Module):
 
 def test_a_pooling(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POOLINGS, "min", MinPool)
-    assert train.main([*SMALL, "--data.root", str(photo_folder()), "--model.pooling", "min"]) == 0
+    assert train.main([*WORDS, "--data.root", str(photo_folder()), "--model.pooling", "min"]) == 0
     assert isinstance(load_embedder("out").pooling, MinPool)
 
 
@@ -56,7 +48,7 @@ def test_a_data_set(photo_folder: Callable[..., Path], monkeypatch: pytest.Monke
 
     monkeypatch.setitem(DATASETS, "mine", load)
     words = ["--data.name", "mine", "--data.root", str(photo_folder().parent), "--data.options.only", "photos"]
-    assert train.main([*SMALL, *words]) == 0
+    assert train.main([*WORDS, *words]) == 0
     assert json.loads(Path("out/report.json").read_text())["after"]["num_queries"] == 12
 
 
@@ -65,7 +57,7 @@ def test_a_sampler(photo_folder: Callable[..., Path], monkeypatch: pytest.Monkey
         return np.arange(batch_size)[None]
 
     monkeypatch.setitem(SAMPLERS, "first", first_rows)
-    assert train.main([*SMALL, "--data.root", str(photo_folder()), "--data.sampler", "first"]) == 0
+    assert train.main([*WORDS, "--data.root", str(photo_folder()), "--data.sampler", "first"]) == 0
     assert len(read_metrics(Path("out/metrics.jsonl"))) == 1
 
 
@@ -83,7 +75,7 @@ class CenterDistance(nn.Module):
 def test_a_loss(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "CenterDistance", CenterDistance)
     words = ["--loss.name", "CenterDistance", "--loss.options", "{weight: 3.0}", "--optim.centers_lr", "1e-9"]
-    assert train.main([*SMALL, "--data.root", str(photo_folder()), *words]) == 0
+    assert train.main([*WORDS, "--data.root", str(photo_folder()), *words]) == 0
     first = read_metrics(Path("out/metrics.jsonl"))[0]
     assert first["loss"] == pytest.approx(3.0, abs=1e-3), "unit embeddings, centers at zero"
 
@@ -95,7 +87,7 @@ def test_an_optimizer_and_a_schedule(photo_folder: Callable[..., Path], monkeypa
     monkeypatch.setitem(OPTIMIZERS, "adagrad", adagrad)
     monkeypatch.setitem(SCHEDULES, "half", lambda settings, progress, epoch: 0.5)
     words = ["--optim.name", "adagrad", "--optim.schedule", "half", "--optim.warmup", "0", "--optim.lr", "0.01"]
-    assert train.main([*SMALL, "--data.root", str(photo_folder()), *words]) == 0
+    assert train.main([*WORDS, "--data.root", str(photo_folder()), *words]) == 0
     assert [record["lr/backbone"] for record in read_metrics(Path("out/metrics.jsonl"))] == pytest.approx([0.005] * 3)
     moved = load_file("out/state.safetensors")
     assert any(name.endswith("/sum") for name in moved), "Adagrad's state is saved"

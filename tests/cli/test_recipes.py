@@ -1,4 +1,4 @@
-"""Every shipped recipe builds and trains, with a tiny backbone and small images made under the official names."""
+"""Every packaged recipe builds and trains, with a tiny backbone and small images under the official names."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_recipe_trains(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(np.isfinite(losses))
 
 
-def test_every_head_says_source_command_cost_and_score() -> None:
+def test_every_head_states_source_command_cost_and_score() -> None:
     for path in RECIPES:
         head = [line for line in path.read_text().splitlines() if line.startswith("#")]
         for part in ("# Source:", "# Command:", "# Cost:", "# Score:"):

@@ -1,3 +1,5 @@
+"""Settings on the command line: files, overrides, messages about mistakes."""
+
 import importlib
 import re
 import sys
@@ -34,7 +36,7 @@ def test_written_settings_read_back_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_configs_are_valid(path: Path) -> None:
+def test_packaged_recipes_are_valid(path: Path) -> None:
     settings = SparsifyRunConfig if path.stem.endswith("_cs") else Config
     parse_as(settings, build_parser("test", settings), ["--config", str(path)])
 

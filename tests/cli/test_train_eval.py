@@ -1,4 +1,4 @@
-"""The tools as a user runs them, in miniature: from the command line to the report, and into every known mistake."""
+"""Training and evaluation commands in miniature: from the command line to the report, and every known mistake."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_evaluation_repeats_the_end_of_training(
     assert numbers == next(line for line in end_of_training.splitlines() if line.startswith("after")).split()[2:]
 
 
-def test_folder_prints_first_what_was_found(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
+def test_the_summary_of_a_folder_comes_first(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture) -> None:
     root = photo_folder(classes=7)
     (root / "kind_00" / "notes.txt").write_text("x")
     (root / "empty").mkdir()
@@ -251,7 +251,7 @@ def stopped_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return words
 
 
-def test_a_run_goes_on_with_its_own_settings_and_images_alone(
+def test_a_run_resumes_only_with_its_own_settings_and_images(
     photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     root = photo_folder()
@@ -267,7 +267,7 @@ def test_a_run_goes_on_with_its_own_settings_and_images_alone(
     assert train.main([*words, "--resume", "--data.root", str(root), "--train.save_every", "7"]) == 0
 
 
-def test_ctrl_c_after_the_last_step_is_heard(
+def test_ctrl_c_after_the_last_step_stops_the_run(
     photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     words = stopped_run(photo_folder(), monkeypatch)

@@ -1,4 +1,4 @@
-"""Training the head alone, with masks, with several seeds; what a finished run leaves behind."""
+"""Head training, masks, several seeds, and the files of a finished run."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def _own_cache(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path / "cache"))
 
 
-def test_the_head_trains_on_features_that_are_kept(photo_folder: Callable[..., Path]) -> None:
+def test_the_head_trains_on_stored_features(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder(images=6)
     words = [*SMALL, *HEAD, "--data.root", str(root)]
     assert train.main([*words, "--train.epochs", "0", "--run.dir", "start"]) == 0
@@ -165,7 +165,7 @@ MASKS = [
 @pytest.mark.parametrize(
     "mode", [["--train.ema", "0.9"], HEAD, pytest.param(MASKS, marks=pytest.mark.slow)], ids=["mean", "head", "masks"]
 )
-def test_an_earlier_state_goes_on_to_the_same_end(photo_folder: Callable[..., Path], mode: list[str]) -> None:
+def test_an_earlier_state_resumes_to_the_same_end(photo_folder: Callable[..., Path], mode: list[str]) -> None:
     words = [*SMALL, *mode, "--data.root", str(photo_folder()), "--train.keep", "9", "--train.save_every", "2"]
     words += ["--run.dir", "a"]
     assert train.main(words) == 0

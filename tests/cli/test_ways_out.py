@@ -1,6 +1,5 @@
 """Every way out of a command ends all its processes: they share the pipe that these tests read to its end."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from hgsl.engine.folder import run_folder
+from tests.helpers import ROOT, SMALL, command, environment
 
-ROOT = Path(run_folder.__file__).parents[3]
-SMALL = [
-    *("--config", "folder", "--run.device", "cpu", "--run.precision", "float32", "--run.threads", "1"),
-    *("--model.backbone", "test_resnet", "--model.weights", "none", "--data.image_size", "32", "--data.workers", "2"),
-    *("--train.batch_size", "4", "--loss.top_k", "2", "--loss.centers", "random", "--loss.both_sides", "0"),
-    *("--eval.before", "false", "--eval.page", "false", "--run.dir", "out"),
-]
+WORDS = [*SMALL, "--loss.centers", "random", "--loss.both_sides", "0", "--data.workers", "2", "--run.dir", "out"]
 FAILING = """
 import sys
 from hgsl.common import ranks
@@ -33,23 +27,22 @@ sys.exit(main())
 """
 
 
-def start(*words: str, launcher: tuple[str, ...] = ("-m", "hgsl", "train"), **options: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def start(*words: str, script: str | None = None, processes: int = 1, **options: object) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([sys.executable, *launcher, *words], env=environment, text=True, **pipes)
+    line = command(script or ROOT / "tools" / "train.py", *words, processes=processes)
+    return subprocess.Popen(line, env=environment(), text=True, **pipes)
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("failing.py").write_text(FAILING)
+def _failing_script(in_tmp_path: Path) -> None:
+    (in_tmp_path / "failing.py").write_text(FAILING)
 
 
 def test_an_unreadable_training_image(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder(size=200)
     for path in root.glob("*/02.jpg"):
         path.write_bytes(path.read_bytes()[:2000])
-    process = start(*SMALL, "--data.root", str(root))
+    process = start(*WORDS, "--data.root", str(root))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert errors.startswith("error: cannot read image")
@@ -57,7 +50,7 @@ def test_an_unreadable_training_image(photo_folder: Callable[..., Path]) -> None
 
 
 def test_an_error_that_nobody_foresaw(photo_folder: Callable[..., Path]) -> None:
-    process = start(*SMALL, "--data.root", str(photo_folder()), launcher=("failing.py",))
+    process = start(*WORDS, "--data.root", str(photo_folder()), script="failing.py")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
@@ -67,15 +60,14 @@ def test_an_error_that_nobody_foresaw(photo_folder: Callable[..., Path]) -> None
 
 @pytest.mark.slow
 def test_an_error_on_one_of_two_processes(photo_folder: Callable[..., Path]) -> None:
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "failing.py")
-    process = start(*SMALL, "--data.root", str(photo_folder()), launcher=launcher)
+    process = start(*WORDS, "--data.root", str(photo_folder()), script="failing.py", processes=2)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "CUDA out of memory" in errors
 
 
 def test_a_killed_process_takes_its_workers_along_and_frees_its_folder(photo_folder: Callable[..., Path]) -> None:
-    process = start(*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "500", stderr=subprocess.DEVNULL)
+    process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "500", stderr=subprocess.DEVNULL)
     assert process.stdout
     while not process.stdout.readline().startswith("epoch 1/"):
         assert process.poll() is None
@@ -87,7 +79,7 @@ def test_a_killed_process_takes_its_workers_along_and_frees_its_folder(photo_fol
 
 
 def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_files(photo_folder: Callable[..., Path]) -> None:
-    process = start(*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1")
+    process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "1")
     assert process.stdout
     assert process.stderr
     process.stdout.readline()
@@ -100,6 +92,6 @@ def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_files(photo_folde
 
 def test_a_terminal_without_the_characters_shows_their_codes() -> None:
     code = "from hgsl.cli._main import run; run(lambda: print('caf\\u00e9'))"
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    ascii_only = environment(PYTHONIOENCODING="ascii")
+    result = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout, result.stderr) == (0, "caf\\xe9\n", "")

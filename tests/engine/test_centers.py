@@ -1,4 +1,4 @@
-"""Class centers start at the means of their classes."""
+"""Initialization of class centers at the class means, and their similarity."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""A head starts from what the backbone knows."""
+"""Initialization of the projection at the principal axes of the features."""
 
 import numpy as np
 import pytest

@@ -113,14 +113,14 @@ def test_a_frozen_stem_is_all_of_it_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cait_xxs24_224", "coat_tiny", "rdnet_tiny", "poolformer_s12"])
-def test_a_stem_that_timm_does_not_tell(name: str) -> None:
+def test_a_stem_that_timm_does_not_define(name: str) -> None:
     with pytest.raises(
         InputError, match=r"not define the stem of .*: set model.freeze to batch_norm, backbone or none"
     ):
         freeze(on_meta(name), "stem")
 
 
-def test_a_function_that_groups_layers_tells_no_stem() -> None:
+def test_a_function_that_groups_layers_defines_no_stem() -> None:
     model = create_embedder("test_resnet", weights="none")
     model.backbone.group_matcher = lambda coarse: lambda name: 0  # as those of inception_v3 and inception_resnet_v2
     with pytest.raises(InputError, match="does not define the stem"):

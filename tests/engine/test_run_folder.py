@@ -1,4 +1,4 @@
-"""The folder of a run when it is taken again: what goes, what stays, and what must be the same."""
+"""Run folder: when it is free, what overwriting removes, what resuming requires."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def test_settings_must_be_the_same_to_resume(loss: LossConfig) -> None:
             run_folder.check_same(Path(), second)
 
 
-def test_a_setting_that_the_run_did_not_know_counts_as_another() -> None:
+def test_a_setting_that_the_run_lacked_counts_as_another() -> None:
     Path(run_folder.CONFIG).write_text("sparsify: null")
     with pytest.raises(ValueError, match=r"and the run in \. began with not given"):
         run_folder.check_same(Path(), Config())
@@ -47,7 +47,7 @@ def test_device_and_workers_may_change_on_resuming() -> None:
     run_folder.check_same(Path(), Config(run=RunConfig(device="cuda"), data=DataConfig(workers=4)))
 
 
-def test_what_a_killed_process_was_writing_is_cleared() -> None:
+def test_partial_files_of_a_killed_process_are_removed() -> None:
     folder = Path("run")
     (folder / "states").mkdir(parents=True)
     half = [folder / ".state.0123abcd.partial.safetensors", folder / "states/.000000003.0123abcd.partial.safetensors"]
@@ -58,7 +58,7 @@ def test_what_a_killed_process_was_writing_is_cleared() -> None:
         assert (folder / ".mine").is_file()
 
 
-def test_a_run_that_came_meanwhile_is_not_cleared() -> None:
+def test_a_run_that_took_the_folder_meanwhile_is_not_removed() -> None:
     folder = Path("run")
     run_folder.check_free(folder, overwrite=False)
     with run_folder.locked(folder):
@@ -121,7 +121,7 @@ def test_every_precision_of_a_resumed_run_is_reported(photo_folder: Callable[...
     assert json.loads(Path("out/report.json").read_text())["precision"] == "float32, then bfloat16"
 
 
-def test_what_earlier_seeds_left_goes_with_them() -> None:
+def test_overwriting_removes_the_runs_of_earlier_seeds() -> None:
     folder = Path("run")
     run_folder.create(folder, Config(), {}, overwrite=False)
     for name in ("seed_2/config.yaml", "seed_mine/notes.txt", "seeds.json", "compact.safetensors", "notes.txt"):
@@ -132,7 +132,7 @@ def test_what_earlier_seeds_left_goes_with_them() -> None:
     assert left == {"config.yaml", "environment.json", "notes.txt", "seed_mine/notes.txt"}
 
 
-def test_a_run_that_goes_on_logs_every_step_once(photo_folder: Callable[..., Path]) -> None:
+def test_a_resumed_run_logs_every_step_once(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.save_every", "1", "--train.keep", "3"]
     assert train.main([*words, "--run.dir", "whole"]) == 0
     kept = sorted(Path("whole/states").iterdir())[0]
@@ -148,7 +148,7 @@ def test_a_run_that_goes_on_logs_every_step_once(photo_folder: Callable[..., Pat
     assert {"lr/backbone", "grad_norm", "alpha", "center_similarity"} <= set(board.Tags()["scalars"])
 
 
-def test_a_run_that_diverges_in_its_last_step_says_so(
+def test_a_run_that_diverges_in_its_last_step_is_reported(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--optim.clip", "null"]
@@ -157,7 +157,7 @@ def test_a_run_that_diverges_in_its_last_step_says_so(
     assert "its training has diverged" in capsys.readouterr().err
 
 
-def test_kept_activations_and_recomputed_ones_train_alike(
+def test_stored_and_recomputed_activations_train_alike(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1"]

@@ -1,4 +1,4 @@
-"""Runs of several processes: divided centers follow those of one, all see what one saves, and all stop together."""
+"""Runs of several processes: sharded centers match those of one process; all evaluate and stop alike."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def losses(run: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_shards_follow_one_process_and_go_on_from_its_middle(photo_folder: Callable, optimizer: str) -> None:
+def test_shards_match_one_process_and_resume_in_the_middle(photo_folder: Callable, optimizer: str) -> None:
     # Seven classes: the second process has fewer centers than the first.
     words = [*SHARDED, "--data.root", str(photo_folder(classes=10, images=8)), "--optim.name", optimizer]
     words += ["--optim.lr", "1e-3" if optimizer == "adamw" else "1e-2", "--train.keep", "3", "--train.save_every", "3"]
@@ -85,7 +85,7 @@ def test_an_optimizers_state_returns_with_its_moments() -> None:
 
 
 @pytest.mark.slow
-def test_what_all_evaluate_is_what_the_first_saves(photo_folder: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_every_process_evaluates_the_saved_model(photo_folder: Callable, capsys: pytest.CaptureFixture) -> None:
     """Each process has batch statistics of its own; this network also has weights that no embedding depends on."""
     photos = str(photo_folder(classes=10, images=8))
     words = [*WORDS, "--data.root", photos, "--model.freeze", "none", "--model.backbone", "mobilenetv3_small_050"]

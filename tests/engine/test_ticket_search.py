@@ -1,4 +1,4 @@
-"""The search from its config to its files: stages, temperatures, rewinding, resuming to the bit."""
+"""Ticket search from config to files: stages against a written-out oracle, rewinding, bit-exact resuming."""
 
 import json
 import shutil
@@ -275,7 +275,7 @@ def test_a_wrong_dense_run_is_refused_before_the_search(
         ("optim", {"layer_decay": 0.75}, "optim.layer_decay 0.75"),
     ],
 )
-def test_a_classifier_refuses_settings_that_it_would_not_heed(
+def test_a_classifier_refuses_settings_that_it_does_not_use(
     cifar: Path, section: str, change: dict[str, Any], message: str
 ) -> None:
     config = settings(cifar)
@@ -284,7 +284,7 @@ def test_a_classifier_refuses_settings_that_it_would_not_heed(
         classification(config, build_runtime(config))
 
 
-def test_the_published_config_is_taken(cifar: Path) -> None:
+def test_the_published_config_is_accepted(cifar: Path) -> None:
     words = ["--config", str(CONFIGS / "cifar10_cs.yaml"), "--data.root", str(cifar), "--train.batch_size", "10"]
     config, _, _ = read(SparsifyRunConfig, training_parser("", SparsifyRunConfig), words)
     assert classification(config, build_runtime(config)).steps_per_epoch == 4
@@ -326,7 +326,7 @@ def test_class_centers_start_at_the_means_of_their_classes() -> None:
     torch.testing.assert_close(torch.nn.functional.cosine_similarity(centers, means), torch.ones(3))
 
 
-def test_kept_states_lead_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
+def test_an_earlier_state_leads_to_the_same_ticket(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
     """Saves fall after steps 3, 4, 6, 8, 9, 12 of each stage of 12; the last four are kept."""
     assert sorted(path.stem for path in (whole_run / "states").iterdir()) == [f"{n:09}" for n in (30, 32, 33, 36)]
     folder = shutil.copytree(whole_run, tmp_path / "run")
@@ -351,7 +351,7 @@ def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
         assert row.get("temperature") == wanted.get("temperature")
 
 
-def test_batches_can_be_entered_anywhere(cifar: Path) -> None:
+def test_batches_can_start_at_any_step(cifar: Path) -> None:
     config = settings(cifar)
     task = classification(config, build_runtime(config))
     assert task.steps_per_epoch == 4
