@@ -63,12 +63,24 @@ OUT: list[tuple[str, Any, str]] = [
     ("--cluster", None, "Add NMI and AMI of a k-means clustering."),
     ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command continues from there."),
 ]
+MODEL_SETTINGS = ("backbone", "pooling", "embedding_size", "weights", "output_stride")
 # Flags that are arguments of EmbeddingFiles, EvalOptions and EvalOutputs under the same name.
 FILES = [flag.removeprefix("--").replace("-", "_") for flag, *_ in WHAT if flag != "--checkpoint"]
 OPTIONS = [
     *("metric", "index", "ignore_same_group", "flip", "crops", "whiten", "query_expansion", "augment_gallery"),
     *("expansion_alpha", "rerank", "no_match", "cluster", "bootstrap"),
 ]
+# Settings that have an effect, by what is evaluated; any other that is given is refused.
+DATA_SETTINGS = [
+    *("data.name", "data.root", "data.options", "data.protocol", "data.test_share", "data.val_share", "data.val_fold"),
+    *("data.crop_to_boxes", "data.image_size", "data.crop_pct", "data.workers", "data.cache", "eval.ks"),
+    *("eval.batch_size", "run.device", "run.precision", "run.threads", "run.deterministic"),
+]
+USED_SETTINGS = {
+    "--checkpoint": DATA_SETTINGS,
+    "--model": [*DATA_SETTINGS, "run.seed", *(f"model.{name}" for name in MODEL_SETTINGS)],
+    "--embeddings": ["eval.ks", "run.device"],
+}
 OUTPUTS = ["json", "csv", "html", "sheet", "curves", "per_class"]
 DEFAULTS = {"metric": "cosine", "index": "Flat", "max_memory": 1.0, "crops": 1, "expansion_alpha": 3.0, "bootstrap": 0}
 
@@ -159,11 +171,19 @@ def _check(flags: Namespace, words: list[str]) -> None:
         if flag in used:
             other = "--embeddings" if flag in files else "--checkpoint or --model"
             raise InputError(f"{flag} belongs to {other}, not to {named[0]}: leave it out")
+    for word in words:
+        setting = word.split("=")[0].removeprefix("--").removesuffix("+")
+        if word.startswith("--") and "." in setting and not _has_effect(setting, USED_SETTINGS[named[0]]):
+            raise InputError(f"--{setting} has no effect on an evaluation by {named[0]}: leave it out")
     if flags.max_memory <= 0:
         raise InputError(f"--max-memory must be a positive number of GB, found {flags.max_memory}")
     for path in (flags[name] for name in OUTPUTS if name != "per_class"):
         if path:
             check_writable(path)
+
+
+def _has_effect(setting: str, used: Sequence[str]) -> bool:
+    return any(setting == name or setting.startswith(f"{name}.") for name in used)
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:

@@ -133,11 +133,11 @@ def create_embedder(
     model = Embedder(network, POOLINGS[pooling](), embedding_size, architecture)
     if image_size is not None:
         model.data_config["image_size"] = image_size
-        _check_image_size(model)
+        check_image_size(model)
     return model
 
 
-def _check_image_size(model: Embedder) -> None:
+def check_image_size(model: Embedder) -> None:
     """Embeds noise, so that an image size that the backbone does not take is reported before any image is read."""
     side, name = model.data_config["image_size"], model.architecture["backbone"]
     count = max(1, min(16, (64 // side) ** 2))  # small images leave only some embeddings zero

@@ -11,7 +11,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hgsl.cli import compare, eval_retrieval
+from hgsl.cli._settings import build_parser, parse
 from hgsl.evaluation import evaluate_embeddings
+from hgsl.models import create_embedder, save_embedder
 from tests.helpers import ROOT, clusters, fails, launch
 
 CLASSES: dict[str, int] = {"count": 90, "classes": 9, "width": 12, "center_seed": 5}
@@ -152,6 +154,24 @@ def test_a_network_without_training(capsys):
     assert "flip" in capsys.readouterr().out
 
 
+def test_a_run_is_evaluated_at_the_image_size_that_is_given(capsys):
+    run = Path("run")
+    run.mkdir()
+    config = parse(build_parser(""), ["--model.backbone", "test_resnet", *NETWORK[2:]])[0]
+    (run / "config.yaml").write_text(config.to_yaml())
+    save_embedder(create_embedder("test_resnet", weights="none", image_size=32), run)
+    reports = {}
+    for words in ([], ["--data.image_size", "32"], ["--data.image_size", "48"]):
+        assert eval_retrieval.main(["--checkpoint", "run", *words, "--json", "r.json"]) == 0
+        reports[" ".join(words)] = json.loads(Path("r.json").read_text())
+    plain, same, larger = reports.values()
+    assert plain == same
+    assert larger["map@r"] != plain["map@r"]
+    assert larger["notes"] == [*plain["notes"], "evaluated with image_size 48 (trained with 32)"]
+    message = fails(eval_retrieval.main, ["--checkpoint", "run", "--model.pooling", "avg"], capsys)
+    assert "--model.pooling has no effect on an evaluation by --checkpoint" in message
+
+
 def test_a_network_calibrates_on_validation_classes(capsys):
     assert "val_share" in fails(eval_retrieval.main, [*NETWORK, "--no-match", "0.2"], capsys)
     assert eval_retrieval.main([*NETWORK, "--data.val_share", "0.5", "--no-match", "0.2", "--whiten", "0"]) == 0
@@ -188,6 +208,8 @@ def test_several_processes_print_what_one_prints(capsys):
         (["--embeddings", "e.txt", "--labels", "el.npy"], "expected a .npy, .npz or .safetensors file"),
         (["--embeddings", "two.npz", "--labels", "el.npy"], "holds no array named 'embeddings' (it holds: a, b)"),
         (["--embeddings", "nan.npy", "--labels", "el.npy"], "row 3 is not finite (1 such rows)"),
+        (["--embeddings", "e.npy", "--labels", "el.npy", "--eval.batch_size", "3"], "--eval.batch_size has no effect"),
+        ([*NETWORK, "--loss.top_k", "3"], "--loss.top_k has no effect on an evaluation by --model: leave it out"),
         (["--checkpoint", "nowhere"], "no config.yaml in nowhere"),
         ([*NETWORK, "--labels", "el.npy"], "--labels belongs to --embeddings"),
     ],

@@ -7,16 +7,22 @@ import torch
 import yaml
 
 from hgsl.common import ranks
-from hgsl.config import Config
+from hgsl.config import Config, DataConfig
 from hgsl.data import summary
 from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluation.embedding import embed_data
 from hgsl.engine.evaluation.evaluate import prepare, search
 from hgsl.engine.evaluation.evaluation import Evaluation
 from hgsl.engine.evaluation.options import EvalOptions
-from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, move_to_device
+from hgsl.engine.parts.build import (
+    build_eval_set,
+    build_manifest,
+    build_model,
+    move_to_device,
+)
 from hgsl.engine.runtime import build_runtime
-from hgsl.models import load_embedder
+from hgsl.models import Embedder, load_embedder
+from hgsl.models.embedder import check_image_size
 
 
 def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | None = None) -> Evaluation | None:
@@ -39,10 +45,12 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
         manifest = build_manifest(config.data)
         ranks.print_main(summary(manifest))
         if checkpoint:
-            model, name = move_to_device(load_embedder(checkpoint), runtime), Path(checkpoint).resolve().name
+            model, name = load_embedder(checkpoint), Path(checkpoint).resolve().name
+            note = _use_preprocessing(config.data, model)
+            model = move_to_device(model, runtime)
         else:
             torch.manual_seed(config.run.seed)  # for what has no pretrained weights
-            model, name = build_model(config, runtime), config.model.backbone
+            model, name, note = build_model(config, runtime), config.model.backbone, None
         images = {"test": build_eval_set(config.data, manifest, model)}
         for split, needed in (("train", options.whiten is not None), ("val", options.no_match is not None)):
             if needed:
@@ -51,13 +59,25 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             model, images["test"], options, training=images.get("train"), validation=images.get("val"), name=name
         )
         source = {"checkpoint": checkpoint} if checkpoint else {"model": config.model.backbone}
-        data = replace(data, facts={**data.facts, **source})
+        data = replace(data, facts={**data.facts, **source}).with_note(note)
         if checkpoint and options.no_match is not None:
             data = data.with_note(_note_on_calibration(config, checkpoint))
         prepared = prepare(data, options)
         if not ranks.is_main():
             return None
     return search(*prepared, options)
+
+
+def _use_preprocessing(settings: DataConfig, model: Embedder) -> str | None:
+    """Lets the model take images as the settings say, and returns a note if that differs from its training."""
+    changed = []
+    for key, value in (("image_size", settings.image_size), ("crop_pct", settings.crop_pct)):
+        trained = model.data_config[key]
+        if value is not None and value != trained:
+            model.data_config[key] = value
+            changed.append(f"{key} {value} (trained with {trained})")
+    check_image_size(model)
+    return f"evaluated with {', '.join(changed)}" if changed else None
 
 
 def _note_on_calibration(config: Config, checkpoint: str) -> str | None:
