@@ -1,7 +1,8 @@
-"""Losses with class centers. ``LOSSES`` holds those that a config names: adding one is one file, and one line there.
+"""Losses with class centers. ``LOSSES`` lists those that a config can name; a new loss is one file and one line in it.
 
-Such a class takes ``num_classes``, ``embedding_size`` and the config's ``loss.options`` by keyword, and is called with
-embeddings ``(B, D)`` and labels ``(B,)``; its parameters of two dimensions train at the rate of the class centers.
+A class in it takes ``num_classes``, ``embedding_size`` and the entries of ``loss.options`` as keyword arguments and is
+called with embeddings ``(B, D)`` and labels ``(B,)``. Its parameters of two or more dimensions are optimized at the
+learning rate of the class centers.
 """
 
 from torch import nn

@@ -1,4 +1,4 @@
-"""The loss from the side of the class centers: each class of a batch against the images nearest to its center."""
+"""Center side of the loss: each class center of a batch compared with the images nearest to it."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def center_side_loss(
     similarity: str = "euclidean",
     sparse_grad: bool = False,
 ) -> Tensor:
-    """Pulls the images of each class in the batch to its center, against the K nearest images of other classes.
+    """Compares each class center of the batch with the images of its class and the K nearest images of other classes.
 
     With ``z_ij`` as in :func:`hgsl.losses.functional.hard_global_softmin_loss`, the classes J of the batch, and the
     images ``P_j`` of class j::
@@ -33,7 +33,7 @@ def center_side_loss(
         centers: ``(C, D)``, of any norm.
         labels: ``(B,)`` int64 in ``[0, C)``.
         scale: ``s = 10 / alpha``.
-        top_k: K; None, or a number above that of the images, takes every image.
+        top_k: K; None, or a K above the number of images, uses every image.
         margin: subtracted from the similarity of a center to images of its own class.
         similarity: ``"euclidean"`` or ``"cosine"``.
         sparse_grad: makes the gradient of ``centers`` sparse.
@@ -41,11 +41,11 @@ def center_side_loss(
     Returns:
         The loss, a scalar.
     """
-    w = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D): each class once per image of it
-    same = labels[:, None] == labels  # (B, B): row i is the center of image i's class
-    z = scale * (matrix_similarity(w, x, similarity) - margin * same.to(x.dtype))
-    positive = z.masked_fill(~same, -torch.inf).logsumexp(dim=1, keepdim=True)
-    negative = largest(z.masked_fill(same, -torch.inf), top_k or len(labels))
+    w = unit(F.embedding(labels, centers, sparse=sparse_grad).to(x.dtype))  # (B, D), the center of each image's class
+    same_class = labels[:, None] == labels  # (B, B)
+    z = scale * (matrix_similarity(w, x, similarity) - margin * same_class.to(x.dtype))
+    positive = z.masked_fill(~same_class, -torch.inf).logsumexp(dim=1, keepdim=True)
+    negative = largest(z.masked_fill(same_class, -torch.inf), top_k or len(labels))
     losses = torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive[:, 0]
-    weights = 1 / same.sum(dim=1, dtype=x.dtype)  # so that each class counts once
+    weights = 1 / same_class.sum(dim=1, dtype=x.dtype)  # each class counts once
     return (losses * weights).sum() / weights.sum()

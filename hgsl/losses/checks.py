@@ -14,10 +14,10 @@ ALPHA_RANGE = (1e-6, 1e6)  # within it, loss and gradients stay finite in float3
 
 
 def check_integer(name: str, value: object, minimum: int, otherwise: str | None = None) -> None:
-    """Refuses what is no integer of at least ``minimum``; ``otherwise`` says what None means, where it is allowed.
+    """Checks for an integer of at least ``minimum``; None passes if ``otherwise`` describes what it means.
 
     Raises:
-        InputError: Also for True, False and floats such as 2.0.
+        InputError: It is none; True, False and floats such as 2.0 are no integers either.
     """
     if value is None and otherwise:
         return
@@ -27,10 +27,10 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
 
 
 def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:
-    """Returns K for ``top_k`` (None: as many as there are).
+    """Returns K for ``top_k``; None is every class.
 
     Raises:
-        InputError: ``hard_set`` is unknown, or ``top_k`` is no integer from 1 to the number of classes to choose from.
+        InputError: ``hard_set`` is unknown, or ``top_k`` is not an integer from 1 to the number of candidate classes.
     """
     if hard_set not in HARD_SETS:
         raise unknown("hard_set", hard_set, HARD_SETS)
@@ -48,7 +48,7 @@ def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:
 def check_settings(
     margin: float, similarity: str, chunk_size: int | None, decorrelation: float, both_sides: float
 ) -> None:
-    """Refuses an unknown similarity, a margin or weight that is negative or not finite, and a chunk of no rows."""
+    """Checks that the similarity is known, margin and weights are finite and not negative, and chunks have rows."""
     if similarity not in SIMILARITIES:
         raise unknown("similarity", similarity, SIMILARITIES)
     examples = {"margin": (margin, 0.1), "decorrelation": (decorrelation, 0.1), "both_sides": (both_sides, 1)}
@@ -59,7 +59,7 @@ def check_settings(
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights: Tensor | None = None) -> None:
-    """Refuses what is not floating ``(B, embedding_size)``, int64 ``(B,)`` and weights ``(B,)``, with B at least 1."""
+    """Checks for floating-point ``(B, embedding_size)``, int64 labels ``(B,)`` and weights ``(B,)``, B at least 1."""
     check_embeddings(embeddings, embedding_size)
     count = len(embeddings)
     if labels.dtype != torch.int64 or labels.shape != (count,):
@@ -74,7 +74,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
 
 
 def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
-    """Refuses embeddings that are not floating ``(B, embedding_size)``."""
+    """Checks that embeddings are floating point of shape ``(B, embedding_size)``."""
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
@@ -83,7 +83,7 @@ def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
 
 
 def check_center_shape(centers: Tensor) -> None:
-    """Refuses centers that are not a floating ``(C, D)`` with C and D at least 1."""
+    """Checks that centers are floating point of shape ``(C, D)``, with C and D at least 1."""
     if centers.ndim != 2 or not centers.numel() or not centers.is_floating_point():
         raise InputError(
             f"centers are {centers.dtype} of shape {tuple(centers.shape)}: "
@@ -99,16 +99,17 @@ def check_values(
     centers: Tensor | None = None,
     norms: Tensor | None = None,
 ) -> None:
-    """Refuses labels out of range, values that are not finite, and an alpha outside ``ALPHA_RANGE``.
+    """Checks that labels are in range, values are finite, and alpha is in ``ALPHA_RANGE``.
 
-    All is read in one transfer, so a GPU waits once. Nothing is done while ``torch.compile`` traces.
+    All extremes are copied to the CPU in one transfer, so that a GPU is synchronized once. Skipped under
+    ``torch.compile``.
 
     Args:
         embeddings: ``(B, D)``.
         labels: ``(B,)``.
         num_classes: C.
         alpha: softness.
-        centers: ``(C, D)``, read only if ``norms`` say that some are unusual.
+        centers: ``(C, D)``, checked one by one only if ``norms`` leave ``NORM_RANGE``.
         norms: their smallest and largest norm ``(2,)``.
     """
     if torch.compiler.is_compiling():
@@ -121,12 +122,13 @@ def check_values(
     if lowest < 0 or highest >= num_classes:
         wrong = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
         raise InputError(
-            f"labels {few(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+            f"labels {first_five(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
         )
     if not math.isfinite(low + high):
         rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise InputError(
-            f"embeddings hold NaN or infinity in row {few(rows)}: the network has diverged; lower its learning rate"
+            f"embeddings hold NaN or infinity in row {first_five(rows)}: the network has diverged; "
+            "lower its learning rate"
         )
     if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # float32 rounds the ends
         raise InputError(
@@ -143,7 +145,7 @@ def usual_norms(norms: list[float]) -> bool:
 
 
 def check_centers(centers: Tensor, first_class: int = 0) -> None:
-    """Refuses centers that are not finite, or of a norm outside ``NORM_RANGE`` without being zero.
+    """Checks that centers are finite, and zero or of a norm in ``NORM_RANGE``.
 
     Args:
         centers: ``(C, D)``.
@@ -155,15 +157,16 @@ def check_centers(centers: Tensor, first_class: int = 0) -> None:
     if wrong.any():
         rows = (wrong.nonzero().flatten() + first_class).tolist()
         raise InputError(
-            f"centers are not finite, or of a norm outside {NORM_RANGE[0]:g} to {NORM_RANGE[1]:g}, in row {few(rows)}: "
-            "training has diverged, lower the learning rate of the centers, or scale the ones that were given"
+            f"centers are not finite, or of a norm outside {NORM_RANGE[0]:g} to {NORM_RANGE[1]:g}, "
+            f"in row {first_five(rows)}: if training has diverged, lower the learning rate of the centers; "
+            "otherwise rescale the given centers"
         )
 
 
-def few(values: list[int]) -> str:
+def first_five(values: list[int]) -> str:
     """Returns the first five of ``values``, and how many more there are.
 
-    >>> few([1, 2, 3, 4, 5, 6, 7])
+    >>> first_five([1, 2, 3, 4, 5, 6, 7])
     '1, 2, 3, 4, 5 and 2 more'
     """
     return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")

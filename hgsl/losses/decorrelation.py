@@ -1,4 +1,4 @@
-"""Decorrelation: a regularizer that turns class centers toward right angles."""
+"""Decorrelation: a regularizer that drives class centers toward orthogonality."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 sampled ones
 BLOCK = 2**20  # dot products held at a time
-FEW = 32  # draws from as many classes or more; that all coincide has a probability below 1e-40
+FEW = 32  # from this many draws on, the probability that all of them coincide is below 1e-40
 
 
 def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
@@ -19,11 +19,11 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
 
     Args:
         centers: ``(C, D)``, of any norm.
-        sample: classes to sample, with torch's global generator; their pairs give the estimate. None, or C and more,
-            takes every pair.
+        sample: number of classes sampled, by torch's global generator, for the estimate. None, or C or more, uses
+            every pair.
 
     Raises:
-        InputError: ``sample`` is no integer of at least 2.
+        InputError: ``sample`` is not an integer of at least 2.
     """
     rows = sampled_rows(len(centers), sample, centers.device)
     with torch.autocast(centers.device.type, enabled=False):
@@ -32,12 +32,12 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
 
 
 def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
-    """Returns every row number, or ``sample`` of them drawn with replacement, at a cost that does not grow with C.
+    """Returns every row number, or ``sample`` of them drawn with replacement, at a cost independent of C.
 
     At least two rows differ. The draw treats all classes alike, so every pair of classes has the same probability.
 
     Raises:
-        InputError: ``sample`` is no integer of at least 2.
+        InputError: ``sample`` is not an integer of at least 2.
     """
     check_integer("decorrelation_sample", sample, 2, "None for every pair")
     if sample is None or sample >= num_classes:
@@ -55,17 +55,17 @@ def mean_abs_dots(vectors: Tensor, rows: Tensor) -> Tensor:
 
 
 def count_pairs(rows: Tensor) -> Tensor:
-    """Returns how many ordered pairs of ``rows`` differ (at least 1, to divide by).
+    """Returns the number of ordered pairs of different ``rows``, or 1 if there are none, as a divisor.
 
-    Given which rows coincide, each pair of different rows is any pair of different classes with the same probability,
-    so the mean over them is unbiased though rows may repeat.
+    Each pair of different rows is equally likely to be any pair of different classes, so the mean over these pairs is
+    unbiased although rows may repeat.
     """
     return (rows[:, None] != rows).sum().clamp_min(1)
 
 
 @torch.no_grad()
 def sum_abs_dots(part: Tensor, vectors: Tensor, part_rows: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums ``|a . b|`` over ``a`` in ``part`` ``(n, D)`` and ``b`` in ``vectors`` ``(m, D)`` of another row.
+    """Sums ``|a . b|`` over ``a`` in ``part`` ``(n, D)`` and ``b`` in ``vectors`` ``(m, D)`` of different rows.
 
     One block of dot products is held at a time.
 
@@ -76,8 +76,8 @@ def sum_abs_dots(part: Tensor, vectors: Tensor, part_rows: Tensor, rows: Tensor)
         rows: ``(m,)``, the class of each of the ``vectors``.
 
     Returns:
-        The sum; the gradient ``(n, D)``, with respect to ``part``, of such sums of all processes: a pair counts twice,
-        once from each side.
+        The sum; the gradient ``(n, D)``, with respect to ``part``, of the total over all processes: each pair counts
+        twice, once from each side.
     """
     total, gradients = part.new_zeros(()), [part[:0]]
     step = max(1, BLOCK // max(1, len(vectors)))

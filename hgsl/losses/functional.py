@@ -34,15 +34,15 @@ def hard_global_softmin_loss(
     sparse_grad: bool = False,
     both_sides: float = 0.0,
 ) -> Tensor:
-    """Pulls each embedding to the center of its class, away from the K centers nearest to it.
+    """Returns the Hard Global Softmin Loss: embeddings against the center of their class and the K nearest centers.
 
-    With unit embeddings ``x_i`` and unit centers ``w_j`` (both are normalized here, and gradients go through it)::
+    With unit embeddings ``x_i`` and unit centers ``w_j`` (both are normalized here, with gradient)::
 
         d_ij = sqrt(|x_i - w_j|^2 + 1e-6)      z_ij = s (1 - d_ij - margin [j = y_i])      s = 10 / alpha
         L    = mean_i [ logsumexp over H_i of z_ij  -  z_iy ]  +  decorrelation * mean over j != l of |w_j . w_l|
 
-    Only K + 1 centers per embedding matter. Where K is well under C they are found by a search in chunks without
-    gradient, and no ``(B, C)`` matrix is held; the result is the same.
+    Only K + 1 centers per embedding matter. If K is much smaller than C, they are found by a chunked search without
+    gradient, and no ``(B, C)`` matrix is allocated; the result is the same.
 
     Args:
         embeddings: ``(B, D)``, of any norm and floating dtype.
@@ -50,18 +50,18 @@ def hard_global_softmin_loss(
         labels: ``(B,)`` int64 in ``[0, C)``.
         alpha: softness; ``s = 10 / alpha``. A tensor receives a gradient.
         top_k: K, the size of ``H_i``; None takes every class.
-        hard_set: ``"all"``: ``H_i`` is the K largest ``z_ij`` over all classes, so it may lack the true one.
-            ``"negatives"``: ``H_i`` is the K largest over the other classes, and the true one.
+        hard_set: ``"all"``: ``H_i`` is the K largest ``z_ij`` over all classes, and need not contain the true class.
+            ``"negatives"``: ``H_i`` is the true class and the K largest over the other classes.
         margin: subtracted from the similarity to the true class before ``H_i`` is chosen, in both terms.
         similarity: ``"euclidean"`` as above, or ``"cosine"``: ``z_ij = s (x_i . w_j - margin [j = y_i])``.
-        weights: ``(B,)`` factors of each embedding's loss before the mean; None is 1.
-        decorrelation: weight of the regularizer, which turns centers toward right angles.
-        decorrelation_sample: classes to sample for an unbiased estimate of it, with torch's global generator; None
-            takes every pair.
-        chunk_size: centers searched at a time; None picks a size, and scores every pair where that is cheaper.
+        weights: ``(B,)``, multiplied with the losses of the embeddings before the mean; None is 1 for each.
+        decorrelation: weight of the regularizer, which drives the centers toward orthogonality.
+        decorrelation_sample: number of classes sampled, by torch's global generator, for an unbiased estimate of the
+            regularizer; None uses every pair.
+        chunk_size: number of centers searched at a time; None chooses it, or scores every pair where that is cheaper.
         sparse_grad: makes the gradient of ``centers`` sparse.
         both_sides: weight of :func:`hgsl.losses.both_sides.center_side_loss`, which compares each class center of the
-            batch with the K nearest images as well; 0 as published. It takes no ``weights``.
+            batch with its K nearest images; 0 in the published loss. ``weights`` do not apply to it.
 
     Returns:
         The loss, a scalar: float32, or float64 if an input is.
@@ -107,12 +107,12 @@ def class_logits(
 
 
 def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
-    """Returns ``z`` ``(B, 1 + n)`` from similarities, less the margin in column 0, ``-inf`` where ``excluded``."""
+    """Returns the logits ``z`` ``(B, 1 + n)``: the margin is subtracted in column 0, excluded entries are ``-inf``."""
     if margin:
         scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
     return (10 / alpha * scores).masked_fill(excluded, -torch.inf)
 
 
 def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:
-    """Returns the dtype of the computation: float32 for half inputs, float64 if either is."""
+    """Returns the dtype of the computation: float64 if either input is float64, else float32."""
     return torch.promote_types(torch.promote_types(embeddings.dtype, centers.dtype), torch.float32)

@@ -8,7 +8,7 @@ from hgsl.losses.scoring.gathered import gathered_similarity
 from hgsl.losses.scoring.search import nearest_centers
 from hgsl.losses.scoring.similarity import matrix_similarity, unit
 
-# A hard set below a sixteenth of the classes is searched and gathered; a larger one is cheaper as a whole matrix.
+# A hard set below 1/16 of the classes is searched and gathered; for a larger one the full matrix is cheaper.
 GATHER_BELOW = 1 / 16
 # Centers searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU wants large products.
 CPU_CHUNK, GPU_CHUNK = 8192, 65536
@@ -19,7 +19,7 @@ def nearest_classes(
 ) -> tuple[Tensor | None, Tensor]:
     """Finds the ``k`` classes nearest to each embedding other than its own, without gradient.
 
-    With few classes, or ``k`` near their number, scoring every pair is cheaper, and nothing is searched.
+    With few classes, or ``k`` near their number, scoring every pair is cheaper, and no search is done.
 
     Args:
         x: unit embeddings ``(B, D)``.
@@ -50,10 +50,10 @@ def score_classes(
     similarity: str,
     sparse_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compares each embedding with the center of its class and with the ``nearest`` ones, or with all.
+    """Scores each embedding against the center of its class and the ``nearest`` centers, or all centers.
 
-    The ``sampled`` centers, which the regularizer compares with each other, are returned as well, since one lookup of
-    all centers of a step writes one gradient.
+    The ``sampled`` centers, which the regularizer compares with each other, are returned as well, so that a step has a
+    single lookup of centers and thus a single gradient tensor.
 
     Args:
         x: unit embeddings ``(B, D)``.
@@ -62,31 +62,31 @@ def score_classes(
         nearest: ``(B, n)`` int64, or None for every class.
         sampled: ``(m,)`` int64.
         similarity: ``"euclidean"`` or ``"cosine"``.
-        sparse_grad: whether the gradient of ``centers`` is sparse: only the rows used here.
+        sparse_grad: whether the gradient of ``centers`` is a sparse tensor, with only the rows used here.
 
     Returns:
-        Similarities ``(B, 1 + n)``, that of the true class first; a mask of the same shape, True where an entry does
-        not count (the true class again among the others, or first where its center is not among these); the sampled
-        centers ``(m, D)`` at norm 1.
+        Similarities ``(B, 1 + n)``, that of the true class first; a mask of the same shape, True for
+        entries to exclude (the second occurrence of the true class, and column 0 if the center of the true class is not
+        among ``centers``); the sampled centers ``(m, D)`` at norm 1.
     """
     target = labels[:, None]
-    row = target.clamp(0, len(centers) - 1)
+    target_row = target.clamp(0, len(centers) - 1)
     if nearest is None:
         nearest = torch.arange(len(centers), device=x.device)
         w = unit((F.embedding(nearest, centers, sparse=True) if sparse_grad else centers).to(x.dtype))
         scores = matrix_similarity(x, w, similarity)  # (B, C)
-        scores, vectors = torch.cat([scores.gather(1, row), scores], dim=1), w[sampled]
+        scores, sampled_centers = torch.cat([scores.gather(1, target_row), scores], dim=1), w[sampled]
     else:
-        classes = torch.cat([row, nearest], dim=1)
-        scores, vectors = gathered_similarity(x, centers, classes, sampled, similarity, sparse_grad)
-    return scores, torch.cat([row != target, nearest == target], dim=1), vectors
+        rows = torch.cat([target_row, nearest], dim=1)
+        scores, sampled_centers = gathered_similarity(x, centers, rows, sampled, similarity, sparse_grad)
+    return scores, torch.cat([target_row != target, nearest == target], dim=1), sampled_centers
 
 
 def hard_logits(logits: Tensor, k: int | None, hard_set: str) -> Tensor:
-    """Returns the logits of the hard set, from those of the true class (first) and the others: ``(B, 1 + n)``.
+    """Selects the logits of the hard set from ``(B, 1 + n)`` logits, that of the true class first.
 
     Args:
-        logits: ``-inf`` where an entry does not count.
+        logits: ``(B, 1 + n)``, ``-inf`` for excluded entries.
         k: K; None takes every class.
         hard_set: ``"all"``: the K largest. ``"negatives"``: the true class, and the K largest of the others.
     """

@@ -18,10 +18,11 @@ class HardGlobalSoftminLoss(nn.Module):
     The formula is that of :func:`hgsl.losses.functional.hard_global_softmin_loss`, computed in float32 or float64, also
     under autocast.
 
-    The call signature is that of pytorch-metric-learning, and the loss runs in its trainers, but its
-    ``DistributedLossWrapper`` takes only the library's own base class. With several processes wrap this module in
-    ``DistributedDataParallel`` (every process holds all centers, with ``sparse_grad=False``; equal local batches give
-    the gradient of the joint batch), or use :class:`hgsl.losses.ShardedHardGlobalSoftminLoss`.
+    The call signature is that of pytorch-metric-learning, and the loss works in that library's trainers, but not in its
+    ``DistributedLossWrapper``, which accepts only subclasses of the library's base class. In distributed training, wrap
+    this module in ``DistributedDataParallel`` (with ``sparse_grad=False``; every process holds all centers, and local
+    batches of equal size give the gradient of the joint batch), or use
+    :class:`hgsl.losses.ShardedHardGlobalSoftminLoss`.
 
     Args:
         num_classes: C, the number of classes.
@@ -33,17 +34,17 @@ class HardGlobalSoftminLoss(nn.Module):
         decorrelation: weight of the regularizer.
         margin: subtracted from the similarity to the true class.
         similarity: ``"euclidean"`` (published) or ``"cosine"``.
-        chunk_size: centers searched at a time; None picks a size, and scores every pair where that is cheaper.
-        sparse_grad: gives the centers a sparse gradient and keeps them at unit norm, at a cost that does not grow with
-            C. They then need an optimizer of their own: see :func:`hgsl.losses.sparse_optimizer`.
-        decorrelation_sample: classes sampled at each call to estimate the regularizer; None takes every pair of up to
-            256 classes, and samples 128 of more.
+        chunk_size: number of centers searched at a time; None chooses it, or scores every pair where that is cheaper.
+        sparse_grad: gives the centers a sparse gradient and keeps them at unit norm, at a cost independent of C. The
+            centers then need a separate optimizer: see :func:`hgsl.losses.sparse_optimizer`.
+        decorrelation_sample: number of classes sampled in each call to estimate the regularizer; None uses every pair
+            of up to 256 classes, and samples 128 classes if there are more.
         both_sides: weight of a second term, which compares each class center of the batch with the K images nearest to
-            it; 0 as published, 1 in this project's recipes. Several processes must then gather their embeddings first,
-            or each compares within its own batch.
+            it; 0 in the published loss, 1 in this project's recipes. In distributed training, gather the embeddings
+            first, or the comparison is within each local batch.
 
     Attributes:
-        centers: the ``(C, D)`` parameter. Its rows may take any norm, but have norm 1 with ``sparse_grad``.
+        centers: the ``(C, D)`` parameter. Its rows have norm 1 with ``sparse_grad``, and otherwise any norm.
         alpha: the scalar parameter.
 
     Raises:
@@ -89,7 +90,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self.alpha = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learnable_scale)
         self.optimizer_attached = False  # set by hgsl.losses.attach_optimizer
         self._trained_unattached = False
-        self._unit_version = -1  # the version of `centers` that is known to have unit rows
+        self._unit_version = -1  # the version of the tensor `centers` at which its rows had norm 1
         self.renormalize()
         if sparse_grad:
             self.register_load_state_dict_post_hook(lambda module, _: module.renormalize())
@@ -113,7 +114,7 @@ class HardGlobalSoftminLoss(nn.Module):
             ref_labels: not supported; must be None.
 
         Raises:
-            InputError: An argument is not as above, alpha has left its range, a center is not finite, or the centers of
+            InputError: An argument is not as above, alpha is out of range, a center is not finite, or the centers of
                 a loss with ``sparse_grad`` were changed by an optimizer that is not attached.
         """
         refuse_references(ref_emb, ref_labels)
@@ -169,7 +170,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self._unit_version = self.centers._version
 
     def extra_repr(self) -> str:
-        """Names the settings when the module is printed."""
+        """Returns the settings, shown in the ``repr`` of the module."""
         names = (
             "num_classes",
             "embedding_size",
@@ -186,7 +187,7 @@ class HardGlobalSoftminLoss(nn.Module):
         return torch.empty(self.num_classes, self.embedding_size).normal_()
 
     def _keep_unit(self) -> None:
-        # Attached optimizers normalize the rows they change; this notices other changes that autograd counts.
+        # Attached optimizers normalize the rows they change; the tensor's version reveals other in-place changes.
         if not self.sparse_grad or torch.compiler.is_compiling():
             return
         if self.centers._version != self._unit_version:
@@ -200,16 +201,16 @@ class HardGlobalSoftminLoss(nn.Module):
 
 
 def refuse_references(ref_emb: Tensor | None, ref_labels: Tensor | None) -> None:
-    """Refuses pytorch-metric-learning's reference embeddings, as its own losses with class weights do."""
+    """Raises if reference embeddings are given, as pytorch-metric-learning's losses with class weights do."""
     if ref_emb is not None or ref_labels is not None:
         raise InputError("ref_emb and ref_labels are not supported: embeddings are compared with class centers only")
 
 
 def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Tensor | None:
-    """Returns ``(B,)`` weights in [0, 1]: how often each embedding occurs in a miner's tuple, over the most frequent.
+    """Returns ``(B,)`` weights in [0, 1]: how often each embedding occurs in a miner's tuple, divided by the maximum.
 
     Raises:
-        InputError: The tuple holds something else than indices of embeddings of the batch.
+        InputError: The tuple holds anything other than indices into the batch.
     """
     if indices_tuple is None or not sum(len(part) for part in indices_tuple):
         return None

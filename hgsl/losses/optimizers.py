@@ -14,7 +14,7 @@ ADVICE = "use SGD (momentum 0, weight_decay 0), Adagrad (weight_decay 0) or Spar
 def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr: float = 1e-5) -> list[dict[str, Any]]:
     """Returns the groups ``centers`` and ``scale``, without weight decay, to add to those of the network.
 
-    A fixed scale is left out, and so are centers with ``sparse_grad``: those belong to :func:`sparse_optimizer`.
+    A fixed scale is omitted, and so are centers with ``sparse_grad``, which need :func:`sparse_optimizer`.
     """
     groups: list[dict[str, Any]] = []
     if not loss_fn.sparse_grad:
@@ -27,7 +27,7 @@ def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr
 def sparse_optimizer(
     loss_fn: HardGlobalSoftminLoss, name: str = "sgd", lr: float = 1e-2, **options: Any
 ) -> optim.Optimizer:
-    """Returns the attached optimizer of the centers of a loss with ``sparse_grad``.
+    """Creates and attaches the optimizer of the centers of a loss with ``sparse_grad``.
 
     Args:
         loss_fn: the loss.
@@ -36,7 +36,7 @@ def sparse_optimizer(
         **options: further arguments of the optimizer.
 
     Raises:
-        InputError: The name is unknown, or the options do not go with sparse gradients.
+        InputError: The name is unknown, or the options are incompatible with sparse gradients.
     """
     if name not in SPARSE_OPTIMIZERS:
         raise unknown("sparse optimizer", name, SPARSE_OPTIMIZERS)
@@ -46,9 +46,9 @@ def sparse_optimizer(
 
 
 def attach_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) -> None:
-    """Checks that ``optimizer`` suits sparse centers, and makes each of its steps normalize the rows that it touched.
+    """Checks that ``optimizer`` supports sparse centers, and makes it normalize the rows that a step has updated.
 
-    The check is repeated before each step, since schedules change momentum, too.
+    The check is repeated before each step, since schedulers may change the momentum.
 
     Raises:
         InputError: The optimizer does not hold the centers, would move rows without a gradient, or fails on sparse

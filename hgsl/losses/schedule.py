@@ -14,7 +14,7 @@ def scheduled_top_k(schedule: Mapping[int, int | None], epoch: int) -> int | Non
         epoch: counted from 0.
 
     Raises:
-        InputError: The schedule has no entry for epoch 0, a negative epoch, or a K that is no positive integer.
+        InputError: The schedule has no entry for epoch 0, a negative epoch, or a K that is not a positive integer.
 
     >>> [scheduled_top_k({0: None, 2: 100, 4: 10}, epoch) for epoch in range(6)]
     [None, None, 100, 100, 10, 10]

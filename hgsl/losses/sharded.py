@@ -28,19 +28,19 @@ from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 
 class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
-    """Hard Global Softmin Loss whose centers are sharded: rank r holds ``ceil(C / world)`` of them, from class
-    ``r ceil(C / world)`` on.
+    """Hard Global Softmin Loss with its class centers sharded over the processes of a group.
 
-    Each call gathers the embeddings of all processes. Every process finds the hard set among its own centers, the
-    global one is chosen from these candidates, and gradients flow to the shard that owns a center and back to the
-    embeddings. The value is the mean over the joint batch, the same on every process.
+    Rank r holds ``ceil(C / world)`` centers, from class ``r ceil(C / world)`` on. Each call gathers the embeddings of
+    all processes. Every process selects the hard set within its shard, the global hard set is chosen from these
+    candidates, and gradients flow to the shard that holds a center and back to the embeddings. The value is the mean
+    over the joint batch, the same on every process.
 
     Gradients of centers and alpha are those of the joint batch, so this module must not be wrapped in
     DistributedDataParallel. Those of the embeddings are multiplied by the number of processes, so that
     DistributedDataParallel around the network, which takes the mean, is exact. Batches may differ in size.
 
-    A call, its backward, :meth:`state_dict`, :meth:`get_logits` and :meth:`all_rows` communicate: every process must
-    make them. There is no second derivative.
+    Forward, backward, :meth:`state_dict`, :meth:`get_logits` and :meth:`all_rows` are collective: every process must
+    call them. There is no second derivative.
 
     The state dict holds all centers, and loads into any number of processes and into ``HardGlobalSoftminLoss``.
 
@@ -52,8 +52,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         **options: as for :class:`HardGlobalSoftminLoss`, except ``both_sides``.
 
     Attributes:
-        centers: this process's centers, possibly none on the last ranks.
-        first_class: the class of its first row.
+        centers: the shard of this process, possibly empty on the last ranks.
+        first_class: the class of the first row of ``centers``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         self.first_class = min(rank * self.classes_per_rank, num_classes)
         super().__init__(num_classes, embedding_size, *settings, **options)
         if self.both_sides:
-            raise InputError("both_sides needs all centers in one process: it does not go with sharded ones")
+            raise InputError("both_sides needs all centers in one process: set it to 0 for sharded centers")
 
     def forward(
         self,
@@ -78,7 +78,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         """Returns the loss of the joint batch; arguments as for :class:`HardGlobalSoftminLoss`, of this process.
 
         Raises:
-            InputError: On every process, if one of them was given bad input. Rows are counted in the joint batch.
+            InputError: On every process, if the input of one is invalid; rows are those of the joint batch.
         """
         self._keep_unit()
         weights = problem = None
@@ -93,7 +93,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
             return self._joint_batch(embeddings, labels, weights, counts)
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
-        """Returns ``z`` ``(B, C)`` of this process's embeddings to the centers of all, without gradient."""
+        """Returns ``z`` ``(B, C)`` of this process's embeddings and the centers of all processes, without gradient."""
         with torch.no_grad():
             return class_logits(embeddings, self.all_centers(), self.alpha, self.similarity)
 
@@ -114,7 +114,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return table[self.first_class : self.first_class + len(self.centers)]
 
     def _joint_batch(self, embeddings: Tensor, labels: Tensor, weights: Tensor | None, counts: list[int]) -> Tensor:
-        """Gathers the joint batch of N rows, scores it against the centers of each process, and joins the scores."""
+        """Gathers the joint batch of N rows, scores it against every shard, and combines the scores into the loss."""
         group, (rank, world) = self.process_group, rank_and_world(self.process_group)
         x, alpha = GatherRows.apply(
             embeddings.to(working_dtype(embeddings, self.centers)), self.alpha, counts, group, world
@@ -142,8 +142,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         """Scores the joint batch against this process's centers.
 
         Returns:
-            ``(N, 1 + n)``: the true class if it is local, the nearest other local ones, ``-inf`` where there is none;
-            the local ones of the ``sampled`` centers, at norm 1.
+            The logits ``(N, 1 + n)``, first of the true class if it is local, then of the nearest other local classes,
+            ``-inf`` where there is none; the local ones of the ``sampled`` centers, at norm 1.
         """
         if not len(self.centers):
             self._check_centers(x.new_ones(2))
@@ -160,7 +160,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1), vectors
 
     def _check_centers(self, norms: Tensor) -> None:
-        """Refuses unusual centers of any process on all of them; ``norms`` are the extremes ``(2,)`` of this one."""
+        """Raises on all processes if a center of any is invalid; ``norms`` ``(2,)``: the local minimum and maximum."""
         extremes = torch.stack(gather(norms, self.process_group))  # (world, 2)
         if usual_norms([float(extremes[:, 0].amin()), float(extremes[:, 1].amax())]):
             return
@@ -174,8 +174,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
     def _joint_loss(self, local: Tensor, weights: Tensor) -> Tensor:
         """Chooses the hard set from the candidates of all processes, and returns the loss of the joint batch.
 
-        The loss depends on logits that live on several processes. The gradient of each follows from gathered values, so
-        that it needs no further exchange.
+        The logits are distributed over the processes. The gradient of the local ones follows from the gathered values,
+        without further communication.
 
         Args:
             local: ``(N, 1 + n)``, the logits of :meth:`_local_logits`.
@@ -189,9 +189,9 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         is_true = torch.zeros_like(logits[0], dtype=torch.bool)  # (world, width)
         is_true[:, 0] = True
 
-        losses, slopes = _losses_and_slopes(logits.flatten(1), is_true.flatten(), k, self.hard_set)
-        slopes = slopes.view(logits.shape)[:, rank, : local.shape[1]] * weights[:, None] / len(local)
-        return with_gradient((weights * losses).mean(), local.masked_fill(local.isneginf(), 0), slopes)
+        losses, gradients = _losses_and_gradients(logits.flatten(1), is_true.flatten(), k, self.hard_set)
+        gradient = gradients.view(logits.shape)[:, rank, : local.shape[1]] * weights[:, None] / len(local)
+        return with_gradient((weights * losses).mean(), local.masked_fill(local.isneginf(), 0), gradient)
 
     def _joint_decorrelation(self, vectors: Tensor, sampled: Tensor) -> Tensor:
         """Returns the regularizer over the ``sampled`` centers, with the gradient of the local ones, ``vectors``."""
@@ -220,11 +220,11 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _losses_and_slopes(logits: Tensor, is_true: Tensor, k: int, hard_set: str) -> tuple[Tensor, Tensor]:
-    """Returns the loss of each embedding, and its gradient: the softmax in the hard set, less 1 for the true class.
+def _losses_and_gradients(logits: Tensor, is_true: Tensor, k: int, hard_set: str) -> tuple[Tensor, Tensor]:
+    """Returns the loss of each embedding and its gradient: the softmax over the hard set minus the one-hot true class.
 
     Args:
-        logits: ``(N, m)``, ``-inf`` where an entry does not count.
+        logits: ``(N, m)``, ``-inf`` for excluded entries.
         is_true: ``(m,)``, the entries that hold the true class, of which one is finite in each row.
         k: K.
         hard_set: ``"all"`` or ``"negatives"``.
@@ -238,6 +238,6 @@ def _losses_and_slopes(logits: Tensor, is_true: Tensor, k: int, hard_set: str) -
     if hard_set == "negatives":
         is_hard |= is_true
     hard = logits.masked_fill(~is_hard, -torch.inf)
-    total = hard.logsumexp(dim=1, keepdim=True)  # (N, 1)
-    slopes = (hard - total).exp() - (is_true & logits.isfinite()).to(logits.dtype)
-    return total.squeeze(1) - logits[:, is_true].amax(dim=1), slopes
+    logsumexp = hard.logsumexp(dim=1, keepdim=True)  # (N, 1)
+    gradients = (hard - logsumexp).exp() - (is_true & logits.isfinite()).to(logits.dtype)
+    return logsumexp.squeeze(1) - logits[:, is_true].amax(dim=1), gradients

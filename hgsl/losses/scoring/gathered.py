@@ -9,16 +9,16 @@ from torch import Tensor
 from hgsl.common.autograd import builds_graph
 from hgsl.losses.scoring.similarity import SMOOTHING, divisor, unit
 
-BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"
+BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"  # a compute_mode of torch.cdist
 
 
 def gathered_similarity(
     x: Tensor, centers: Tensor, rows: Tensor, sampled: Tensor, similarity: str, sparse_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compares each embedding with the centers in its ``rows``, and returns the ``sampled`` centers besides.
+    """Scores each embedding against the centers in its ``rows``, and returns the ``sampled`` centers as well.
 
-    Distances are norms of differences, which keep the digits of near points. The gathered vectors are by far the
-    largest tensors of a step, so they are normalized in place, and all of the gradient is written in one piece.
+    Distances are computed from differences, which stay accurate for near points. The gathered vectors are by far the
+    largest tensor of a step, so they are normalized in place, and their gradient is written to one tensor.
 
     Args:
         x: unit embeddings ``(B, D)``.
@@ -38,7 +38,7 @@ def gathered_similarity(
 class _Gathered(torch.autograd.Function):
     """Scores ``f(x . w)`` of ``w = v / |v|``, for ``f(c) = c`` and for ``f(c) = 1 - sqrt(2 - 2c + 1e-6)``.
 
-    With slope ``f'``, x moves along w, and v along the part of x at right angles to w: ``f' (x - (x . w) w) / |v|``.
+    The gradient of v is the component of x orthogonal to w, times the derivative: ``f' (x - (x . w) w) / |v|``.
     """
 
     @staticmethod
@@ -113,8 +113,8 @@ def _gradient_of_rows(
 def _sparse(indices: Tensor, values: Tensor, used: Tensor, shape: torch.Size) -> Tensor:
     """Returns the sparse ``(C, D)`` gradient without the compared rows that are not ``used``.
 
-    They are all zero, but would count as touched, and Adam moves a row even then. Their zeros are added to some other
-    row, which is far cheaper than to leave them out.
+    Their gradients are zero, but SparseAdam would update these rows all the same. The zeros are added to another row
+    instead, which is far cheaper than removing them.
     """
     count = len(used)
     with_gradient = torch.cat([indices[:count][used][:1], indices[count:][:1]])  # one such row, if there is any

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from hgsl.losses.scoring.similarity import nonzero
 
-GROUP = 16  # rows whose largest score is taken first
+GROUP = 16  # rows that are reduced to their maximum before the top k
 
 
-@torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # one opaque step to torch.compile: no unrolled loop
+@torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # opaque to torch.compile, which would unroll it
 def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
     """Finds the centers with the largest cosine to each embedding; for unit ``x`` these are the nearest unit centers.
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 SIMILARITIES = ("euclidean", "cosine")
-SMOOTHING = 1e-6  # under the root of a distance, so that its slope stays finite where two points meet
-NORM_RANGE = (1e-12, 1e18)  # norms whose square float32 holds; a smaller norm counts as zero
+SMOOTHING = 1e-6  # under the square root of a distance: its gradient stays finite where points coincide
+NORM_RANGE = (1e-12, 1e18)  # norms whose square is a float32; a smaller norm counts as zero
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def unit(vectors: Tensor) -> Tensor:
 def unit_of_any_norm(vectors: Tensor) -> Tensor:
     """Scales the last dimension to norm 1, also where squares would overflow or underflow; zero stays zero.
 
-    Vectors of ordinary size pass through the same operations as in :func:`unit`, to the same bits.
+    For vectors of ordinary norm the result is bitwise that of :func:`unit`.
     """
     largest = vectors.detach().abs().amax(dim=-1, keepdim=True)
     is_extreme = ((largest < 1e-10) & (largest > 0)) | (largest > 1e15)
@@ -37,8 +37,8 @@ def nonzero(norms: Tensor) -> Tensor:
 def matrix_similarity(x: Tensor, w: Tensor, similarity: str) -> Tensor:
     """Returns ``(B, C)``: ``1 - d`` (euclidean) or ``x . w`` (cosine) of ``x`` ``(B, D)`` and ``w`` ``(C, D)``.
 
-    Both must come from :func:`unit`: their norms are treated as constants, since gradients through it have no part
-    along the vector.
+    Both must come from :func:`unit`: their norms are treated as constants, since the gradient through it has no
+    component along the vector.
     """
     if similarity == "cosine":
         return x @ w.T
@@ -53,7 +53,7 @@ def matrix_similarity(x: Tensor, w: Tensor, similarity: str) -> Tensor:
 def normalize_(vectors: Tensor, rows: Tensor | None = None) -> None:
     """Scales ``vectors`` ``(C, D)``, or only the given ``rows``, to norm 1 in place.
 
-    A row that has norm 1 up to rounding stays as it is to the last bit, so that loading what was saved changes nothing.
+    A row whose norm is 1 up to rounding is left unchanged bit for bit, so that a saved state dict loads exactly.
     """
     if rows is not None:
         vectors.index_copy_(0, rows, _rounded_unit(vectors[rows]))
