@@ -22,6 +22,8 @@ from hgsl.evaluation.refine.whitening import fit_whitening
 from hgsl.evaluation.show.report import hash_of_task
 from hgsl.evaluation.threshold import Calibration, calibrate, stranger_scores, stranger_task
 
+Refinement = Callable[[RetrievalTask], RetrievalTask]
+
 
 def evaluate_model(
     model: nn.Module,
@@ -116,9 +118,6 @@ def _calibrate(strangers: RetrievalTask, options: EvalOptions) -> Calibration:
     assert options.no_match is not None
     scores = stranger_scores(strangers, max_memory=options.max_memory)
     return calibrate(scores, strangers.query_labels, options.no_match, len(strangers.gallery))
-
-
-Refinement = Callable[[RetrievalTask], RetrievalTask]
 
 
 def _expansions(options: EvalOptions) -> tuple[Refinement, Refinement, list[str]]:

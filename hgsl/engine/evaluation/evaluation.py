@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any
 
 from hgsl.common.errors import InputError
@@ -96,7 +97,7 @@ class Evaluation:
         return self.text()
 
     def _repr_html_(self) -> str:
-        return f"<pre>{tables.escaped(self.text())}</pre>"
+        return f"<pre>{escape(self.text())}</pre>"
 
     def _report(self, part: GalleryEvaluation, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
         facts = {key: value for key, value in self.data.facts.items() if key not in ("protocol", "split_hash")}

@@ -1,7 +1,6 @@
 """An evaluation as text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape as escaped
 from typing import TYPE_CHECKING, Any
 
 from hgsl.common.tables import columns_of, format_table
@@ -9,8 +8,6 @@ from hgsl.evaluation.show.report import class_rows
 
 if TYPE_CHECKING:
     from hgsl.engine.evaluation.evaluation import GalleryEvaluation
-
-__all__ = ["escaped", "text"]
 
 
 def text(
