@@ -1,4 +1,4 @@
-"""Adapter of class folders, or of split folders of class folders: anybody's photos."""
+"""Adapter of a user's own images in class folders, or in split folders of class folders."""
 
 import os
 from collections.abc import Iterator, Mapping
