@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hgsl.search.indexing.build import build_index
     from hgsl.search.indexing.report import IndexReport
 
-_HOME = {
+_MODULE_OF = {
     "Hit": "hgsl.search.index",
     "IndexReport": "hgsl.search.indexing.report",
     "SearchIndex": "hgsl.search.index",
@@ -22,6 +22,6 @@ __all__ = ["Hit", "IndexReport", "SearchIndex", "build_index"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'hgsl.search' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)

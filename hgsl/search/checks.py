@@ -44,7 +44,7 @@ def check_neighbors(k: int) -> None:
 
 
 def check_port(port: int) -> None:
-    """Checks the number of a port; the system would use its lower 16 bits."""
+    """Checks a port number, of which the system would silently use the lower 16 bits."""
     if not 0 <= port < 1 << 16:
         raise InputError(f"--port must be a number from 0 to 65535, found {port}")
 
@@ -57,7 +57,7 @@ def check_host_names(names: Sequence[str]) -> None:
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Checks a given no-match threshold."""
+    """Checks a no-match threshold that the user set."""
     if threshold is not None and not -1 <= threshold <= 1:
         raise InputError(f"no_match is a cosine similarity from -1 to 1, found {threshold}")
 
@@ -85,7 +85,7 @@ def check_checkpoint(checkpoint: str) -> None:
 
 
 def check_has_model(folder: Path) -> None:
-    """Checks that an index has its copy of a model, where no checkpoint is given."""
+    """Checks that an index has a copy of its model, which is needed if no checkpoint is given."""
     if not has_model(folder):
         raise InputError(f"{folder} has no model yet: give the trained model with --checkpoint RUN")
 

@@ -24,7 +24,7 @@ class OutOfMemory(InputError):
 
 
 class Encoder:
-    """A model on a device; it computes in float32, so that all machines return the same vectors.
+    """A model on a device; it computes in float32, so that vectors from different devices can be compared.
 
     Args:
         model: The model, whose ``transform`` prepares the images.
@@ -76,14 +76,14 @@ class Encoder:
             ) from None
 
     def description(self) -> dict[str, Any]:
-        """Fingerprint, architecture and preprocessing, as JSON returns them (lists for tuples)."""
+        """Fingerprint, architecture and preprocessing, with tuples as lists, as they are read back from JSON."""
         content = {
             "fingerprint": self.fingerprint,
             "architecture": self.model.architecture,
             "data_config": self.model.data_config,
         }
-        copy: dict[str, Any] = json.loads(json.dumps(content))
-        return copy
+        as_json: dict[str, Any] = json.loads(json.dumps(content))
+        return as_json
 
 
 def fingerprint_of(model: Embedder) -> str:

@@ -92,7 +92,7 @@ class SearchIndex:
         """The model that embedded the images.
 
         Raises:
-            InputError: ``model/`` holds another one.
+            InputError: ``model/`` holds another model.
         """
         encoder = Encoder(load_embedder(self.folder / MODEL), self._device)
         expected = self.record["model"].get("fingerprint")
@@ -107,7 +107,7 @@ class SearchIndex:
         """Returns the k nearest images of each query, most similar first, equal similarities by ascending id.
 
         Args:
-            images: Paths or PIL images (turned upright by their EXIF orientation), one or several; or vectors of the
+            images: One or several paths or PIL images (rotated according to their EXIF orientation); or vectors of the
                 same model, (Q, D) or (D,), NumPy or torch.
             k: Number of images; fewer are returned if the index (or the label) has fewer.
             label: Only images of this label.
@@ -116,7 +116,7 @@ class SearchIndex:
             One list per query.
 
         Raises:
-            InputError: A query cannot be read or is of another model, ``k`` is below 1, or no image has the label.
+            InputError: A query cannot be read or has another dimension, ``k`` is below 1, or no image has the label.
         """
         if isinstance(images, (np.ndarray, torch.Tensor)):
             return self.nearest(images[None] if images.ndim == 1 else images, k, label=label)
@@ -207,7 +207,7 @@ class SearchIndex:
         return Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
 
     def _hits(self, numbers: Ints, positions: Ints, similarities: Floats) -> list[Hit]:
-        """Positions (K,) in a gallery whose rows have ``numbers``; -1 marks the absence of a neighbor."""
+        """Hits at ``positions`` (K,) of a gallery whose rows have image ``numbers``; -1 marks a missing neighbor."""
         valid = positions >= 0
         return [
             Hit(number, self._table.images[number].path, self._table.labels[number], similarity)

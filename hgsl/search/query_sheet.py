@@ -1,4 +1,4 @@
-"""Contact sheet of a search: one line per query with its nearest images."""
+"""Contact sheet of a search: one row per query with its nearest images."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ GRAY = "#a8a29e"
 def write_query_sheet(
     path: str | os.PathLike[str], index: SearchIndex, queries: Sequence[Path], results: Sequence[Sequence[Hit]]
 ) -> None:
-    """Writes an image file with one line per query; a query without a match is marked.
+    """Writes an image file with one row per query; a query without a match is marked.
 
     Args:
         path: A file whose suffix Pillow knows, such as ``.png``.
@@ -27,11 +27,11 @@ def write_query_sheet(
         queries: The query images.
         results: The hits of each query.
     """
-    lines = [_sheet_line(index, query, hits) for query, hits in zip(queries, results, strict=True)]
-    write_sheet(path, lines, max(len(hits) for hits in results), side=SIDE)
+    rows = [_sheet_row(index, query, hits) for query, hits in zip(queries, results, strict=True)]
+    write_sheet(path, rows, max(len(hits) for hits in results), side=SIDE)
 
 
-def _sheet_line(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Tile]:
+def _sheet_row(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Tile]:
     rejected = not hits or index.accepts(hits) is False
     title = "nothing found" if not hits else "no match" if rejected else "query"
     tiles = [Tile(partial(_load, query), title, query.name, WRONG if rejected else INK)]
@@ -45,5 +45,5 @@ def _sheet_line(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Ti
 def _load(path: Path) -> Image.Image:
     try:
         return read_image(path, SIDE)
-    except InputError:  # deleted or changed since it was indexed; the other images are still worth showing
+    except InputError:  # deleted or changed since it was indexed; the other images are shown all the same
         return Image.new("RGB", (SIDE, SIDE), GRAY)

@@ -67,7 +67,7 @@ def test_the_threshold_of_the_run_is_never_lowered():
     assert (entry["threshold"], entry["accepted"]) == (0.999, 0)
     assert entry["interval"][0] == 0
     assert entry["interval"][1] == pytest.approx(1 - 0.05 ** (1 / 5))
-    assert "so few classes tell little" in notes[0]
+    assert "so few classes give an unreliable estimate" in notes[0]
 
 
 @pytest.mark.parametrize("labels", [None, "all"])

@@ -45,7 +45,7 @@ def build_index(
     """Indexes a folder of images, or updates its index: new and changed images are embedded, deleted ones dropped.
 
     An image is unchanged while its path, size and modification time are. An interrupted call loses a few seconds of
-    work. Readers see the previous snapshot until the new one is complete. Images that could not be read are tried
+    work. Readers open the previous snapshot until the new one is complete. Images that could not be read are tried
     again by every call.
 
     Args:
@@ -54,11 +54,11 @@ def build_index(
         checkpoint: The folder of a trained model, or a model on the Hub. The index stores a copy, so that later calls
             need none; another model is refused, since vectors of two models cannot be compared.
         labels: A table with columns ``path`` and ``label``, or "folders" for the names of the class folders. None keeps
-            the recorded source, at first "folders".
-        faiss: "Flat" (exact) or a FAISS factory string such as "IVF256,Flat nprobe=16". None keeps the recorded one,
-            at first "Flat".
-        no_match: The similarity below which a search reports no match. None takes what evaluation has calibrated for
-            the checkpoint, else keeps the recorded one.
+            the source recorded in the index; "folders" for a new index.
+        faiss: "Flat" (exact) or a FAISS factory string such as "IVF256,Flat nprobe=16". None keeps the recorded
+            one; "Flat" for a new index.
+        no_match: The similarity below which a search reports no match. None uses the one calibrated by an evaluation
+            of the checkpoint, else keeps the recorded one.
         device: Where the model computes.
         batch_size: Images per forward pass.
         workers: Processes that load images; 0 loads in this one.
@@ -66,8 +66,8 @@ def build_index(
 
     Raises:
         FileNotFoundError: The image folder, the checkpoint or the table does not exist.
-        InputError: Another model, no readable image, no space, or any other mistake in the arguments.
-        OSError: The index folder cannot be written.
+        InputError: The model differs from that of the index, no image is readable, or an argument is invalid.
+        OSError: The index folder cannot be written, or the disk is full.
     """
     folder, root = Path(folder).expanduser(), Path(images).expanduser().absolute()
     check_counts(batch_size, workers)
@@ -105,7 +105,7 @@ def _settings(
     encoder: Encoder,
     previous: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The settings in ``index.json``: those that are given, else those of the previous one, else the defaults."""
+    """The settings in ``index.json``: the given ones, else those of the previous ``index.json``, else the defaults."""
     recorded = previous.get("model", {}).get("checkpoint")
     return {
         "root": str(root),
@@ -160,10 +160,10 @@ def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snap
 def _prepare_encoder(
     folder: Path, checkpoint: str | Path | None, device: torch.device, record: Mapping[str, Any]
 ) -> Encoder:
-    """The model of the index, with a copy of it in the index folder.
+    """Loads the model of the index, and stores a copy in the index folder.
 
     Raises:
-        InputError: The index has no model, or another one than ``record`` names.
+        InputError: The index has no model, or one that ``record`` does not name.
     """
     copy = folder / MODEL
     expected = record["model"].get("fingerprint") if record else None
@@ -221,7 +221,7 @@ def _make_table(
 
 
 def _rows_of(table: ImageTable, vectors: Mapping[ImageFile, VectorRow]) -> Callable[[slice], Floats]:
-    """Slice of the table -> the vectors of its images, (B, D)."""
+    """A function: slice of the table -> the vectors of its images, (B, D)."""
 
     def rows(part: slice) -> Floats:
         return np.stack([matrix[row] for matrix, row in (vectors[image] for image in table.images[part])])

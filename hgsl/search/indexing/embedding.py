@@ -1,4 +1,4 @@
-"""Embedding of image files in batches, with the unreadable ones set aside."""
+"""Embedding of image files in batches; unreadable files are reported and skipped."""
 
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def embed_images(
 def _embed_batch(
     batch: list[ImageFile], items: list[Item], encoder: Encoder, pending: PendingEmbeddings
 ) -> dict[ImageFile, str]:
-    """Embeds the arrays among ``items``; returns the reasons of the others, and of vectors that are not usable."""
+    """Embeds the arrays among ``items``; returns image file -> why it has no usable vector."""
     broken = {image: item for image, item in zip(batch, items, strict=True) if isinstance(item, str)}
     readable = [(image, item) for image, item in zip(batch, items, strict=True) if not isinstance(item, str)]
     if not readable:
@@ -78,7 +78,8 @@ def _embed_batch(
 class _TransformedImages(Dataset[Item]):
     """``dataset[i]`` is image i as the model expects it, (3, S, S), or the reason why it cannot be read.
 
-    As an array, since a loader process shares tensors by file descriptors, and complains when its parent is gone.
+    Images are arrays: tensors are shared through file descriptors, and a loader process whose parent has exited prints
+    errors about them.
     """
 
     def __init__(self, root: Path, images: list[ImageFile], transform: Transform) -> None:
@@ -91,6 +92,6 @@ class _TransformedImages(Dataset[Item]):
         path = self.root / self.images[index].path
         try:
             return self.transform(read_image(path, self.transform.resize.side)).numpy()
-        except Exception as error:  # one odd file among a million must not end the run; it is named with its reason
+        except Exception as error:  # no single file may end the run; it is reported with the reason
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             return " ".join(reason.removeprefix(f"cannot read image {path}: ").split("(replace the file")[0].split())

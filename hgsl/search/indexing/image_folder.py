@@ -31,7 +31,7 @@ def list_images(root: Path) -> FolderListing:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        InputError: It holds no image: an index must not be emptied because a disk is not mounted.
+        InputError: It holds no image: an unmounted disk must not empty an index.
     """
     check_image_folder(root)
     listing = FolderListing([], Counter(), {})
@@ -42,14 +42,14 @@ def list_images(root: Path) -> FolderListing:
             continue
         try:
             name.encode()
-            facts = path.stat()
+            status = path.stat()
         except UnicodeEncodeError:
             listing.unusable[as_text(name)] = "its name is not UTF-8: rename it"
         except OSError as error:
             listing.unusable[name] = error.strerror or "cannot be read"
         else:
-            if stat.S_ISREG(facts.st_mode):
-                listing.images.append(ImageFile(name, facts.st_size, facts.st_mtime_ns))
+            if stat.S_ISREG(status.st_mode):
+                listing.images.append(ImageFile(name, status.st_size, status.st_mtime_ns))
             else:  # such as a pipe, on which reading would block
                 listing.unusable[name] = "is not a regular file"
     if not listing.images:

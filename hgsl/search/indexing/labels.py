@@ -13,14 +13,14 @@ from hgsl.search.storage.layout import FOLDERS
 
 
 def label_source(given: str | Path | None, previous: Mapping[str, Any]) -> str:
-    """``FOLDERS`` or the path of a table: what was given, else the source recorded in the previous ``index.json``."""
+    """``FOLDERS`` or the path of a table: the given source, else the one in the previous ``index.json``."""
     if given is None:
         return str(previous.get("labels", FOLDERS))
     return FOLDERS if str(given) == FOLDERS else str(Path(given).expanduser().absolute())
 
 
 def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str]) -> dict[str, str]:
-    """Path -> label for the images of ``root``; what the user must know is appended to ``notes``.
+    """Path -> label for the images of ``root``; messages to the user are appended to ``notes``.
 
     Raises:
         FileNotFoundError: There is no such table.
@@ -55,22 +55,22 @@ def folder_labels(paths: Iterable[str]) -> dict[str, str]:
 
 def _top_folders(paths: Iterable[str]) -> dict[str, bool]:
     """Top-level folder -> whether images lie directly in it."""
-    tops: dict[str, bool] = {}
+    top_folders: dict[str, bool] = {}
     for folders in (path.split("/")[:-1] for path in paths):
         if folders:
-            tops[folders[0]] = tops.get(folders[0], False) or len(folders) == 1
-    return tops
+            top_folders[folders[0]] = top_folders.get(folders[0], False) or len(folders) == 1
+    return top_folders
 
 
 def _split_notes(paths: Sequence[str]) -> list[str]:
-    """What the user must know where top-level folders are, or may be, split folders rather than classes."""
-    tops = _top_folders(paths)
-    splits = split_folders(tops)
+    """Messages to the user if top-level folders are, or may be, split folders rather than classes."""
+    top_folders = _top_folders(paths)
+    splits = split_folders(top_folders)
     if splits:
         unlabeled = len(paths) - len(folder_labels(paths))
         beside = f"; {unlabeled:,} images outside them have no label" if unlabeled else ""
         return [f"labels are the class folders inside the split folders {', '.join(sorted(splits))}{beside}"]
-    names = sorted(top for top in tops if top.lower() in SPLIT_NAMES)
+    names = sorted(name for name in top_folders if name.lower() in SPLIT_NAMES)
     if names:
         return [f"the folder {names[0]} is taken as a class, not as a split: --labels TABLE.csv gives other labels"]
     return []

@@ -1,7 +1,8 @@
 """The no-match threshold of an index: given by the user, or that of the model's run, calibrated again on the index.
 
-The best of N strangers grows with N, so a threshold that was calibrated on a small gallery accepts too many in a larger
-one. Each labeled image of the index, its own class excluded, is a stranger to this gallery.
+A stranger is a query whose class is absent from the gallery. Its similarity to the nearest image grows with the
+gallery, so a threshold calibrated on a small gallery accepts too many strangers in a larger one. Each labeled image of
+the index, searched with its own class excluded, serves as a stranger.
 """
 
 import math
@@ -22,22 +23,22 @@ from hgsl.search.checks import check_threshold
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import ImageTable
 
-MAX_QUERIES = 2000  # labeled images that stand for strangers
-FEW_CLASSES = 20  # below which a share of strangers is hardly known
-SAMPLES = 1000  # of the bootstrap
-GIVEN = "given"
+MAX_QUERIES = 2000  # labeled images searched as strangers
+FEW_CLASSES = 20  # below which the share of accepted strangers is unreliable
+SAMPLES = 1000  # bootstrap samples
+GIVEN = "given"  # source of a threshold that the user set
 
 
 def threshold_source(
     given: float | None, checkpoint: str | Path | None, previous: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any] | None:
-    """Where the threshold comes from, without its calibration on the index; None where there is no threshold.
+    """The source of the threshold, not yet calibrated on the index; None if there is no threshold.
 
     Args:
-        given: By the user, who is taken at their word.
-        checkpoint: A run folder, in which evaluation may have left a threshold.
+        given: The threshold that the user set, used without calibration.
+        checkpoint: A run folder, which may hold a threshold from an evaluation.
         previous: The previous ``index.json``.
-        notes: What the user must know is appended.
+        notes: Messages to the user are appended.
 
     Raises:
         InputError: The given threshold is not a cosine similarity, or the file of the run is damaged.
@@ -63,18 +64,19 @@ def calibrated(
 ) -> dict[str, Any] | None:
     """Calibrates the threshold of a run on the images of the index.
 
-    It is raised until at most the run's share of strangers is accepted, and never lowered: classes that the model was
-    trained on are less similar to others than strangers are. Without two labels it is dropped.
+    It is raised until at most the run's share of strangers is accepted, and never lowered, since images of classes that
+    the model was trained on are less similar to other classes than strangers are. An index with fewer than two labels
+    has no threshold.
 
     Args:
         source: From :func:`threshold_source`.
         table: The images of the snapshot.
         vectors: Their vectors.
-        notes: What the user must know is appended.
+        notes: Messages to the user are appended.
 
     Returns:
         The entry of ``index.json``: threshold, source, rate, number of images, strangers and classes, and the share of
-        strangers that are accepted with its 95 % interval.
+        accepted strangers with its 95 % interval.
     """
     if source is None or source["source"] == GIVEN:
         return source
@@ -116,17 +118,17 @@ def _strangers(vectors: Vectors, labels: Ints) -> tuple[Floats, Ints, Ints]:
 def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tuple[float, float]:
     """The 95 % interval of the share of accepted strangers, by a bootstrap over classes.
 
-    A class counts as a stranger and as what strangers are compared with, so a drawn class weighs in both roles.
+    A class occurs among the queries and among their nearest images, and is resampled in both roles at once.
     """
     generator, count = np.random.default_rng(0), int(max(classes.max(), nearest.max())) + 1
     shares = []
     for _ in range(SAMPLES):
-        drawn = np.bincount(generator.integers(0, count, count), minlength=count)
-        weights = drawn[classes] * drawn[nearest]
+        multiplicity = np.bincount(generator.integers(0, count, count), minlength=count)
+        weights = multiplicity[classes] * multiplicity[nearest]
         if weights.any():
             shares.append(float(weights @ accepted / weights.sum()))
     low, high = np.percentile(shares or [0, 1], [2.5, 97.5])
-    if not accepted.any():  # in none of so many classes: at 95 % the share is below this
+    if not accepted.any():  # none of ``count`` classes: the upper bound of a one-sided 95 % interval
         high = 1 - 0.05 ** (1 / count)
     return float(low), float(high)
 
@@ -134,9 +136,9 @@ def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tupl
 def _summary(
     threshold: float, rate: float, accepted: float, low: float, high: float, strangers: int, classes: int
 ) -> str:
-    few = "; so few classes tell little" if classes < FEW_CLASSES else ""
+    caveat = "; so few classes give an unreliable estimate" if classes < FEW_CLASSES else ""
     return (
         f"no match below {threshold:.4f}: of {strangers:,} images of {classes:,} classes, each searched without its "
-        f"own class, {accepted:.1%} are accepted (95 % interval {low:.1%} to {high:.1%}, asked {rate:.1%}{few}); of "
-        "images unlike those that the model was trained on it may be more"
+        f"own class, {accepted:.1%} are accepted (95 % interval {low:.1%} to {high:.1%}, asked {rate:.1%}{caveat}); "
+        "the share may be higher for images unlike the training images"
     )

@@ -19,7 +19,7 @@ class IndexReport:
         broken: Path -> why an image could not be read; it is not in the index, and the next call tries it again.
         other_files: Suffix -> number of files that are not images.
         record: The contents of ``index.json``.
-        notes: What the user must know.
+        notes: Messages to the user.
     """
 
     images: int

@@ -1,4 +1,4 @@
-"""k-NN backends of an index: all vectors straight from the memory-mapped file, or a FAISS index stored in a file."""
+"""k-NN backends of an index: exact search in the memory-mapped vectors, or a FAISS index stored in a file."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def check_factory(factory: str, width: int, count: int) -> None:
     """Checks before any image is embedded that a FAISS index can be built.
 
     Raises:
-        InputError: FAISS does not know the string, or ``count`` vectors are too few for its cells.
+        InputError: FAISS cannot parse the string, or ``count`` vectors are too few for its cells.
     """
     if factory == FLAT:
         return
@@ -46,13 +46,13 @@ def write(vectors: Vectors, factory: str, path: Path) -> None:
     """Builds the FAISS index of a factory string and writes it.
 
     Raises:
-        InputError: FAISS does not know the string, or there are too few vectors to train it on.
+        InputError: FAISS cannot parse the string, or there are too few vectors to train the index.
     """
     faiss.write_index(build_faiss(vectors, METRIC, factory), str(path))
 
 
 def read(path: Path, count: int, width: int, factory: str) -> Backend:
-    """Opens a FAISS file that is known to be undamaged.
+    """Opens a FAISS file whose checksum was verified.
 
     Raises:
         FileNotFoundError: It no longer exists.

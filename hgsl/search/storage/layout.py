@@ -25,7 +25,7 @@ SNAPSHOT_FILES = ("embeddings", "images", "vectors")
 
 
 class ImageFile(NamedTuple):
-    """An image file as listed. Two equal values mean that the file has not been modified in between."""
+    """An image file as listed. Equal values mean that the file has not been modified."""
 
     path: str  # relative to the image folder, POSIX
     size: int  # bytes
@@ -48,7 +48,7 @@ class ImageTable:
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
-    """Holds the index folder for this process.
+    """Locks the index folder for this process.
 
     Raises:
         InputError: Another process is writing there.

@@ -1,8 +1,8 @@
 """Embeddings that are computed but not yet part of a snapshot, so that an interrupted run can resume.
 
 Every few seconds a part is written: ``NUMBER.npy`` (images, D), then ``NUMBER.json`` with the images and the model. A
-part without its JSON file does not count. Images that could not be read are not recorded: the next run tries them
-again, since the cause may have passed (a network share, a permission, a missing decoder).
+part without its JSON file is ignored. Images that could not be read are not recorded: the next run tries them
+again, since the cause may be temporary (a network share, a permission, a missing decoder).
 """
 
 import shutil
@@ -16,7 +16,7 @@ from hgsl.common.files import atomic_path, read_json, write_json
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.storage.layout import ImageFile
 
-FLUSH_SECONDS = 5.0  # of work that a crash may cost
+FLUSH_SECONDS = 5.0  # between parts: the work that a crash can lose
 
 VectorRow = tuple[Floats, int]  # a matrix and the number of a row in it
 

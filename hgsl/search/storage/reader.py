@@ -54,7 +54,7 @@ def open_snapshot(folder: Path) -> tuple[Snapshot, Backend]:
 
 
 def is_intact(folder: Path, snapshot: Snapshot) -> bool:
-    """Whether the FAISS file of a snapshot, if it has one, is there and undamaged."""
+    """Whether the FAISS file of a snapshot, if it has one, exists and is undamaged."""
     try:
         _check_faiss_file(folder, snapshot.record)
     except (InputError, OSError):
@@ -94,7 +94,7 @@ def _open_backend(folder: Path, snapshot: Snapshot) -> Backend:
 
 
 def _check_faiss_file(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """The FAISS file, or None for a flat index; FAISS validates little, so it reads only what was written."""
+    """The FAISS file, or None for a flat index; its checksum is verified, since FAISS validates little."""
     if record["faiss"] == faiss_file.FLAT:
         return None
     path = folder / check_file_name(record["files"].get("vectors"))
@@ -109,7 +109,7 @@ def _parse_table(content: Mapping[str, Any], path: Path) -> ImageTable:
         labels = [names[label] if label >= 0 else None for label in content["labels"]]
         columns = zip(content["paths"], content["sizes"], content["times"], strict=True)
         images = [ImageFile(str(name), int(size), int(time)) for name, size, time in columns]
-        broken = {ImageFile(str(name), int(size), int(time)): str(why) for name, size, time, why in content["broken"]}
+        broken = {ImageFile(str(name), int(size), int(time)): str(text) for name, size, time, text in content["broken"]}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): {REBUILD}") from None
     if len(labels) != len(images):

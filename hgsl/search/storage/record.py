@@ -46,7 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_file_name(name: Any) -> str:
-    """Returns a file name from ``index.json`` if it names a file beside it.
+    """Checks that a name in ``index.json`` is that of a file in the same folder, and returns it.
 
     Raises:
         InputError: It is not a plain file name.

@@ -161,8 +161,8 @@ async def _page_file(request: Request) -> FileResponse:
 def _jpeg_response(path: Path, side: int, cached: str | None) -> Response:
     """Re-encodes an image, so that only pixels leave this machine, whatever file is at the path."""
     try:
-        facts = path.stat()
-        tag = f'"{facts.st_mtime_ns:x}-{facts.st_size:x}-{side}"'
+        status = path.stat()
+        tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}-{side}"'
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if cached == tag:
             return Response(status_code=304, headers=headers)

@@ -1,4 +1,4 @@
-"""Batching of concurrent requests: one forward pass and one search for all that wait."""
+"""Batching of concurrent requests: one forward pass and one search for all waiting requests."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Waiting = tuple[Item, asyncio.Future[Result]]
 class Batcher(Generic[Item, Result]):
     """A queue in front of one worker thread: the items that arrive while a batch is computed form the next batch.
 
-    So a single request never waits for others, and the busier the server, the larger the batches.
+    A single request never waits for others, and batches grow with the load.
 
     Args:
         work: A list of items -> their results, called in one thread, never concurrently.
@@ -74,7 +74,7 @@ class Batcher(Generic[Item, Result]):
         futures = [future for _, future in batch]
         try:
             results = await loop.run_in_executor(self._thread, self._work, [item for item, _ in batch])
-        except Exception as error:  # a bug or no memory: every client of the batch must learn of it
+        except Exception as error:  # a bug or no memory: every client of the batch gets the error
             for future in futures:
                 if not future.done():
                     future.set_exception(error)

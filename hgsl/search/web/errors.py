@@ -1,8 +1,8 @@
-"""The error of a request that is not answered: an HTTP status and one sentence, sent as JSON."""
+"""Error response to a request: an HTTP status and one sentence, sent as JSON."""
 
 
 class RequestError(Exception):
-    """A request that is not answered.
+    """An error response to a request.
 
     Attributes:
         status: The HTTP status, 4xx, or 503 where the server lacks memory.

@@ -59,7 +59,7 @@ class RequestLimits:
             return 431, f"the headers are longer than {MAX_HEADERS} bytes"
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or not self._is_allowed(hosts[0]):
-            return 400, "this server is not known by that host name: start it with --allow-host NAME to allow it"
+            return 400, "this host name is not allowed: start the server with --allow-host NAME to allow it"
         return None
 
     def _is_allowed(self, host: str) -> bool:

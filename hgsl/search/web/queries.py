@@ -1,4 +1,4 @@
-"""Queries of the web API, and the answer to several of them in one forward pass."""
+"""Queries of the web API, answered in batches with one forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]
     answers: list[list[Hit]] = [[] for _ in queries]
     for label in {query.label for query in queries}:
         rows = [row for row, query in enumerate(queries) if query.label == label]
-        depth = max(queries[row].k for row in rows) + 1  # one more for an image that finds itself
+        depth = max(queries[row].k for row in rows) + 1  # one more: an image of the index is its own neighbor
         results = index.nearest(np.stack([vectors[row] for row in rows]), depth, label=label)
         for row, hits in zip(rows, results, strict=True):
             excluded = queries[row].image if isinstance(queries[row].image, int) else None

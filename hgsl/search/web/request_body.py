@@ -7,14 +7,14 @@ from starlette.requests import ClientDisconnect, Request
 from hgsl.search.web.errors import RequestError
 from hgsl.search.web.uploads import MAX_BYTES
 
-BODY_SECONDS = 30.0  # in which an upload must have arrived
+BODY_SECONDS = 30.0  # that an upload may take
 DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
 
 
 async def read_body(request: Request) -> bytes:
     """Returns the body of a request.
 
-    A body that is somewhat too long is read to its end and discarded: a browser that is still sending reads no answer.
+    A body somewhat over the limit is read to its end and discarded, since a browser reads no response while sending.
 
     Raises:
         RequestError: 413 too long, 408 too slow, 400 the client disconnected, 422 empty.

@@ -1,4 +1,4 @@
-"""Data types of the JSON API, from which ``/openapi.json`` is made."""
+"""Data types of the JSON API, from which ``/openapi.json`` is generated."""
 
 from typing import Annotated, Any
 

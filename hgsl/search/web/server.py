@@ -1,4 +1,4 @@
-"""The web application under uvicorn: listening address, startup, and an exit that never waits for a client."""
+"""The web application under uvicorn: listening address, startup, and exit within a bounded time."""
 
 import ipaddress
 import logging
@@ -18,7 +18,7 @@ from hgsl.search.checks import check_host_names, check_port
 from hgsl.search.index import SearchIndex
 from hgsl.search.web.app import create_app
 
-MAX_HEAD = 1 << 18  # bytes of request line and headers that are read at all; ``limits`` refuses far shorter ones
+MAX_HEAD = 1 << 18  # bytes of request line and headers that are parsed; ``limits`` allows far fewer
 GRACE_SECONDS = 1  # for requests in progress when the server is told to exit
 EXIT_SECONDS = 1.5  # until the process exits, whatever is still running
 
@@ -41,8 +41,8 @@ class ExitingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that are cut off are no news
-        timer = threading.Timer(EXIT_SECONDS, os._exit, [128 + sig])  # nothing is written here that could be lost
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no error log for aborted requests
+        timer = threading.Timer(EXIT_SECONDS, os._exit, [128 + sig])  # a server writes nothing that could be lost
         timer.daemon = True
         timer.start()
 
@@ -60,7 +60,7 @@ def serve(
     Args:
         folder: The index folder.
         host: Address to listen on; the default is reachable from this machine only.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 chooses a free one.
         allowed_hosts: Host names by which the server may be reached, besides localhost and IP addresses.
         device: Where the model computes.
 
@@ -75,8 +75,8 @@ def serve(
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files: the client that sends one gets an answer
-    shown = f"[{host}]" if ":" in host else host
-    print(f"{len(index):,} images: http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    url_host = f"[{host}]" if ":" in host else host
+    print(f"{len(index):,} images: http://{url_host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
         print("note: everyone who can reach this address can see these images", flush=True)
     make_server(index, [host, *allowed_hosts]).run(sockets=[listener])

@@ -30,7 +30,7 @@ STRIP_PIXELS = 1 << 20  # converted to RGB at a time
 MODES_8_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 MIN_SIDE = 2  # pixels of the part that is searched
 
-# Errors of Pillow's decoders and of torch's resize for damaged or absurd files, besides those of ``DAMAGED``.
+# Errors of Pillow's decoders and of torch's resize for damaged or malformed files, besides those of ``DAMAGED``.
 FAILURES = (*DAMAGED, MemoryError, OverflowError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError)
 
 

@@ -27,8 +27,8 @@ export function cropper(area, element, changed) {
     return [clamp((event.clientX - frame.left) / frame.width), clamp((event.clientY - frame.top) / frame.height)];
   }
 
-  // The opposite corner of the one that is dragged; it stays where it is.
-  function corner(name) {
+  // The corner opposite to the dragged one, which stays in place.
+  function oppositeCorner(name) {
     const [left, top, right, bottom] = box;
     return [name.endsWith("w") ? right : left, name.startsWith("n") ? bottom : top];
   }
@@ -39,7 +39,7 @@ export function cropper(area, element, changed) {
     area.setPointerCapture(event.pointerId);
     const name = event.target.dataset.corner;
     const point = at(event);
-    if (name) drag = { anchor: corner(name), before: box };
+    if (name) drag = { anchor: oppositeCorner(name), before: box };
     else if (event.target === element && !isAll()) drag = { from: point, before: box };
     else drag = { anchor: point, before: box };
   });

@@ -7,7 +7,7 @@ const number = new Intl.NumberFormat("en");
 const crop = cropper($("crop"), $("box"), () => searchSoon());
 let about = { images: 0, labels: {}, max_bytes: Infinity };
 let query = null; // {blob, name} of an uploaded image, or {id, name, label} of one of the index; either may have a box
-let queries = []; // all of this visit, for the browser's Back
+let queries = []; // of this visit, for the browser's Back button
 let running = null;
 let timer = 0;
 
@@ -69,7 +69,7 @@ async function request(signal) {
   return fetch(`/api/search?${values}`, { method: "POST", body: query.blob, signal });
 }
 
-// Sends a request, aborts the previous one, and passes the answer on with the time it took.
+// Aborts the previous request, sends one, and passes the response on with the time it took.
 async function ask(send, receive) {
   running?.abort();
   const { signal } = (running = new AbortController());
