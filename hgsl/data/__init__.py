@@ -1,4 +1,4 @@
-"""Data sets: adapters that read each into a manifest, protocols that split it, samplers, and its images in PyTorch."""
+"""Data sets: adapters that read them into a manifest, protocols that split it, samplers, and a PyTorch ``Dataset``."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -79,16 +79,16 @@ def load_manifest(
         name: One of ``DATASETS``.
         root: Folder of the unpacked archive (for ``csv``, the table); None for ``datasets/NAME``.
         protocol: "zero-shot", "closed-set" or "query-gallery"; see :mod:`hgsl.data.protocols`.
-        test_share: Share of the classes in the test split, where zero-shot has to choose them.
-        val_share: Share of the training classes to move to the split "val": the last ones.
-        val_fold: Instead, one of ``val_folds`` class-disjoint folds of them.
+        test_share: Share of the classes in the test split of zero-shot, if the source has no class-disjoint split.
+        val_share: Share of the training classes, taken from the last ones, to move to the split "val".
+        val_fold: In place of ``val_share``, one of ``val_folds`` class-disjoint folds of the training classes.
         val_folds: Number of such folds.
-        crop_to_boxes: Whether every image is cropped to its box; reports then say so.
+        crop_to_boxes: Whether every image is cropped to its box; the notes of reports contain it.
         options: Arguments of the adapter, such as ``seed`` of ``folder`` or ``encoding`` of ``csv``.
 
     Raises:
         FileNotFoundError: The root or a list in it is missing.
-        InputError: Anything else that is wrong with the arguments or the lists.
+        InputError: An argument or a list is invalid.
     """
     check_options(name, options)
     raw = DATASETS[name](default_root(name) if root is None else Path(root).expanduser(), **options)
@@ -116,13 +116,13 @@ def build_dataset(
         root: See :func:`load_manifest`.
         split: "train", "val", "test" or "all".
         protocol: See :func:`load_manifest`.
-        transform: From a PIL image to a tensor; None gives PIL images.
-        cache_dir: Folder that keeps resized images between epochs, or None; see :class:`RetrievalDataset`.
+        transform: Function from a PIL image to a tensor; None returns PIL images.
+        cache_dir: Folder for a cache of resized images, or None; see :class:`RetrievalDataset`.
         options: See :func:`load_manifest`.
 
     Raises:
         FileNotFoundError: The root or a list in it is missing.
-        InputError: Anything else that is wrong with the arguments or the lists, or the split is empty.
+        InputError: An argument or a list is invalid, or the split is empty.
     """
     manifest = load_manifest(name, root, protocol, **options).subset(split)
     return RetrievalDataset(manifest, transform, None if cache_dir is None else Path(cache_dir).expanduser())

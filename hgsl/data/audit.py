@@ -51,7 +51,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no finding that spoils a training or an evaluation."""
+        """Whether no finding makes the audit fail."""
         return not any(self.findings[name] for name, (_, fails) in FINDINGS.items() if fails)
 
     def table(self, examples: int = 3) -> str:
@@ -78,7 +78,7 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     """Opens every image, in parallel threads.
 
     Duplicates are exact if the bytes of the files are equal, and near if their perceptual hashes are. A pair "across
-    splits" means that an image of one split was trained on or searched in another.
+    splits" has its images in two splits, so that test images leak into training or validation.
 
     Raises:
         InputError: The images are drawn, not read from files.
@@ -86,7 +86,7 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     if manifest.render is not None:
         raise InputError(f"{manifest.name} draws its images: there are no files to audit")
     paths = [manifest.root / path for path in manifest.paths]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
         results = list(tqdm(pool.map(inspect_file, paths), total=len(paths), desc="audit", unit="image", disable=None))
     report = Audit(len(paths), {name: [] for name in FINDINGS})
     for path, result in zip(manifest.paths, results, strict=True):
@@ -107,7 +107,7 @@ def inspect_file(path: Path) -> Inspection:
         content = path.read_bytes()
     except FileNotFoundError:
         return Inspection(("missing",))
-    except OSError:  # such as a permission that is lacking
+    except OSError:  # such as a missing permission
         return Inspection(("unreadable",))
     if not content:
         return Inspection(("empty",))
@@ -128,7 +128,7 @@ def inspect_file(path: Path) -> Inspection:
 
 
 def _thumbnail(image: Image.Image) -> tuple[tuple[str, ...], Image.Image | None]:
-    """Findings on an opened image and its thumbnail (32, 32) in RGB; None if it cannot be used."""
+    """Findings on an opened image, and its RGB thumbnail (32, 32), or None if the image cannot be used."""
     cmyk = image.mode == "CMYK"
     findings: tuple[str, ...] = ("huge",) if image.width * image.height > HUGE else ()
     findings += ("cmyk",) if cmyk else ()

@@ -80,7 +80,7 @@ def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
     for folder in (root, root / "cifar-10-batches-py"):
         if (folder / "test_batch").is_file():
             raise InputError(
-                f"{folder} has the Python version of CIFAR-10, whose pickles could run any code when read: "
+                f"{folder} has the Python version of CIFAR-10, whose pickles can run arbitrary code when loaded: "
                 "get the binary version, cifar-10-binary.tar.gz, from https://www.cs.toronto.edu/~kriz/cifar.html"
             )
     files = sorted(path for part in ("train", "test") for path in (root / part).glob("*/*"))
@@ -88,7 +88,7 @@ def load_cifar10(root: str | Path) -> tuple[ImageArray, ImageArray]:
 
 
 def hold_out(part: ImageArray, share: float, seed: int = 0) -> tuple[ImageArray, ImageArray]:
-    """Splits off a random ``share`` of the images, which depends on the seed alone; returns the rest and the share."""
+    """Returns the images without a random ``share``, and that share; the split depends on ``seed`` alone."""
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
     count = round(share * len(part))
     return part.take(order[count:].sort().values), part.take(order[:count].sort().values)

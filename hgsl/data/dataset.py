@@ -1,4 +1,4 @@
-"""PyTorch data set of the images of a manifest."""
+"""PyTorch ``Dataset`` of the images of a manifest."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +24,10 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
     Args:
         manifest: The rows, usually one split: ``manifest.subset("train")``.
-        transform: From an RGB image to a (3, H, W) tensor; None gives PIL images. The results of ``train_transform``
-            and ``eval_transform`` also determine how far a large JPEG may be shrunk while it is decoded.
+        transform: From an RGB image to a (3, H, W) tensor; None returns PIL images. A transform of
+            ``train_transform`` or ``eval_transform`` also determines the scale at which a large JPEG is decoded.
         cache_dir: Folder for a cache of the resized images, so that only the first epoch decodes files; the tensors are
-            the same. It takes 3 bytes per pixel. None caches nothing.
+            the same. The cache takes 3 bytes per pixel. None disables it.
 
     Attributes:
         manifest: The rows.
@@ -66,7 +66,7 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         return image, int(self.labels[index]), int(self.ids[index])
 
     def image(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Row ``index`` as an upright RGB image, cropped to its box if the manifest says so.
+        """Row ``index`` as an upright RGB image, cropped to its box if ``crop_to_boxes`` is set.
 
         Args:
             index: The row.
@@ -98,10 +98,10 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
 
 def crop(image: Image.Image, box: np.ndarray, path: Path) -> Image.Image:
-    """The part of ``image`` inside ``box`` (x1, y1, x2, y2); the box may reach over the edges of the image.
+    """The part of ``image`` inside ``box`` (x1, y1, x2, y2); the box may extend beyond the image.
 
     Raises:
-        InputError: Nothing is left, or a strip of extreme shape; the message names ``path``.
+        InputError: The crop is empty or of an extreme shape; the message names ``path``.
     """
     x1, y1 = np.floor(box[:2]).clip(0).astype(int).tolist()
     x2, y2 = np.ceil(box[2:]).clip(None, image.size).astype(int).tolist()

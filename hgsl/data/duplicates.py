@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
 
-MAX_DISTANCE = 4  # bits of 64 in which the perceptual hashes of near duplicates differ at most
+MAX_DISTANCE = 4  # Hamming distance of the 64-bit perceptual hashes of near duplicates, at most
 FLAT = 4.0  # gray levels of 255; a thumbnail with a smaller standard deviation has no features to compare
 
 Pairs = list[tuple[int, int]]
@@ -19,14 +19,14 @@ def is_flat(gray: NDArray[np.float64]) -> bool:
 
 
 def perceptual_hash(gray: NDArray[np.float64]) -> int | None:
-    """64 bits of a gray thumbnail (32, 32): which of its 8 x 8 lowest frequencies lie above their median.
+    """64-bit perceptual hash of a gray thumbnail (32, 32): which of its 8 x 8 lowest frequencies exceed the median.
 
-    None for a flat thumbnail, whose frequencies are noise.
+    None for a flat thumbnail, whose coefficients are noise.
     """
     if is_flat(gray):
         return None
     low = dctn(gray, norm="ortho")[:8, :8].ravel()
-    bits = low > np.median(low[1:])  # without the mean brightness, low[0]
+    bits = low > np.median(low[1:])  # the median without low[0], the mean brightness
     return int.from_bytes(np.packbits(bits).tobytes())
 
 

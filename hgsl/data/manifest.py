@@ -1,4 +1,4 @@
-"""Manifest: the table of one row per image that every data set becomes, checked once when it is built."""
+"""Manifest: the table with one row per image to which every data set is converted, checked when it is built."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.paths import is_inside
 
 SPLITS = ("train", "val", "test")
-# Other spellings of a split, in any case, as folders and tables have them.
+# Names of splits in folders and tables, matched case-insensitively.
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     "training": "train",
     "valid": "val",
@@ -39,11 +39,11 @@ class Manifest:
         is_gallery: (N,) bool, whether the row is in the gallery when its split is evaluated.
         ids: (N,) int64, the row's number in the full manifest; a subset keeps it.
         boxes: (N, 4) float64 x1 y1 x2 y2 in pixels, x2 and y2 exclusive, or None.
-        groups: (N,) int64, such as the number of a camera or of a coarser category, or None. Any number is a group; a
-            row without a group has a number that no other row has.
+        groups: (N,) int64, such as the number of a camera or of a coarser category, or None. Every number is a group; a
+            row without a group has a number of its own.
         crop_to_boxes: Whether an image is cropped to its box when it is read.
-        skipped: (path, reason) of each file or folder that was not taken.
-        notes: Sentences that a report must carry, such as "cropped to boxes".
+        skipped: (path, reason) of each file or folder that is not in the manifest.
+        notes: Notes to be printed in every report, such as "cropped to boxes".
         render: Draws the image of a row id, for data sets without files.
     """
 
@@ -153,7 +153,7 @@ def make_manifest(
     Args:
         name, root, paths, class_names, skipped, notes, render: See :class:`Manifest`.
         labels: (N,) integers, an index into ``class_names``.
-        protocol: Name of the protocol that the source of the data made ``split`` for.
+        protocol: The protocol for which the source of the data defines ``split``.
         split, is_query, is_gallery, boxes, groups: (N,) or (N, 4) columns, see :class:`Manifest`.
         locate: Source of a row, for messages, such as "birds.csv, line 5"; None gives "row 3".
 
@@ -191,7 +191,7 @@ def make_manifest(
 
 
 def _integers(values: ArrayLike, column: str, name: str) -> NDArray[np.int64]:
-    """A column as int64: signed or unsigned 64-bit numbers keep what tells them apart."""
+    """A column as int64; unsigned 64-bit numbers wrap around, so that distinct ones stay distinct."""
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise InputError(f"{name}: {column} must be one integer per image, found {array.dtype} of shape {array.shape}")
@@ -204,14 +204,14 @@ def _check_columns(manifest: Manifest, source: Callable[[int], str]) -> None:
         values = getattr(manifest, column)
         if values is not None and len(values) != count:
             raise InputError(f"{manifest.name}: {len(values)} {column} for {count} images")
-    strange = sorted(set(np.unique(manifest.split).tolist()) - {"", *SPLITS})
-    if strange:
-        raise InputError(f"{manifest.name}: the split {strange[0]!r} is none of {', '.join(SPLITS)}")
+    unknown_splits = sorted(set(np.unique(manifest.split).tolist()) - {"", *SPLITS})
+    if unknown_splits:
+        raise InputError(f"{manifest.name}: the split {unknown_splits[0]!r} is none of {', '.join(SPLITS)}")
     wrong = np.flatnonzero((manifest.labels < 0) | (manifest.labels >= classes))
     if len(wrong):
         raise InputError(
             f"{manifest.name}: {source(wrong[0])} ({manifest.paths[wrong[0]]}) has label {manifest.labels[wrong[0]]}, "
-            f"outside 0..{classes - 1}: the list of classes and the list of labels do not belong together"
+            f"outside 0..{classes - 1}: the list of classes and the list of labels do not match"
         )
     if manifest.boxes is not None:
         if manifest.boxes.shape != (count, 4):
@@ -232,7 +232,7 @@ def _check_paths(manifest: Manifest, source: Callable[[int], str]) -> None:
         if not is_inside(path):
             raise InputError(
                 f"{manifest.name}: {source(row)} has the path {path!r}, which is not inside the data root "
-                f"{manifest.root}: paths are relative to it and do not climb out"
+                f"{manifest.root}: a path must be relative to the data root and inside it"
             )
         box = () if manifest.boxes is None else manifest.boxes[row].tolist()
         other = first.setdefault((PurePosixPath(path).as_posix(), *box), row)

@@ -1,4 +1,4 @@
-"""Overview of a manifest: its contents in a few lines, and whether its files are present."""
+"""Overview of a manifest: a summary in a few lines, and a check that its files exist."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from hgsl.data.manifest import SPLITS, Manifest
 
 
 def summary(manifest: Manifest) -> str:
-    """The first lines that a command prints: classes, images and hash of each split, skipped files, single images."""
+    """Summary lines: classes, images and hash of each split, classes with a single image, skipped files, notes."""
     lines = [f"{manifest.name}, {manifest.protocol or 'no'} protocol"]
     lines += [_split_line(manifest, split) for split in (*SPLITS, "") if np.any(manifest.split == split)]
     single = single_image_classes(manifest)
@@ -16,7 +16,7 @@ def summary(manifest: Manifest) -> str:
         have = "class has" if len(single) == 1 else "classes have"
         lines.append(f"  {len(single)} {have} a single image, which has no match as a query: {_first(single)}")
     for reason in sorted({reason for _, reason in manifest.skipped}):
-        paths = [path for path, why in manifest.skipped if why == reason]
+        paths = [path for path, cause in manifest.skipped if cause == reason]
         lines.append(f"  {len(paths)} skipped, {reason}: {_first(paths)}")
     return "\n".join(lines + [f"  note: {note}" for note in manifest.notes])
 
@@ -47,7 +47,7 @@ def verify_files(manifest: Manifest) -> None:
     """Checks that the file of every row exists; call it before the first batch.
 
     Raises:
-        FileNotFoundError: Some do not; the message has their number and the first ten paths.
+        FileNotFoundError: Some files are missing; the message has their number and the first ten paths.
     """
     missing = missing_files(manifest)
     if missing:
@@ -59,5 +59,5 @@ def verify_files(manifest: Manifest) -> None:
         )
 
 
-def _first(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+def _first(names: Sequence[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

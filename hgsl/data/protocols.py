@@ -16,16 +16,16 @@ TEST_SHARE = 0.5  # default
 def apply_protocol(manifest: Manifest, protocol: str, test_share: float = TEST_SHARE) -> Manifest:
     """Returns ``manifest`` with the split of ``protocol``.
 
-    * ``zero-shot``: no class is in two splits. A split that the source made so is kept; otherwise the last
-      ``test_share`` of the classes (rounded down) is the test split and the others train. A split of images that the
-      source gives is then not used, and a note says so.
+    * ``zero-shot``: no class is in two splits. A class-disjoint split of the source is kept; otherwise the last
+      ``test_share`` of the classes (rounded down) are the test split and the others the training split, and a note
+      reports any other split of the source as unused.
     * ``closed-set``: the source's own split of the images; every test class has training images.
-    * ``query-gallery``: the source's split, whose test images are queries or gallery.
+    * ``query-gallery``: the source's split, whose test images are divided into queries and gallery.
 
-    Validation images of a source without test images are its test split, and a note says so.
+    In a source without test images the validation images become the test split, which a note reports.
 
     Raises:
-        InputError: The protocol is unknown, or these rows cannot follow it.
+        InputError: The protocol is unknown, or cannot be applied to this manifest.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
@@ -45,7 +45,7 @@ def apply_protocol(manifest: Manifest, protocol: str, test_share: float = TEST_S
 
 
 def _check_source_split(manifest: Manifest, protocol: str) -> None:
-    """Checks that the source's split of the images is one for closed-set or query-gallery."""
+    """Checks that the source's split can be used for closed-set or query-gallery."""
     test = manifest.split == "test"
     if not np.any(test) or not np.any(manifest.split == "train"):
         raise InputError(
@@ -87,9 +87,9 @@ def _split_classes(manifest: Manifest, test_share: float) -> Manifest:
             f"{manifest.name}: {_classes(int(usable))} with two images or more in {manifest.root}, but a "
             "class-disjoint split needs 4 (2 in train, 2 in test): add classes or images"
         )
-    tested = min(max(int(len(present) * test_share + 1e-9), 2), len(present) - 2)
-    is_test = np.isin(manifest.labels, present[-tested:])
-    for split, part in (("train", present[:-tested]), ("test", present[-tested:])):
+    test_count = min(max(int(len(present) * test_share + 1e-9), 2), len(present) - 2)
+    is_test = np.isin(manifest.labels, present[-test_count:])
+    for split, part in (("train", present[:-test_count]), ("test", present[-test_count:])):
         if np.count_nonzero(counts[part] >= 2) < 2:
             raise InputError(
                 f"{manifest.name}: fewer than 2 of the {len(part)} {split} classes have two images: "
@@ -97,20 +97,20 @@ def _split_classes(manifest: Manifest, test_share: float) -> Manifest:
             )
     notes = manifest.notes
     if np.any(manifest.split != ""):
-        unused = f"zero-shot splits by class, not by the split of images that the data has ({_present(manifest)})"
-        notes = (*notes, f"{unused}; closed-set keeps that one")
+        note = f"zero-shot splits by class, not by the split of images that the data has ({_present(manifest)})"
+        notes = (*notes, f"{note}; closed-set keeps that one")
     return replace(manifest, protocol="zero-shot", split=np.where(is_test, "test", "train"), notes=notes)
 
 
 def cut_validation(
     manifest: Manifest, val_share: float = 0.0, val_fold: int | None = None, val_folds: int = 4
 ) -> Manifest:
-    """Moves some of the training classes to the split "val", so that a model is selected without its test images.
+    """Moves some of the training classes to the split "val", so that model selection does not use test images.
 
     Args:
         manifest: Result of :func:`apply_protocol`.
         val_share: The last fraction of the training classes (rounded down, at least 2 classes); 0 for none.
-        val_fold: Instead, number (from 0) of one of ``val_folds`` runs of consecutive training classes.
+        val_fold: In place of ``val_share``, the index of one of ``val_folds`` folds of consecutive training classes.
         val_folds: Number of such folds; 4 in "A Metric Learning Reality Check" (Musgrave et al., 2020).
 
     Raises:
@@ -149,7 +149,7 @@ def _fold(classes: NDArray[np.int64], fold: int, folds: int) -> NDArray[np.int64
 
 
 def cut_to_boxes(manifest: Manifest) -> Manifest:
-    """Returns ``manifest`` with every image cropped to its box when it is read, and a note that says so.
+    """Returns ``manifest`` with every image cropped to its box when it is read, and a note about it.
 
     Raises:
         InputError: The data set has no boxes.
@@ -178,19 +178,13 @@ def _check_disjoint(manifest: Manifest) -> None:
 
 
 def _present(manifest: Manifest) -> str:
-    """The splits of a manifest in words.
-
-    Such as "4 train and 2 test images".
-    """
+    """Returns the number of images of each split in words, such as "4 train and 2 test images"."""
     counts = [f"{np.count_nonzero(manifest.split == split):,} {split}" for split in SPLITS if split in manifest.split]
     return f"{' and '.join(counts)} images" if counts else "no split"
 
 
 def _names(manifest: Manifest, labels: Sequence[int] | NDArray[np.int64]) -> str:
-    """A number of classes and the names of the first ones.
-
-    Such as "5 classes (a, b, c, ...)".
-    """
+    """Returns the number of classes and the first three names, such as "5 classes (a, b, c, ...)"."""
     names = ", ".join(manifest.class_names[i] for i in labels[:3])
     return f"{_classes(len(labels))} ({names}{', ...' if len(labels) > 3 else ''})"
 

@@ -311,7 +311,7 @@ def test_a_missing_root_is_named(tmp_path: Path, name: str) -> None:
             "inshop",
             "Eval/list_eval_partition.txt",
             ("8\n", "9\n"),
-            "has 8 images, expected 9 as its first line has: it is incomplete",
+            "has 8 images, expected 9 as its first line states: it is incomplete",
         ),
         ("inshop", "Eval/list_eval_partition.txt", ("  query", "  queries"), "line 7: the status 'queries'"),
     ],

@@ -29,15 +29,15 @@ def load(
         root: The table, or a folder with exactly one ``.csv`` file in it.
         encoding: Of the text, such as "utf-8" or "gbk".
         image_root: Folder that paths are relative to; None for the table's own folder.
-        test_list: Second table, for lists that come in pairs: ``root`` is then the training split and this one the test
-            split. Relative to the folder of the first. Its columns may be others.
+        test_list: Second table, relative to the folder of the first; ``root`` is then the training split and this table
+            the test split. Its columns may differ.
         group_column: Column whose equal values make a group, such as ``camera``; None for ``category``, if there is
             one. An empty value means no group. An evaluation can ignore the gallery images of a query's class and
             group.
 
     Raises:
         FileNotFoundError: There is no such table.
-        InputError: A column is missing, the table is empty, or a value is not what its column holds; the message
+        InputError: A column is missing, the table is empty, or a value is invalid for its column; the message
             names the table, the line and the value.
     """
     table = find_table(root)
@@ -79,15 +79,16 @@ def _split(row: Row) -> str:
 
 
 def _refuse_split_column(rows: Sequence[Row], test_list: str | Path) -> None:
-    divided = next((row.table for row in rows if "split" in row), None)
-    if divided is not None:
+    table_with_split = next((row.table for row in rows if "split" in row), None)
+    if table_with_split is not None:
         raise InputError(
-            f"{divided} has a column 'split', which contradicts the option test_list {test_list}: leave one out"
+            f"{table_with_split} has a column 'split', which contradicts the option "
+            f"test_list {test_list}: leave one out"
         )
 
 
 def _flag(row: Row, column: str, split: str) -> bool:
-    """A value of true or false; training rows may leave it empty, and count as true in any case."""
+    """A boolean value; it is true for training rows, which may leave it empty."""
     if column not in row:
         return True
     value, training = row[column].strip().lower(), split == "train"

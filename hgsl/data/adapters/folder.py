@@ -16,15 +16,15 @@ Skipped = list[tuple[str, str]]  # path, reason
 
 
 def load(root: Path, seed: int = 0) -> Manifest:
-    """Lists a folder: each class is a folder, named after it, with its images directly or deeper inside.
+    """Lists a folder: each folder in it is a class, with images at any depth.
 
     Split folders (train, valid and test, in any of their usual spellings) hold the class folders and give the split;
-    other folders beside them are skipped and reported. Where a class occurs in more than one split, the split is one of
-    images (closed-set). Links are followed.
+    other folders beside them are skipped and reported. If a class occurs in more than one split, the protocol is
+    closed-set, otherwise zero-shot. Links are followed.
 
     Args:
         root: The folder.
-        seed: Shuffles the order of the classes, and so decides which of them a class-disjoint split tests on.
+        seed: Seed of the order of the classes, which determines the test classes of a class-disjoint split.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -67,9 +67,9 @@ def _split_folders(root: Path, skipped: Skipped) -> Mapping[str, str]:
     tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     splits = split_folders({top: _has_images(root / top) for top in tops})
     for top, split in splits.items():
-        same = next(other for other, of in splits.items() if of == split)
-        if same != top:
-            raise InputError(f"folder: {root} has two folders for the split {split}, {same!r} and {top!r}: keep one")
+        first = next(other for other, other_split in splits.items() if other_split == split)
+        if first != top:
+            raise InputError(f"folder: {root} has two folders for the split {split}, {first!r} and {top!r}: keep one")
     if splits:
         skipped += [
             (f"{as_text(top)}/", f"beside the split folders {', '.join(splits)}") for top in tops if top not in splits
@@ -104,7 +104,7 @@ def _class_images(root: Path, top: Path, skipped: Skipped) -> Iterator[tuple[str
 
 
 def _unusable(path: Path) -> str | None:
-    """Why a file is skipped, or None if it is taken."""
+    """Why a file is skipped, or None."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return f"not an image file ({as_text(path.suffix.lower()) or 'no suffix'})"
     try:
@@ -117,6 +117,6 @@ def _unusable(path: Path) -> str | None:
 
 
 def _protocol(rows: list[tuple[str, str, str]]) -> str:
-    """The protocol that a given split was made for: zero-shot if no class is in two splits."""
+    """The protocol of a given split: zero-shot if no class is in two splits, else closed-set."""
     pairs = {(name, split) for _, name, split in rows}
     return "zero-shot" if len(pairs) == len({name for name, _ in pairs}) else "closed-set"

@@ -8,9 +8,9 @@ from hgsl.data.manifest import SPLIT_NAMES
 def split_folders(tops: Mapping[str, bool]) -> dict[str, str]:
     """Split of each top-level folder that is a split folder; empty where the top-level folders are classes.
 
-    The names of splits count in any case: train, training, val, valid, validation, test, testing. They mean splits if
-    there are no other folders, or if at least two different splits are among them and none of these folders has images
-    of its own: a class may well be called "train".
+    Names are matched case-insensitively: train, training, val, valid, validation, test, testing. Since a class may also
+    be called "train", folders with these names are splits only if there are no other folders, or if they stand for at
+    least two different splits and no image lies directly in them.
 
     Args:
         tops: Top-level folder -> whether images lie directly in it.

@@ -1,4 +1,4 @@
-"""Tables of images: CSV files read into rows that know their file and line, and manifests written as such files."""
+"""Tables of images: CSV files read into rows with their file and line number, and manifests written as CSV files."""
 
 import csv
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from hgsl.data.manifest import Manifest
 
 PATH_COLUMNS = ("img_path", "path")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
-MOST_DIGITS = 18  # of a whole number that fits 64 bits
+MAX_DIGITS = 18  # of an integer that fits 64 bits
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
     Attributes:
         values: Column -> text.
         table: The file.
-        line: Number of the line in it, from 1, as an editor counts.
+        line: Number of the line in it, from 1, as in an editor.
     """
 
     values: dict[str, str]
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def path(self) -> str:
-        """The text in the column of paths, whichever its name."""
+        """The text in the column ``img_path`` or ``path``."""
         return next(self.values[name] for name in PATH_COLUMNS if name in self.values)
 
 
@@ -64,14 +64,14 @@ def find_table(root: Path) -> Path:
 
 
 def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
-    """The rows of a table with a header line and the columns that every table of images needs.
+    """The rows of a table that has a header line with a path column and ``label``.
 
     Raises:
         InputError: It cannot be decoded, has no rows or lacks a column, or a row is of another length than the header.
     """
     try:
         with table.open(encoding=encoding, newline="") as file:
-            # Blanks after a comma are no part of a value, unless it is quoted.
+            # Whitespace after a comma is not part of a value, unless it is quoted.
             reader = csv.DictReader(file, strict=True, skipinitialspace=True)
             rows = [Row(values, table, reader.line_num) for values in reader]
             columns = list(reader.fieldnames or [])
@@ -107,21 +107,21 @@ def _check_columns(table: Path, columns: Sequence[str]) -> None:
 def read_labels(rows: Sequence[Row]) -> tuple[list[int], list[str]]:
     """Label numbers and class names of the column ``label``.
 
-    Labels are text, to the last character: "007" and "7" are two classes. Classes are ordered as text; where every
-    label is a whole number in its usual form (7, not 007, 7.0 or 7E0), by number.
+    Labels are compared as text: "007" and "7" are two classes. Classes are sorted as integers if every label is an
+    integer in canonical form (7, not 007, 7.0 or 7E0), else as text.
 
     Raises:
-        InputError: A label is empty, or two labels differ by blanks at their ends only.
+        InputError: A label is empty, or two labels differ only in leading or trailing whitespace.
     """
-    first: dict[str, Row] = {}  # label without blanks at its ends -> the first row that has it
+    first: dict[str, Row] = {}  # stripped label -> the first row that has it
     for row in rows:
-        bare = row["label"].strip()
-        if not bare:
+        stripped = row["label"].strip()
+        if not stripped:
             raise InputError(f"{row}: the label is empty, expected a class name or number")
-        same = first.setdefault(bare, row)
-        if same["label"] != row["label"]:
+        earlier = first.setdefault(stripped, row)
+        if earlier["label"] != row["label"]:
             raise InputError(
-                f"{row}: the label {row['label']!r} differs from {same['label']!r} in {same} by blanks only: "
+                f"{row}: the label {row['label']!r} differs from {earlier['label']!r} in {earlier} by blanks only: "
                 "write them alike"
             )
     order = int if all(map(_is_canonical, first)) else str
@@ -148,12 +148,12 @@ def write_table(manifest: Manifest, file: str | Path) -> None:
     if manifest.boxes is not None:
         columns |= dict(zip(BOX_COLUMNS, manifest.boxes.T.tolist(), strict=True))
     with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC)  # quotes keep the blanks at the ends of a value
+        writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC)  # quotes preserve leading and trailing whitespace
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
 
 
 def _is_canonical(text: str) -> bool:
-    """Whether ``text`` is a whole number as Python would print it."""
+    """Whether ``text`` is an integer as Python prints it."""
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdecimal() and len(digits) <= MOST_DIGITS and str(int(text)) == text
+    return digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS and str(int(text)) == text

@@ -12,7 +12,7 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
 
-DECODING = 2  # number of the rules of hgsl.data.files.images.decode, part of every key
+DECODING_VERSION = 2  # of hgsl.data.files.images.decode, part of every key
 
 
 def default_cache_dir() -> Path:
@@ -21,26 +21,26 @@ def default_cache_dir() -> Path:
 
 
 def file_key(source: Path, *settings: object) -> str:
-    """The cache key of what is made of a file: it depends on the file's path, size and time, and on ``settings``.
+    """The cache key of a processed file: a hash of its path, size, modification time and ``settings``.
 
     Raises:
         InputError: There is no such file, or it cannot be read.
     """
     try:
-        facts = source.stat()
+        status = source.stat()
     except FileNotFoundError:
         raise InputError(f"image {source} does not exist") from None
     except OSError as error:
         raise InputError(f"cannot read image {source}: {error.strerror}") from None
-    text = repr((DECODING, str(source.absolute()), facts.st_size, facts.st_mtime_ns, settings))
+    text = repr((DECODING_VERSION, str(source.absolute()), status.st_size, status.st_mtime_ns, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def cached(folder: Path, key: str, make: Callable[[], Tensor]) -> Tensor:
-    """Returns the pixels (3, H, W) uint8 cached under ``key``, and makes and stores them if they are absent or damaged.
+    """Returns the pixels (3, H, W) uint8 cached under ``key``; calls ``make`` and stores them if absent or damaged.
 
-    They are stored uncompressed, in ``.npy`` files, and read back as ``make`` returned them. Several processes may do
-    this at once, since a file is whole or absent.
+    They are stored uncompressed, in ``.npy`` files, and read back as ``make`` returned them. Several processes may
+    share the folder, since files are written atomically.
 
     Raises:
         OSError: The folder cannot be written, or the disk is full.

@@ -17,7 +17,7 @@ Counts = dict[str, dict[str, int]]
 
 
 def read_card(name: str) -> Card | None:
-    """The card of a data set, ``datasets/NAME/card.json``; None for a data set without fixed content (``folder``)."""
+    """The card of a data set, ``datasets/NAME/card.json``; None if it has none, such as ``folder``."""
     file = datasets_dir() / name / "card.json"
     return read_json(file, "the card of a data set") if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""Downloads over HTTP: resumed after an interruption, checked by size and checksum, whole or absent."""
+"""Downloads over HTTP: resumable, checked by size and checksum, and atomic."""
 
 import http.client
 import shutil
@@ -14,7 +14,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import file_checksum
 
 CHUNK = 1 << 20
-RETRIES = 4  # attempts in a row without a new byte
+RETRIES = 4  # consecutive attempts without a new byte
 
 
 def download(
@@ -57,7 +57,7 @@ def download(
 
 
 def _fetch_all(url: str, part: Path, size: int | None, pause: float) -> None:
-    """Appends to ``part`` until the file is complete, in as many attempts as bring new bytes, and ``RETRIES`` more."""
+    """Appends to ``part`` until the file is complete or ``RETRIES`` consecutive attempts bring no new byte."""
     failed = 0
     while True:
         before = _length(part)
@@ -78,28 +78,28 @@ def _fetch_all(url: str, part: Path, size: int | None, pause: float) -> None:
 
 def _fetch(url: str, part: Path, size: int | None) -> bool:
     """One attempt, from the end of ``part`` on; returns whether the file is complete."""
-    have = _length(part)
-    request = urllib.request.Request(url, headers={"User-Agent": "hgsl", "Range": f"bytes={have}-"})
-    if not have:
+    offset = _length(part)
+    request = urllib.request.Request(url, headers={"User-Agent": "hgsl", "Range": f"bytes={offset}-"})
+    if not offset:
         request.remove_header("Range")
     try:
         response = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        if size is None or have == size:  # the file is complete
+        if size is None or offset == size:  # the file is complete
             return True
         part.unlink()
         return False
     with response:
         if response.status != 206:
-            have = 0  # the server starts over
+            offset = 0  # the server sends the whole file
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else size
+        total = offset + int(length) if length is not None else size
         if size is not None and total is not None and total != size:
             raise InputError(f"{url} has {total:,} bytes, expected {size:,}: it is not the file that the card names")
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with bar, part.open("ab" if have else "wb") as file:
+        bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None)
+        with bar, part.open("ab" if offset else "wb") as file:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -107,7 +107,7 @@ def _fetch(url: str, part: Path, size: int | None) -> bool:
 
 
 def _mismatch(path: Path, size: int | None, checksums: Sequence[str]) -> str:
-    """The size or checksum of a file that differs from the expected one, in words; "" if there is none."""
+    """The size or checksum of a file and the expected one, in words, if they differ, else ""."""
     if size is not None and _length(path) != size:
         return f"{_length(path):,} bytes, expected {size:,}"
     algorithms = [checksum.partition(":")[0] for checksum in checksums]

@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 # What Pillow raises for a damaged file, depending on its format and on where it is damaged.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
-BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # of the sensors whose values are stored in wider integers
+BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # of sensors, whose values may be stored in wider integers
 
 
 def read_image(path: Path, min_side: int | None = None) -> Image.Image:
@@ -27,7 +27,7 @@ def read_image(path: Path, min_side: int | None = None) -> Image.Image:
     Args:
         path: The file.
         min_side: Shortest side, in pixels, that is enough: a larger JPEG is then decoded at a half, a quarter or an
-            eighth of its size, never below ``min_side``, which takes a fraction of the time.
+            eighth of its size, never below ``min_side``, in a fraction of the time.
 
     Raises:
         InputError: The file is missing, not an image, damaged, or refused by :func:`decode`; the message names it.
@@ -48,24 +48,26 @@ def read_image(path: Path, min_side: int | None = None) -> Image.Image:
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """An image, just opened or in memory, as 8-bit RGB, turned as its EXIF orientation says.
+    """An image, just opened or in memory, as 8-bit RGB, rotated according to its EXIF orientation.
 
     Transparent pixels become white. Gray values of more than 8 bits are scaled: integers by the smallest of
-    ``BIT_DEPTHS`` that holds their maximum, since few files name their depth; floats from 0 to 1 by 255; other floats,
-    and integers with a negative one, from their minimum to their maximum.
+    ``BIT_DEPTHS`` that holds their maximum, since few files state their bit depth; floats from 0 to 1 by 255; other
+    floats, and integers with negative values, from their minimum to their maximum.
 
     Raises:
-        InputError: The shape is extreme, values are not finite, or color of 16 bits uses the lower ones only.
+        InputError: The shape is extreme, values are not finite, or 16-bit color uses at most 12 bits.
         OSError, ValueError, ...: The file is damaged, see ``DAMAGED``.
     """
     check_shape(*image.size)
     stored = str(getattr(image, "tile", None) or "")  # Pillow's description of the stored pixels, such as RGB;16B
-    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0  # heeded by Pillow up to 8 bits
+    white_is_zero = (
+        getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0
+    )  # Pillow inverts up to 8 bits only
     image = ImageOps.exif_transpose(image)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
-        values = values.view(np.uint32) if "I;32N" in stored else values  # unsigned, though Pillow has it signed
+        values = values.view(np.uint32) if "I;32N" in stored else values  # unsigned, but Pillow returns it as signed
         pixels = scale_to_bytes(values)
         return Image.fromarray(255 - pixels if white_is_zero else pixels).convert("RGB")
     if ";16" in stored and _brightest(image) < 16:  # Pillow keeps the upper 8 bits of each channel
@@ -85,7 +87,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def scale_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Gray values (H, W) of any integer or float type as uint8; :func:`decode` has the rule.
+    """Gray values (H, W) of any integer or float type as uint8, scaled as in :func:`decode`.
 
     >>> scale_to_bytes(np.array([[0, 4095]], np.uint16))
     array([[  0, 255]], dtype=uint8)

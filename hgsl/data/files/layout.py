@@ -11,7 +11,7 @@ def datasets_dir() -> Path:
 def default_root(name: str) -> Path:
     """Default root of a data set: ``datasets/NAME`` of the checkout.
 
-    Where hgsl is installed without a checkout, it is ``datasets/NAME`` of the working folder, outside site-packages.
+    Where hgsl is installed without a checkout, it is ``datasets/NAME`` in the current working directory.
     """
     cards = datasets_dir()
     return (cards.resolve() if cards.is_symlink() else Path("datasets")) / name
@@ -20,10 +20,10 @@ def default_root(name: str) -> Path:
 def find_root(name: str, root: Path, marker: str, *folders: str) -> Path:
     """Returns ``root``, or the first of ``folders`` below it, that contains ``marker``.
 
-    An archive unpacks to a folder of its own name, so the root may be that folder or the one around it.
+    An archive unpacks to a folder, so the root may be that folder or its parent.
 
     Raises:
-        FileNotFoundError: None of them does.
+        FileNotFoundError: None of them contains it.
     """
     for candidate in (root, *(root / folder for folder in folders)):
         if (candidate / marker).exists():

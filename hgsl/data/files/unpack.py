@@ -1,4 +1,4 @@
-"""Safe unpacking of downloaded archives: no path outside the root, no link, no device, a bounded size."""
+"""Safe unpacking of downloaded archives: no paths outside the root, no links, no devices, a bounded size."""
 
 import shutil
 import stat
@@ -27,12 +27,12 @@ class _Entry:
 
 
 def unpack(archive: Path, root: Path, max_bytes: int | None = None) -> list[Path]:
-    """Unpacks a zip or tar archive below ``root``, all of it or nothing.
+    """Unpacks a zip or tar archive into ``root``, completely or not at all.
 
     Args:
         archive: The file; compression of tar is recognized.
         root: An existing folder.
-        max_bytes: Maximum total size of its files; None for ten times the size of the archive and 64 MiB, since
+        max_bytes: Maximum total size of its files; None for ten times the size of the archive plus 64 MiB, since
             images hardly compress.
 
     Returns:

@@ -1,8 +1,8 @@
 """Samplers: the batches of one epoch, planned as rows of a data set.
 
 A new sampler is one file and one line in ``SAMPLERS``: a function ``(labels, batch_size, per_class, rng) -> plan`` with
-labels (N,) int64 and a plan (batches, batch_size) of rows, 0..N-1. A run divides each batch among its processes, so a
-sampler knows nothing of them.
+labels (N,) int64 and a plan (batches, batch_size) of rows, 0..N-1. Training divides each batch among its processes, so
+samplers do not depend on their number.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def epoch_plan(
 ) -> Rows:
     """The batches of one epoch: (batches, batch_size) rows of the data set.
 
-    The plan depends on the arguments alone, so that a resumed run finds the same batches in the middle of an epoch.
-    Another epoch is another shuffle, with as many batches.
+    The plan depends on the arguments alone, so that a run resumed within an epoch continues with the same batches.
+    Every epoch has another order and the same number of batches.
 
     Args:
         name: One of ``SAMPLERS``.

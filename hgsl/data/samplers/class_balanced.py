@@ -6,9 +6,9 @@ from hgsl.data.samplers.rows import Rows, draw_in_passes, rows_by_class
 
 
 def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
-    """As many rows as an epoch of the random sampler, an equal share of them (within one row) from each class.
+    """Returns as many rows as the random sampler, with equally many (up to one row) from each class.
 
-    Each class is passed through completely before any of its rows repeats, in a new order in each pass.
+    Every row of a class is drawn once, in random order, before any of them is drawn again.
 
     Args:
         labels: (N,) class of each row.
@@ -22,7 +22,7 @@ def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random
     batches = len(labels) // batch_size
     needed = batches * batch_size
     members = [rng.permutation(rows) for rows in rows_by_class(labels)]
-    members = [members[c] for c in rng.permutation(len(members))]  # the last ones lack a row if needed % C
+    members = [members[c] for c in rng.permutation(len(members))]  # the last ones have one row less if needed % C
     quota = -(-needed // len(members))
     drawn = np.stack([draw_in_passes(rows, quota, rng) for rows in members])  # (C, quota)
     return rng.permutation(drawn.T.ravel()[:needed]).reshape(batches, batch_size)

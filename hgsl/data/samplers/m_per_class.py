@@ -9,10 +9,10 @@ from hgsl.data.samplers.rows import Rows, rows_by_class
 def m_per_class(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
     """Batches of P = batch_size / per_class different classes with ``per_class`` rows each.
 
-    The shuffled rows of a class are cut into groups of ``per_class``; no row is in two groups, and the remainder waits
-    for another epoch. Only a class with fewer rows repeats them, to fill its one group. The number of batches B is the
-    largest for which sum_c min(groups_c, B) >= B * P. Groups are dealt class by class, the g-th to batch g modulo B, so
-    that no class occurs twice in a batch.
+    The shuffled rows of a class are cut into groups of ``per_class``; no row is in two groups, and the remainder is
+    left out of this epoch. A class with fewer than ``per_class`` rows repeats them to fill its only group. The number
+    of batches B is the largest for which sum_c min(groups_c, B) >= B * P. Groups are assigned class by class, the g-th
+    to batch g modulo B, so that no class occurs twice in a batch.
 
     Args:
         labels: (N,) class of each row.
@@ -24,7 +24,7 @@ def m_per_class(labels: Rows, batch_size: int, per_class: int, rng: np.random.Ge
         (B, batch_size) rows.
 
     Raises:
-        InputError: ``batch_size`` is no multiple of ``per_class``, or needs more classes than there are.
+        InputError: ``batch_size`` is not a multiple of ``per_class``, or needs more classes than there are.
     """
     total = len(np.unique(labels))
     if per_class < 1 or batch_size % per_class or batch_size // per_class > total:

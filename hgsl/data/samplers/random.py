@@ -1,4 +1,4 @@
-"""Random sampler: every row once per epoch."""
+"""Random sampler: all rows in random order, without an incomplete last batch."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rows of a data set by class, as samplers draw from them."""
+"""Rows of a data set grouped by class, and draws from them."""
 
 import numpy as np
 from numpy.typing import NDArray

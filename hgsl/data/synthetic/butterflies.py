@@ -19,7 +19,7 @@ from hgsl.data.synthetic import butterfly, meadow, species
 
 Array = NDArray[np.floating[Any]]
 
-_LEAST_SIDE = 16
+_MIN_SIDE = 16
 _CACHED_SIDE = 128  # images up to this side are cached in memory, larger ones are drawn each time
 
 
@@ -37,21 +37,21 @@ def load(
 
     Args:
         root: Ignored, as there are no files.
-        num_classes: Number of species.
-        images_per_class: Number of images of each.
+        num_classes: Number of classes.
+        images_per_class: Number of images of each class.
         image_size: Side of an image in pixels, at least 16.
-        seed: Seed of the species and their images.
+        seed: Seed of the classes and their images.
 
     Raises:
-        InputError: A number is not a whole number, or too small.
+        InputError: A number is not an integer, or too small.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("num_classes", num_classes, 1),
         ("images_per_class", images_per_class, 1),
-        ("image_size", image_size, _LEAST_SIDE),
+        ("image_size", image_size, _MIN_SIDE),
         ("seed", seed, 0),
     ):
-        _check(name, value, least)
+        _check(name, value, minimum)
     names = [species.class_name(label) for label in range(num_classes)]
     folders = [f"seed-{seed}/{image_size}px/{name.replace(' ', '_')}" for name in names]
     labels = np.repeat(np.arange(num_classes), images_per_class)
@@ -74,15 +74,15 @@ def draw(class_index: int, image_index: int, image_size: int = 96, seed: int = 0
     NumPy or Pillow may round some of them differently.
 
     Raises:
-        InputError: A number is not a whole number, or too small.
+        InputError: A number is not an integer, or too small.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("class_index", class_index, 0),
         ("image_index", image_index, 0),
-        ("image_size", image_size, _LEAST_SIDE),
+        ("image_size", image_size, _MIN_SIDE),
         ("seed", seed, 0),
     ):
-        _check(name, value, least)
+        _check(name, value, minimum)
     rng = np.random.default_rng([seed, 3, class_index, image_index])
     pose = _pose(rng)
     color, cover = butterfly.paint(image_size, species.traits(class_index, seed), pose)
@@ -104,9 +104,9 @@ def _render(row: int, images_per_class: int, image_size: int, seed: int) -> Imag
 _cached_draw = lru_cache(maxsize=2048)(draw)  # 2,048 images of side 128 are 100 MB
 
 
-def _check(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} {value!r} must be a whole number of at least {least}")
+def _check(name: str, value: int, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise InputError(f"{name} {value!r} must be a whole number of at least {minimum}")
 
 
 def _pose(rng: np.random.Generator) -> butterfly.Pose:

@@ -22,11 +22,11 @@ _HUES = ((0.0, 0.55, 0.65, 1.0), (-0.03, 0.16, 0.5, 0.76))  # red to yellow, blu
 
 
 class Pose(NamedTuple):
-    """Position and attitude of a specimen, in image units: -1 to 1 across, y up."""
+    """Position and orientation of a specimen, in image units: -1 to 1 across, y up."""
 
     x: float
     y: float
-    angle: float  # radians, anticlockwise; 0 is head up
+    angle: float  # radians, counterclockwise; 0 is head up
     scale: float  # length of a flat forewing
     left: float  # apparent width of the left wings, 1 = flat
     right: float

@@ -55,7 +55,7 @@ def load(root: Path, level: str = "variant") -> Manifest:
 
 
 def _boxes(file: Path, images: tuple[str, ...]) -> NDArray[np.float64] | None:
-    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; the list counts pixels from 1 and includes the last ones."""
+    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; in the list, pixels count from 1 and x2 and y2 are inclusive."""
     if not file.exists():
         return None
     boxes = read_numbered(file, 5)

@@ -69,6 +69,6 @@ def _load_devkit(root: Path) -> Manifest:
 
 
 def _boxes(rows: list[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; the devkit counts pixels from 1 and includes the last ones."""
+    """Boxes as x1 y1 x2 y2, x2 and y2 exclusive; in the devkit, pixels count from 1 and x2 and y2 are inclusive."""
     keys = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
     return np.array([[row[key] for key in keys] for row in rows], np.float64) - [1, 1, 0, 0]

@@ -11,7 +11,7 @@ from hgsl.data.manifest import Manifest, make_manifest
 
 
 def load(root: Path) -> Manifest:
-    """Reads the labels and the official split; the archive numbers its classes and does not name them.
+    """Reads the labels and the official split; the classes of the archive have numbers, but no names.
 
     Raises:
         FileNotFoundError: A list is missing.

@@ -7,8 +7,8 @@ import numpy as np
 from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
-# In the order of the files, 80 images each. The archive numbers its classes and does not name them in a file.
-SPECIES = (
+# In the order of the files, 80 images each; no file of the archive lists these names.
+CLASS_NAMES = (
     *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tiger lily", "tulip", "fritillary"),
     *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
 )
@@ -22,6 +22,6 @@ def load(root: Path) -> Manifest:
         FileNotFoundError: There is no folder ``jpg`` in ``root``.
     """
     root = find_root("flowers17", root, "jpg")
-    count = PER_CLASS * len(SPECIES)
+    count = PER_CLASS * len(CLASS_NAMES)
     paths = [f"jpg/image_{number:04}.jpg" for number in range(1, count + 1)]
-    return make_manifest("flowers17", root, paths, np.arange(count) // PER_CLASS, SPECIES)
+    return make_manifest("flowers17", root, paths, np.arange(count) // PER_CLASS, CLASS_NAMES)

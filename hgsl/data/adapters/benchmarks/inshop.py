@@ -25,7 +25,7 @@ def load(root: Path) -> Manifest:
     rows = read_columns(file, 3, skip=2)
     total = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
     if total != str(len(rows)):
-        raise InputError(f"{file} has {len(rows)} images, expected {total} as its first line has: it is incomplete")
+        raise InputError(f"{file} has {len(rows)} images, expected {total} as its first line states: it is incomplete")
     for number, (_, _, status) in enumerate(rows, 3):
         if status not in STATUS:
             raise InputError(f"{file}, line {number}: the status {status!r} is none of {', '.join(STATUS)}")

@@ -9,7 +9,7 @@ from hgsl.common.errors import InputError
 
 
 def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
-    """Reads a list of ``columns`` values per line, separated by blanks; the last value may contain blanks.
+    """Reads a list of ``columns`` values per line, separated by whitespace; the last value may contain spaces.
 
     Args:
         path: The file; empty lines at its end are ignored.
@@ -34,7 +34,7 @@ def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
 
 
 def read_numbered(path: Path, columns: int = 2) -> dict[str, list[str]]:
-    """Reads a list whose first column numbers its rows, as a dict from that number to the other values.
+    """Reads a list whose first column numbers its rows, into a dict: number -> the other values.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -60,7 +60,7 @@ def to_int(value: str, path: Path) -> int:
 
 
 def read_mat(path: Path, *fields: str) -> list[Any]:
-    """Reads variables of a MATLAB file, structs as dicts and one-dimensional arrays as such.
+    """Reads variables of a MATLAB file, structs as dicts, arrays with singleton dimensions removed.
 
     Raises:
         FileNotFoundError: There is no such file.
