@@ -26,11 +26,11 @@ from hgsl.evaluation import evaluate_embeddings
 
 KS = (1, 2, 4, 8, 1000)
 CLASS_SIZE = 20
-QUERIES = 10_000  # of the million
+QUERIES = 10_000  # searched among 1,000,000 images
 
 
 def make(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns unit vectors (count, width) float32 and their labels, made in pieces so that little more is touched."""
+    """Returns unit vectors (count, width) float32 and their labels, generated in chunks to bound the peak memory."""
     rng = np.random.default_rng(seed)
     classes = count // CLASS_SIZE
     centers = rng.standard_normal((classes, width), dtype=np.float32)
@@ -43,8 +43,8 @@ def make(count: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return vectors, labels
 
 
-def run_floor(vectors: np.ndarray, labels: np.ndarray) -> None:
-    """The bare search of what the metrics need: the 1,000 nearest and the query itself."""
+def run_faiss(vectors: np.ndarray, labels: np.ndarray) -> None:
+    """FAISS search alone, at the depth that the metrics need: the 1,000 nearest and the query itself."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     index.search(vectors, max(KS) + 1)
@@ -54,7 +54,7 @@ def run_ours(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return evaluate_embeddings(vectors, labels, KS).to_dict()
 
 
-def run_peer(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def run_pytorch_metric_learning(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
     include = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
@@ -81,9 +81,9 @@ def run_million(index: str) -> Callable[[np.ndarray, np.ndarray], dict[str, floa
 
 
 RUNS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float] | None]] = {
-    "FAISS flat, search alone": run_floor,
+    "FAISS flat, search alone": run_faiss,
     "hgsl": run_ours,
-    "pytorch-metric-learning": run_peer,
+    "pytorch-metric-learning": run_pytorch_metric_learning,
     "hgsl, exact": run_million("Flat"),
     "hgsl, IVF1024,Flat nprobe=32": run_million("IVF1024,Flat nprobe=32"),
 }
@@ -113,24 +113,26 @@ def resident(field: str) -> int:
         return next(int(line.split()[1]) for line in status if line.startswith(field))
 
 
-def in_a_process(name: str, count: int, width: int) -> dict[str, object]:
+def measure_in_subprocess(name: str, count: int, width: int) -> dict[str, object]:
     command = [sys.executable, __file__, "--one", name, "--count", str(count), "--width", str(width)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(answer.stdout.splitlines()[-1])
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def compare(names: list[str], count: int, width: int, repeats: int) -> None:
-    rounds = [{name: in_a_process(name, count, width) for name in names} for _ in range(repeats)]
+    rounds = [{name: measure_in_subprocess(name, count, width) for name in names} for _ in range(repeats)]
 
-    def least(name: str, what: str) -> float:
-        return min(round_[name][what] for round_ in rounds)
+    def smallest(name: str, field: str) -> float:
+        return min(round_[name][field] for round_ in rounds)
 
     print(f"\nN = {count:,}, D = {width}")
-    print(f"{'':32}{'seconds':>10}{'ratio':>8}{'processor s':>13}{'ratio':>8}{'MB beyond them':>16}  scores")
+    print(f"{'':32}{'seconds':>10}{'ratio':>8}{'processor s':>13}{'ratio':>8}{'MB added':>16}  scores")
     for name in names:
         cells = f"{name:32}"
-        for what, width_of_cell in (("seconds", 10), ("processor", 13)):
-            cells += f"{least(name, what):>{width_of_cell}.1f}{least(name, what) / least(names[0], what):>8.2f}"
+        for field, width_of_cell in (("seconds", 10), ("processor", 13)):
+            cells += (
+                f"{smallest(name, field):>{width_of_cell}.1f}{smallest(name, field) / smallest(names[0], field):>8.2f}"
+            )
         memory = max(round_[name]["megabytes"] for round_ in rounds)
         print(f"{cells}{memory:>16.0f}  {_text(rounds[0][name]['scores'])}", flush=True)
 

@@ -1,12 +1,12 @@
-"""Comparison of losses: one recipe, an equal tuning budget, several seeds, on classes that training never saw.
+"""Comparison of losses: one recipe, an equal tuning budget, several seeds, on classes absent from training.
 
     python benchmarks/quality.py --data cub100 --root PATH/TO/cub100
     python benchmarks/quality.py --data flowers17 --root PATH/TO/flowers17 --only hgsl_topk ProxyAnchor
 
 Every loss has at most six trials, in three stages: its scale (three), the learning rates (two), and one more setting of
 its own (one), each around the best so far. The last third of the training classes is held out to choose by MAP@R; the
-test classes are not even listed in those runs. The chosen setting then trains on all training classes, once per seed,
-and is measured on the test classes. Each run writes one JSON file to ``--out``, named by a hash of its configuration:
+tables of these runs lack the test classes. The chosen setting then trains on all training classes, once per seed, and
+is measured on the test classes. Each run writes one JSON file to ``--out``, named by a hash of its configuration:
 another call repeats no finished run and resumes an unfinished one. Every call rewrites ``table.md`` there.
 """
 
@@ -46,7 +46,7 @@ RATES: list[Setting] = [
     {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
 ]
 GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", "loss.both_sides": 0.0}  # all classes count
-NOT_DESCRIBED = (  # settings that every run of a loss has
+NOT_DESCRIBED = (  # settings that all runs of a loss share
     *("loss.name", "loss.miner", "loss.hard_set", "loss.both_sides", "loss.centers", "type_of_triplets"),
     *("data.sampler", "data.per_class", "optim.projection_lr"),
 )
@@ -117,8 +117,8 @@ LOSSES: dict[str, list[list[Setting]]] = {
 }
 
 
-class Bench:
-    """Runs settings over one recipe, each once; the results are files in ``out``."""
+class Runner:
+    """Trains each setting over one recipe, and stores its result as a file in ``out``."""
 
     def __init__(
         self, recipe: Mapping[str, Any], tables: Mapping[str, Path], images: Path, out: Path, classes: int
@@ -141,9 +141,9 @@ class Bench:
         write_text(config_file, yaml.safe_dump(sections))
         config, _ = parse(build_parser(""), ["--config", str(config_file)])
         print(f"\n{phase}: {loss}, seed {seed}, {describe(setting)}", flush=True)
-        begun = (work / STATE).is_file()
+        has_state = (work / STATE).is_file()
         try:
-            report = train(config, work, resume=begun, overwrite=(work / CONFIG).is_file())
+            report = train(config, work, resume=has_state, overwrite=(work / CONFIG).is_file())
             scores, seconds = report["after"], report["seconds"]
         except Diverged as error:
             print(error)
@@ -156,10 +156,10 @@ class Bench:
         return result
 
 
-def tune(bench: Bench, loss: str, budget: int) -> tuple[Setting, list[dict[str, Any]]]:
+def tune(runner: Runner, loss: str, budget: int) -> tuple[Setting, list[dict[str, Any]]]:
     """Returns the setting with the best MAP@R on the validation classes, and the trials in their order.
 
-    Without a budget that is the first setting: the loss as its authors or the recipe have it.
+    Without a budget this is the first setting: that of the authors of the loss or of the recipe.
     """
     if not budget:
         return LOSSES[loss][0][0], []
@@ -168,7 +168,7 @@ def tune(bench: Bench, loss: str, budget: int) -> tuple[Setting, list[dict[str, 
     for stage in LOSSES[loss]:
         base = best["setting"]
         for change in stage[: budget - len(trials)]:
-            trials.append(bench.run("tune", loss, merged_settings(base, change)))
+            trials.append(runner.run("tune", loss, merged_settings(base, change)))
             best = max(best, trials[-1], key=lambda result: result["map@r"])
     return best["setting"], trials
 
@@ -202,9 +202,9 @@ def read_split(name: str, root: Path | None, swap_halves: bool = False) -> Manif
 
 
 def read_cub100(root: Path | None) -> Manifest:
-    """Reads a subset of CUB-200-2011 with lists in a format of its own."""
+    """Reads a subset of CUB-200-2011, whose lists have a format of their own."""
     if root is None:
-        raise InputError("cub100, a subset of CUB-200-2011, is no data set of hgsl: give its folder with --root")
+        raise InputError("cub100, a subset of CUB-200-2011, is not a data set of hgsl: give its folder with --root")
     classes, images, labels = (read_pairs(root / f"{file}.txt") for file in ("classes", "images", "image_class_labels"))
     numbers = [int(labels[image]) for image in images]
     raw = make_manifest("cub100", root / "images", list(images.values()), numbers, list(classes.values()))
@@ -218,7 +218,7 @@ def read_pairs(path: Path) -> dict[str, str]:
 
 
 def write_tables(manifest: Manifest, out: Path) -> dict[str, Path]:
-    """Writes a table per phase: ``final`` holds all classes, ``tune`` those of training, some of them as its test."""
+    """Writes a table per phase: ``final`` has all classes, ``tune`` the training ones, its test being validation."""
     split = manifest.split
     parts = {
         "final": replace(manifest, split=np.where(split == "test", "test", "train")),
@@ -232,7 +232,7 @@ def write_tables(manifest: Manifest, out: Path) -> dict[str, Path]:
 
 
 def describe(setting: Setting) -> str:
-    """Formats a setting on one line, without what every run of its loss has."""
+    """Formats a setting on one line, without the entries that all runs of its loss share."""
 
     def words() -> Iterator[str]:
         for name, value in setting.items():
@@ -262,7 +262,7 @@ def table(finals: Mapping[str, list[dict[str, Any]]], trials: Mapping[str, list[
 
 
 def spread(values: list[float]) -> str:
-    """Formats the mean and, of two or more, the standard deviation (n - 1), in percent."""
+    """Formats the mean and, for two or more values, the sample standard deviation, in percent."""
     mean = f"{100 * statistics.mean(values):.2f}"
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
@@ -295,7 +295,7 @@ def compare(args: argparse.Namespace, out: Path) -> int:
     recipe = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
     recipe = nested({**shared, "train.epochs": args.epochs, "eval.before": False, "eval.page": False}, recipe)
     counts = {split: len(np.unique(manifest.labels[manifest.split == split])) for split in ("train", "val", "test")}
-    bench = Bench(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
+    runner = Runner(recipe, write_tables(manifest, out), manifest.root.absolute(), out, counts["train"])
     swapped = ", halves swapped" if args.swap_halves else ""
     head = (
         f"{args.data}{swapped}: {counts['train'] + counts['val']} training and {counts['test']} test classes; "
@@ -305,10 +305,10 @@ def compare(args: argparse.Namespace, out: Path) -> int:
     )
     trials: dict[str, list[dict[str, Any]]] = {}
     try:
-        finals = {"none (pretrained)": [bench.run("final", "none", {"train.epochs": 0})]}
+        finals = {"none (pretrained)": [runner.run("final", "none", {"train.epochs": 0})]}
         for loss in args.only or LOSSES:
-            setting, trials[loss] = tune(bench, loss, args.trials)
-            finals[loss] = [bench.run("final", loss, setting, seed) for seed in range(args.seeds)]
+            setting, trials[loss] = tune(runner, loss, args.trials)
+            finals[loss] = [runner.run("final", loss, setting, seed) for seed in range(args.seeds)]
             write_text(out / "table.md", head + table(finals, trials))
     except Stopped as stopped:
         print(f"stopped; the same command resumes in {out}", file=sys.stderr)

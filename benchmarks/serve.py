@@ -34,7 +34,7 @@ CLASSES, IMAGES, SIDE = 30, 20, 480  # of the synthetic data set
 
 
 def make_index(folder: Path, backbone: str, weights: str, image_size: int) -> Path:
-    """Draws images and indexes them with an untrained model, which takes the same time."""
+    """Draws images and indexes them with an untrained model, which is as fast as a trained one."""
     for label in range(CLASSES):
         class_folder = folder / "images" / f"class_{label:02}"
         class_folder.mkdir(parents=True)
@@ -66,12 +66,12 @@ def query_all(
         start = time.perf_counter()
         try:
             response = client.post("/api/search", params={"k": 24}, content=content)
-            is_right = response.status_code == 200 and response.json()["hits"][0]["id"] == image
+            is_correct = response.status_code == 200 and response.json()["hits"][0]["id"] == image
         except httpx.HTTPError:
-            is_right = False
+            is_correct = False
         seconds = time.perf_counter() - start
         free.put(client)
-        return seconds, is_right
+        return seconds, is_correct
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
@@ -79,7 +79,7 @@ def query_all(
     total = time.perf_counter() - start
     for _ in range(clients):
         free.get().close()
-    return [seconds for seconds, _ in answers], sum(not is_right for _, is_right in answers), total
+    return [seconds for seconds, _ in answers], sum(not is_correct for _, is_correct in answers), total
 
 
 def serve(index: Path, work: Callable[[str, int], None]) -> None:
@@ -116,9 +116,9 @@ def measure(index: Path, clients: Sequence[int], requests: int) -> None:
         print(f"{'warm':>8}{WARM_UP:>10,}{'':>11}{'':>9}{'':>9}{'':>8}{before:>8.0f}", flush=True)
         for count in clients:
             seconds, errors, total = query_all(url, images, count, requests)
-            middle, late = np.percentile(seconds, [50, 99]) * 1000
+            p50, p99 = np.percentile(seconds, [50, 99]) * 1000
             print(
-                f"{count:>8}{requests:>10,}{requests / total:>11.1f}{middle:>9.1f}{late:>9.1f}{errors:>8}"
+                f"{count:>8}{requests:>10,}{requests / total:>11.1f}{p50:>9.1f}{p99:>9.1f}{errors:>8}"
                 f"{resident(process):>8.0f}",
                 flush=True,
             )
@@ -129,8 +129,8 @@ def measure(index: Path, clients: Sequence[int], requests: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=Path, help="Index folder; by default one of synthetic images is made.")
-    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="Backbone of the index that is made.")
+    parser.add_argument("--index", type=Path, help="Index folder; by default one is built from synthetic images.")
+    parser.add_argument("--backbone", default="tf_efficientnet_lite0", help="Backbone of the index that is built.")
     parser.add_argument("--weights", default="packaged", help="Weights of that backbone.")
     parser.add_argument("--image-size", type=int, default=160, help="Side of the model input in pixels.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="Numbers of concurrent requests.")

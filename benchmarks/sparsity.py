@@ -37,7 +37,7 @@ def train_step(model: nn.Module, masks: Masks | None, images: Tensor, labels: Te
 
 
 def overhead(backbone: str, batch: int, size: int, repeats: int) -> str:
-    """Returns a table of the seconds per training step of the dense network and of both kinds of masks."""
+    """Returns a table of the seconds per training step of the dense network and of both types of masks."""
     device = pick_device("auto")
     dtype = pick_precision("auto", device)
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def close_at_random(masks: Masks, density: float) -> None:
         order = torch.rand(scores.shape, device=scores.device).flatten().argsort().reshape(scores.shape)
         scores.copy_((order < density * scores.numel()).to(scores.dtype) - 0.5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about layers that are closed fully
+        warnings.simplefilter("ignore")  # about fully closed layers
         masks.ticket = True
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real photos and annotation files; the test is skipped where there is none."""
+    """The folder of real images and annotation files; the test is skipped if there is none."""
     folder = os.environ.get("HGSL_TEST_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip(
@@ -29,7 +29,7 @@ def test_data() -> Path:
 
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a maker of folders ROOT/kind_NN/MM.jpg; every kind has a color, every image its own noise."""
+    """Returns a function that creates ROOT/kind_NN/MM.jpg: one color per class, random noise per image."""
 
     def make(classes: int = 6, images: int = 4, size: int = 48, name: str = "photos") -> Path:
         generator = np.random.default_rng(0)
@@ -48,14 +48,14 @@ def photo_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes the test's own folder the current one."""
+    """Changes the working directory to ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """A limit of 64 KiB a file, which writers meet as they meet a full disk."""
+    """A limit of 64 KiB per file, which fails a write as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
@@ -78,7 +78,7 @@ def browser():
 
 @pytest.fixture
 def watched():
-    """Returns a function that lists what will go wrong in a tab, or leaves the addresses that are allowed."""
+    """Returns a function that lists the script errors of a tab and its requests to addresses that are not allowed."""
 
     def watch(tab, *allowed: str) -> list[str]:
         trouble: list[str] = []
@@ -94,7 +94,7 @@ def watched():
 
 @pytest.fixture
 def check_colors():
-    """Returns a check that a page in dark and in light has text that stands out from its paper (WCAG AAA)."""
+    """Returns a check that a page has text of sufficient contrast in dark and in light mode (WCAG AAA)."""
 
     def contrast(page, scheme: str) -> tuple[float, float]:
         page.emulate_media(color_scheme=scheme)

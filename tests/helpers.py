@@ -60,7 +60,7 @@ def clusters(
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Returns the environment of a process that imports what this one can, and computes on one thread."""
+    """Returns the environment of a process with the import path of this one and a single thread."""
     paths = [str(ROOT), *(path for path in sys.path if path)]
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **variables}
 
@@ -89,8 +89,8 @@ def spawn(work: Callable[..., object], world_size: int, folder: Path, *arguments
     """Calls ``work(rank, world_size, *arguments)`` in as many processes, which form a gloo group.
 
     Args:
-        work: A function of a module, for it is pickled.
-        folder: A new folder, in which the processes meet.
+        work: A module-level function, since it is pickled.
+        folder: A new folder, for the rendezvous of the processes.
     """
     torch.multiprocessing.spawn(_process, (work, world_size, str(folder), *arguments), nprocs=world_size)
 

@@ -107,7 +107,7 @@ def test_it_runs_as_a_user_without_rights() -> None:
     assert "RUN" not in names[names.index("USER") :]
 
 
-def test_the_command_is_one_that_hgsl_understands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_is_one_of_hgsl(monkeypatch: pytest.MonkeyPatch) -> None:
     words = json.loads(arguments_of("ENTRYPOINT"))
     assert words[:2] == ["hgsl", "search"]
     calls = []

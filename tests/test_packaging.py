@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both packages, the wheel built from the source distribution, from a copy of the files that git knows."""
+    """Both packages, the wheel built from the source distribution, from a copy of the files that git tracks."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     cloned = subprocess.run(["git", "stash", "create"], cwd=ROOT, capture_output=True, text=True, check=False)
     if cloned.returncode != 0:

@@ -1,4 +1,4 @@
-"""Files from strangers: no code of the package executes one, and every reader refuses a malformed one in one line."""
+"""Untrusted files: nothing in them is executed, and every reader refuses a malformed one in one line."""
 
 import ast
 import io
@@ -205,7 +205,7 @@ def test_a_false_header_is_refused(kind: str, saved: Path, tmp_path: Path) -> No
 
 
 def test_the_payload_works(marker: Path) -> None:
-    """The pickles above execute their payload, so the tests above mean something."""
+    """The pickles above do execute their payload when they are loaded."""
     pickle.loads(pickled(marker))
     assert marker.is_dir()
     marker.rmdir()
@@ -289,7 +289,7 @@ DAMAGED_JSON = [b"", b"{", b"[]", b"3", b"[" * 200_000, b"\xff\xfe{}", b'{"a": '
 
 
 @pytest.mark.parametrize("content", DAMAGED_JSON, ids=lambda content: repr(content[:8]))
-def test_json_from_a_stranger(content: bytes, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_untrusted_json(content: bytes, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.safetensors").touch()
     for name in ("report.json", "model.json"):
         (tmp_path / name).write_bytes(content)
@@ -314,7 +314,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_a_table_from_a_stranger(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_untrusted_table(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "photos.csv"
     table.write_bytes(TABLES[kind])
     with pytest.raises(InputError):

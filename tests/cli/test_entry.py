@@ -1,4 +1,4 @@
-"""``hgsl``: what it says about the installation, and what importing it costs."""
+"""The command ``hgsl``: version, extras, commands, and requirements of the installation."""
 
 import configparser
 import re
@@ -29,12 +29,12 @@ def test_version_names_packages_device_precision_and_extras() -> None:
     assert [line.split()[1] for line in lines[3:]] == [f"[{extra}]:" for extra in extras.EXTRAS]
 
 
-def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     assert "extra [export]: missing onnxruntime: pip install 'hgsl[export]'" in entry.about()
 
 
-def test_without_words_it_lists_the_commands_that_the_install_makes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_it_lists_the_installed_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main([]) == 0
     printed = capsys.readouterr().out
     setup = configparser.ConfigParser()
@@ -74,7 +74,7 @@ def test_the_extras_are_those_of_the_metadata() -> None:
             assert module in packages, (extra, module)
 
 
-def test_the_metadata_gives_every_requirement_a_floor() -> None:
+def test_every_requirement_has_a_minimum_version() -> None:
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(SETUP)
     lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]

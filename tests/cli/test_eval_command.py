@@ -27,7 +27,7 @@ NETWORK = [
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A folder of one's own that holds two sets of embeddings."""
+    """A temporary working directory with two sets of embeddings."""
     monkeypatch.chdir(tmp_path)
     for name, seed in (("e", 0), ("g", 1)):
         vectors, labels = clusters(seed, **CLASSES)
@@ -94,7 +94,7 @@ def test_formats_of_files_give_the_same_scores(capsys):
         assert tables[0] == tables[1]
 
 
-def test_galleries_of_their_own_are_searched_one_by_one(capsys):
+def test_several_galleries_are_searched_separately(capsys):
     words = ["--embeddings", "e.npy", "--labels", "el.npy", "--gallery-embeddings", "g.npy", "e.npy"]
     assert eval_retrieval.main([*words, "--gallery-labels", "gl.npy", "el.npy", "--json", "r.json"]) == 0
     galleries = json.loads(Path("r.json").read_text())["galleries"]
@@ -105,7 +105,7 @@ def test_galleries_of_their_own_are_searched_one_by_one(capsys):
     assert "90 images (g.npy)" in capsys.readouterr().out
 
 
-def test_what_may_be_done_around_the_search_is_named(capsys):
+def test_refinements_and_calibration_are_reported(capsys):
     words = ["--embeddings", "e.npy", "--labels", "el.npy", "--training-embeddings", "g.npy", "--whiten", "8"]
     more = ["--augment-gallery", "3", "--query-expansion", "5", "--rerank", "--index", "IVF4,Flat nprobe=3"]
     threshold = ["--no-match", "0.1", "--calibration-embeddings", "g.npy", "--calibration-labels", "gl.npy"]
@@ -291,7 +291,7 @@ def test_compare_refuses_what_cannot_be_compared(capsys):
     assert "no such report" in fails(compare.main, [paths[0], "nothing.json"], capsys)
 
 
-def test_compare_reads_the_report_of_a_run_and_says_what_is_missing(capsys):
+def test_compare_reads_the_report_of_a_run_and_names_what_is_missing(capsys):
     paths = write_reports()
     report = json.loads(Path(paths[1]).read_text())
     del report["per_query"]

@@ -1,4 +1,4 @@
-"""Frame of every command: warnings, errors, exit status."""
+"""The frame around every command: warnings, errors, exit status."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ run(work)
 """
 
 
-def test_our_warnings_are_one_line_and_others_keep_their_place() -> None:
+def test_warnings_of_hgsl_are_one_line_and_others_keep_their_location() -> None:
     result = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=120)
     assert result.stderr.splitlines()[0] == "warning: a layer is closed"
     assert "/another/package.py:9: UserWarning: elsewhere" in result.stderr
 
 
-def test_warnings_look_as_before_afterwards() -> None:
+def test_the_format_of_warnings_is_restored() -> None:
     before = warnings.formatwarning
     assert _main.run(lambda: None) == 0
     assert warnings.formatwarning is before

@@ -1,4 +1,4 @@
-"""A part that is added to its package's table is known to the command line and trains."""
+"""A part added to the dict of its package is accepted by the command line and trains."""
 
 import json
 from collections.abc import Callable

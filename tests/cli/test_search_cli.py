@@ -34,7 +34,7 @@ QUERY = ["query", "--index", "idx", "--device", "cpu"]
 
 
 def environment():
-    """Of a process that finds the same packages."""
+    """The environment of a process that imports the same packages."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
@@ -167,7 +167,7 @@ def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
         assert message in error
 
 
-def test_options_that_would_do_nothing_are_refused(capsys):
+def test_options_without_effect_are_refused(capsys):
     assert search.main(INDEX) == 0
     capsys.readouterr()
     assert "expected a name such as sheet.png" in fails(

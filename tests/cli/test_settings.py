@@ -141,7 +141,7 @@ def test_a_value_of_another_type_names_what_is_expected(words: list[str], messag
         (["--data.options.seed", "4"], {"seed": 4}, "photos"),
     ],
 )
-def test_another_data_set_leaves_the_options_of_the_files_behind(
+def test_another_data_set_discards_the_options_of_the_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], options: dict, root: str | None
 ) -> None:
     path = tmp_path / "mine.yaml"
@@ -210,7 +210,7 @@ def test_a_search_refuses_settings_of_plain_training_and_of_masks_it_does_not_ha
         check_used(config, words)
 
 
-def test_a_recipe_may_hold_settings_that_a_flag_makes_idle(tmp_path: Path) -> None:
+def test_a_recipe_may_have_settings_that_a_flag_makes_ineffective(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("optim: {lr: 0.5}\nmodel: {embedding_size: 8}")
     words = ["--config", str(path), "--train.mode", "head"]

@@ -29,7 +29,7 @@ SCORES = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r"
 
 @pytest.fixture(autouse=True)
 def _in_clone_like_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of one's own with configs/ in it, as in a clone."""
+    """A temporary working directory with configs/ in it, as in a clone."""
     (tmp_path / "configs").symlink_to(Path(train.__file__).parents[1] / "configs")
     monkeypatch.chdir(tmp_path)
 
@@ -92,7 +92,7 @@ def test_the_summary_of_a_folder_comes_first(photo_folder: Callable[..., Path], 
     assert report["after"]["num_queries"] + report["after"]["num_skipped"] == report["after"]["num_gallery"]
 
 
-def test_training_learns_something(photo_folder: Callable[..., Path]) -> None:
+def test_training_lowers_the_loss(photo_folder: Callable[..., Path]) -> None:
     root = str(photo_folder(classes=6, images=6))
     assert train.main([*ON_FOLDER, "--data.root", root, "--train.epochs", "8", "--run.dir", "out"]) == 0
     losses = [record["loss"] for record in read_metrics(Path("out/metrics.jsonl"))]
@@ -156,7 +156,7 @@ def test_a_truncated_image_is_named(
     assert "truncated" in message
 
 
-def test_an_infinite_loss_stops_with_the_images_written_down(
+def test_an_infinite_loss_stops_and_records_the_images(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--run.dir", "out"]

@@ -118,7 +118,7 @@ def test_several_seeds_report_mean_and_deviation(
     assert Path("one/model.safetensors").read_bytes() == Path("out/seed_4/model.safetensors").read_bytes()
 
 
-def test_a_finished_run_can_be_looked_at_and_compared(
+def test_a_finished_run_can_be_inspected_and_compared(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.keep", "3", "--train.save_every", "2"]

@@ -1,4 +1,4 @@
-"""Every way out of a command ends all its processes: they share the pipe that these tests read to its end."""
+"""Every exit of a command ends all its processes: they share the pipe that these tests read to its end."""
 
 import signal
 import subprocess
@@ -49,7 +49,7 @@ def test_an_unreadable_training_image(photo_folder: Callable[..., Path]) -> None
     assert errors.count("\n") == 1
 
 
-def test_an_error_that_nobody_foresaw(photo_folder: Callable[..., Path]) -> None:
+def test_an_unexpected_error(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), script="failing.py")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -66,7 +66,7 @@ def test_an_error_on_one_of_two_processes(photo_folder: Callable[..., Path]) -> 
     assert "CUDA out of memory" in errors
 
 
-def test_a_killed_process_takes_its_workers_along_and_frees_its_folder(photo_folder: Callable[..., Path]) -> None:
+def test_a_killed_process_ends_its_workers_and_unlocks_its_folder(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "500", stderr=subprocess.DEVNULL)
     assert process.stdout
     while not process.stdout.readline().startswith("epoch 1/"):
@@ -78,7 +78,7 @@ def test_a_killed_process_takes_its_workers_along_and_frees_its_folder(photo_fol
         pass
 
 
-def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_files(photo_folder: Callable[..., Path]) -> None:
+def test_a_closed_pipe_stops_neither_the_run_nor_its_files(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "1")
     assert process.stdout
     assert process.stderr
@@ -90,7 +90,7 @@ def test_a_reader_that_goes_away_stops_neither_the_run_nor_its_files(photo_folde
     assert Path("out/report.json").is_file()
 
 
-def test_a_terminal_without_the_characters_shows_their_codes() -> None:
+def test_a_terminal_that_cannot_encode_characters_shows_their_codes() -> None:
     code = "from hgsl.cli._main import run; run(lambda: print('caf\\u00e9'))"
     ascii_only = environment(PYTHONIOENCODING="ascii")
     result = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, timeout=60)

@@ -56,7 +56,7 @@ def write(path: Path, writer: str) -> None:
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.usefixtures("small_files")
-def test_a_file_that_is_too_large_is_named_whoever_writes_it(tmp_path: Path, writer: str) -> None:
+def test_a_file_that_is_too_large_is_named_by_every_writer(tmp_path: Path, writer: str) -> None:
     write_text(tmp_path / "out", "old")
     with pytest.raises(OSError, match=r"\[Errno \d+\] (File too large|No space left on device): '.*/out'$") as caught:
         write(tmp_path / "out", writer)
@@ -105,7 +105,7 @@ def test_a_folder_without_permission_is_found_before_the_work(tmp_path: Path, mo
     assert caught.value.filename == str(tmp_path / "a/b/out")
 
 
-def test_check_writable_leaves_nothing_and_knows_files_folders_and_sizes(tmp_path: Path) -> None:
+def test_check_writable_covers_files_folders_and_sizes_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "new", tmp_path / "new/er/out", tmp_path / "file"):
         check_writable(path)

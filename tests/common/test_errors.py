@@ -1,7 +1,7 @@
 from hgsl.common.errors import InputError, nearest, unknown
 
 
-def test_nearest_ignores_case_and_gives_up_on_strangers() -> None:
+def test_nearest_ignores_case_and_returns_none_for_distant_names() -> None:
     assert nearest("proxyanchor", ["ProxyAnchorLoss", "TripletMarginLoss"]) == "ProxyAnchorLoss"
     assert nearest("zzz", ["alpha", "beta"]) is None
 

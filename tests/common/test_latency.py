@@ -6,8 +6,8 @@ import pytest
 from hgsl.common.latency import fastest_seconds
 
 
-def test_the_fastest_counted_call_of_each_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is one that each call moves on by the next of its own durations."""
+def test_calls_alternate_and_the_fastest_after_the_warm_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call advances a fake clock by the next of its durations."""
     now, order = [0.0], []
 
     def call(name: str, durations: Iterator[float]) -> None:

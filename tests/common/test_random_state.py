@@ -16,7 +16,7 @@ def draw() -> list[float]:
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 700])
-def test_every_generator_goes_on_from_a_file(tmp_path: Path, drawn: int) -> None:
+def test_every_generator_continues_from_a_file(tmp_path: Path, drawn: int) -> None:
     seed_all(3)
     for _ in range(drawn):
         draw()

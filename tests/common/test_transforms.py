@@ -129,7 +129,7 @@ def test_only_rgb_images_are_taken(mode: str) -> None:
         eval_transform(CONFIG, 8)(Image.new(mode, (9, 9)))
 
 
-def test_refusals_name_the_value() -> None:
+def test_errors_name_the_value() -> None:
     for call, message in (
         (lambda: train_transform(CONFIG, 32, "random_resize_crop"), "unknown augmentation recipe 'random_resize_crop'"),
         (lambda: train_transform(CONFIG, 32, scale=(0.5, 0.2)), r"scale \(0.5, 0.2\) must be"),

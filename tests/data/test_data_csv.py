@@ -22,7 +22,7 @@ def write(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-
     return folder / name
 
 
-def test_whole_numbers_are_ordered_by_number(tmp_path: Path) -> None:
+def test_integer_labels_are_sorted_numerically(tmp_path: Path) -> None:
     table = write(tmp_path, "img_path,label\nbirds\\a.jpg,10\nbirds/b.jpg,2\nbirds/c.jpg,1\n")
     manifest = load(table)
     assert manifest.paths == ("birds/a.jpg", "birds/b.jpg", "birds/c.jpg")
@@ -175,13 +175,13 @@ def table_of(labels: list[str]) -> str:
         (["٣", "3"], ["3", "٣"]),
     ],
 )
-def test_labels_are_text_unless_all_are_whole_numbers(tmp_path: Path, labels: list[str], classes: list[str]) -> None:
+def test_labels_are_text_unless_all_are_integers(tmp_path: Path, labels: list[str], classes: list[str]) -> None:
     manifest = load(write(tmp_path, table_of(labels)))
     assert manifest.class_names == tuple(classes)
     assert [manifest.class_names[label] for label in manifest.labels] == labels
 
 
-def test_blanks_after_a_comma_are_no_part_of_a_value(tmp_path: Path) -> None:
+def test_whitespace_after_a_comma_is_not_part_of_a_value(tmp_path: Path) -> None:
     manifest = load(write(tmp_path, 'path, label, split\na.jpg, 7, train\n" b.jpg", " 8", test\n'))
     assert manifest.paths == ("a.jpg", " b.jpg")
     assert manifest.class_names == ("7", " 8")

@@ -49,7 +49,7 @@ def test_defaults_make_every_row_query_and_gallery() -> None:
         ({"split": ["train", "train", "test", "validation"]}, "the split 'validation' is none of train, val, test"),
     ],
 )
-def test_refuses(changes: dict[str, object], message: str) -> None:
+def test_invalid_rows_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         small(**changes)
 

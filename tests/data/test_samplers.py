@@ -1,4 +1,4 @@
-"""Samplers: the promise of each one, for any class sizes, and the errors."""
+"""Samplers: the guarantees of each, for any class sizes, and the errors."""
 
 from collections import Counter
 

@@ -8,7 +8,7 @@ LABELS = np.arange(11) % 3
 
 
 class Noise(Dataset):
-    """An image of pure chance: equal tensors mean equal random states."""
+    """A random image: equal tensors mean equal random states."""
 
     def __len__(self) -> int:
         return 11

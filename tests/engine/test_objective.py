@@ -67,7 +67,7 @@ class NormalizedCenters(nn.Module):
         return nn.functional.cross_entropy(cosines / self.temperature, labels)
 
 
-def test_a_loss_of_ones_own_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_loss_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "NormalizedCenters", NormalizedCenters)
     settings = LossConfig(name="NormalizedCenters", options={"temperature": 0.5})
     check_loss(settings)
@@ -94,7 +94,7 @@ def test_a_loss_of_ones_own_is_one_class_and_one_line(monkeypatch: pytest.Monkey
         ({"name": "TripletMarginLoss", "miner": "TripletMiner"}, "did you mean 'TripletMarginMiner'"),
     ],
 )
-def test_a_name_that_is_neither_here_nor_in_the_library_is_refused(
+def test_an_unknown_name_of_a_loss_or_a_miner_is_refused(
     settings: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pytorch_metric_learning")
@@ -103,7 +103,7 @@ def test_a_name_that_is_neither_here_nor_in_the_library_is_refused(
         check_loss(LossConfig(**settings))  # type: ignore[arg-type]
 
 
-def test_without_the_library_only_the_losses_of_this_package_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_only_the_losses_of_this_package_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
     check_loss(LossConfig())
     with pytest.raises(InputError, match=r'losses other than HardGlobalSoftminLoss.*pip install "hgsl\[pml\]"'):

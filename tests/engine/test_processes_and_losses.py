@@ -233,7 +233,7 @@ def test_an_unwritable_run_folder(photo_folder: Callable[..., Path], capsys: pyt
 
 
 def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder: Callable[..., Path]) -> None:
-    """As Ctrl-C in a terminal, which the processes that read images get as well, while their process waits for them."""
+    """As Ctrl-C in a terminal, which signals the loader processes as well."""
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--run.dir", "out", "--data.workers", "2"]
     process = subprocess.Popen(
         command(TRAIN, *words, "--train.epochs", "2000"),

@@ -339,7 +339,7 @@ def test_an_earlier_state_leads_to_the_same_ticket(cifar: Path, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_search_finds_the_same(cifar: Path, tmp_path: Path) -> None:
-    """Round and ticket are compiled each; sums in another order let a few scores near zero change sides."""
+    """Round and ticket are compiled separately; another summation order flips the signs of a few scores near zero."""
     plain = settings(cifar, rounds=1)
     expected = search(plain, tmp_path / "plain")
     torch._dynamo.utils.counters.clear()

@@ -1,4 +1,4 @@
-"""Intervals: their width where theory gives it, and what pairing is for."""
+"""Bootstrap intervals: their width against theory, and the gain of pairing."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_pairing_finds_a_small_difference_that_the_intervals_hide():
         (12, 40, 0.02, 3, 0.02),
     ],
 )
-def test_false_stars_are_as_rare_as_stated(classes, size, class_spread, runs, run_spread):
+def test_false_positives_are_as_rare_as_stated(classes, size, class_spread, runs, run_spread):
     rng = np.random.default_rng(0)
     labels, trials = np.repeat(np.arange(classes), size), 500
 
@@ -65,7 +65,7 @@ def test_false_stars_are_as_rare_as_stated(classes, size, class_spread, runs, ru
     assert 0.03 <= stars / trials <= 0.08
 
 
-def test_one_class_or_equal_runs_have_no_difference_to_speak_of():
+def test_one_class_or_equal_runs_have_no_significant_difference():
     values = np.random.default_rng(0).random(40)
     assert paired_difference(values, values, np.zeros(40, int))[1:] == (-np.inf, np.inf)
     assert paired_difference(values, values, np.arange(40) % 4) == (0, 0, 0)

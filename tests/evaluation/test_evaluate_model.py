@@ -111,7 +111,7 @@ def test_a_threshold_is_calibrated_on_validation_images_in_the_searched_gallery(
         ({"rerank": True, "metric": "l2"}, "rerank works with cosine similarities"),
     ],
 )
-def test_options_that_cannot_be_followed_are_refused_at_once(options, message):
+def test_invalid_options_are_refused_at_once(options, message):
     with pytest.raises(InputError, match=message):
         EvalOptions(**options)
 

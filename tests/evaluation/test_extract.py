@@ -1,4 +1,4 @@
-"""Embeddings from a network: same vectors however they are computed, and nothing else touched."""
+"""Embeddings from a network: equal vectors however they are computed, and no side effects."""
 
 import hashlib
 import random
@@ -15,7 +15,7 @@ from tests.helpers import launch
 
 
 class Squares(torch.utils.data.Dataset):
-    """Images that a formula gives; it can count what was read."""
+    """Images computed by a formula; the reads can be counted."""
 
     def __init__(self, count, record=None):
         self.count, self.record = count, record
@@ -106,7 +106,7 @@ embed(network(), Fatal(21), batch_size=4, store=sys.argv[1])
 """
 
 
-def test_a_killed_extraction_goes_on_where_it_stopped(tmp_path):
+def test_a_killed_extraction_resumes(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     assert launch(script, tmp_path / "store").returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""The report page in a real browser, and what it is made of."""
+"""The report page in a real browser, and its data."""
 
 import json
 
@@ -43,7 +43,7 @@ def page_file(tmp_path_factory):
 
 @pytest.fixture
 def page(browser, watched, page_file):
-    """A fresh tab on the report; whatever goes wrong in it, or leaves it for the network, fails the test."""
+    """A new tab with the report; script errors in it and requests to the network fail the test."""
     with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
         tab = context.new_page()
         trouble = watched(tab, "file:")
@@ -77,7 +77,7 @@ def test_queries_filter_and_sort(page):
     assert page.locator("#query-list li").count() == 1
 
 
-def test_frames_say_what_is_right(page):
+def test_frames_mark_hits_and_misses(page):
     for line in page.locator("#query-list li").all()[:5]:
         name = line.locator(".name").inner_text()
         for found in line.locator(".strip > span:not(:first-child)").all():
@@ -152,7 +152,7 @@ def test_a_point_of_the_map_opens_its_query(page):
 
 
 @pytest.mark.parametrize("width", [360, 768])
-def test_nothing_reaches_over_the_edge_of_a_small_screen(page, width):
+def test_nothing_overflows_a_small_screen(page, width):
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.locator("#query-list button").first.click()
@@ -190,7 +190,7 @@ def test_embedded_json_cannot_end_its_element():
     assert json.loads(text) == {"name": "</script><!--&\u2028"}
 
 
-def test_all_perfect_is_a_page_too():
+def test_perfect_scores_make_a_page():
     vectors = np.float32(np.eye(5)[np.arange(20) % 5])
     task = make_task(vectors, np.arange(20) % 5)
     ranking = rank(task)
@@ -213,7 +213,7 @@ def test_confusions_and_suspicious_pairs():
     assert pairs[0][2] == pytest.approx(0.9)
 
 
-def test_the_map_puts_like_with_like():
+def test_the_map_places_similar_images_together():
     _, ranking, _ = make_page(100, noise=0.1)
     rows, points = embedding_map(ranking.task)
     assert (rows == np.arange(100)).all()

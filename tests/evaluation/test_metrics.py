@@ -108,8 +108,8 @@ def test_separate_gallery_and_class_averages_match_pytorch_metric_learning(avera
     assert ours["map@r"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
 
 
-def test_where_the_peer_differs_k_beyond_the_gallery():
-    """FAISS pads with position -1; the peer reads that as the last image, so its counts there mean nothing."""
+def test_k_beyond_the_gallery_differs_from_pytorch_metric_learning():
+    """FAISS pads with position -1; pytorch-metric-learning reads it as the last image, and counts wrongly."""
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator").AccuracyCalculator
     vectors, labels = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0])
     ours = evaluate_embeddings(vectors, labels, (1, 10))
@@ -120,7 +120,7 @@ def test_where_the_peer_differs_k_beyond_the_gallery():
     assert theirs.get_accuracy(vectors, labels)["mean_average_precision"] > 1  # not a mean of precisions any more
 
 
-def test_where_the_published_code_differs_a_query_without_a_match():
+def test_a_query_without_a_match_differs_from_the_published_code():
     """The published code counts such a query as 0; here, as in pytorch-metric-learning, it is left out and counted."""
     vectors, labels = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]], np.array([0, 0, 1, 2])
     result = evaluate_embeddings(vectors, labels)
@@ -157,7 +157,7 @@ def test_macro_is_the_mean_of_the_per_class_means():
     assert result.macro()["recall@1"] == pytest.approx(np.mean([hits[labels == c].mean() for c in range(5)]))
 
 
-def test_map_at_k_forgives_what_was_not_found_and_map_at_r_does_not():
+def test_map_at_k_ignores_matches_beyond_k_and_map_at_r_does_not():
     hits = np.array([[True, False, False, False]])
     assert metrics.map_at_k(hits, 4) == 1
     assert metrics.map_at_r(hits, np.array([4])) == 0.25

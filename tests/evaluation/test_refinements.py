@@ -1,4 +1,4 @@
-"""What may be done around the search, each against a dense computation from its definition."""
+"""Refinements of a ranking, each against a dense computation from its definition."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.helpers import clusters
 
 
 class Mean(nn.Module):
-    """Embeds an image by the means of its quarters, so that where a thing is matters."""
+    """Embeds an image by the means of its quarters, so that position matters."""
 
     def forward(self, images):
         return nn.functional.normalize(nn.functional.adaptive_avg_pool2d(images, 2).flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""The search against a slow one that looks at every pair in float64."""
+"""The k nearest neighbors against a brute-force search in float64."""
 
 from pathlib import Path
 
@@ -257,7 +257,7 @@ def kilobytes(field):
 
 
 def test_a_gpu_search_is_not_rounded_to_fewer_bits_than_float32(monkeypatch):
-    """The order is settled only within the noise of true float32 sums; TensorFloat-32 would be a thousand times it."""
+    """The order is settled only within the noise of true float32 sums; TensorFloat-32 has 1,000 times the error."""
     used = []
     plain = backends._scores
     monkeypatch.setattr(

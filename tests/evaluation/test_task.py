@@ -1,4 +1,4 @@
-"""What enters an evaluation: files, dtypes, roles, and the mistakes that are refused there."""
+"""Inputs of an evaluation: files, dtypes, roles, and invalid arguments."""
 
 import numpy as np
 import pytest

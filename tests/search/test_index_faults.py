@@ -1,4 +1,4 @@
-"""Failures while indexing: those that pass must leave no trace, those of the disk are found early and name the path."""
+"""Failures during indexing: temporary ones leave no trace, those of the disk are detected early and name the path."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from hgsl.search.indexing import embedding
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError]
 )
-def test_an_image_is_tried_again_after_a_failure_that_passes(build, tmp_path, run, photos, monkeypatch, error):
+def test_an_image_is_tried_again_after_a_temporary_failure(build, tmp_path, run, photos, monkeypatch, error):
     read_image = embedding.read_image
 
     def unreadable(path, side):
@@ -34,7 +34,7 @@ def test_an_image_is_tried_again_after_a_failure_that_passes(build, tmp_path, ru
     assert (report.images, report.unchanged, report.broken) == (24, 24, {})
 
 
-def test_an_interrupted_run_does_not_remember_broken_images(build, tmp_path, run, photos, monkeypatch):
+def test_an_interrupted_run_does_not_record_broken_images(build, tmp_path, run, photos, monkeypatch):
     read_image, vectors = embedding.read_image, Encoder.vectors
     monkeypatch.setattr(embedding, "read_image", lambda path, side: read_image(path.with_name("missing.jpg"), side))
     (tmp_path / "one").mkdir()

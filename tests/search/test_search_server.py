@@ -64,7 +64,7 @@ def refused(response, status):
     return body["error"]
 
 
-def test_what_the_index_holds(client):
+def test_the_contents_of_the_index_are_described(client):
     about = client.get("/api/index").json()
     assert about["images"] == 24
     assert about["labels"]["kind_03"] == 4
@@ -124,7 +124,7 @@ def test_no_match_below_the_threshold(serve, tmp_path, run, photos):
     assert answer["hits"]
 
 
-def test_images_are_encoded_anew_and_revalidated(serve, shared_index, tmp_path):
+def test_images_are_reencoded_and_revalidated(serve, shared_index, tmp_path):
     photos = shutil.copytree(shared_index.root, tmp_path / "photos")
     index = copy.copy(shared_index)
     index.root = photos
