@@ -67,11 +67,11 @@ class Config:
             self._check_head(masked)
 
     def to_yaml(self) -> str:
-        """Returns the text of a config file from which ``--config`` reads the same settings back."""
+        """Returns the settings as the text of a config file, which ``--config`` reads."""
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False, allow_unicode=True)
 
     def _check_head(self, masked: bool) -> None:
-        """Refuses settings of a backbone in training, as the backbone runs only once."""
+        """Refuses settings of backbone training: in head mode the backbone is frozen and runs once per image."""
         refuse(
             self.model.embedding_size is None,
             "train.mode 'head' trains the projection, but model.embedding_size is empty: set it, such as 512",

@@ -1,4 +1,4 @@
-"""Refusal of settings that contradict each other."""
+"""Check of settings, by themselves and against each other."""
 
 
 def refuse(condition: bool, message: str) -> None:

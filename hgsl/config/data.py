@@ -18,7 +18,7 @@ class RunConfig:
     device: str = "auto"
     """auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the network; auto is bfloat16 where the hardware has it, float16 on older GPUs, else float32."""
+    """Dtype of the computation; auto is bfloat16 if the hardware supports it, float16 on older GPUs, else float32."""
     threads: int | None = None
     """CPU threads of PyTorch in each process; empty leaves PyTorch's default, the number of cores."""
     compile: bool = False
@@ -33,7 +33,7 @@ class RunConfig:
 
 @dataclass
 class DataConfig:
-    """Images of a run, their split, and their way to the network."""
+    """Data set, split, transforms and loading."""
 
     name: str = "synthetic"
     """Data set: synthetic, flowers17, folder, csv, ... (hgsl.data.DATASETS)."""
@@ -46,9 +46,9 @@ class DataConfig:
     test_share: float = 0.5
     """Share of the classes in the test split, for data sets without a split of their own."""
     image_size: int = 224
-    """Side in pixels of the square image that the network gets."""
+    """Side of the square network input, in pixels."""
     crop_pct: float | None = None
-    """Evaluation: share of the resized image's side inside the center crop; empty means the backbone's own."""
+    """Evaluation: side of the center crop, as a fraction of the resized shortest side; empty means the backbone's."""
     recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
@@ -59,13 +59,14 @@ class DataConfig:
     per_class: int = 4
     """Images of one class in a batch, for the sampler m_per_class."""
     cache: Literal["none", "resized"] = "none"
-    """resized caches every image at the size that the transform starts from, so that only the first epoch decodes."""
+    """Cache of images on disk: none, or resized, which stores each image at the size that the transform starts from, so
+    that only the first epoch decodes."""
     crop_to_boxes: bool = False
-    """Whether images are cropped to their boxes, where the data set has them; reports then say so."""
+    """Whether images are cropped to their bounding boxes, if the data set has them; reports note it."""
     val_share: float = 0.0
-    """Share of the training classes that validation takes, to choose the epoch (train.select: best)."""
+    """Share of the training classes held out for validation, to choose the epoch (train.select: best)."""
     val_fold: int | None = None
-    """Instead of val_share: number, 0 to 3, of the one of four class-disjoint folds that validation takes."""
+    """Instead of val_share: index, 0 to 3, of the validation fold of four class-disjoint folds."""
     workers: int | None = None
     """Processes that read and transform images; empty means one per core, at most 8."""
 
@@ -87,7 +88,7 @@ class DataConfig:
         refuse(self.workers is not None and self.workers < 0, f"data.workers cannot be negative, found {self.workers}")
 
     def _resolve_folders(self) -> None:
-        """Makes the root, and options such as image_root, absolute: a run is evaluated from any working folder."""
+        """Makes root, and options such as image_root, absolute, so that any working directory can evaluate the run."""
         if self.root is not None:
             self.root = os.path.abspath(os.path.expanduser(self.root))
         folders = {
@@ -109,7 +110,7 @@ class EvalConfig:
     before: bool = True
     """Whether the model is also evaluated before training."""
     page: bool = True
-    """Whether the end of training also writes report.html and curves.png (up to 20,000 queries)."""
+    """Whether report.html and curves.png are written after training (up to 20,000 queries)."""
 
     def __post_init__(self) -> None:
         refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")

@@ -13,7 +13,7 @@ class ModelConfig:
     backbone: str = "tf_efficientnet_lite0"
     """Backbone: the name of any timm model."""
     pooling: str = "maxavg"
-    """Pooling of the last feature map to one vector: avg, max, maxavg (both side by side), gem, or scda (both over the
+    """Pooling of the last feature map: avg, max, maxavg (max and average concatenated), gem, or scda (maxavg over the
     positions whose activation is above the mean)."""
     embedding_size: int | None = None
     """Dimensions of the embedding after a linear projection; empty uses the pooled features."""

@@ -24,7 +24,7 @@ class MaskConfig:
     lmbda: float = 1e-8
     """Weight lambda of the penalty, the sum of the masks, in the loss."""
     penalty: Literal["weights", "operations"] = "weights"
-    """What the penalty counts: remaining weights, as published, or the multiplications per image, for speed."""
+    """Quantity that the penalty counts: remaining weights, as published, or multiplications per image, for speed."""
     mask_lr: float | None = None
     """Peak learning rate of the scores, which have no weight decay; empty means optim.lr."""
 
@@ -51,7 +51,7 @@ class SparsifyConfig(MaskConfig):
     rewind_epoch: int | None = 2
     """Epoch of the first round to whose weights the ticket is rewound; empty keeps the weights of the last round."""
     prune_temperature: float | None = None
-    """Temperature beta in the pruning between rounds; empty means final_temp, 1 is the published code's."""
+    """Temperature beta in the pruning between rounds; empty means final_temp, 1 reproduces the published code."""
     curve_every: int = 1
     """Epochs between two evaluations for the curve."""
     dense_run: str | None = None

@@ -13,8 +13,8 @@ class LossConfig:
     name: str = "HardGlobalSoftminLoss"
     """A loss of hgsl.losses.LOSSES, or a class of pytorch_metric_learning.losses, such as ProxyAnchorLoss."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of a loss other than HardGlobalSoftminLoss, in place of top_k and all that follows it here;
-    num_classes and embedding_size are filled in."""
+    """Arguments of a loss other than HardGlobalSoftminLoss, to which top_k and the settings after it do not apply;
+    num_classes and embedding_size are passed automatically."""
     miner: str | None = None
     """A class of pytorch_metric_learning.miners, such as TripletMarginMiner, for losses over pairs and triplets."""
     miner_options: dict[str, Any] = field(default_factory=dict)
@@ -31,12 +31,12 @@ class LossConfig:
     learnable_scale: bool = True
     """Whether alpha is learned."""
     decorrelation: float = 0.1
-    """Weight of the regularizer that turns class centers toward right angles."""
+    """Weight of the regularizer that makes class centers closer to orthogonal."""
     margin: float = 0.0
     """Subtracted from the similarity to the true class."""
     both_sides: float = 0.0
     """Weight of a second term, which compares each class center of the batch with the K images nearest to it; 0 as
-    published. With several processes it gathers their embeddings."""
+    published. With several processes, their embeddings are gathered for it."""
     similarity: Literal["euclidean", "cosine"] = "euclidean"
     """Similarity of embedding and center: minus the distance, as published, or the cosine."""
     top_k_schedule: dict[int, int | None] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class LossConfig:
             "loss.top_k_schedule replaces loss.top_k: leave one of them empty",
         )
         default = self.name == "HardGlobalSoftminLoss"
-        refuse(default and bool(self.options), "loss.options belong to other losses than this one: set loss.name")
+        refuse(default and bool(self.options), f"loss.options are for other losses than {self.name}: set loss.name")
         refuse(default and bool(self.miner or self.memory), "loss.miner and loss.memory belong to losses over pairs")
         for name in ("sharded", "sparse_centers", "top_k_schedule"):
             refuse(
@@ -72,7 +72,7 @@ class LossConfig:
         refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centers: set loss.sharded to false")
         refuse(
             self.hard_set == "negatives" and self.top_k is None and not self.top_k_schedule,
-            "loss.hard_set 'negatives' needs loss.top_k or loss.top_k_schedule: with all centers, both sets are one",
+            "loss.hard_set 'negatives' needs loss.top_k or loss.top_k_schedule: with all centers, it equals 'all'",
         )
 
 
@@ -149,25 +149,25 @@ class TrainConfig:
     """Training loop."""
 
     mode: Literal["full", "head"] = "full"
-    """Training mode: full trains the network; head runs the backbone once over the images, without augmentation, and
-    trains projection and class centers on the stored features: seconds instead of minutes."""
+    """Training mode: full trains the network; head runs the frozen backbone once per image, without augmentation, and
+    trains projection and class centers on the cached features: seconds instead of minutes."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 32
     """Images per step, all processes and micro-batches together."""
     accumulate: int = 1
     """Micro-batches per step: more need less memory and give the same gradient, except for batch norm, losses over
-    pairs and loss.both_sides, which see one micro-batch at a time."""
+    pairs and loss.both_sides, which are computed on one micro-batch at a time."""
     ema: float | None = None
-    """Decay of a running mean of the weights, such as 0.999, that is evaluated and saved in their place."""
+    """Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and saved instead."""
     select: Literal["last", "best", "best_on_test"] = "last"
     """Epoch whose model is kept: the last, the best on the validation classes (data.val_share or val_fold), or, as in
     much published code, the best on test, which biases the test score upward; reports note it."""
     save_every: int = 200
     """Steps between two saves of the state that --resume continues from; the end of an epoch always saves."""
     keep: int = 1
-    """Number of saved states that are kept: the newest is state.safetensors, earlier ones are in states/, named by
-    their step; --resume continues from one that is copied over state.safetensors."""
+    """Number of saved states to keep: the newest is state.safetensors, earlier ones are in states/, named by their
+    step; --resume continues from one of these if it is copied over state.safetensors."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "save_every", "keep"):
