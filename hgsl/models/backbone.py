@@ -1,4 +1,4 @@
-"""timm backbones as feature extractors, with one layout of the last features for all families."""
+"""timm backbones as feature extractors, with one layout of the last feature map for all families."""
 
 import inspect
 from typing import Any
@@ -55,7 +55,7 @@ def _undilate(backbone: nn.Module) -> None:
 
 
 def _model_class(name: str) -> type:
-    """The class of the timm model ``name``, constructed on the meta device, which takes no memory and no time."""
+    """Returns the class of the timm model ``name``, from an instance on the meta device, which takes little time."""
     with torch.device("meta"):
         return type(timm.create_model(name, num_classes=0))
 
@@ -74,6 +74,6 @@ def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def is_convolutional(backbone: nn.Module) -> bool:
-    """Whether most weights are in convolutions, for which the channels-last memory format is the faster one."""
+    """Whether most weights are in convolutions, for which the channels-last memory format is faster."""
     convolution = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Conv2d))
     return convolution > 0.5 * sum(p.numel() for p in backbone.parameters())

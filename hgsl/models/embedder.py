@@ -28,7 +28,7 @@ class Embedder(nn.Module):
         data_config: Preprocessing in timm's terms (``mean``, ``std``, ``interpolation``, ``crop_pct``, ...), and
             ``image_size``, the side in pixels of the square input. Saved and loaded with the model.
         architecture: The arguments of ``create_embedder`` that build this model again, without its weights.
-        is_convolutional: Whether the channels-last memory format is the faster one.
+        is_convolutional: Whether most weights are in convolutions, so that the channels-last memory format is faster.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class Embedder(nn.Module):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise InputError(
-                f"a batch of one image of {image.shape[-1]} pixels has a single value per channel, of which batch norm "
-                "cannot compute statistics in training mode: use larger batches or images, or model.eval()"
+                f"a batch of one image of {image.shape[-1]} pixels has a single value per channel, too few for batch "
+                "norm in training mode: use larger batches or images, or model.eval()"
             ) from error
 
     def head(self, pooled: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def create_embedder(
 
     Args:
         backbone: Name of any timm model with feature maps or tokens.
-        pooling: ``avg``, ``max``, ``maxavg`` (max and average side by side), ``gem`` or ``scda``.
+        pooling: ``avg``, ``max``, ``maxavg`` (max and average concatenated), ``gem`` or ``scda``.
         embedding_size: D, the output size of a linear projection; None returns the pooled features.
         weights: Weights of the backbone: ``timm`` (pretrained, downloaded), ``packaged`` (ImageNet weights of
             tf_efficientnet_lite0 that are installed with hgsl, no network needed), ``none`` (random), or a file.

@@ -19,10 +19,10 @@ FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models on the Hu
 
 
 def check_weights_source(weights: str, backbone: str) -> None:
-    """Passes if ``weights`` are ``timm``, ``none``, ``packaged`` for the backbone that has them, or an existing file.
+    """Checks that ``weights`` is ``timm``, ``none``, an existing file, or ``packaged`` with its backbone.
 
     Raises:
-        InputError: They are ``packaged``, which are those of another backbone.
+        InputError: ``packaged`` with another backbone.
         FileNotFoundError: There is no such file.
     """
     if weights == "packaged" and backbone != PACKAGED_BACKBONE:
@@ -43,7 +43,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, weights: str) -> None:
         weights: ``timm``, ``packaged``, ``none``, or the path of a ``.safetensors`` or PyTorch file.
 
     Raises:
-        InputError: The Hub cannot be reached or has none, or the tensors do not fit the backbone.
+        InputError: The Hub cannot be reached or has no weights of the model, or the tensors do not fit the backbone.
         FileNotFoundError: There is no such file.
     """
     check_weights_source(weights, name)
@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"cannot read weights from {path}: {first_line(error)} (is it complete, and a file of PyTorch?)"
+            f"cannot read weights from {path}: {first_line(error)} (is it a complete PyTorch or safetensors file?)"
         ) from None
     for key in ("state_dict", "model"):  # wrappers that training scripts add
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -118,7 +118,7 @@ def _packaged(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def _load(backbone: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads the tensors that the backbone has; others, such as those of a classifier, are left out."""
+    """Loads the tensors that the backbone has; others, such as those of a classifier, are ignored."""
     state = backbone.state_dict()
     prefix = "backbone." if any(key.startswith("backbone.") for key in tensors) else ""  # a file written by hgsl
     matching = {key: tensors[prefix + key] for key in state if prefix + key in tensors}

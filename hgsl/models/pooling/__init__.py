@@ -1,4 +1,4 @@
-"""Poolings by name: from the last features of the backbone to one vector per image.
+"""Poolings by name: from the last feature map of the backbone to one vector per image.
 
 A new pooling is one file and one line in ``POOLINGS``: a module that maps feature maps (B, C, h, w), or tokens laid out
 as (B, C, N, 1), to (B, expansion * C), with ``expansion`` as an attribute; it is constructed without arguments.

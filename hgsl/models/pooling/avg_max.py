@@ -1,4 +1,4 @@
-"""Average and maximum over all positions, alone and side by side."""
+"""Average pooling, max pooling, and their concatenation."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class MaxPool(nn.Module):
 
 
 class MaxAvgPool(nn.Module):
-    """Max and average pooling side by side: (B, C, h, w) -> (B, 2C), the maxima first.
+    """Concatenation of max and average pooling: (B, C, h, w) -> (B, 2C), the maxima first.
 
     Source: the embedding of the published Hard Global Softmin recipe.
     """

@@ -19,7 +19,7 @@ class SCDAPool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         activation = features.sum(dim=1, keepdim=True)  # (B, 1, h, w)
         selected = activation >= activation.mean(dim=(2, 3), keepdim=True)
-        selected |= ~selected.any(dim=(2, 3), keepdim=True)  # the mean of equal activations may round to above them
+        selected |= ~selected.any(dim=(2, 3), keepdim=True)  # by rounding, a mean of equal activations may exceed them
         largest = features.masked_fill(~selected, -torch.inf).amax(dim=(2, 3))
         mean = (features * selected).sum(dim=(2, 3)) / selected.sum(dim=(2, 3))
         return torch.cat([largest, mean], dim=1)

@@ -1,7 +1,7 @@
 """Saving and loading of embedders: ``model.safetensors``, and beside it a JSON file with the description of the model.
 
 The description is ``model.json`` in a run folder, and ``config.json`` in a folder made for the Hub
-(:mod:`hgsl.models.storage.pretrained`). Both may come from strangers, so every value is validated before it is used.
+(:mod:`hgsl.models.storage.pretrained`). Both may be untrusted, so every value is validated before it is used.
 """
 
 from collections.abc import Mapping
@@ -62,8 +62,8 @@ def load_embedder(source: str | Path) -> Embedder:
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
-        InputError: A file is damaged, a value in the description is invalid, the tensors have other shapes than it
-            says, or the Hub cannot be reached.
+        InputError: A file is damaged, a value in the description is invalid, the tensors do not fit the description, or
+            the Hub cannot be reached.
     """
     check_model_source(source)
     hub_id = hub_id_of(source)
@@ -91,7 +91,7 @@ def read_description(folder: Path) -> Description:
 
 
 def _check_projection(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
-    """Compares the embedding size with the weights first: one that only the JSON claims could exhaust the memory."""
+    """Compares the embedding size with the weights, since building a model of a forged size could exhaust memory."""
     size, bias = description.architecture["embedding_size"], tensors.get("projection.bias")
     if size is not None:
         _compare(folder, "projection.bias", None if bias is None else tuple(bias.shape), (size,))

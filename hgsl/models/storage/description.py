@@ -1,4 +1,4 @@
-"""Model descriptions in JSON files, validated value by value since they may come from strangers."""
+"""Model descriptions in JSON files, validated value by value since they may be untrusted."""
 
 import math
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def from_run_description(content: Mapping[str, Any], path: Path) -> Description:
 
 
 def to_hub_config(description: Description, num_features: int, version: str) -> dict[str, Any]:
-    """Returns the ``config.json`` of a model: timm's keys for what timm knows, and an entry ``hgsl`` for the rest."""
+    """Returns the content of ``config.json``: timm's keys where timm has one, and an entry ``hgsl`` for the rest."""
     architecture, data_config = dict(description.architecture), dict(description.data_config)
     size = data_config.pop("image_size")
     return {
@@ -70,14 +70,15 @@ def from_hub_config(content: Mapping[str, Any], path: Path) -> Description:
     Raises:
         InputError: As :func:`from_run_description`.
     """
-    head, data_config = content.get("hgsl"), content.get("pretrained_cfg")
-    if not isinstance(head, Mapping) or not isinstance(data_config, Mapping):
+    hgsl_entry, data_config = content.get("hgsl"), content.get("pretrained_cfg")
+    if not isinstance(hgsl_entry, Mapping) or not isinstance(data_config, Mapping):
         raise InputError(f"{path} has no entries 'hgsl' and 'pretrained_cfg': it describes no embedder written by hgsl")
     size = data_config.get("input_size")
     _require(isinstance(size, list) and len(size) == 3, path, "input_size", size, "[3, side, side]")
+    other_entries = {key: hgsl_entry.get(key) for key in ARCHITECTURE if key != "backbone"}
     return from_run_description(
         {
-            "architecture": {"backbone": content.get("architecture"), **{k: head.get(k) for k in ARCHITECTURE[1:]}},
+            "architecture": {"backbone": content.get("architecture"), **other_entries},
             "data_config": {**data_config, "image_size": size[-1]},  # type: ignore[index]
         },
         path,
@@ -90,16 +91,16 @@ def _check_data_config(values: Mapping[str, Any], path: Path) -> None:
     _require(_is_integer(size) and 0 < size <= MAX_IMAGE_SIZE, path, "image_size", size, expected)
     for key in ("mean", "std"):
         value = values[key]
-        numbers = isinstance(value, list) and len(value) == 3 and all(_is_number(number) for number in value)
-        _require(numbers and (key == "mean" or min(value) > 0), path, key, value, "three numbers, one per channel")
-    share = values["crop_pct"]
-    _require(_is_number(share) and 0 < share <= 1, path, "crop_pct", share, "a fraction above 0 and at most 1")
+        is_valid = isinstance(value, list) and len(value) == 3 and all(_is_number(number) for number in value)
+        _require(is_valid and (key == "mean" or min(value) > 0), path, key, value, "three numbers, one per channel")
+    crop_pct = values["crop_pct"]
+    _require(_is_number(crop_pct) and 0 < crop_pct <= 1, path, "crop_pct", crop_pct, "a fraction above 0 and at most 1")
     for key in ("interpolation", "crop_mode"):
         _require(isinstance(values[key], str), path, key, values[key], "a name")
 
 
 def _select(content: Mapping[str, Any], name: str, keys: tuple[str, ...], path: Path) -> dict[str, Any]:
-    """The entries ``keys`` of the object ``name``; others are dropped, so that none reaches a constructor."""
+    """Returns the entries ``keys`` of the object ``name``; others are dropped, so that none reaches a constructor."""
     value = content[name]
     _require(isinstance(value, Mapping), path, name, value, "an object")
     missing = [key for key in keys if key not in value]

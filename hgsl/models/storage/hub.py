@@ -1,4 +1,4 @@
-"""Downloads from and uploads to the Hugging Face Hub, or another server with its protocol (``HF_ENDPOINT``)."""
+"""Downloads from and uploads to the Hugging Face Hub, or another server with its API (``HF_ENDPOINT``)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.model_source import check_repository
 
-TIMEOUT = 5.0  # seconds to wait for the Hub's first answer
+TIMEOUT = 5.0  # seconds to wait for the first response of the Hub
 
 
 def fetch(hub_id: str, names: Sequence[str]) -> Path:
@@ -35,13 +35,13 @@ def fetch(hub_id: str, names: Sequence[str]) -> Path:
 
 
 def is_reachable(repository: str, revision: str | None, name: str) -> bool:
-    """Whether the Hub answers a request for a file, tried once: the client's own downloads retry for a minute."""
+    """Whether the Hub responds to one request for a file; a download by the client would retry for a minute."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=TIMEOUT)
-    except HfHubHTTPError:  # an answer, even if a refusal: the download raises the reason
+    except HfHubHTTPError:  # a response, even if an error, which the download raises
         return True
     except Exception:  # the client's HTTP library has many exceptions for a missing network
         return False
@@ -49,7 +49,7 @@ def is_reachable(repository: str, revision: str | None, name: str) -> bool:
 
 
 def cached_file(repository: str, names: Sequence[str]) -> str | None:
-    """The path of the first file of ``names`` that the Hub's cache holds, or None."""
+    """Returns the path of the first file of ``names`` in the Hub's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = repository.partition("@")

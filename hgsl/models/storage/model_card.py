@@ -68,13 +68,13 @@ def model_card(
         license: License by its Hub name, or None.
     """
     architecture, data_config = description.architecture, description.data_config
-    projected = architecture["embedding_size"] is not None
+    has_projection = architecture["embedding_size"] is not None
     return BODY.format(
         metadata=yaml.safe_dump(_metadata(name, architecture, report, license), sort_keys=False, allow_unicode=True),
         name=name,
         backbone=architecture["backbone"],
         pooling=architecture["pooling"],
-        projection="a linear projection" if projected else "no projection",
+        projection="a linear projection" if has_projection else "no projection",
         embedding_size=embedding_size,
         image_size=data_config["image_size"],
         resize=int(data_config["image_size"] / data_config["crop_pct"]),

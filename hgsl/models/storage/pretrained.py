@@ -53,7 +53,7 @@ def save_pretrained(
 
 
 def check_free(folder: Path) -> None:
-    """Passes if ``folder`` can be written without a loss: it is missing, empty, or from an earlier call.
+    """Checks that writing ``folder`` overwrites nothing else: it is missing, empty, or from an earlier call.
 
     Hidden files are ignored: a clone of a Hub repository has some.
 
@@ -64,9 +64,9 @@ def check_free(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: name a folder for the model")
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others and not _is_hub_config(folder / HUB_NAME):
-        raise InputError(f"{folder} holds other files ({others[0]}): name an empty or a new folder for the model")
+    file_names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if file_names and not _is_hub_config(folder / HUB_NAME):
+        raise InputError(f"{folder} holds other files ({file_names[0]}): name an empty or a new folder for the model")
 
 
 def _is_hub_config(path: Path) -> bool:
