@@ -1,4 +1,4 @@
-"""Export of trained embedders to other runtimes, with a comparison to PyTorch."""
+"""Export of trained embedders to other runtimes, verified against PyTorch."""
 
 from hgsl.export.formats import EXTENSIONS, export_model, quantize
 from hgsl.export.measure import TOLERANCE, latencies, parity

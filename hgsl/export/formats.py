@@ -44,7 +44,7 @@ def export_model(
     Raises:
         InputError: An unknown format, a path of another format, a missing extra, a model on another device than the
             CPU, a model that cannot be exported, or a difference above 1e-4; no file is written then.
-        OSError: The path cannot be written, or the disk is full; mostly found before the export.
+        OSError: The path cannot be written, or the disk is full; checked before the export where possible.
     """
     check_path(path, format)
     check_writable(path, _check_weights(model, format))
@@ -72,7 +72,7 @@ def _check_weights(model: nn.Module, format: str) -> int:
     if format == "onnx":
         require("export", "exporting to ONNX")
         if size >= MAX_ONNX_BYTES:
-            raise InputError(f"an ONNX file holds up to 2 GiB, the weights are {size / 2**30:.1f}: use torch-export")
+            raise InputError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file at most 2 GiB: use torch-export")
     devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
     if devices:
         raise InputError(f"the model is on {devices.pop()}, and is exported from the CPU: call model.cpu() before")
@@ -80,7 +80,7 @@ def _check_weights(model: nn.Module, format: str) -> int:
 
 
 def check_path(path: str | Path, format: str) -> None:
-    """Passes if ``path`` can be the name of a file of this format.
+    """Checks that ``path`` can be the name of a file of this format.
 
     Raises:
         InputError: An unknown format, a folder, or the extension of another format.
@@ -97,8 +97,8 @@ def check_path(path: str | Path, format: str) -> None:
 def quantize(source: str | Path, path: str | Path) -> None:
     """Writes the ONNX file ``source`` with 8-bit weights; activations are quantized dynamically.
 
-    The file is smaller, but not always faster: processors without 8-bit instructions (VNNI, or ARM's dot product) may
-    be slower. Embeddings change as well, so measure both before use.
+    The file is smaller, but often slower on processors without 8-bit instructions (VNNI, or ARM's dot product).
+    Embeddings change, so measure speed and scores before use.
 
     Raises:
         InputError: The extra is missing.
@@ -136,7 +136,7 @@ def _to_program(model: nn.Module, path: Path, image_size: int) -> Callable[[Tens
 
 
 def _example(image_size: int) -> Tensor:
-    """Two images, since exporters take a batch size of one for a constant."""
+    """Returns a batch of two images: exporters would specialize the graph to a batch size of one."""
     return torch.zeros(2, 3, image_size, image_size)
 
 

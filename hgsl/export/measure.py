@@ -1,4 +1,4 @@
-"""Numerical parity of an exported model with its original, and their latencies."""
+"""Numerical differences between an exported model and the original, and their latencies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

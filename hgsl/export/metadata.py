@@ -1,4 +1,4 @@
-"""Metadata of an exported file: the JSON beside it, which suffices to use the file from any language."""
+"""Metadata of an exported file: the content of the JSON file that specifies its use from any language."""
 
 from collections.abc import Mapping
 from typing import Any

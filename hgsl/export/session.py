@@ -20,7 +20,7 @@ class OnnxEmbedder(nn.Module):
 
     Raises:
         FileNotFoundError: There is no such file.
-        InputError: The extra is missing, the file is damaged, or it is no exported embedder.
+        InputError: The extra is missing, the file is damaged, or it is not an exported embedder.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
@@ -32,7 +32,7 @@ class OnnxEmbedder(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        # Threads that spin after each call would take the cores from those of PyTorch in the same process.
+        # Threads that spin after each call would compete with those of PyTorch in the same process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
