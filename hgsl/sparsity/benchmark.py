@@ -21,16 +21,16 @@ def benchmark(
     repeats: int = 10,
     quality: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Measures plain networks in evaluation mode, in turns, so that other load of the machine affects all of them.
+    """Measures plain networks in evaluation mode, alternately, so that other load affects all of them alike.
 
     Args:
         models: Name to network, as ``finalize`` and ``compact`` return it, or the dense one; on the device to measure.
         example: A batch of inputs, ``(B, ...)``, on the same device.
-        repeats: Timed turns, after two warm-up turns.
+        repeats: Timed calls of each network, after two warm-up calls.
         quality: Name to the scores of the network, such as ``{"accuracy": 0.91}``, which are added to its row.
 
     Returns:
-        For each name ``latency_ms`` (per batch, the fastest turn, since other load only adds time),
+        For each name ``latency_ms`` (per batch, the fastest call, since other load only adds time),
         ``images_per_second``, ``parameters``, ``nonzero``, ``flops`` (per image; a multiply-add is two, and zeros
         count, since dense kernels compute them too), ``file_bytes`` (of ``save``), and the scores.
     """
@@ -78,7 +78,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _counts(model: nn.Module, example: Tensor) -> dict[str, int]:
-    # Not in inference mode, where the counter sees decomposed operators.
+    # Not in inference mode, where the counter would count decomposed operators.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example[:1])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Compatibility of networks with masks: what masks do not support is refused by name before anything changes."""
+"""Compatibility of networks with masks: unsupported layers raise an error that names them, before anything changes."""
 
 from collections.abc import Collection
 from typing import Any
@@ -27,8 +27,8 @@ def check_copyable(model: nn.Module) -> None:
     """Checks that a copy of the network can be made, traced and changed.
 
     Raises:
-        InputError: A module is scripted, quantized or lazy, has a weight that a hook computes, or synchronizes
-            processes; it is named.
+        InputError: A module is scripted, quantized, lazy or wrapped in DistributedDataParallel, or has a weight that a
+            hook computes; it is named.
     """
     for name, module in model.named_modules():
         if obstacle := _obstacle(module):
@@ -39,7 +39,7 @@ def check_plain(model: nn.Module) -> None:
     """Checks that the network is copyable and that none of its parameters is masked or parametrized.
 
     Raises:
-        InputError: It is not; the layer is named.
+        InputError: A layer is masked, parametrized or cannot be copied; it is named.
     """
     check_copyable(model)
     for name, module in model.named_modules():

@@ -12,12 +12,12 @@ from hgsl.sparsity.soft_mask import SoftMask, attach
 
 
 class _MaskedLayer(MaskedNet):
-    """Base of masked layers: the mask of their weight, at the held temperature and mode or at those of one call."""
+    """Base class of masked layers: the mask of their weight, at its temperature and mode or at those of one call."""
 
     weight: Tensor
 
     def compute_mask(self, temp: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, of the shape of the weight, at the held temperature and mode or at those given.
+        """Returns the mask, of the shape of the weight; ``temp`` and ``ticket`` override its temperature and mode.
 
         Raises:
             InputError: ``temp`` is not positive, or the layer is finalized.

@@ -16,7 +16,7 @@ from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, check_temperature, de
 
 
 class Masks:
-    """Controls all masks in ``module``, looked up at each use: ``Masks(copy)`` controls a deepcopy of a network.
+    """Controller of all masks in ``module``; for a deepcopy of a network, create another one: ``Masks(copy)``.
 
     Args:
         module: A network that ``sparsify`` returned, or one built with the masked layers.
@@ -36,7 +36,7 @@ class Masks:
 
     @property
     def _masks(self) -> list[SoftMask]:
-        """All masks of the network now: layers of a hand-written network may come and go."""
+        """All masks, looked up at each use since layers of a hand-written network may be added or removed."""
         return [module for module in self.module.modules() if isinstance(module, SoftMask)]
 
     @property
@@ -65,17 +65,17 @@ class Masks:
     def penalty(self) -> Tensor:
         """Returns the sum of the masks over all masked weights; the loss of the search adds lambda times this.
 
-        With ``sparsify(..., penalty="operations")`` each mask is weighted by the multiplications that it saves, scaled
-        so that a fully open network has the same penalty and one lambda suits both.
+        With ``sparsify(..., penalty="operations")`` each mask is weighted by the multiplications that its weights take,
+        scaled so that a fully open network has the same penalty and one lambda suits both.
         """
         return torch.stack([mask.penalty() for mask in self._masks]).sum()
 
     def density(self) -> float:
-        """Returns the share of the masked weights that is in the ticket."""
+        """Returns the fraction of the masked weights that is in the ticket."""
         return self._count_kept() / self._count_masked()
 
     def overall_density(self) -> float:
-        """Returns the share of all parameters of the network, masked or not, that is in the ticket."""
+        """Returns the fraction of all parameters of the network that remains, unmasked ones included."""
         parameter_count = sum(parameter.numel() for parameter in self.weight_parameters())
         return 1.0 - (self._count_masked() - self._count_kept()) / parameter_count
 
@@ -123,7 +123,7 @@ class Masks:
             tensor.copy_(self.saved[name])
 
     def prune(self, temperature: float | None = None) -> None:
-        """Ends a round: s <- min(beta * s, s0) with the held temperature or the one given; then beta <- 1."""
+        """Ends a round: s <- min(beta * s, s0), beta the current temperature or the one given; then beta <- 1."""
         for mask in self._masks:
             mask.prune(temperature)
 

@@ -1,4 +1,4 @@
-"""Multiplications per weight: the prices of a penalty that counts time instead of size."""
+"""Multiplications per weight, and a penalty that counts them instead of weights."""
 
 import copy
 from collections.abc import Collection
@@ -34,39 +34,39 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
     uncounted = [name for name in names if id(model.get_parameter(name)) not in counted]
     for name in _with_gradient(model, example, uncounted) if uncounted else ():
         raise InputError(
-            f"penalty='operations' does not know how often {name} is used, as no convolution or linear layer of "
-            "its own reads it: exclude it, or use penalty='weights'"
+            f"penalty='operations' cannot count the uses of {name}, since it is not the weight of a convolution or "
+            "linear layer that is called: exclude it, or use penalty='weights'"
         )
     uses = {name: counts.get(name, 0) for name in names}
     if not any(uses.values()):
-        raise InputError("penalty='operations' has nothing to count: the network uses none of the masked weights")
+        raise InputError("penalty='operations' counts nothing: the network uses none of the masked weights")
     return uses
 
 
 @torch.no_grad()
-def price_operations(network: nn.Module, uses: dict[str, int]) -> None:
+def penalize_operations(network: nn.Module, uses: dict[str, int]) -> None:
     """Makes the penalty of every mask in ``network`` count multiplications instead of weights.
 
-    The prices are scaled to add up to the number of masked weights, so that one lambda suits both penalties.
+    The counts are scaled to add up to the number of masked weights, so that one lambda suits both penalties.
 
     Args:
         network: The masked network.
         uses: The result of ``uses_of_weights`` for the network before it was masked.
     """
-    prices: dict[SoftMask, Tensor] = {}
+    operations: dict[SoftMask, Tensor] = {}  # multiplications per score
     for name, tensor, weight, mask in masked_weights(network):
         use_count = uses[f"{name}.{tensor}".lstrip(".")]
         if isinstance(mask, SoftMask):
-            prices[mask] = prices.get(mask, torch.zeros((), device=weight.device)) + use_count
+            operations[mask] = operations.get(mask, torch.zeros((), device=weight.device)) + use_count
         else:
-            row_prices = torch.full((len(weight),), float(use_count * weight[0].numel()), device=weight.device)
+            per_row = torch.full((len(weight),), float(use_count * weight[0].numel()), device=weight.device)
             index = torch.arange(len(weight), device=weight.device) if mask.index is None else mask.index
             zeros = torch.zeros(mask.source.scores.shape, device=weight.device)
-            prices[mask.source] = prices.get(mask.source, zeros).index_add(0, index, row_prices)
-    total_price = sum(float((price * torch.ones_like(mask.scores)).sum()) for mask, price in prices.items())
-    weight_count = sum(mask.count_masked() for mask in prices)
-    for mask, price in prices.items():
-        mask.price = price * (weight_count / total_price)
+            operations[mask.source] = operations.get(mask.source, zeros).index_add(0, index, per_row)
+    total = sum(float((per_score * torch.ones_like(mask.scores)).sum()) for mask, per_score in operations.items())
+    weight_count = sum(mask.count_masked() for mask in operations)
+    for mask, per_score in operations.items():
+        mask.penalty_weight = per_score * (weight_count / total)
 
 
 def _count_calls(model: nn.Module, example: Tensor) -> dict[str, int]:

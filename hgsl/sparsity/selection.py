@@ -1,4 +1,4 @@
-"""Selection of the weights to mask, by patterns of layer and parameter names."""
+"""Selection of the weights to mask by patterns of layer and parameter names."""
 
 import difflib
 from collections.abc import Sequence

@@ -20,15 +20,15 @@ from hgsl.common.errors import InputError
 
 
 class SoftMask(nn.Module):
-    """Multiplies a weight by its mask; holds the scores, the temperature, the ticket mode and the cost of each score.
+    """Multiplies a weight by its mask; holds the scores, the temperature and the ticket mode.
 
-    ``temperature`` and ``initial_value`` are buffers: they move with the weight, a state dict restores them, and a new
-    temperature needs no recompilation. ``ticket`` is a mode like ``training``, and in no state dict.
+    ``temperature`` and ``initial_value`` are buffers: they move with the weight, are part of the state dict, and a new
+    temperature needs no recompilation. ``ticket`` is a mode like ``training``, and not part of the state dict.
 
     Args:
         shape: Shape of the scores: that of the weight, or ``(C,)`` for a mask on whole channels.
         initial_value: s0; below zero the search ends sparser, above zero denser.
-        cost: How many weights each score opens or closes, ``(C,)`` int64; None is one weight per score.
+        weight_count: Number of weights that each score masks, ``(C,)`` int64; None is one weight per score.
         device: Device of the weight.
         dtype: Dtype of the weight.
 
@@ -38,14 +38,14 @@ class SoftMask(nn.Module):
 
     temperature: Tensor
     initial_value: Tensor
-    cost: Tensor | None
-    price: Tensor | None  # replaces the cost in the penalty: (C,), or one number for all scores
+    weight_count: Tensor | None
+    penalty_weight: Tensor | None  # of each score in the penalty, or of all; None is weight_count
 
     def __init__(
         self,
         shape: torch.Size | tuple[int, ...],
         initial_value: float = 0.0,
-        cost: Tensor | None = None,
+        weight_count: Tensor | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,12 +55,12 @@ class SoftMask(nn.Module):
         self.scores = nn.Parameter(torch.full(tuple(shape), float(initial_value), device=device, dtype=dtype))
         self.register_buffer("temperature", torch.tensor(1.0, device=device, dtype=dtype))
         self.register_buffer("initial_value", torch.tensor(float(initial_value), device=device, dtype=dtype))
-        self.register_buffer("cost", cost, persistent=False)
-        self.register_buffer("price", None, persistent=False)
+        self.register_buffer("weight_count", weight_count, persistent=False)
+        self.register_buffer("penalty_weight", None, persistent=False)
         self.ticket = False
 
     def mask(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns the mask, of the shape of the scores, at the held temperature and mode or at those given.
+        """Returns the mask, of the shape of the scores; the arguments override the temperature and mode.
 
         Raises:
             InputError: ``temperature`` is not positive.
@@ -68,15 +68,15 @@ class SoftMask(nn.Module):
         return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
     def forward(self, weight: Tensor, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
-        """Returns ``weight`` times the mask, at the held temperature and mode or at those given."""
+        """Returns ``weight`` times the mask; ``temperature`` and ``ticket`` override those of the mask."""
         return weight * self.mask(temperature, ticket)
 
     def penalty(self) -> Tensor:
-        """Returns the sum of the mask over all masked weights, weighted by the price if there is one, a scalar."""
-        price = self.cost if self.price is None else self.price
-        dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 ends at 65,504 weights
+        """Returns the sum of the mask over all masked weights, a scalar; ``penalty_weight`` replaces their number."""
+        per_score = self.weight_count if self.penalty_weight is None else self.penalty_weight
+        dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 overflows above 65,504 weights
         gate = self._gate().to(dtype)
-        total = (gate if price is None else gate * price).sum()
+        total = (gate if per_score is None else gate * per_score).sum()
         return total / torch.sigmoid(self.initial_value.to(dtype))  # one division for all entries
 
     def _gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
@@ -88,11 +88,11 @@ class SoftMask(nn.Module):
     def count_kept(self) -> int:
         """Returns the number of weights in the ticket."""
         is_open = self.scores > 0
-        return int(is_open.sum() if self.cost is None else (is_open * self.cost).sum())
+        return int(is_open.sum() if self.weight_count is None else (is_open * self.weight_count).sum())
 
     def count_masked(self) -> int:
         """Returns the number of masked weights, in the ticket or not."""
-        return self.scores.numel() if self.cost is None else int(self.cost.sum())
+        return self.scores.numel() if self.weight_count is None else int(self.weight_count.sum())
 
     @torch.no_grad()
     def prune(self, temperature: float | None = None) -> None:
@@ -102,7 +102,7 @@ class SoftMask(nn.Module):
         start again at s0.
 
         Args:
-            temperature: beta in place of the held temperature; 1 is what the published code uses.
+            temperature: Overrides beta; 1 reproduces the published code.
         """
         beta = self.temperature if temperature is None else check_temperature(temperature)
         self.scores.copy_(torch.minimum(beta * self.scores, self.initial_value))

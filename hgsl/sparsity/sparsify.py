@@ -13,7 +13,7 @@ from hgsl.sparsity.channels.removal import removable_groups
 from hgsl.sparsity.channels.trace import example_input
 from hgsl.sparsity.compatibility import check_plain, check_weights
 from hgsl.sparsity.masks import Masks
-from hgsl.sparsity.operations import price_operations, uses_of_weights
+from hgsl.sparsity.operations import penalize_operations, uses_of_weights
 from hgsl.sparsity.selection import select_weights
 from hgsl.sparsity.soft_mask import SoftMask, attach, owners_of_parameters
 
@@ -51,13 +51,13 @@ def sparsify(
         include: Patterns (``"layer1.*"``, ``"*.qkv"``) of the layers to mask, or of other parameters
             (``"blocks.*.in_proj_weight"``) with at least two axes. The name of a block stands for all its layers.
             Empty: the weights of all convolutions, linear layers and attention projections.
-        exclude: Patterns of what is left out of these.
+        exclude: Patterns of layers or parameters that are not masked.
         granularity: One score per weight, or one per output channel.
         inplace: Whether to change ``model`` itself rather than a copy.
         example: An input for tracing channels and counting operations, ``(B, ...)``; None is a batch of images of the
-            model's own size.
-        penalty: What the penalty counts: the remaining weights, as published, or the multiplications that they cost
-            per input (``"operations"``), for speed.
+            model's input size.
+        penalty: ``"weights"`` counts the remaining weights, as published; ``"operations"`` the multiplications that
+            they take per input, for speed.
 
     Raises:
         InputError: A pattern matches no layer, or only some of those that share a weight; nothing is left to mask; a
@@ -76,20 +76,20 @@ def sparsify(
         raise unknown("penalty", penalty, ("weights", "operations"))
     check_plain(model)
     plan = _plan(model, select_weights(model, include, exclude), granularity, example, penalty)
-    # Whatever can fail has been tried: from here on the network changes.
+    # All checks are done; the network changes from here on.
     network = model if inplace else copy.deepcopy(model)
     if granularity == "channel":
         mask_channels(network, plan.groups, mask_initial_value)
     else:
         _mask_weights(network, plan.weights, mask_initial_value)
     if plan.uses is not None:
-        price_operations(network, plan.uses)
+        penalize_operations(network, plan.uses)
     return network, Masks(network)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to mask: names of weights, their channel groups, and how often each weight is used, if that is counted."""
+    """Names of the weights to mask, their channel groups, and the number of uses of each, if it is counted."""
 
     weights: list[str]
     groups: list[ChannelGroup]

@@ -61,7 +61,7 @@ def load(model: nn.Module, path: str | Path, *, shrink: bool = False, example: T
         path: File to read.
         shrink: Whether the file may hold a compacted network, to whose sizes ``model`` is then cut. A copy is cut
             first, which must accept ``example`` and return outputs of the same shapes as ``model``.
-        example: An input for that, ``(B, ...)``; None is a batch of images of the model's own size.
+        example: An input for this check, ``(B, ...)``; None is a batch of images of the model's input size.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -92,11 +92,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         shapes = json.loads(header.get(FORMAT, "null"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is no sparse weights file ({first_line(error)}): it is damaged, or of another format"
+            f"{path} is not a sparse weights file ({first_line(error)}): it is damaged, or of another format"
         ) from None
     if not isinstance(shapes, dict):
         raise InputError(
-            f"{path} is no sparse weights file: its header has no {FORMAT!r}, which hgsl.sparsity.save writes"
+            f"{path} is not a sparse weights file: its header has no {FORMAT!r}, which hgsl.sparsity.save writes"
         )
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
@@ -107,19 +107,19 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _unpack(path: Path, name: str, shape: object, bits: Tensor | None, values: Tensor | None) -> Tensor:
-    where = f"{path}: the header does not fit {name!r}"
+    problem = f"{path}: the header does not fit {name!r}"
     if bits is None or values is None or bits.dtype != torch.uint8 or bits.ndim != 1 or values.ndim != 1:
-        raise InputError(f"{where}: its bits or values are missing or malformed")
+        raise InputError(f"{problem}: its bits or values are missing or malformed")
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
-        raise InputError(f"{where}: {shape!r} is no shape")
+        raise InputError(f"{problem}: {shape!r} is not a shape")
     count = prod(shape)
     if (count + 7) // 8 != bits.numel():
         raise InputError(
-            f"{where}: shape {tuple(shape)} has {count} entries, but there are bits for {bits.numel() * 8}"
+            f"{problem}: shape {tuple(shape)} has {count} entries, but there are bits for {bits.numel() * 8}"
         )
     is_value = torch.from_numpy(np.unpackbits(bits.numpy(), bitorder="little").astype(bool))
     if int(is_value.sum()) != values.numel() or is_value[count:].any():
-        raise InputError(f"{where}: {int(is_value.sum())} bits are set, but there are {values.numel()} values")
+        raise InputError(f"{problem}: {int(is_value.sum())} bits are set, but there are {values.numel()} values")
     flat = torch.zeros(count, dtype=values.dtype)
     flat[is_value[:count]] = values
     return flat.reshape(shape)
@@ -132,7 +132,7 @@ def _check_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ..
             tensors = [f"{name}.{tensor}".lstrip(".") for tensor in ("weight", "bias", "running_mean", "running_var")]
             rows = {tensor: sizes[tensor][0] for tensor in tensors if tensor in sizes}
             if len(set(rows.values())) > 1:  # a single row would be broadcast
-                raise InputError(f"{path} contradicts itself: the tensors of one layer differ in length: {rows}")
+                raise InputError(f"{path} is inconsistent: the tensors of one layer differ in length: {rows}")
     small = copy.deepcopy(model)
     shrink_to(small, sizes)
     name = type(model).__name__

@@ -110,7 +110,7 @@ def test_the_density_is_counted_on_hard_masks() -> None:
 
 
 def test_cost_weights_penalty_and_counts() -> None:
-    mask = SoftMask((3,), 0.0, cost=torch.tensor([10, 20, 30]), dtype=torch.float64)
+    mask = SoftMask((3,), 0.0, weight_count=torch.tensor([10, 20, 30]), dtype=torch.float64)
     mask.scores.data = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
     expected = sum(cost * sigmoid(s) / 0.5 for cost, s in [(10, 1.0), (20, -1.0), (30, 2.0)])
     assert mask.penalty().item() == pytest.approx(expected)

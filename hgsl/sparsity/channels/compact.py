@@ -20,12 +20,12 @@ def compact(model: nn.Module, example: Tensor | None = None) -> nn.Module:
 
     A channel is removed if it is zero whatever the input, or does not affect the output, in every layer that it is tied
     to through residual sums, depthwise convolutions, batch norms, squeeze-and-excite gates and linear heads. The zeros
-    come from channel masks or are all-zero filters of any network. A channel that a batch norm shifts away from zero
-    stays, and so does everything that a LayerNorm normalizes. A layer that is closed fully keeps one channel.
+    come from channel masks or are all-zero filters of any network. A channel that a batch norm shifts away from zero is
+    not removed, and neither is any channel under a LayerNorm. A layer with all channels closed keeps one.
 
     Args:
         model: A ticket (``masks.ticket`` set), or a plain network with exact zeros. It is not changed.
-        example: An input for tracing, ``(B, ...)``, B at least 2; None is a batch of images of the model's own size.
+        example: An input for tracing, ``(B, ...)``, B at least 2; None is a batch of images of the model's input size.
 
     Raises:
         InputError: The masks are soft, the network cannot be copied or traced, or it depends on its channel counts in

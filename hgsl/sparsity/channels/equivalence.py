@@ -17,7 +17,7 @@ def tensors_in(output: object) -> list[Tensor]:
 
 
 def reference_output(model: nn.Module, example: Tensor) -> tuple[torch.dtype, list[Tensor]]:
-    """Computes the output in float64, where a difference is a fault and not rounding, or else in float32.
+    """Computes the output in float64, where a difference is an error and not rounding, or else in float32.
 
     Raises:
         InputError: The network runs in neither, or its output is random.

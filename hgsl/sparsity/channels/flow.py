@@ -55,8 +55,8 @@ def _zero_outputs(graph: ChannelGraph, operator: Operator, zero: Flags, is_zero:
     result = np.full(channels, is_sum)
     for operand in operator.operands:
         zero_operand = zero[operand.source].repeat(operand.repeat)
-        part = result[operand.outputs]
-        result[operand.outputs] = part & zero_operand if is_sum else part | zero_operand
+        zero_so_far = result[operand.outputs]
+        result[operand.outputs] = zero_so_far & zero_operand if is_sum else zero_so_far | zero_operand
     return result
 
 

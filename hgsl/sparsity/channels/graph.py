@@ -57,7 +57,7 @@ class Operator:
 
 
 class ChannelGraph:
-    """Collects the operators of a network and the ties between channels; ``resolve`` then numbers the groups.
+    """Operators of a network and ties between channels, added one by one; ``resolve`` then numbers the groups.
 
     Args:
         tensors: Placeholder name to the name of its parameter or buffer.

@@ -59,15 +59,15 @@ def mask_channels(model: nn.Module, groups: list[ChannelGroup], initial_value: f
     owners = owners_of_parameters(model)
     for group in groups:
         size = len(group.ids)
-        cost = torch.zeros(size, dtype=torch.int64)
+        weight_count = torch.zeros(size, dtype=torch.int64)
         for name, index in group.weights.items():
-            cost += torch.from_numpy(np.bincount(index, minlength=size)) * model.get_parameter(name)[0].numel()
-        first = model.get_parameter(next(iter(group.weights)))
-        source = SoftMask((size,), initial_value, cost.to(first.device), first.device, first.dtype)
+            weight_count += torch.from_numpy(np.bincount(index, minlength=size)) * model.get_parameter(name)[0].numel()
+        weight = model.get_parameter(next(iter(group.weights)))
+        source = SoftMask((size,), initial_value, weight_count.to(weight.device), weight.device, weight.dtype)
         registered = False
         for name, index in (group.weights | group.followers).items():
             in_order = np.array_equal(index, np.arange(size))
-            rows = None if in_order else torch.from_numpy(index).to(first.device)
+            rows = None if in_order else torch.from_numpy(index).to(weight.device)
             for layer, tensor in owners[name]:
                 attach(layer, tensor, ChannelMask(source, rows, owner=not registered))
                 registered = True
@@ -78,10 +78,10 @@ def _output_ids(graph: ChannelGraph, operator: Operator) -> np.ndarray:
 
 
 def _passing_zeros(graph: ChannelGraph) -> list[Operator]:
-    """Returns the dense and affine operators whose zero channels reach another dense or affine operator as zeros.
+    """Returns the dense and affine operators whose zero channels are zero inputs of the next dense or affine operator.
 
-    The last layer of a squeeze-and-excite gate is none of them: the sigmoid after it makes one half of a zero. Its
-    channels are tied to those that it gates, but a mask on it would close nothing.
+    The last layer of a squeeze-and-excite gate is not one of them: the sigmoid after it maps zero to one half. Its
+    channels are tied to those that it gates, but a mask on it would not close them.
     """
     readers: dict[object, list[Operator]] = {}
     for operator in graph.operators:
@@ -113,7 +113,7 @@ def _components(graph: ChannelGraph, producers: list[Operator]) -> np.ndarray:
 
 
 def _closable(graph: ChannelGraph, values: dict[str, Tensor], layers: list[Operator], ids: list[int]) -> np.ndarray:
-    """Closes the channels ``ids`` of a network of ones, and returns which dependency groups could then be removed."""
+    """Returns which dependency groups can be removed after closing the channels ``ids`` of a network of ones."""
     trial = {name: torch.ones(tensor.shape) for name, tensor in values.items()}
     for layer in layers:
         rows = torch.from_numpy(np.isin(_output_ids(graph, layer), ids))

@@ -60,7 +60,7 @@ def removable_groups(model: nn.Module, selected: Collection[str], example: Tenso
 
 
 def _try_removal(plain: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], example: Tensor) -> None:
-    """Removes one channel per channel group from a copy of ``plain``; an error names the layers that need theirs."""
+    """Removes one channel per group from a copy of ``plain``; the error names the layers of the groups that fail."""
     try:
         _remove_first_channels(plain, graph, groups, example)
     except InputError as error_of_all:

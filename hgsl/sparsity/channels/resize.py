@@ -1,4 +1,4 @@
-"""Smaller parameters and buffers in the layers of a network."""
+"""Replacement of the parameters and buffers of a network by smaller ones."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def replace_tensors(model: nn.Module, functions: Mapping[int, Callable[[Tensor], Tensor]]) -> None:
     """Replaces each parameter and buffer ``t`` by ``functions[id(t)](t)`` wherever it is used.
 
-    The sizes that a layer states about itself (``out_channels``, ``num_features``) become those of its new tensors.
+    Size attributes of the layers (``out_channels``, ``num_features``) are updated to the new tensors.
     """
     replacements: dict[int, Tensor] = {}  # a tensor that several layers share stays shared
     for layer in model.modules():

@@ -1,8 +1,8 @@
 """Export of a module to its channel graph.
 
-The exported graph has no side effects and no in-place operators, so it is all that the module computes. Where an
+The exported graph has no side effects and no in-place operators, so it shows all dependencies between tensors. Where an
 operator has no rule, or is used in a form that its rule does not cover, the channels of its inputs are pinned and those
-of its output stay unknown.
+of its output are unknown.
 """
 
 import io
@@ -49,7 +49,7 @@ def trace(module: nn.Module, example: Tensor) -> ChannelGraph:
 
 
 def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
-    """Returns ``example``, or a batch of 2 images of the model\'s image size (224 px if it names none).
+    """Returns ``example``, or a batch of 2 images of the model's input size (224 px if it has none).
 
     The result is on the device of the parameters and, unless it is an integer tensor, of their dtype.
 
@@ -74,7 +74,7 @@ def example_input(module: nn.Module, example: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def _silent_torch() -> Iterator[None]:
-    """Drops what torch logs, prints and warns during an export: the error, if one follows, says it in one line."""
+    """Suppresses the logs, prints and warnings of torch during an export, since an error is raised as one line."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)

@@ -17,7 +17,7 @@ def shape_of(node: Node) -> tuple[int, ...]:
 
 
 def args_of(node: Node) -> Any:
-    """Returns the positional arguments, untyped: each rule knows what its operator takes."""
+    """Returns the positional arguments, untyped since they differ by operator."""
     return node.args
 
 
