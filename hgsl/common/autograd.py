@@ -11,7 +11,7 @@ from hgsl.common.errors import InputError
 def builds_graph() -> bool:
     """Whether the running backward pass is recorded for a second derivative (``create_graph=True``).
 
-    A compiled backward pass never does: PyTorch refuses second derivatives of compiled functions itself.
+    False in a compiled backward pass: PyTorch itself refuses second derivatives of compiled functions.
     """
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 

@@ -73,7 +73,7 @@ def agree_on_counts(count: int, problem: InputError | None, device: torch.device
     if problem:
         raise problem
     if min(counts) < 0:
-        raise InputError(f"rank {counts.index(-1)} refused its input: see its message")
+        raise InputError(f"the input of rank {counts.index(-1)} is invalid: see the error of that process")
     return counts
 
 

@@ -54,4 +54,4 @@ def check_repository(name: str) -> None:
         InputError: It is not ``OWNER/NAME``.
     """
     if not _HUB_ID.fullmatch(name) or "@" in name:
-        raise InputError(f"{name!r} is no name for a model on the Hub: expected OWNER/NAME")
+        raise InputError(f"{name!r} is not the name of a model on the Hub: expected OWNER/NAME")

@@ -16,17 +16,17 @@ def is_initialized() -> bool:
 
 
 def rank(group: Group = None) -> int:
-    """The rank of this process."""
+    """Returns the rank of this process."""
     return dist.get_rank(group) if is_initialized() else 0
 
 
 def world_size(group: Group = None) -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size(group) if is_initialized() else 1
 
 
 def launched_world_size() -> int:
-    """The number of processes that torchrun has started, whether a group exists yet or not; 1 without torchrun."""
+    """Returns the number of processes that torchrun starts, even before a group exists; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

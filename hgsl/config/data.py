@@ -16,7 +16,7 @@ class RunConfig:
     seed: int = 0
     """Seed of the initial weights and centers, the order of images and their augmentation."""
     device: str = "auto"
-    """auto (the best one present), cuda, cuda:N, mps or cpu."""
+    """Device: auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the computation; auto is bfloat16 if the hardware supports it, float16 on older GPUs, else float32."""
     threads: int | None = None
@@ -40,7 +40,7 @@ class DataConfig:
     root: str | None = None
     """Folder of the data set (for csv: the table); empty means datasets/NAME of the installation."""
     protocol: str = "zero-shot"
-    """zero-shot (test classes are never trained on), closed-set or query-gallery."""
+    """Evaluation protocol: zero-shot (training and test classes are disjoint), closed-set or query-gallery."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the data set, such as {seed: 1} for folder (the choice of the test classes)."""
     test_share: float = 0.5
@@ -52,7 +52,7 @@ class DataConfig:
     recipe: Literal["random_resized_crop", "resize_random_crop"] = "random_resized_crop"
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
-    """random_resized_crop: smallest and largest share of the image's area in a crop."""
+    """Smallest and largest area of a crop as a fraction of the image's, for random_resized_crop."""
     sampler: str = "random"
     """Sampler of training batches (hgsl.data.SAMPLERS): random (every image once per epoch), m_per_class (a few classes
     with per_class images each) or class_balanced (every class equally often)."""
@@ -68,7 +68,7 @@ class DataConfig:
     val_fold: int | None = None
     """Instead of val_share: index, 0 to 3, of the validation fold of four class-disjoint folds."""
     workers: int | None = None
-    """Processes that read and transform images; empty means one per core, at most 8."""
+    """Worker processes of the data loader; empty means one per core, at most 8."""
 
     def __post_init__(self) -> None:
         self._resolve_folders()

@@ -20,12 +20,13 @@ class LossConfig:
     miner_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the miner."""
     memory: int = 0
-    """Size of the cross-batch memory, embeddings of earlier steps that a loss over pairs also compares with; 0 for
+    """Size of the cross-batch memory (embeddings of earlier steps, with which a loss over pairs also compares); 0 for
     none."""
     top_k: int | None = None
     """Size K of the hard set: only the K nearest class centers count; empty means all (global softmin)."""
     hard_set: Literal["all", "negatives"] = "all"
-    """all: the K nearest of all centers, as published; negatives: the true one and the K nearest others."""
+    """Members of the hard set: all (the K nearest centers, as published) or negatives (the center of the true class and
+    the K nearest others)."""
     alpha: float = 0.1
     """Softness: the scale of the distances is 10 / alpha."""
     learnable_scale: bool = True
@@ -33,7 +34,7 @@ class LossConfig:
     decorrelation: float = 0.1
     """Weight of the regularizer that makes class centers closer to orthogonal."""
     margin: float = 0.0
-    """Subtracted from the similarity to the true class."""
+    """Margin, subtracted from the similarity to the true class."""
     both_sides: float = 0.0
     """Weight of a second term, which compares each class center of the batch with the K images nearest to it; 0 as
     published. With several processes, their embeddings are gathered for it."""

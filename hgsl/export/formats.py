@@ -75,7 +75,7 @@ def _check_weights(model: nn.Module, format: str) -> int:
             raise InputError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file at most 2 GiB: use torch-export")
     devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
     if devices:
-        raise InputError(f"the model is on {devices.pop()}, and is exported from the CPU: call model.cpu() before")
+        raise InputError(f"the model is on {devices.pop()}, but is exported from the CPU: call model.cpu() first")
     return size
 
 

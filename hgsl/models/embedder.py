@@ -153,6 +153,6 @@ def check_image_size(model: Embedder) -> None:
         ) from None
     if not features.any(dim=1).all():
         raise InputError(
-            f"images of {side} pixels are too small for backbone {name!r}, whose features of some of them are all "
-            "zero: set image_size (data.image_size in a config) to 32 or more"
+            f"images of {side} pixels are too small for backbone {name!r}, since the features of some are all zero: "
+            "set image_size (data.image_size in a config) to 32 or more"
         )

@@ -22,7 +22,7 @@ def select_weights(model: nn.Module, include: str | Sequence[str], exclude: str 
         model: A plain network.
         include: Patterns of layers or parameters; empty selects the weights of all convolutions, linear layers and
             attention projections.
-        exclude: Patterns of what is left out of these.
+        exclude: Patterns of layers or parameters that are not masked.
 
     Raises:
         InputError: A pattern matches nothing, or only some names of a shared parameter; or nothing is selected.
@@ -65,7 +65,7 @@ def _is_default(layer: nn.Module, tensor: str) -> bool:
 
 
 def _included(model: nn.Module, patterns: list[str], candidates: list[str], defaults: list[str]) -> set[str]:
-    """Returns what the patterns name: weights that are masked by default if there are any, else other parameters."""
+    """Returns the matches of the patterns: weights that are masked by default, or else any parameters."""
     included: set[str] = set()
     for pattern in patterns:
         matches = _matching(defaults, pattern) or _matching(candidates, pattern)
@@ -81,7 +81,7 @@ def _included(model: nn.Module, patterns: list[str], candidates: list[str], defa
 
 
 def _excluded(model: nn.Module, patterns: list[str], candidates: list[str]) -> set[str]:
-    """Returns what the patterns name; a layer without a weight to mask may be named too."""
+    """Returns the matches of the patterns, which may also match layers without a weight to mask."""
     excluded: set[str] = set()
     for pattern in patterns:
         matches = _matching(candidates, pattern)

@@ -137,7 +137,7 @@ def _check_sizes(path: Path, model: nn.Module, sizes: Mapping[str, tuple[int, ..
     shrink_to(small, sizes)
     name = type(model).__name__
     expected = _output_shapes(model, example, f"{name} cannot be run to check {path}: pass an example that it takes")
-    shapes = _output_shapes(small, example, f"{path} is no compacted version of this {name}")
+    shapes = _output_shapes(small, example, f"{path} is not a compacted version of this {name}")
     if shapes != expected:
         raise InputError(
             f"{path} has another architecture: its sizes give outputs of shapes {shapes}, those of the model {expected}"

@@ -87,7 +87,7 @@ def test_a_full_disk_is_reported_before_the_export(tmp_path: Path, monkeypatch: 
 
 def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
     model = create_embedder("test_resnet", "avg", weights="none").to("meta")
-    with pytest.raises(InputError, match=r"the model is on meta, and is exported from the CPU: call model.cpu\(\)"):
+    with pytest.raises(InputError, match=r"the model is on meta, but is exported from the CPU: call model.cpu\(\)"):
         export_model(model, tmp_path / "model.onnx")
 
 
@@ -176,7 +176,7 @@ def test_int8_reports_its_scores_on_the_data_of_the_run(
         (["RUN", "--out", ""], "--out is empty"),
         (
             ["RUN", "--format", "hub", "--push", "birds"],
-            "'birds' is no name for a model on the Hub",
+            "'birds' is not the name of a model on the Hub",
         ),
         (["RUN", "--out", "RUN"], "is a folder: name the file to write, such as"),
         (["RUN", "--out", "RUN/model.pt2"], "model.pt2 has the extension of another format than onnx"),

@@ -170,12 +170,12 @@ def check_errors(rank, world):
     with pytest.raises(InputError, match="labels 9 are out of range: there are 7 classes"):
         loss_fn(embeddings, labels)
     bad = embeddings[:, :-1] if rank == 1 else embeddings
-    with pytest.raises(InputError, match="expected floating point" if rank == 1 else "rank 1 refused its input"):
+    with pytest.raises(InputError, match="expected floating point" if rank == 1 else "the input of rank 1 is invalid"):
         loss_fn(bad, labels.clamp(max=6))
     loss_fn(embeddings, labels.clamp(max=6)).backward()  # and the next call is in step again
     if rank == 1:
         loss_fn.centers.data[0] = torch.nan
-    row = f"in row {loss_fn.first_class}: " if rank == 1 else "rank 1 refused its input"
+    row = f"in row {loss_fn.first_class}: " if rank == 1 else "the input of rank 1 is invalid"
     with pytest.raises(InputError, match=row):
         loss_fn(embeddings, labels.clamp(max=6))
 

@@ -91,7 +91,7 @@ def test_sizes_that_do_not_fit_or_cut_the_output_change_nothing(tmp_path: Path) 
     stored = {name: tensor.contiguous() for name, tensor in resnet20().state_dict().items()}
     stored["layer1.0.conv1.weight"] = stored["layer1.0.conv1.weight"][:5].clone()  # its norm has 16 channels
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
-    with pytest.raises(InputError, match=r"no compacted version of this .* an input of shape .* fails"):
+    with pytest.raises(InputError, match=r"not a compacted version of this .* an input of shape .* fails"):
         load(model, path, shrink=True, example=x)
     stored["fc.bias"] = torch.zeros(1)  # would be broadcast to all classes
     save_file(stored, path, metadata={"hgsl-sparse-1": "{}"})
