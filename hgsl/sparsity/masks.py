@@ -72,21 +72,21 @@ class Masks:
 
     def density(self) -> float:
         """Returns the fraction of the masked weights that is in the ticket."""
-        return self._count_kept() / self._count_masked()
+        return self._count_remaining() / self._count_masked()
 
     def overall_density(self) -> float:
         """Returns the fraction of all parameters of the network that remains, unmasked ones included."""
         parameter_count = sum(parameter.numel() for parameter in self.weight_parameters())
-        return 1.0 - (self._count_masked() - self._count_kept()) / parameter_count
+        return 1.0 - (self._count_masked() - self._count_remaining()) / parameter_count
 
     def layers(self) -> list[dict[str, Any]]:
-        """Returns ``layer``, ``weights``, ``kept`` and ``density`` of each masked weight, in network order."""
+        """Returns ``layer``, ``weights``, ``remaining`` and ``density`` of each masked weight, in network order."""
         rows = []
         for name, weight, scores in self._weights():
             weights_per_score = weight.numel() // scores.numel()
-            kept_count = int((scores > 0).sum()) * weights_per_score
-            density = kept_count / weight.numel()
-            rows.append({"layer": name, "weights": weight.numel(), "kept": kept_count, "density": density})
+            remaining_count = int((scores > 0).sum()) * weights_per_score
+            density = remaining_count / weight.numel()
+            rows.append({"layer": name, "weights": weight.numel(), "remaining": remaining_count, "density": density})
         return rows
 
     def density_by_layer(self) -> dict[str, float]:
@@ -150,8 +150,8 @@ class Masks:
                 module.__dict__.pop("masks", None)
         return plain
 
-    def _count_kept(self) -> int:
-        return sum(mask.count_kept() for mask in self._masks)
+    def _count_remaining(self) -> int:
+        return sum(mask.count_remaining() for mask in self._masks)
 
     def _count_masked(self) -> int:
         return sum(mask.count_masked() for mask in self._masks)

@@ -85,7 +85,7 @@ class SoftMask(nn.Module):
             return (self.scores > 0).to(self.scores.dtype)
         return torch.sigmoid(beta * self.scores)
 
-    def count_kept(self) -> int:
+    def count_remaining(self) -> int:
         """Returns the number of weights in the ticket."""
         is_open = self.scores > 0
         return int(is_open.sum() if self.weight_count is None else (is_open * self.weight_count).sum())

@@ -218,7 +218,7 @@ def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
     assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = (whole_run / "layers.md").read_text().splitlines()
     assert len(rows) == 2 + len(report["layers"])
-    assert sum(row["kept"] for row in report["layers"]) / sum(row["weights"] for row in report["layers"]) == (
+    assert sum(row["remaining"] for row in report["layers"]) / sum(row["weights"] for row in report["layers"]) == (
         pytest.approx(report["density"])
     )
     lines = (whole_run / "stages" / "round-2" / "metrics.jsonl").read_text().splitlines()

@@ -63,10 +63,10 @@ def test_densities_and_penalty_count_a_shared_weight_once(masked: tuple[nn.Modul
     conv, shared = (scores > 0 for scores in masks.mask_parameters())
     assert conv.shape == (8, 3, 3, 3)
     assert shared.shape == (8, 8)
-    kept_count = int(conv.sum() + shared.sum())
+    remaining_count = int(conv.sum() + shared.sum())
     parameter_count = sum(parameter.numel() for parameter in Net().parameters())
-    assert masks.density() == kept_count / (216 + 64)
-    assert masks.overall_density() == pytest.approx((parameter_count - (280 - kept_count)) / parameter_count)
+    assert masks.density() == remaining_count / (216 + 64)
+    assert masks.overall_density() == pytest.approx((parameter_count - (280 - remaining_count)) / parameter_count)
     by_layer = masks.density_by_layer()
     assert by_layer == {
         "conv": pytest.approx(conv.double().mean().item()),

@@ -84,7 +84,7 @@ def test_the_initial_mask_is_one(s0: float) -> None:
 
 def test_a_score_of_zero_is_closed() -> None:
     mask = SoftMask((2,), 0.0)
-    assert mask.count_kept() == 0
+    assert mask.count_remaining() == 0
     assert mask.mask(ticket=True).tolist() == [0.0, 0.0]
 
 
@@ -106,7 +106,7 @@ def test_the_density_is_counted_on_hard_masks() -> None:
     """A soft mask is never zero, so the count of its nonzeros would be a density of 1."""
     mask = random_mask(0.0, (40, 40))
     assert (mask.mask() != 0).all()
-    assert mask.count_kept() == int((mask.scores > 0).sum()) < mask.count_masked() == 1600
+    assert mask.count_remaining() == int((mask.scores > 0).sum()) < mask.count_masked() == 1600
 
 
 def test_cost_weights_penalty_and_counts() -> None:
@@ -114,7 +114,7 @@ def test_cost_weights_penalty_and_counts() -> None:
     mask.scores.data = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
     expected = sum(cost * sigmoid(s) / 0.5 for cost, s in [(10, 1.0), (20, -1.0), (30, 2.0)])
     assert mask.penalty().item() == pytest.approx(expected)
-    assert (mask.count_kept(), mask.count_masked()) == (40, 60)
+    assert (mask.count_remaining(), mask.count_masked()) == (40, 60)
 
 
 def test_attach_and_detach_leave_the_parameters_in_order() -> None:

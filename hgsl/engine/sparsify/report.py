@@ -93,8 +93,10 @@ def _save_compacted(plain: nn.Module, folder: Path, problem: SparsifyProblem) ->
 
 def write_layers(folder: Path, layers: Sequence[Mapping[str, Any]]) -> None:
     """Writes and prints a table of the masked layers."""
-    lines = ["| layer | weights | kept | density |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row['layer']} | {row['weights']:,} | {row['kept']:,} | {row['density']:.3f} |" for row in layers]
+    lines = ["| layer | weights | remaining | density |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {row['layer']} | {row['weights']:,} | {row['remaining']:,} | {row['density']:.3f} |" for row in layers
+    ]
     write_text(folder / LAYERS, "\n".join(lines) + "\n")
     if layers:
         ranks.print_main("\n" + "\n".join(lines))
