@@ -167,13 +167,13 @@ def test_damaged_and_missing_files_and_other_formats_are_refused(tmp_path: Path)
     save(sparse_resnet20(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="no sparse weights file"):
+    with pytest.raises(InputError, match="not a sparse weights file"):
         load(resnet20(), path)
     path.write_bytes(struct.pack("<Q", 2**60) + whole[8:])
-    with pytest.raises(InputError, match="no sparse weights file"):
+    with pytest.raises(InputError, match="not a sparse weights file"):
         load(resnet20(), path)
     save_file({"weight": torch.zeros(2, 2)}, path, metadata={"hgsl-sparse-1": "[" * 200_000})
-    with pytest.raises(InputError, match="no sparse weights file"):
+    with pytest.raises(InputError, match="not a sparse weights file"):
         load(resnet20(), path)
     save_file(resnet20().state_dict(), path)
     with pytest.raises(InputError, match="its header has no 'hgsl-sparse-1'"):
