@@ -452,4 +452,4 @@ def test_the_command_takes_the_published_flags(cifar: Path, tmp_path: Path, caps
     assert main([*words, "--overwrite", "--sparsify.exclude", "['*.fcc']"]) == 2
     assert "layer pattern '*.fcc' matches no layer" in capsys.readouterr().err
     assert main([]) == 2
-    assert "configs/cifar10_cs.yaml" in capsys.readouterr().err
+    assert "--config cifar10_cs" in capsys.readouterr().err
