@@ -17,9 +17,9 @@ def overlap(task: RetrievalTask, gallery: Gallery, k: int, max_memory: int) -> f
     exact = _nearest(sample, sample.search_gallery(max_memory), k, max_memory)
     approximate = _nearest(sample, gallery, k, max_memory)
     shares = []
-    for line, other in zip(exact, approximate, strict=True):
-        present = line[line >= 0]
-        shares.append(len(np.intersect1d(present, other)) / max(1, len(present)))
+    for exact_row, approximate_row in zip(exact, approximate, strict=True):
+        present = exact_row[exact_row >= 0]
+        shares.append(len(np.intersect1d(present, approximate_row)) / max(1, len(present)))
     return float(np.mean(shares))
 
 

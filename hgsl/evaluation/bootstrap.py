@@ -26,8 +26,8 @@ def intervals(
 
     Args:
         per_query: Key -> (Q,) values.
-        labels: (Q,) labels. If given, whole classes are drawn instead of queries: images of a class resemble each
-            other, so the interval is wider; it covers other classes of the same domain.
+        labels: (Q,) labels. If given, classes are resampled instead of queries: images of a class are correlated, so
+            the interval is wider; it covers other classes of the same domain.
         samples: Number of draws of Q queries, or of all classes, with replacement.
         level: Share of the means within the interval.
 
@@ -52,10 +52,10 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Returns mean(second - first) over the same queries with the low and high end of its interval.
 
-    Both sides are drawn at the same classes, so what makes a class hard for both cancels. A drawn class comes with all
-    its queries: drawing among these again would count their noise twice. With several runs a side, the variance between
-    runs beyond what their classes explain is added. The interval is mean -+ t * standard error, with the degrees of
-    freedom of Welch and Satterthwaite, since a percentile interval is too short for few classes or runs.
+    Both sides are resampled at the same classes, so that the difficulty of a class cancels. A class is drawn with all
+    its queries, since resampling within it would count their noise twice. With several runs per side, the variance
+    between runs that their classes do not explain is added. The interval is mean -+ t * standard error, with the
+    degrees of freedom of Welch and Satterthwaite, since a percentile interval is too short for few classes or runs.
 
     Args:
         first: (Q,) values of one run, or (runs, Q) of several that differ in their seed.
@@ -78,7 +78,7 @@ def paired_difference(
     classes = len(difference) if labels is None else len(np.unique(labels))
     mean = float(difference.mean())
     if classes < 2:
-        return mean, -math.inf, math.inf  # a single class says nothing about others
+        return mean, -math.inf, math.inf  # a single class has no variance between classes
     spread = _means(difference[:, None], labels, samples, seed).std(ddof=1)
     variances, freedom = [spread**2 * classes / (classes - 1)], [classes - 1]
     for runs in (first, second):
@@ -94,7 +94,7 @@ def paired_difference(
 
 
 def _run_variance(runs: Values, labels: Ints | None) -> float:
-    """The variance between runs (S, Q) of their means, less what differences of single classes add to it."""
+    """The variance of the means of runs (S, Q), less the part due to their differences in single classes."""
     _, codes = np.unique(np.arange(runs.shape[1]) if labels is None else labels, return_inverse=True)
     sizes = np.bincount(codes)
     means = np.stack([np.bincount(codes, values) for values in runs]) / sizes  # (S, classes)
@@ -121,7 +121,7 @@ def _means(values: Values, labels: Ints | None, samples: int, seed: int) -> Valu
 
 
 def _weights(count: int, samples: int, seed: int) -> Iterator[Values]:
-    """Number of times that each of ``count`` units was drawn, (some samples, count) at a time."""
+    """Yields blocks (b, count) of b samples: how often each of ``count`` units was drawn."""
     generator = np.random.default_rng(seed)
     size = max(1, CHUNK // count)
     for start in range(0, samples, size):

@@ -1,4 +1,4 @@
-"""Agreement of the labels with a clustering that does not see them."""
+"""Agreement of the labels with a k-means clustering of the vectors."""
 
 import faiss
 import numpy as np

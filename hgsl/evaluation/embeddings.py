@@ -38,10 +38,10 @@ def evaluate_embeddings(
     Args:
         embeddings: (Q, D) query vectors, any float dtype, NumPy (also memory-mapped) or torch.
         labels: (Q,) integers, or class names as text.
-        ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
+        ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR uses the max(ks) nearest.
         ids: (Q,) integers that name the images; row numbers by default.
-        groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is no
-            neighbor of that query. Any 64-bit number is a group; an image without one takes a number of its own.
+        groups: (Q,) integers, such as a camera's number: an image with both the label and the group of a query is not
+            a neighbor of that query. Any 64-bit number is a group; an image without one takes a number of its own.
         is_query: (Q,) bool, the rows that are queries, where there is no separate gallery; all by default.
         is_gallery: (Q,) bool, the rows that are searched, likewise.
         gallery_embeddings: (N, D) gallery vectors; with them come ``gallery_labels`` and, where the gallery may hold

@@ -46,20 +46,20 @@ def embed(
 
     The data set is cut into the same batches of ``batch_size`` whatever the number of processes; under a process group
     each rank computes its share of whole batches and every rank gets all vectors. So the vectors are the same, bit for
-    bit, with any number of ranks, given the same hardware and the same number of threads per rank. Global random
-    state is left as it was, and so is the model's mode.
+    bit, with any number of ranks, given the same hardware and the same number of threads per rank. The global
+    random state and the model's mode are restored.
 
     Args:
         model: (B, 3, H, W) -> (B, D); it stays on its device if ``device`` is None, else it is moved there.
         dataset: ``dataset[i]`` is (image tensor, int label, int id).
         batch_size: Images per forward pass.
         num_workers: Processes that load images; 0 loads in this one.
-        dtype: The number format in which the network computes.
+        dtype: Dtype of the network's computation, by autocast.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
-        store: A folder to write to as the vectors come (see ``store.py``); what an earlier, killed call has left there
-            is not computed again, and the arrays returned are memory maps. Ranks must share its file system.
-        identity: What else decides the vectors than the weights, the number of images, the batches and the dtype,
-            such as a split's hash and the image size; a store of another identity is refused.
+        store: Folder to which vectors are written as they are computed (see ``store.py``); those of an earlier,
+            interrupted call are reused, and the returned arrays are memory maps. Ranks must share its file system.
+        identity: What determines the vectors besides the weights, the number of images, the batches and the dtype,
+            such as the hash of a split and the image size; a store of another identity is refused.
 
     Raises:
         InputError: The data set is empty, the network returns no (B, D) matrix, or the store holds something else.
@@ -96,7 +96,7 @@ def embed(
                 sink.open(_common_width(vectors.shape[1], device))
                 opened = True
             sink.write(number, rows, (vectors, labels, ids))
-    if not opened:  # a rank without a batch learns the width from the others
+    if not opened:  # a rank without a batch gets the width from the others
         sink.open(_common_width(0, device))
     return Embeddings(*sink.finish())
 
@@ -112,7 +112,7 @@ def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.f
 
 
 class _Memory:
-    """The same as an ``EmbeddingStore``, in memory: ranks exchange their parts at the end."""
+    """An ``EmbeddingStore`` in memory: ranks exchange their parts at the end."""
 
     def __init__(self, count: int, batches: int, device: torch.device) -> None:
         self.count, self.batches, self.device = count, batches, device

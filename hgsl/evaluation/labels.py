@@ -1,4 +1,4 @@
-"""Labels and ids as they are given: integers of any width, or class names as text."""
+"""Conversion of labels and groups: integers of any width, or class names as text."""
 
 from typing import Any
 
@@ -34,18 +34,20 @@ def encode_labels(labels: Array, gallery_labels: Array | None) -> tuple[Array, A
 
 
 def codes_of(labels: Array, class_names: tuple[str, ...] | None) -> Array:
-    """Returns labels of further images as integers that count classes as a task does.
+    """Returns labels of further images in the integer encoding of a task.
 
     Args:
         labels: Text if the task's labels were text, else integers.
-        class_names: Of the task; names that it does not know are numbered after them.
+        class_names: Names of the task's classes; other names are numbered after them.
 
     Raises:
         InputError: The labels are text and those of the task are not, or the other way round.
     """
     values = as_array(labels)
     if _is_text(values) != (class_names is not None):
-        raise InputError("validation labels: one of them and the gallery's is text, give both in one form")
+        raise InputError(
+            "validation labels and gallery labels: one holds text and the other numbers, give both in one form"
+        )
     if class_names is None:
         return labels
     known = {name: code for code, name in enumerate(class_names)}
@@ -60,7 +62,7 @@ def as_array(values: Array) -> NDArray[Any]:
 
 
 def signed(groups: Array) -> NDArray[Any]:
-    """Returns group numbers with unsigned ones mapped to signed ones, equal where they were: only that matters."""
+    """Returns group numbers with unsigned 64-bit ones reinterpreted as signed: only their equality is used."""
     values = as_array(groups)
     return values.view(np.int64) if values.dtype == np.uint64 else values
 

@@ -1,6 +1,6 @@
 """Retrieval metrics as pure functions of ranked hits.
 
-Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` says whether the neighbor at rank r + 1 of query q has
+Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` is whether the neighbor at rank r + 1 of query q has
 the query's label, with the query itself already removed, and returns one float64 value in [0, 1] per query. The score
 of a data set is the mean over its queries. Where a query depends on it, ``relevant`` (Q,) holds R: the number of images
 of its label in the gallery, without the query itself. A query with R = 0 has no answer: it is counted and left out
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 def recall_at_k(hits: Bools, k: int) -> Floats:
     """Recall@K: 1 if any of the K nearest has the query's label, else 0.
 
-    A gallery with fewer than K images is looked at whole.
+    In a gallery with fewer than K images, all of them are used.
 
     >>> recall_at_k(np.array([[False, True, False]]), 2)
     array([1.])
@@ -66,7 +66,7 @@ def map_at_r(hits: Bools, relevant: Ints) -> Floats:
 def map_at_k(hits: Bools, k: int) -> Floats:
     """mAP@K: 1/H * the sum over ranks i <= K of P(i), with H the hits among the K nearest; 0 without a hit.
 
-    P(i) is Precision@i if rank i is a hit, else 0. The divisor H forgives hits beyond rank K: a query with one
+    P(i) is Precision@i if rank i is a hit, else 0. The divisor H ignores matches beyond rank K: a query with one
     hit, at rank 1, scores 1 however many images of its label exist. It is offered to compare with published tables.
 
     >>> map_at_k(np.array([[True, False, True]]), 3).round(3)  # (1/1 + 2/3) / 2

@@ -1,4 +1,4 @@
-"""The part of a ranking that is kept of every query: its first neighbors, and the scores that a threshold is set on."""
+"""Parts of a ranking that are stored per query: its first neighbors, and the scores that a no-match threshold uses."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from hgsl.evaluation.task import RetrievalTask
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The first neighbors of every query that counts, best first.
+    """The first neighbors of every query with a match, best first.
 
     Attributes:
         positions: (Q, K) gallery rows; -1 where the gallery has no more images.
         ids: (Q, K) ids of these images; 0 where there is none.
         labels: (Q, K) their labels; 0 where there is none.
-        scores: (Q, K) their exact scores; -inf where there is none. After re-ranking they need not fall.
+        scores: (Q, K) their exact scores; -inf where there is none. After re-ranking they need not decrease.
         hits: (Q, K) whether they have the query's label.
     """
 
@@ -66,11 +66,11 @@ class TopScores:
 
     @classmethod
     def empty(cls, count: int) -> "TopScores":
-        """Scores of ``count`` queries, to be noted."""
+        """Uninitialized scores of ``count`` queries."""
         return cls(np.empty(count, np.float32), np.empty(count, bool), np.empty(count, np.float32))
 
-    def note(self, task: RetrievalTask, rows: Ints, positions: Ints, hits: NDArray[np.bool_]) -> None:
-        """Notes the scores of queries ``rows``, whose neighbors are R + 1 deep at least."""
+    def record(self, task: RetrievalTask, rows: Ints, positions: Ints, hits: NDArray[np.bool_]) -> None:
+        """Stores the scores of queries ``rows``, given at least R + 1 neighbors of each."""
         self.is_hit[rows] = hits[:, 0]
         first_other = np.take_along_axis(positions, hits.argmin(axis=1, keepdims=True), 1)[:, 0]
         for scores, nearest in ((self.best, positions[:, 0]), (self.best_other, first_other)):

@@ -1,4 +1,4 @@
-"""The ranking of a retrieval task: searched once, and read by scores, threshold, pages and tables alike."""
+"""The ranking of a retrieval task: one search, from which scores, threshold, pages and tables are derived."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from hgsl.evaluation.task import RetrievalTask
 
 @dataclass(frozen=True, repr=False)
 class Ranking:
-    """What one search of a task gave.
+    """The results of one search of a task.
 
     Attributes:
-        task: The task of the queries that count: those with a match in the gallery. All below is in their order.
+        task: The task, restricted to queries with a match in the gallery; the other attributes are in their order.
         result: The scores, after re-ranking where there is any.
         neighbors: The first ``top`` neighbors of each query, after re-ranking where there is any.
         top_scores: The scores that a threshold of acceptance is set on, before any re-ranking.
@@ -83,20 +83,20 @@ def rank(
     max_memory: int = 1 << 30,
     progress: bool = False,
 ) -> Ranking:
-    """Searches every query of the task in its gallery, once, and returns everything that is read from that search.
+    """Searches all queries of the task in its gallery, once, and returns all results of this search.
 
     The depth is max(R + 1, ks, top, depth of the re-ranking), with R the number of a query's matches: the scores need
-    R, the threshold the first image of another label. What is kept are ``top`` neighbors of each query; re-ranking
-    keeps for a while the neighbors that it reorders and one bit for each further rank.
+    R, the threshold the first image of another label. Only ``top`` neighbors of each query are kept; re-ranking
+    temporarily stores the neighbors that it reorders and one bit for each further rank.
 
-    Re-ranking needs the neighborhood of every image too. Where every image is searched among all others this search
-    gives them; where queries and gallery differ, groups are excluded, queries were expanded or the index is
-    approximate, the union of queries and gallery is searched for them once more. The overlap of an approximate index
+    Re-ranking also needs the neighborhood of every image. If every image is searched among all others, this search
+    provides it; if queries and gallery differ, groups are excluded, queries were expanded or the index is
+    approximate, the union of queries and gallery is searched once more. The overlap of an approximate index
     is measured by an exact search of a sample.
 
     Args:
         task: From ``make_task``.
-        ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR looks at the max(ks) nearest.
+        ks: The K of Recall@K, Precision@K and mAP@K, each at least 1; MRR uses the max(ks) nearest.
         reorder: Re-ranking of the neighbors.
         top: How many neighbors of each query are kept, with exact scores.
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
@@ -120,15 +120,15 @@ def rank(
     gallery = task.search_gallery(max_memory, index)
     shared = reorder is not None and gallery.exact and searches_itself(task)
     searched, rows = (task, answerable) if shared else (counted, np.arange(len(answerable)))
-    number = np.full(len(searched.queries), -1)
-    number[rows] = np.arange(len(rows))
+    counted_row = np.full(len(searched.queries), -1)
+    counted_row[rows] = np.arange(len(rows))
     top_scores = TopScores.empty(len(searched.queries))
     ordered = top if reorder is None else max(top, reorder.depth, reorder.neighborhood)
     depths = np.maximum(searched.relevant + 1, max(*ks, ordered))
-    blocks = _searched(searched, gallery, depths, ordered, top_scores, max_memory, progress)
+    blocks = _search(searched, gallery, depths, ordered, top_scores, max_memory, progress)
     if reorder is not None:
-        blocks = _reranked(blocks, searched, reorder, shared, max_memory)
-    per_query, neighbors = _collected(blocks, counted, number, ks, min(top, len(task.gallery)))
+        blocks = _rerank(blocks, searched, reorder, shared, max_memory)
+    per_query, neighbors = _collect(blocks, counted, counted_row, ks, min(top, len(task.gallery)))
     result = RetrievalResult(
         ks=ks,
         per_query=per_query,
@@ -145,10 +145,10 @@ def rank(
 
 
 def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns K or several, rising and each once.
+    """Returns one K or several as a sorted tuple without repetitions.
 
     Raises:
-        InputError: There is none, or one is no integer of at least 1.
+        InputError: There is none, or one is not an integer of at least 1.
     """
     values = list(ks) if isinstance(ks, (Sequence, np.ndarray, set, frozenset)) else [ks]
     for k in values:
@@ -167,7 +167,7 @@ class _Block(NamedTuple):
     hits: Bools
 
 
-def _searched(
+def _search(
     task: RetrievalTask,
     gallery: Gallery,
     depths: Ints,
@@ -176,7 +176,7 @@ def _searched(
     max_memory: int,
     progress: bool,
 ) -> Iterator[_Block]:
-    """The search; what a threshold needs is noted on the way."""
+    """Searches block by block, and stores the scores that a threshold needs."""
     labels = task.query_labels, task.gallery_labels
     with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
         for rows, positions in k_nearest(
@@ -189,12 +189,12 @@ def _searched(
             max_memory=max_memory,
         ):
             hits = task.hits(rows, positions)
-            top_scores.note(task, rows, positions, hits)
+            top_scores.record(task, rows, positions, hits)
             yield _Block(rows, positions, hits)
             bar.update(len(rows))
 
 
-def _reranked(
+def _rerank(
     blocks: Iterator[_Block], task: RetrievalTask, reorder: KReciprocal, shared: bool, max_memory: int
 ) -> Iterator[_Block]:
     """The blocks with their first ``reorder.depth`` neighbors reordered, once all queries have been searched."""
@@ -212,15 +212,15 @@ def _reranked(
         yield _Block(rows, positions, np.hstack([task.hits(rows, positions), tail]))
 
 
-def _collected(
-    blocks: Iterator[_Block], task: RetrievalTask, number: Ints, ks: tuple[int, ...], top: int
+def _collect(
+    blocks: Iterator[_Block], task: RetrievalTask, counted_row: Ints, ks: tuple[int, ...], top: int
 ) -> tuple[dict[str, Floats], Neighbors]:
-    """Scores and first neighbors of the task's queries; ``number`` is the row there of each query that was searched."""
+    """Scores and first neighbors of the task's queries; ``counted_row`` (searched,) is their row in ``task`` or -1."""
     per_query: dict[str, Floats] = {}
     nearest = np.empty((len(task.queries), top), dtype=np.int64)
     scores = np.empty(nearest.shape, dtype=np.float32)
     for block in blocks:
-        rows, positions, hits = number[block.rows], block.positions[:, :top], block.hits
+        rows, positions, hits = counted_row[block.rows], block.positions[:, :top], block.hits
         if (rows < 0).any():
             rows, positions, hits = rows[rows >= 0], positions[rows >= 0], hits[rows >= 0]
         for key, values in every_score(hits, task.relevant[rows], ks).items():

@@ -12,12 +12,12 @@ from hgsl.evaluation.metrics import Floats
 
 @dataclass(frozen=True, repr=False)
 class RetrievalResult:
-    """Scores of a retrieval task, each in [0, 1], with the values they are the means of; printed, it is their table.
+    """Scores of a retrieval task in [0, 1], per query and as means; its ``repr`` is a table.
 
     Attributes:
         ks: The K of the scores at K.
         per_query: Key of a report (``recall@1``, ``map@r``, ...) -> (num_queries,) float64.
-        query_ids: (num_queries,) ids of the queries that count: those with at least one match in the gallery.
+        query_ids: (num_queries,) ids of the queries with at least one match in the gallery.
         query_labels: (num_queries,) their labels.
         class_names: Label -> name, where labels were given as text; else None.
         num_gallery: Images searched.
@@ -41,7 +41,7 @@ class RetrievalResult:
 
     @property
     def num_queries(self) -> int:
-        """Queries that count."""
+        """Number of queries with a match."""
         return len(self.query_ids)
 
     @property

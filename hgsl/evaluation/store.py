@@ -2,7 +2,7 @@
 
 The folder holds ``embeddings.npy`` (N, D) float32, ``labels.npy`` and ``ids.npy`` (N,) int64, which any NumPy reads by
 memory map. Until the last batch is in, their names end in ``.part.npy``, ``done.npy`` has one byte per batch, set
-once the batch is on the disk, and ``extraction.json`` identifies the extraction, so that no other is continued there.
+once the batch is on the disk, and ``extraction.json`` identifies the extraction, so that no other one is written there.
 """
 
 import os
@@ -31,7 +31,7 @@ class EmbeddingStore:
         folder: Created if it is missing.
         count: N, the number of images.
         batches: The number of batches.
-        identity: Everything that decides the vectors, as text.
+        identity: Everything that determines the vectors, as text.
 
     Raises:
         InputError: The folder holds another extraction, or other files.
@@ -46,7 +46,7 @@ class EmbeddingStore:
         self._claim({"images": count, "batches": batches, "identity": identity})
 
     def pending(self) -> list[int]:
-        """The batches that are still to be computed, the same for every rank if asked before any is written."""
+        """The batches still to be computed; equal on all ranks if called before any batch is written."""
         if self._path("embeddings").is_file():
             return []
         marks = self.folder / "done.npy"

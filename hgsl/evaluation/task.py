@@ -27,7 +27,7 @@ class RetrievalTask:
         gallery: (N, D) vectors.
         gallery_labels: (N,) labels.
         gallery_ids: (N,) ids.
-        excluded: Keys of queries and gallery; where they are equal in a pair, that image is no neighbor of that query.
+        excluded: Pairs of keys of queries and gallery; an image with equal keys in a pair is not a neighbor of the query.
         relevant: (Q,) how many gallery images have the query's label and are not excluded for it.
         metric: ``cosine``, ``inner_product`` or ``l2``.
         device: Device of an exact search; each gives the same neighbors.
@@ -92,7 +92,7 @@ def make_task(
     metric: str = "cosine",
     device: torch.device | str = "cpu",
 ) -> RetrievalTask:
-    """Checks the arguments of ``evaluate_embeddings``, where they are described, and puts them in one form.
+    """Builds a checked task from the arguments of ``evaluate_embeddings``, which documents them.
 
     Raises:
         InputError: Arguments contradict each other, or shapes, dtypes or values are wrong.
@@ -144,7 +144,7 @@ def make_task(
 
 
 def _other_ids(ids: Ints, count: int) -> Ints:
-    """``count`` rising ids that differ from ``ids``: those after the largest, where 64 bits hold them."""
+    """``count`` ascending ids that differ from ``ids``: those after the largest, if they fit in 64 bits."""
     if int(ids.max()) <= np.iinfo(np.int64).max - count:
         return np.arange(count) + ids.max() + 1
     return np.setdiff1d(np.arange(count + len(ids)), ids)[:count]

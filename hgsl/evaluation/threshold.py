@@ -19,12 +19,12 @@ from hgsl.evaluation.neighbors import TopScores
 from hgsl.evaluation.task import RetrievalTask
 
 LEVEL = 0.95
-FEW_CLASSES = 10  # the interval of fewer classes is itself not to be relied on
+FEW_CLASSES = 10  # with fewer classes the interval itself is unreliable
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold and what the strangers that it was calibrated on say of it.
+    """A threshold, and its false-accept rates on the strangers that it was calibrated on.
 
     Attributes:
         threshold: The nearest image is accepted as a match if its score is at least this.
@@ -49,7 +49,7 @@ class Calibration:
 
     @property
     def warning(self) -> str | None:
-        """A sentence that a report must carry; None where there are classes enough."""
+        """A warning for reports; None if there are enough classes."""
         if self.num_classes >= FEW_CLASSES:
             return None
         return (
@@ -64,7 +64,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """How a threshold does on queries whose class the gallery holds.
+    """The performance of a threshold on queries whose class is in the gallery.
 
     Attributes:
         threshold: The nearest image is accepted as a match if its score is at least this.
@@ -128,8 +128,8 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
         num_gallery: Images of the gallery.
 
     Raises:
-        InputError: The rate is out of range, or cannot be known: too few strangers to tell it from 0, strangers of a
-            single class, or a gallery without images of other classes than theirs.
+        InputError: The rate is out of range, or cannot be estimated: too few strangers to distinguish it from 0,
+            strangers of a single class, or a gallery without images of other classes than theirs.
     """
     count, classes = len(scores), np.unique(labels)
     if not 0 <= false_accept_rate < 1:
@@ -137,7 +137,7 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
     if len(classes) < 2:
         raise InputError(
             f"no_match cannot be calibrated on {count} validation images of {len(classes)} class: the rate of other "
-            "classes cannot be known from it, give images of at least two, better of 10 or more"
+            "classes cannot be estimated from them; give images of at least two, better of 10 or more"
         )
     if np.isneginf(scores).any():
         raise InputError(
@@ -164,7 +164,7 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
 
 
 def measure(scores: TopScores, threshold: float) -> Acceptance:
-    """Returns how a threshold, calibrated elsewhere, does on these queries.
+    """Measures a threshold, calibrated on strangers, on these queries.
 
     Raises:
         InputError: There are no queries.
@@ -183,22 +183,22 @@ def measure(scores: TopScores, threshold: float) -> Acceptance:
 
 
 def _allowed(rate: float, count: int) -> int:
-    """How many of ``count`` strangers may be accepted; 0.29 of 100 is 29, though the product of floats is less."""
+    """How many of ``count`` strangers may be accepted; rounded, since 0.29 * 100 is less than 29 in floating point."""
     return math.floor(round(rate * count, 9))
 
 
-def _lowest_threshold(falling: Floats, rate: float) -> float:
-    """Just above the first stranger that must be refused; among equal scores all are refused."""
-    return float(np.nextafter(falling[_allowed(rate, len(falling))], np.float32(np.inf)))
+def _lowest_threshold(descending: Floats, rate: float) -> float:
+    """The float above the score of the first stranger to reject; equal scores are all rejected."""
+    return float(np.nextafter(descending[_allowed(rate, len(descending))], np.float32(np.inf)))
 
 
 def _accepted_out_of_class(scores: Floats, labels: Ints, rate: float) -> np.ndarray:
     """(M,) float64, whether each stranger is accepted by the threshold calibrated on all other classes."""
     order = np.argsort(-scores, kind="stable")
-    falling, classes = scores[order], labels[order]
+    descending, classes = scores[order], labels[order]
     accepted = np.zeros(len(scores))
     for label in np.unique(labels):
-        others = falling[classes != label]
+        others = descending[classes != label]
         members = labels == label
         accepted[members] = scores[members] >= np.float32(_lowest_threshold(others, rate))
     return accepted

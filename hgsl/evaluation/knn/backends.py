@@ -1,8 +1,8 @@
 """k-NN backends: FAISS over all vectors, torch on a GPU over all vectors, or an approximate FAISS index.
 
 A backend is called with queries (B, D) and a count and returns scores (B, count), larger is nearer, best first, and
-positions (B, count) in the gallery; where it finds fewer it pads with score -inf and position -1. Its scores carry
-float32 rounding noise and its order among equals is arbitrary: ``knn.k_nearest`` puts both right.
+positions (B, count) in the gallery; if there are fewer, it pads with score -inf and position -1. Its scores have
+float32 rounding errors and its order of equal scores is arbitrary: ``knn.k_nearest`` corrects both.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "inner_product": faiss.METRIC_I
 
 
 def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
-    """All of the gallery, compared by FAISS without building an index; a stored float32 matrix is not copied."""
+    """Exact search of the gallery by FAISS, without an index; a stored float32 matrix is not copied."""
     chunks = _chunks(gallery, max_memory)
 
     def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
@@ -40,7 +40,7 @@ def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
 
 
 def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Backend:
-    """All of the gallery, compared by torch in blocks on ``device``; it stays there if it fits in ``max_memory``."""
+    """Exact search of the gallery by torch on ``device``, where it stays if it fits in half of ``max_memory``."""
     resident = 4 * len(gallery) * gallery.width <= max_memory // 2
     whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()] if resident else []
 
@@ -85,7 +85,7 @@ def build_faiss(gallery: Vectors, metric: str, index: str) -> Any:
         index: A factory string, then optionally a space and search parameters: ``IVF4096,Flat nprobe=32``.
 
     Raises:
-        InputError: FAISS does not know the string or the parameters, or the gallery is too small to train on.
+        InputError: FAISS cannot parse the string or the parameters, or the gallery is too small to train on.
     """
     factory, _, parameters = index.partition(" ")
     try:
@@ -121,7 +121,7 @@ def from_faiss(built: Any, metric: str) -> Backend:
 
 @contextmanager
 def float32_products() -> Iterator[None]:
-    """Matrix products in float32 proper while it lasts, whatever faster and coarser format is allowed elsewhere."""
+    """Computes matrix products in full float32 within the context, even if TensorFloat-32 is enabled."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -158,7 +158,7 @@ def _scores(queries: torch.Tensor, rows: torch.Tensor, metric: str) -> torch.Ten
 
 
 def _training_rows(index: Any, count: int) -> Ints:
-    """A seeded sample: FAISS wants some 40 vectors a cell, and a fixed number serves its other parts."""
+    """A seeded sample: FAISS recommends about 40 vectors per cell; its other parts need a fixed number."""
     inverted = faiss.try_extract_index_ivf(index)
     size = max(100_000, 40 * inverted.nlist if inverted else 0)
     return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))

@@ -1,12 +1,12 @@
 """k nearest neighbors in blocks of queries: exact, within a memory budget, in an order fixed by a rule.
 
 The rule: neighbors are sorted by falling score, equal scores by rising gallery id, where the score of a pair is
-computed in float64 from these two vectors alone and rounded to float32. FAISS by itself gives no such order: its
-float32 sums change in the last bits with the block size, and equal scores come in an order that changes with the depth.
+computed in float64 from these two vectors alone and rounded to float32. FAISS does not provide this order: its
+float32 sums change in the last bits with the block size, and the order of equal scores changes with the depth.
 
-So a backend (see ``backends``) returns somewhat more candidates than are asked for; if the depth asked for might end
-within the rounding noise of what it left out, more are fetched. Two candidates whose scores differ by more than twice
-the noise are in the right order already; a run of closer ones is scored again by the rule and sorted.
+Therefore a backend (see ``backends``) returns a few more candidates than requested; if a candidate that it omitted
+could, within the rounding noise, belong to the requested depth, more are fetched. Candidates whose scores differ by
+more than twice the noise are already in order; runs of closer ones are rescored by the rule and sorted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +20,8 @@ from hgsl.evaluation.knn.exclusion import KeyPair, allowed, count_equal
 from hgsl.evaluation.knn.order import Gallery, KnnRequest, settle
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
-SLACK = 16  # candidates beyond the depth asked for, so that few queries need a second look
-WIDER = 4  # how many times more candidates a second look takes
+SLACK = 16  # candidates beyond the requested depth, so that few queries need a second search
+WIDER = 4  # factor by which a second search increases the candidates
 BLOCK = 4096  # queries at a time where memory allows: FAISS works in blocks of this size itself
 
 
@@ -35,19 +35,19 @@ def k_nearest(
     ordered: int = 0,
     max_memory: int = 1 << 30,
 ) -> Iterator[tuple[Ints, Ints]]:
-    """Yields (rows, positions) until every query has come once; queries that need little depth come first.
+    """Yields blocks (rows, positions) that cover every query once, queries of small depth first.
 
-    ``rows`` (B,) count queries. ``positions`` (B, K) count gallery rows, best first, where K is the largest depth among
-    these queries; ranks for which the gallery has no image hold -1.
+    ``rows`` (B,) are queries, ``positions`` (B, K) their nearest gallery rows, best first, where K is the largest depth
+    among these queries; ranks for which the gallery has no image hold -1.
 
     Args:
         gallery: The images that are searched, with the k-NN backend.
         queries: (Q, D).
         depths: (Q,) how many neighbors each query needs, at least 1.
-        excluded: Pairs of keys, (Q,) and (N,): a gallery row is left out for a query if their keys are equal in any.
-        labels: Labels of queries and gallery. If given, only what matters for hits is put in order: within a run of
-            equal scores that are all of the query's label, or all of others, the order is left as the backend gave it.
-        ordered: With ``labels``, how many leading ranks are nevertheless put in full order.
+        excluded: Pairs of keys, (Q,) and (N,): a gallery row is excluded for a query if their keys in a pair are equal.
+        labels: Labels of queries and gallery. If given, the order is exact only as far as it affects hits: within a run
+            of equal scores that all have the query's label, or all have others, the order is that of the backend.
+        ordered: With ``labels``, number of leading ranks that are in exact order nevertheless.
         max_memory: Bytes that may be used beyond the vectors.
 
     Raises:
@@ -82,8 +82,8 @@ def _block_size(width: int, dimensions: int, max_memory: int) -> int:
 class _Candidates(NamedTuple):
     """The candidates of some queries, best first, with the excluded ones removed.
 
-    ``complete`` (B,) tells for which queries nothing that the backend left out can belong to the asked depth; scores
-    and positions have these queries' lines only. ``noise`` (B,) bounds the rounding error of a score.
+    ``complete`` (B,) marks the queries for which no omitted candidate can belong to the requested depth; scores and
+    positions have the rows of these queries only. ``noise`` (B,) bounds the rounding error of a score.
     """
 
     scores: Floats
@@ -93,7 +93,7 @@ class _Candidates(NamedTuple):
 
 
 def _ranked(request: KnnRequest, rows: Ints, depth: int, width: int, caution: float = 1.0) -> Ints:
-    """Returns the (B, depth) neighbors of some queries, looking at ``width`` candidates each, or more if need be."""
+    """Returns the (B, depth) neighbors of some queries from ``width`` candidates each, or more where needed."""
     candidates = _candidates(request, rows, depth, width, caution)
     complete, incomplete = np.flatnonzero(candidates.complete), np.flatnonzero(~candidates.complete)
     noise, positions = candidates.noise[complete], candidates.positions
@@ -104,11 +104,11 @@ def _ranked(request: KnnRequest, rows: Ints, depth: int, width: int, caution: fl
         ranked[complete, : positions.shape[1]] = positions[:, :depth]
 
     inexact = complete[error > noise]
-    if len(inexact):  # this backend is less exact than float32 should be
+    if len(inexact):  # this backend is less accurate than float32 arithmetic
         worst = float((error / noise).max())
         ranked[inexact] = _ranked(request, rows[inexact], depth, width, 2 * caution * worst)
     if len(incomplete):
-        ranked[incomplete] = _looked_up_wider(request, rows[incomplete], depth, width, caution)
+        ranked[incomplete] = _search_wider(request, rows[incomplete], depth, width, caution)
     return ranked
 
 
@@ -130,7 +130,7 @@ def _candidates(request: KnnRequest, rows: Ints, depth: int, width: int, caution
     return _Candidates(scores, positions, noise, complete)
 
 
-def _looked_up_wider(request: KnnRequest, rows: Ints, depth: int, width: int, caution: float) -> Ints:
+def _search_wider(request: KnnRequest, rows: Ints, depth: int, width: int, caution: float) -> Ints:
     """Returns the (B, depth) neighbors of queries for which ``width`` candidates were too few."""
     count, metric = len(request.gallery.vectors), request.gallery.metric
     wider = min(WIDER * width, count)
@@ -139,17 +139,17 @@ def _looked_up_wider(request: KnnRequest, rows: Ints, depth: int, width: int, ca
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
     return np.concatenate(
         [
-            _scored_against_all(request, block, depth) if crowded else _ranked(request, block, depth, wider, caution)
+            _score_all(request, block, depth) if crowded else _ranked(request, block, depth, wider, caution)
             for block in blocks
         ]
     )
 
 
-def _scored_against_all(request: KnnRequest, rows: Ints, depth: int) -> Ints:
+def _score_all(request: KnnRequest, rows: Ints, depth: int) -> Ints:
     """Returns the (B, depth) neighbors of some queries by scoring every gallery row by the rule.
 
-    This is for embeddings of which half or more lie within the noise, as those of a network that has collapsed: scored
-    pair by pair they would take hours. Squared distances are not done this way: that of equal vectors would not be 0.
+    It serves embeddings of which at least half lie within the noise, such as those of a collapsed network, for which
+    scoring single pairs takes hours. It is not used for squared distances, since that of equal vectors would not be 0.
     """
     gallery, count = request.gallery, len(request.gallery.vectors)
     scores = np.empty((len(rows), count), dtype=np.float32)
@@ -179,23 +179,23 @@ def _noise(gallery: Gallery, vectors: Floats) -> Floats:
 
 
 def _remove_excluded(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints) -> tuple[Floats, Ints]:
-    """Removes the excluded candidates; the others close up, and shorter lines are padded."""
+    """Removes the excluded candidates; the others move to the left, and shorter rows are padded."""
     valid = allowed(positions, rows, request.excluded)
     counts = np.count_nonzero(valid, axis=1)
     width = positions.shape[1]
-    # Mostly a query is its own nearest and nothing else is excluded: then the first column goes, and nothing is moved.
-    # A line without any excluded loses its last candidate by that, unless these are all there are.
+    # Usually a query is its own nearest and only it is excluded: then the first column is dropped and nothing is moved.
+    # A row without excluded candidates then loses its last one, unless the candidates are the whole gallery.
     shift = int(counts.max() < width or (counts.min() < width < len(request.gallery.vectors)))
     irregular = np.flatnonzero((counts < width - shift) | (valid[:, 0] if shift else False))
-    compact = _closed_up(scores[irregular], positions[irregular], valid[irregular])
+    compact = _left_aligned(scores[irregular], positions[irregular], valid[irregular])
     scores, positions = scores[:, shift:], positions[:, shift:]
     if len(irregular):
         scores[irregular], positions[irregular] = compact[0][:, : width - shift], compact[1][:, : width - shift]
     return scores, positions
 
 
-def _closed_up(scores: Floats, positions: Ints, valid: NDArray[np.bool_]) -> tuple[Floats, Ints]:
-    """The valid candidates of each line at its front, in their order, then padding."""
+def _left_aligned(scores: Floats, positions: Ints, valid: NDArray[np.bool_]) -> tuple[Floats, Ints]:
+    """The valid candidates of each row, in their order, then padding."""
     front = np.arange(valid.shape[1]) < np.count_nonzero(valid, axis=1)[:, None]
     front_scores = np.full(valid.shape, -np.inf, dtype=np.float32)
     front_positions = np.full(valid.shape, -1, dtype=np.int64)

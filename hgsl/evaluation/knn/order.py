@@ -1,4 +1,4 @@
-"""The order of neighbors: its rule, and the few pairs of candidates that must be scored by it.
+"""The order of neighbors: its rule, applied to the few candidates whose order is uncertain.
 
 Neighbors are sorted by falling score, equal scores by rising gallery id, where the score of a pair is computed in
 float64 from these two vectors alone and rounded to float32.
@@ -38,7 +38,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class KnnRequest:
-    """The arguments of ``k_nearest``, where they are described."""
+    """The arguments of ``k_nearest``, which documents them."""
 
     gallery: Gallery
     queries: Vectors
@@ -94,7 +94,7 @@ def settle(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noi
 
 
 def _uncertain_lines(request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noise: Floats) -> Ints:
-    """The lines in which the order of two adjacent candidates is uncertain and matters."""
+    """The rows in which the order of two adjacent candidates is uncertain and matters."""
     if request.labels is None:
         return np.flatnonzero(_close(scores[:, :-1], scores[:, 1:], noise[:, None]).any(axis=1))
     lower = scores[:, 1 : request.ordered + 1]
@@ -107,7 +107,7 @@ def _uncertain_lines(request: KnnRequest, rows: Ints, scores: Floats, positions:
 def _unsettled_runs(
     request: KnnRequest, rows: Ints, scores: Floats, positions: Ints, noise: Floats
 ) -> tuple[Ints, Ints, NDArray[np.int32]]:
-    """Line, column and number of the run of each candidate whose run must be sorted.
+    """Row, column and number of the run of each candidate whose run must be sorted.
 
     A run is a chain of adjacent candidates each closer to the next than the noise.
     """

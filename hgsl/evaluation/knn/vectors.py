@@ -1,4 +1,4 @@
-"""Matrices of embeddings that may be larger than memory: read by rows, as float32, at unit length if asked for."""
+"""Matrices of embeddings that may be larger than memory: read by rows, as float32, optionally at unit length."""
 
 import os
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ Array = ArrayLike | torch.Tensor
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-CHUNK_BYTES = 1 << 25  # how much is converted to float32 at a time
-UNIT = 1e-5  # vectors whose lengths are this near to 1 are taken as they are
+CHUNK_BYTES = 1 << 25  # bytes converted to float32 at a time
+UNIT = 1e-5  # vectors of a length within this of 1 are not rescaled
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Vectors:
 
     Attributes:
         data: The stored matrix; a torch tensor where NumPy has no such dtype (bfloat16).
-        norms: (N,) what each row is divided by, or None to take the rows as they are.
+        norms: (N,) divisors of the rows, or None to read the rows unchanged.
         longest: The largest length among the rows as they are read.
-        chosen: Which stored rows these are, or None for all; nothing is copied to choose some.
+        chosen: Indices of the stored rows, or None for all; a choice copies nothing.
     """
 
     data: NDArray[Any] | torch.Tensor
@@ -46,7 +46,7 @@ class Vectors:
 
     @property
     def plain(self) -> bool:
-        """Whether the stored matrix is what is read, so that reading it whole copies nothing."""
+        """Whether rows are read unchanged from a float32 array, so that reading all of them copies nothing."""
         return (
             self.norms is None
             and self.chosen is None
@@ -78,11 +78,11 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
 
     Args:
         values: (N, D) floats, NumPy (also a memory map) or torch.
-        name: What an error message calls it.
+        name: Name of the argument in error messages.
         unit: Whether the rows are to be read at unit length.
 
     Raises:
-        InputError: It is no matrix of floats, or a row is not finite, or is zero where unit length is asked for.
+        InputError: It is not a matrix of floats, or a row is not finite, or is zero where ``unit`` is set.
     """
     data = values.detach().cpu() if isinstance(values, torch.Tensor) else np.asarray(values)
     floating = data.is_floating_point() if isinstance(data, torch.Tensor) else data.dtype.kind == "f"
@@ -92,10 +92,10 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
         data = data.numpy()
     if isinstance(data, np.ndarray) and data.dtype == np.float32 and not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
-    bare = Vectors(data, None, 1.0)
-    norms = np.empty(len(bare), dtype=np.float32)
-    for chunk in bare.chunks():
-        rows = bare.rows(chunk)
+    stored = Vectors(data, None, 1.0)
+    norms = np.empty(len(stored), dtype=np.float32)
+    for chunk in stored.chunks():
+        rows = stored.rows(chunk)
         norms[chunk] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
     if len(wrong):
@@ -146,8 +146,8 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     try:
         if file.suffix == ".npy":
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):  # NumPy goes by the content, and opens an archive under this name too
-                raise InputError(f"{file}: holds an archive, not an array: call it .npz")
+            if not isinstance(array, np.ndarray):  # NumPy detects an archive by its content
+                raise InputError(f"{file}: holds an archive, not an array: rename it to .npz")
         elif file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 array = archive[_name(file, key, archive.files)]
@@ -160,7 +160,7 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     except Exception as error:  # each format raises other errors
         raise InputError(f"{file}: cannot be read as {file.suffix} ({first_line(error)})") from error
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
-        raise InputError(f"{file}: its numbers have a dtype that NumPy does not know: store bfloat16 as .safetensors")
+        raise InputError(f"{file}: its numbers have a dtype that NumPy lacks: store bfloat16 as .safetensors")
     return array
 
 

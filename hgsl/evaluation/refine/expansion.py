@@ -19,7 +19,7 @@ def expand_queries(
 ) -> RetrievalTask:
     """alpha-QE: each query q becomes the direction of q + sum over its ``count`` nearest g of s(q, g)^alpha g.
 
-    s is the cosine similarity, 0 where it is negative. No label is used, and the query itself is no neighbor.
+    s is the cosine similarity, 0 where it is negative. No label is used, and the query itself is excluded.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
     """

@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking: images that have each other among their nearest are moved up."""
+"""k-reciprocal re-ranking: mutual nearest neighbors are moved up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,10 +68,10 @@ class KReciprocal:
         """Returns a function that reorders neighbors of the task's queries.
 
         Args:
-            task: What is searched.
-            nearest: (N, neighborhood) the nearest gallery rows of each gallery image, itself left out, where a search
-                has given them already: then queries and gallery must be the same images, row by row. By default
-                gallery and queries together are searched for them.
+            task: The task whose neighbors are reordered.
+            nearest: (N, neighborhood) the nearest gallery rows of each gallery image, itself excluded, if they are
+                known: then queries and gallery must be the same images, row by row. By default the union of gallery
+                and queries is searched for them.
             max_memory: Bytes that this search may use.
 
         Raises:
@@ -116,11 +116,11 @@ def _union(task: RetrievalTask) -> tuple[RetrievalTask, Ints]:
     order = np.argsort(task.gallery_ids, kind="stable")
     index = np.searchsorted(task.gallery_ids[order], task.query_ids).clip(max=len(order) - 1)
     query_row = np.where(task.gallery_ids[order[index]] == task.query_ids, order[index], -1)
-    apart = np.flatnonzero(query_row < 0)
-    query_row[apart] = len(task.gallery) + np.arange(len(apart))
+    added = np.flatnonzero(query_row < 0)
+    query_row[added] = len(task.gallery) + np.arange(len(added))
     vectors = task.gallery
-    if len(apart):
-        rows = [task.gallery.rows(slice(None)), task.queries.rows(apart)]
+    if len(added):
+        rows = [task.gallery.rows(slice(None)), task.queries.rows(added)]
         vectors = open_vectors(np.concatenate(rows))
     ids = np.arange(len(vectors))
     ones = np.ones(len(vectors), dtype=np.int64)

@@ -37,7 +37,7 @@ class AveragedViews(nn.Module):
 
     @property
     def description(self) -> str:
-        """Name in a report."""
+        """The name of this step in reports."""
         return " + ".join((["5 crops"] if self.crops == 5 else []) + (["flip"] if self.flip else [])) or "one view"
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""PCA-whitening: decorrelated embeddings with equal variance in every direction, as fitted on training images."""
+"""PCA-whitening: decorrelated embeddings with equal variance in every direction, fitted on training images."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Array, Floats, Vectors, open_vectors
 
-ROUNDING = 1e-13  # a variance of unit rows below this is the rounding of float32 sums, and not a difference
+ROUNDING = 1e-13  # variances of unit rows below this are rounding errors
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float
     """Fits PCA-whitening, in float64, on unit rows.
 
     Args:
-        embeddings: (N, D) of training images: fitted on the images that are searched, it would look at the answers.
+        embeddings: (N, D) of training images; fitting on the evaluated images would leak them.
         dimensions: E, how many leading directions are kept; by default all that have variance.
-        floor: Directions whose variance is below this share of the largest are dropped: dividing by it would blow up
-            rounding noise.
+        floor: Directions whose variance is below this share of the largest are dropped: dividing by it would
+            amplify rounding noise.
 
     Raises:
         InputError: The embeddings are all the same, or more dimensions are asked for than they have variance in.
@@ -60,7 +60,7 @@ def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float
     if values[0] <= ROUNDING:
         raise InputError(
             f"whitening: {len(vectors)} identical embeddings have no directions to whiten, give embeddings of several "
-            "images, or look at the network that made these"
+            "images, or check the network that computed them"
         )
     usable = int((values > floor * values[0]).sum())
     if dimensions is not None and not 1 <= dimensions <= usable:

@@ -25,18 +25,18 @@ from hgsl.evaluation.task import RetrievalTask
 
 TEMPLATES = Path(__file__).parent / "templates"
 NEIGHBORS = 8
-METRIC_WORDS = {"cosine": "cosine similarity", "inner_product": "inner product", "l2": "negative squared distance"}
-MAX_PICTURES = 4000  # about 10 MB; the worst queries and their neighbors come first
+METRIC_NAMES = {"cosine": "cosine similarity", "inner_product": "inner product", "l2": "negative squared distance"}
+MAX_PICTURES = 4000  # about 10 MB; the worst queries and their neighbors have priority
 
 
 @dataclass(frozen=True)
 class PageOptions:
-    """What goes into the page.
+    """Options of the page.
 
     Attributes:
         title: Its heading.
         class_names: Label -> name; the labels themselves by default.
-        image_names: Id -> what an image is called, such as its path; its id by default.
+        image_names: Id -> name of the image, such as its path; its id by default.
         load_image: Id -> the image; without it the page shows names only.
         max_pictures: How many different images are embedded at most.
         map_images: How many images the map shows at most.
@@ -58,9 +58,9 @@ def write_html(
     """Writes the page.
 
     Args:
-        path: Where to.
+        path: The file to write.
         report: From ``build_report``; its intervals, notes and no-match threshold are shown if it has them.
-        ranking: Scores and neighbors; the page shows up to 8 of those that it holds.
+        ranking: Scores and neighbors; the page shows up to 8 neighbors per query.
         options: Title, names and pictures.
     """
     write_text(path, render_html(report, ranking, options or PageOptions()))
@@ -82,7 +82,7 @@ def render_html(report: Mapping[str, Any], ranking: Ranking, options: PageOption
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that may stand inside a script element: nothing in it can end the element or start a comment."""
+    """JSON that is safe inside a script element: it cannot end the element or start a comment."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -101,7 +101,7 @@ def _cards(report: Mapping[str, Any], result: RetrievalResult) -> list[dict[str,
 
 
 def _columns(result: RetrievalResult) -> dict[str, str]:
-    """The scores that are shown, the one that says most first."""
+    """The scores that are shown, the most informative one first."""
     return {"map@r": "MAP@R", **columns_of(result.ks)}
 
 
@@ -118,7 +118,7 @@ def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[
         {
             "image": number[int(result.query_ids[row])],
             "map": round(float(result.per_query["map@r"][row]), 4),
-            "found": [
+            "neighbors": [
                 [number[int(image)], round(float(score), 4)]
                 for image, score, present in zip(
                     neighbors.ids[row], neighbors.scores[row], neighbors.present[row], strict=True
@@ -131,7 +131,7 @@ def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[
     rank = np.empty(len(worst), dtype=np.int64)
     rank[worst] = np.arange(len(worst))
     return {
-        "metric": METRIC_WORDS[task.metric],
+        "metric": METRIC_NAMES[task.metric],
         "classes": _class_names(task, options),
         "images": [
             [str(image), label, names.get(image, str(image))] for image, label in zip(ids.tolist(), labels, strict=True)
@@ -151,7 +151,7 @@ def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[
 def _images(
     result: RetrievalResult, neighbors: Neighbors, worst: Ints, pairs: list[tuple[int, int, float]]
 ) -> tuple[Ints, list[int]]:
-    """Ids and labels of all images on the page, in the order in which they deserve a picture."""
+    """Ids and labels of all images on the page, in the order in which they get thumbnails."""
     present = neighbors.present
     label_of = dict(zip(neighbors.ids[present].tolist(), neighbors.labels[present].tolist(), strict=True))
     label_of.update(zip(result.query_ids.tolist(), result.query_labels.tolist(), strict=True))

@@ -32,8 +32,7 @@ def suspicious_pairs(query_ids: Ints, neighbors: Neighbors, limit: int = 48) -> 
     Each pair comes once, and no image in more than ``PAIRS_PER_IMAGE`` pairs, so that one wrong label does not fill the
     list.
 
-    Two images that look the same to the network and are labeled differently are often a wrong label, or one image
-    filed twice.
+    Two similar images of different labels often have a wrong label, or are one image under two labels.
     """
     rows, columns = np.nonzero(neighbors.present & ~neighbors.hits)
     scores = neighbors.scores[rows, columns]

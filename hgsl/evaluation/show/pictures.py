@@ -48,10 +48,10 @@ def write_contact_sheet(
     *,
     side: int = 160,
 ) -> None:
-    """Writes an image with one line for each of ``rows``: the query, then its neighbors framed right or wrong.
+    """Writes an image with one row for each of ``rows``: the query, then its neighbors, framed as right or wrong.
 
     Args:
-        path: A file whose suffix Pillow knows, such as ``.png``.
+        path: A file with a suffix that Pillow supports, such as ``.png``.
         rows: The queries, as rows of ``query_ids``.
         side: Pixels of one image's side.
     """
@@ -72,11 +72,11 @@ def write_contact_sheet(
 def write_sheet(
     path: str | os.PathLike[str], lines: Sequence[Sequence[Tile]], columns: int, *, side: int = 160
 ) -> None:
-    """Writes an image with one line per query: the query, set apart, then up to ``columns`` neighbors.
+    """Writes an image with one row per query: the query, set apart, then up to ``columns`` neighbors.
 
     Args:
-        path: A file whose suffix Pillow knows, such as ``.png``.
-        lines: A query and its neighbors each.
+        path: A file with a suffix that Pillow supports, such as ``.png``.
+        lines: One per query: the query and its neighbors.
         side: Pixels of one image's side.
     """
     gap, caption = side // 12, side // 4
@@ -102,7 +102,7 @@ def write_sheet(
     try:
         with atomic_path(Path(path)) as temporary:
             sheet.save(temporary)
-    except ValueError as error:  # Pillow does not know the suffix
+    except ValueError as error:  # Pillow does not support the suffix
         raise InputError(f"cannot write an image to {path}: {error}; use a name such as sheet.png") from None
 
 

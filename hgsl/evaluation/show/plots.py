@@ -19,7 +19,7 @@ def write_curves(
     """Draws Recall@K over K (logarithmic), and beside it curves over training steps where there are any.
 
     Args:
-        path: A file whose suffix Matplotlib knows: ``.png``, ``.pdf``, ``.svg``.
+        path: A file with a suffix that Matplotlib supports: ``.png``, ``.pdf``, ``.svg``.
         recall: Name of a run -> K -> Recall@K in [0, 1].
         training: Name of a curve, such as "loss" -> (step, value) pairs.
     """

@@ -1,4 +1,4 @@
-"""A result as the dictionary of a JSON report, and as CSV."""
+"""Conversion of a result to the dictionary of a JSON report, and to CSV."""
 
 import csv
 import hashlib
@@ -24,14 +24,14 @@ def build_report(
     per_query: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """Returns what a JSON report holds; its keys are stable.
+    """Returns the contents of a JSON report; its keys are stable.
 
     Args:
-        result: The scores; they and the counts lie at the top.
-        protocol: What was searched among what.
-        split_hash: Reports are comparable if it is the same: see ``hash_of_task``.
+        result: The scores; they and the counts are top-level entries.
+        protocol: The protocol that determines queries and gallery.
+        split_hash: Reports with equal hashes are comparable; see ``hash_of_task``.
         class_names: Label -> name.
-        bootstrap: How many bootstrap samples the 95% ``intervals`` are made of; 0 leaves them out.
+        bootstrap: Number of bootstrap samples of the 95% ``intervals``; 0 omits them.
         per_class: Whether to add ``per_class``, a list of classes with their scores.
         per_query: Whether to add ``per_query``: see ``query_scores``.
         more: Further entries, such as ``versions``.

@@ -2,14 +2,14 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 30; // queries drawn at a time
-  const MOST_NAMES = 25; // classes that are named on the map
+  const MAX_NAMES = 25; // classes that are named on the map
   const $ = (id) => document.getElementById(id);
   const percent = (value) => (100 * value).toFixed(1);
   const labelOf = (image) => data.images[image][1];
   const classOf = (image) => data.classes[labelOf(image)];
-  const isHit = (query, place) => labelOf(query.found[place][0]) === labelOf(query.image);
+  const isHit = (query, rank) => labelOf(query.neighbors[rank][0]) === labelOf(query.image);
 
-  // Everything that was not written by us enters the page as text, never as markup.
+  // Names and notes from the data enter the page as text, never as markup.
   function make(tag, properties = {}, ...children) {
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
@@ -37,31 +37,31 @@
 
   data.queries.forEach((query, number) => { query.number = number; });
   const queryOfImage = new Map(data.queries.map((query) => [query.image, query]));
-  const wrongFirst = (query) => query.found.length > 0 && !isHit(query, 0);
-  const KINDS = {
+  const wrongFirst = (query) => query.neighbors.length > 0 && !isHit(query, 0);
+  const FILTERS = {
     all: () => true,
     wrong: wrongFirst,
-    right: (query) => query.found.length > 0 && isHit(query, 0),
-    lost: (query) => !query.found.some((_, place) => isHit(query, place)),
+    right: (query) => query.neighbors.length > 0 && isHit(query, 0),
+    lost: (query) => !query.neighbors.some((_, rank) => isHit(query, rank)),
   };
   const ORDERS = {
     worst: (a, b) => a.number - b.number,
     best: (a, b) => b.number - a.number,
-    sure: (a, b) => wrongFirst(b) - wrongFirst(a) || b.found[0][1] - a.found[0][1] || a.number - b.number,
+    sure: (a, b) => wrongFirst(b) - wrongFirst(a) || b.neighbors[0][1] - a.neighbors[0][1] || a.number - b.number,
     class: (a, b) => classOf(a.image).localeCompare(classOf(b.image)) || a.number - b.number,
   };
   let chosen = [];
   let drawn = 0;
-  let confusion = null; // [class, class found], set by a line of the confusions
+  let confusion = null; // [class, class of the nearest image], set by a row of the confusions
 
   function choose() {
     const words = $("find").value.trim().toLowerCase();
     const wanted = (query) =>
       (!words || classOf(query.image).toLowerCase().includes(words) || data.images[query.image][0] === words ||
         data.images[query.image][2].toLowerCase().includes(words)) &&
-      (!confusion || (labelOf(query.image) === confusion[0] && query.found.length > 0 &&
-        labelOf(query.found[0][0]) === confusion[1]));
-    chosen = data.queries.filter((query) => KINDS[$("show").value](query) && wanted(query)).sort(ORDERS[$("order").value]);
+      (!confusion || (labelOf(query.image) === confusion[0] && query.neighbors.length > 0 &&
+        labelOf(query.neighbors[0][0]) === confusion[1]));
+    chosen = data.queries.filter((query) => FILTERS[$("show").value](query) && wanted(query)).sort(ORDERS[$("order").value]);
     $("query-list").replaceChildren();
     drawn = 0;
     const among = confusion ? `: ${data.classes[confusion[0]]} taken for ${data.classes[confusion[1]]}` : "";
@@ -85,9 +85,9 @@
       make("span", { className: "caption" }, "MAP@R ", make("b", { textContent: percent(query.map) })), meter);
     const strip = make("span", { className: "strip" },
       make("span", {}, picture(query.image, ""), caption("query", "")));
-    strip.style.setProperty("--found", Math.max(1, query.found.length));
-    query.found.forEach(([image, score], place) => {
-      strip.append(make("span", {}, picture(image, isHit(query, place) ? "hit" : "miss"),
+    strip.style.setProperty("--neighbors", Math.max(1, query.neighbors.length));
+    query.neighbors.forEach(([image, score], rank) => {
+      strip.append(make("span", {}, picture(image, isHit(query, rank) ? "hit" : "miss"),
         caption(score.toFixed(3), classOf(image))));
     });
     const button = make("button", { type: "button" }, about, strip);
@@ -126,8 +126,8 @@
     $("viewer-title").textContent = name;
     $("viewer-text").textContent =
       `${data.images[query.image][2]} · MAP@R ${percent(query.map)} · nearest first, with ${data.metric}`;
-    const images = query.found.map(([image, score], place) => {
-      const hit = isHit(query, place);
+    const images = query.neighbors.map(([image, score], rank) => {
+      const hit = isHit(query, rank);
       const content = [picture(image, hit ? "hit" : "miss"), caption(score.toFixed(3), classOf(image))];
       const other = queryOfImage.get(image);
       if (!other) return make("div", {}, ...content);
@@ -137,9 +137,9 @@
       return button;
     });
     $("viewer-images").replaceChildren(make("div", {}, picture(query.image, ""), caption("query", name)), ...images);
-    const place = chosen.indexOf(query);
-    $("previous").disabled = place <= 0;
-    $("next").disabled = place < 0 || place >= chosen.length - 1;
+    const position = chosen.indexOf(query);
+    $("previous").disabled = position <= 0;
+    $("next").disabled = position < 0 || position >= chosen.length - 1;
     if (!$("viewer").open) $("viewer").showModal();
     $("viewer").scrollTop = 0;
   }
@@ -215,7 +215,7 @@
   const canvas = $("plot");
   const context = canvas.getContext("2d");
   const order = Object.keys(data.classes).map(Number);
-  const hue = new Map(order.map((label, place) => [label, (place * 137.508) % 360])); // neighbors in color far apart
+  const hue = new Map(order.map((label, index) => [label, (index * 137.508) % 360])); // neighbors in color far apart
   let points = [];
 
   function drawMap() {
@@ -242,10 +242,10 @@
     const isWanted = (point) => wanted === "" || String(labelOf(point.query.image)) === wanted;
     points.filter((point) => !isWanted(point)).forEach((point) => drawPoint(point, true));
     points.filter(isWanted).forEach((point) => drawPoint(point, false));
-    if (wanted !== "" || order.length <= MOST_NAMES) drawNames(points.filter(isWanted), width);
+    if (wanted !== "" || order.length <= MAX_NAMES) drawNames(points.filter(isWanted), width);
   }
 
-  // Each class is named at the median of its points, with a rim in the color of the paper.
+  // Each class is named at the median of its points, with an outline in the background color.
   function drawNames(named, width) {
     const style = getComputedStyle(document.body);
     const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
