@@ -27,7 +27,7 @@ class RetrievalTask:
         gallery: (N, D) vectors.
         gallery_labels: (N,) labels.
         gallery_ids: (N,) ids.
-        excluded: Pairs of keys of queries and gallery; an image with equal keys in a pair is not a neighbor of the query.
+        excluded: Pairs of keys of queries and gallery; images with an equal key in any pair are not neighbors.
         relevant: (Q,) how many gallery images have the query's label and are not excluded for it.
         metric: ``cosine``, ``inner_product`` or ``l2``.
         device: Device of an exact search; each gives the same neighbors.
