@@ -1,1 +1,1 @@
-"""Command-line tools, one module each: parse, build, call."""
+"""Command-line tools, one module each: parse the arguments, call the library, print."""

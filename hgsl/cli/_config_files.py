@@ -1,4 +1,4 @@
-"""Config files on the command line: packaged recipes, unknown keys, and the change of a file's data set."""
+"""Config files on the command line: packaged recipes, unknown keys, and settings of a replaced data set."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from hgsl.cli._messages import flatten, is_free, unknown_setting
 from hgsl.common.errors import InputError, nearest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-DATA_SET_SETTINGS = ("options", "root")  # of the data set that data.name names, and of no other
+DATA_SET_SETTINGS = ("options", "root")  # which apply only to the data set in data.name
 
 
 def resolve(words: Sequence[str]) -> list[str]:
@@ -38,7 +38,7 @@ def config_files(words: Sequence[str]) -> list[Path]:
 
 
 def check_file(path: Path, known: set[str]) -> None:
-    """Refuses a config file that is no YAML mapping or has a key that is not ``known``.
+    """Checks that a config file is a YAML mapping with ``known`` keys only.
 
     Raises:
         InputError: The message names the key, and the nearest known one.
@@ -53,7 +53,7 @@ def check_file(path: Path, known: set[str]) -> None:
 
 
 def for_another_data_set(words: Sequence[str]) -> list[str]:
-    """Returns the arguments without a file's settings of a data set that ``--data.name`` replaces; prints a note."""
+    """Drops settings in a file that belong to the data set which ``--data.name`` replaces, and prints a note."""
     files = config_files(words)
     given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--data.name"]
     given += [word.partition("=")[2] for word in words if word.startswith("--data.name=")]

@@ -1,4 +1,4 @@
-"""Frame of every command: a user's mistake ends in one line and an exit status, never in a traceback."""
+"""Frame of every command: invalid input ends in one line and an exit status, never in a traceback."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
         work: The command; its own exit status, or None for 0.
         ends_process: Whether this call is a process of its own, which a failure ends at once, with its children: the
             interpreter would take seconds to free its memory, and might wait for threads that wait for other processes.
-            Otherwise a bug is raised to the caller.
+            Otherwise an unexpected exception is raised.
     """
     with plain_warnings(), open_ended_output():
         try:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hgsl.common.errors import nearest
 
-FREE = ("options", "miner_options", "top_k_schedule")  # settings that are dictionaries
+DICT_SETTINGS = ("options", "miner_options", "top_k_schedule")  # with arbitrary keys
 TYPES = {
     int: "a whole number",
     float: "a number",
@@ -23,7 +23,7 @@ _VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)$")
 
 
 def explain(text: str, settings: type) -> str:
-    """Returns the parser's message with what the setting expects and what it found, on one line.
+    """Returns a message of the parser on one line, with the expected type of the setting and the given value.
 
     Args:
         text: A message of jsonargparse.
@@ -48,8 +48,8 @@ def unknown_setting(what: str, key: str, known: set[str]) -> str:
 
 
 def is_free(key: str) -> bool:
-    """Whether ``key`` is a setting whose keys only its reader knows, or one of these keys."""
-    return any(part in FREE for part in key.split("."))
+    """Whether ``key`` is a dictionary setting with arbitrary keys, or a key inside one."""
+    return any(part in DICT_SETTINGS for part in key.split("."))
 
 
 def flatten(text: str) -> str:

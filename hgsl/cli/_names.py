@@ -1,4 +1,4 @@
-"""Names of parts in the settings, checked against the packages' tables before torch is imported."""
+"""Names of parts in the settings, checked against the dicts of the packages before torch is imported."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.config import Config, SparsifyConfig
 
-# Setting -> module and name of the table that knows it.
+# Setting -> module and name of the table that lists its values.
 TABLES = {
     "data.name": ("hgsl.data.adapters", "DATASETS"),
     "data.protocol": ("hgsl.data.protocols", "PROTOCOLS"),
@@ -22,7 +22,7 @@ TABLES = {
 
 
 def check_names(config: Config) -> None:
-    """Refuses a name of a part that the table of its package does not hold.
+    """Checks that the table of a part's package has its name.
 
     Raises:
         InputError: The message names the nearest one.
@@ -44,14 +44,14 @@ def check_names(config: Config) -> None:
 
 
 def names_in(module: str, table: str) -> list[str]:
-    """Returns the names that a module's table holds, read from its source while the module is not loaded.
+    """Returns the names in a table of a module, read from its source if the module is not loaded.
 
     Args:
-        module: A module of hgsl; importing it would take seconds, as torch comes with it.
+        module: A module of hgsl; importing it would import torch, which takes seconds.
         table: A dict display with string keys, or a tuple of strings.
     """
-    if loaded := sys.modules.get(module):
-        return list(getattr(loaded, table))
+    if loaded_module := sys.modules.get(module):
+        return list(getattr(loaded_module, table))
     path = Path(__file__).parents[2].joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
@@ -63,23 +63,23 @@ def names_in(module: str, table: str) -> list[str]:
     raise LookupError(f"{source} has no table {table}")
 
 
-def _check_loss(setting: str, name: str, part: str, own: list[str]) -> None:
-    """Refuses a name that neither this package nor pytorch-metric-learning has; without the latter it is left alone."""
+def _check_loss(setting: str, name: str, part: str, package_names: list[str]) -> None:
+    """Checks that this package or pytorch-metric-learning has a name; not checked if the latter is missing."""
     package = find_spec("pytorch_metric_learning")
-    if name in own or package is None or package.origin is None:
+    if name in package_names or package is None or package.origin is None:
         return
     source = (Path(package.origin).parent / part / "__init__.py").read_text(encoding="utf-8")
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
-    known = [*own, *(alias.asname or alias.name for node in imports for alias in node.names)]
+    known = [*package_names, *(alias.asname or alias.name for node in imports for alias in node.names)]
     if name not in known:
         raise unknown(setting, name, known)
 
 
 def _check_backbone(name: str) -> None:
-    """Refuses a name that occurs nowhere in timm's sources: they name all models, and importing them takes seconds."""
+    """Checks that a name occurs in timm's sources, which contain all model names and take seconds to import."""
     package = find_spec("timm")
     if "timm" in sys.modules or package is None or package.origin is None or ":" in name:
-        return  # the model itself is asked for later
+        return  # checked when the model is built
     base = name.partition(".")[0]
     sources = [path.read_text(encoding="utf-8") for path in (Path(package.origin).parent / "models").glob("*.py")]
     if any(f"def {base}(" in source or f"'{base}'" in source or f'"{base}"' in source for source in sources):

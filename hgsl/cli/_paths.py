@@ -5,14 +5,14 @@ from pathlib import Path
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyConfig
 
-WEIGHTS = ("timm", "packaged", "none")  # all else is a file
+WEIGHTS = ("timm", "packaged", "none")  # any other value is a file
 
 
 def check_paths(config: Config) -> None:
-    """Refuses a path to read from that does not exist.
+    """Checks that the paths to read from exist.
 
     Raises:
-        FileNotFoundError: The message names the setting, the path and the folder it was looked for in.
+        FileNotFoundError: The message names the setting, the path and the folder it is relative to.
     """
     if config.data.root is not None:
         _check_exists("data.root", config.data.root)
@@ -26,13 +26,13 @@ def check_paths(config: Config) -> None:
 
 
 def check_device(name: str) -> None:
-    """Refuses a device name that no machine has; whether this one has it takes torch to find out.
+    """Checks the form of a device name; whether the device is present is checked later, by torch.
 
     Raises:
         InputError: The name has another form than auto, cpu, mps, cuda or cuda:N.
     """
-    kind, colon, number = name.partition(":")
-    if kind not in ("auto", "cpu", "mps", "cuda") or (colon and (kind != "cuda" or not number.isdigit())):
+    device_type, colon, number = name.partition(":")
+    if device_type not in ("auto", "cpu", "mps", "cuda") or (colon and (device_type != "cuda" or not number.isdigit())):
         raise InputError(f"unknown run.device {name!r}: use auto, cpu, mps, cuda or cuda:N, such as cuda:1")
 
 

@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may go away."""
+"""Standard output and error that tolerate a closed pipe."""
 
 import os
 import sys
@@ -8,9 +8,9 @@ from typing import Any, TextIO
 
 
 class OpenEnded:
-    """A text stream that drops what is written after its reader has gone, as ``| head`` goes after ten lines.
+    """A text stream that discards output after its pipe is closed, as ``| head`` closes it after ten lines.
 
-    The command goes on and writes its files; characters that the stream's encoding lacks are written as ``\\xff``.
+    The command continues and writes its files; characters that the encoding lacks are written as ``\\xff``.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -35,7 +35,7 @@ class OpenEnded:
         return getattr(self._stream, name)
 
     def _drop(self) -> None:
-        """Sends what is buffered, and all that follows, to the null device."""
+        """Redirects the stream, with its buffered text, to the null device."""
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, self._stream.fileno())
         os.close(descriptor)
@@ -43,7 +43,7 @@ class OpenEnded:
 
 @contextmanager
 def open_ended_output() -> Iterator[None]:
-    """Makes standard output and error open-ended while entered, and flushes them on leaving."""
+    """Makes standard output and error open-ended within the context, and flushes them at its end."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and OpenEnded(stream) for stream in before)
     try:

@@ -13,7 +13,7 @@ from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.engine.folder import run_folder
 
-FIRST = (
+MAIN_SETTINGS = (
     *("--config", "--run.dir", "--data.name", "--data.root", "--data.image_size", "--model.backbone"),
     *("--model.weights", "--train.epochs", "--train.batch_size", "--optim.lr"),
 )
@@ -22,7 +22,7 @@ Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
 def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
     """Returns a parser of every setting and of ``--overwrite`` and ``--resume``."""
-    parser = build_parser(f"{description} Settings to know first: {', '.join(FIRST)}.", settings)
+    parser = build_parser(f"{description} Settings to know first: {', '.join(MAIN_SETTINGS)}.", settings)
     parser.usage = "%(prog)s [-h] [--config CONFIG] [--overwrite | --resume] [--SETTING VALUE ...]"
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
     parser.add_argument(
@@ -34,7 +34,7 @@ def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse
 def read(
     settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, words: Sequence[str]
 ) -> tuple[AnyConfig, jsonargparse.Namespace, Path]:
-    """Returns the settings, the command's flags and the run folder, all checked as far as that takes no torch.
+    """Returns the settings, the command's flags and the run folder, with all checks that do not need torch.
 
     Raises:
         InputError: Settings or flags are unknown or contradict each other, or the run folder cannot be used.
@@ -42,7 +42,7 @@ def read(
     """
     config, flags = parse_as(settings, parser, words)
     if flags.resume and flags.overwrite:
-        raise InputError("--resume goes on with the run in the folder, --overwrite replaces it: give one of the two")
+        raise InputError("--resume continues the run in the folder, --overwrite replaces it: give one of the two")
     folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
     check_used(config, words)
     check_paths(config)

@@ -1,6 +1,6 @@
-"""Settings that have no effect beside others: refused where they are given on the command line.
+"""Settings that have no effect in combination with others: refused on the command line.
 
-A recipe may hold them, since it also serves runs that use them.
+A recipe may contain them, since a flag may change the other setting.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyConfig, SparsifyRunConfig
 
-# Settings, whether they have no effect, and beside what.
+# Settings, the condition under which they have no effect, and its description.
 Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
     (("data.per_class",), lambda c: c.data.sampler in ("random", "class_balanced"), "data.sampler {data.sampler}"),
@@ -36,10 +36,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def check_used(config: Config, words: Sequence[str]) -> None:
-    """Refuses a setting that is given in ``words``, differs from its default and has no effect.
+    """Checks that every setting in ``words`` that differs from its default has an effect.
 
     Raises:
-        InputError: The message names the setting and what takes its effect away.
+        InputError: The message names the setting, and the other one that makes it ineffective.
     """
     for flag in (word.partition("=")[0].removesuffix("+") for word in words if word.startswith("--")):
         for reason in _reasons(config, flag[2:]):
@@ -52,6 +52,6 @@ def _reasons(config: Config, setting: str) -> Iterator[str]:
     if not name or group is None or getattr(group, name, None) == getattr(default, name, None):
         return
     for settings, is_unused, reason in RULES:
-        concerned = any(setting == one or (one.endswith(".") and setting.startswith(one)) for one in settings)
-        if concerned and is_unused(config):
+        applies = any(setting == one or (one.endswith(".") and setting.startswith(one)) for one in settings)
+        if applies and is_unused(config):
             yield reason.format(data=config.data, optim=config.optim)

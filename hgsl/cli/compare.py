@@ -1,4 +1,4 @@
-"""``hgsl-compare``: reports side by side, with the differences that are more than chance."""
+"""``hgsl-compare``: reports side by side, with paired differences and their intervals."""
 
 import argparse
 import sys
@@ -14,17 +14,17 @@ from hgsl.common.tables import format_cells, recall_of
 if TYPE_CHECKING:
     from hgsl.engine.comparison import Contender
 
-DESCRIPTION = """Print reports of one split side by side, and by how much each differs from the first: the mean
-difference over the same queries with its 95% interval, from resampled classes. A report is what hgsl-eval --json
-wrote, the folder of a run (its scores after training), or the folder of hgsl-train --seeds: then a row holds mean and
-standard deviation of the seeds, and the interval also covers other seeds."""
+DESCRIPTION = """Print reports of one split side by side, and the difference of each from the first: the mean
+over the same queries with its 95% interval, from resampled classes. A report is a file of hgsl-eval
+--json, the folder of a run (its scores after training), or the folder of hgsl-train --seeds: then a row holds mean
+and standard deviation of the seeds, and the interval also covers other seeds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     parser.add_argument(
-        "reports", nargs="+", metavar="REPORT", help="Two or more; the first is what the others are compared with."
+        "reports", nargs="+", metavar="REPORT", help="Two or more; the others are compared with the first."
     )
     parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="Bootstrap samples (default 2000).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap (default 0).")
@@ -111,7 +111,7 @@ def _score(contender: "Contender", key: str) -> str:
 
 
 def _resampled(contenders: Sequence["Contender"]) -> str:
-    """What the intervals speak about."""
+    """The source of variation that the intervals cover, for their caption."""
     units = "resampled classes" if contenders[0].labels is not None else "resampled queries, as classes are not known"
     seeds = [len(contender.reports) for contender in contenders]
     return f"{units} and the spread of seeds" if max(seeds) > 1 else f"{units}, of these models: other seeds differ too"

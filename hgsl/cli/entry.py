@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=f"Fine-grained image retrieval. The commands, each with --help:\n\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="Print installed versions and what auto picks here.")
+    parser.add_argument("--version", action="store_true", help="Print versions, and the device and precision of auto.")
     flags = parser.parse_args(words)
     print(about() if flags.version else parser.format_help().rstrip())
     return 0

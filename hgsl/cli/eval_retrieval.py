@@ -17,22 +17,22 @@ and --data.root, on another one), of a pretrained network without training (--mo
 embeddings in files (--embeddings E.npy --labels L.npy)."""
 
 # Flag, type of its value ([type]: one or more values; None: no value), help.
-WHAT: list[tuple[str, Any, str]] = [
+INPUT_FLAGS: list[tuple[str, Any, str]] = [
     ("--checkpoint", str, "Folder of a run."),
     ("--embeddings", str, "Embeddings (N, D) as .npy, .npz or .safetensors, float16 and bfloat16 too."),
     ("--labels", str, "Their labels, (N,) integers or class names."),
     ("--ids", str, "Their ids, (N,) integers: an image is never a neighbor of a query with the same id."),
     ("--groups", str, "Their groups, (N,) integers such as camera numbers: an image with a query's label and group is "
                       "no neighbor of it; an image without a group takes a number of its own."),
-    ("--gallery-embeddings", [str], "Separate galleries, one file each, searched one by one."),
+    ("--gallery-embeddings", [str], "Separate galleries, one file each, evaluated one by one."),
     ("--gallery-labels", [str], "Their labels, one file per gallery."),
-    ("--gallery-ids", [str], "Their ids, where the galleries may hold the queries."),
+    ("--gallery-ids", [str], "Their ids, if the galleries may contain the queries."),
     ("--gallery-groups", [str], "Their groups, one file per gallery."),
     ("--training-embeddings", str, "Embeddings to fit --whiten on; a network embeds its training split itself."),
     ("--calibration-embeddings", str, "Embeddings to calibrate --no-match on; a network embeds its validation split."),
-    ("--calibration-labels", str, "Their labels, in the numbering of the gallery's."),
+    ("--calibration-labels", str, "Their labels, encoded like those of the gallery."),
 ]  # fmt: skip
-HOW: list[tuple[str, Any, str]] = [
+EVALUATION_FLAGS: list[tuple[str, Any, str]] = [
     ("--k", [int], "The K of Recall@K, Precision@K and mAP@K; the default is eval.ks, 1 2 4 8."),
     ("--metric", str, "One of cosine, inner_product and l2."),
     ("--index", str, "Flat is exact; a FAISS factory string such as 'IVF4096,Flat nprobe=32' is approximate."),
@@ -48,15 +48,15 @@ HOW: list[tuple[str, Any, str]] = [
     ("--whiten", int, "PCA-whiten to this many dimensions, fitted on training images; 0 keeps all."),
     ("--query-expansion", int, "alpha query expansion with this many neighbors."),
     ("--augment-gallery", int, "Database augmentation with this many neighbors."),
-    ("--expansion-alpha", float, "alpha of both: a neighbor weighs similarity^alpha."),
+    ("--expansion-alpha", float, "alpha of both: the weight of a neighbor is similarity^alpha."),
     ("--rerank", None, "k-reciprocal re-ranking of the first 100 neighbors."),
     ("--no-match", float, "False-accept rate for which to calibrate the similarity below which there is no match."),
 ]
-OUT: list[tuple[str, Any, str]] = [
+OUTPUT_FLAGS: list[tuple[str, Any, str]] = [
     ("--json", str, "Write scores, counts, versions and the scores of each query."),
     ("--csv", str, "Write a table of the scores of each query."),
     ("--html", str, "Write a page: worst queries, classes, confusions, suspicious pairs, a map."),
-    ("--sheet", str, "Write a picture of queries with their neighbors, right and wrong."),
+    ("--sheet", str, "Write a contact sheet of queries with their neighbors, framed as right or wrong."),
     ("--curves", str, "Write a figure (.png, .pdf, .svg) of Recall@K and of the loss of a run's training."),
     ("--per-class", None, "Add the scores of each class."),
     ("--bootstrap", int, "Add 95% intervals from this many bootstrap samples, such as 1000."),
@@ -65,7 +65,7 @@ OUT: list[tuple[str, Any, str]] = [
 ]
 MODEL_SETTINGS = ("backbone", "pooling", "embedding_size", "weights", "output_stride")
 # Flags that are arguments of EmbeddingFiles, EvalOptions and EvalOutputs under the same name.
-FILES = [flag.removeprefix("--").replace("-", "_") for flag, *_ in WHAT if flag != "--checkpoint"]
+FILES = [flag.removeprefix("--").replace("-", "_") for flag, *_ in INPUT_FLAGS if flag != "--checkpoint"]
 OPTIONS = [
     *("metric", "index", "ignore_same_group", "flip", "crops", "whiten", "query_expansion", "augment_gallery"),
     *("expansion_alpha", "rerank", "no_match", "cluster", "bootstrap"),
@@ -93,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(words: list[str]) -> None:
     parser = build_parser(DESCRIPTION)
-    for flag, kind, text in (*WHAT, *HOW, *OUT):
+    for flag, kind, text in (*INPUT_FLAGS, *EVALUATION_FLAGS, *OUTPUT_FLAGS):
         _add_flag(parser, flag, kind, text)
     config, flags = parse(parser, _with_settings(words))
     _check(flags, words)
 
-    # The libraries take seconds to load: mistakes in the flags have been reported before.
+    # Imported after the checks, since the libraries take seconds to load.
     from hgsl.engine.evaluation import EvalOptions, evaluate
     from hgsl.engine.evaluation.files import EmbeddingFiles, load_files, search_device
     from hgsl.engine.evaluation.outputs import EvalOutputs
@@ -117,10 +117,10 @@ def _evaluate(words: list[str]) -> None:
         files = EmbeddingFiles(**{name: flags[name] for name in FILES if flags[name]})
         evaluation = evaluate(load_files(files, search_device(config.run.device)), options)
     else:
-        found = evaluate_settings(config, options, flags.checkpoint)
-        if found is None:  # of several processes, one writes
+        evaluation_on_main = evaluate_settings(config, options, flags.checkpoint)
+        if evaluation_on_main is None:  # only the main process writes
             return
-        evaluation = found
+        evaluation = evaluation_on_main
     try:
         written = outputs.write(evaluation)
     finally:
@@ -140,7 +140,7 @@ def _add_flag(parser: ArgumentParser, flag: str, kind: Any, text: str) -> None:
 
 
 def _with_settings(words: list[str]) -> list[str]:
-    """The arguments after those of the run's own settings, or with the network's name as a setting."""
+    """The arguments, preceded by the config file of the run, or with ``--model`` replaced by settings."""
     checkpoint, model = _value(words, "--checkpoint"), _value(words, "--model")
     if checkpoint is not None:
         settings = Path(checkpoint) / "config.yaml"
@@ -149,13 +149,13 @@ def _with_settings(words: list[str]) -> list[str]:
         return ["--config", str(settings), *words]
     if model is None:
         return words
-    named = ["--model.backbone", model, "--model.embedding_size", "null"]
+    model_settings = ["--model.backbone", model, "--model.embedding_size", "null"]
     index = next(i for i, word in enumerate(words) if word == "--model" or word.startswith("--model="))
-    return [*words[:index], *named, *words[index + (2 if words[index] == "--model" else 1) :]]
+    return [*words[:index], *model_settings, *words[index + (2 if words[index] == "--model" else 1) :]]
 
 
 def _check(flags: Namespace, words: list[str]) -> None:
-    """Refuses flags that contradict each other and paths that cannot be written, before anything is loaded."""
+    """Checks, before anything is loaded, that flags do not contradict each other and paths can be written."""
     given = {"--checkpoint": flags.checkpoint, "--model": _value(words, "--model"), "--embeddings": flags.embeddings}
     named = [flag for flag, value in given.items() if value is not None]
     if not named:
@@ -164,7 +164,7 @@ def _check(flags: Namespace, words: list[str]) -> None:
         )
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} name different things to measure: give one")
-    files = [flag for flag, *_ in WHAT if flag not in given]
+    files = [flag for flag, *_ in INPUT_FLAGS if flag not in given]
     network = ["--flip", "--crops", "--save-embeddings", "--ignore-same-group", "--sheet"]
     used = {word.split("=")[0] for word in words}
     for flag in files if named != ["--embeddings"] else network:
@@ -187,7 +187,7 @@ def _has_effect(setting: str, used: Sequence[str]) -> bool:
 
 
 def _value(words: Sequence[str], flag: str) -> str | None:
-    """The value of ``flag``, read before the others since it decides their defaults."""
+    """The value of ``flag``, read before parsing since it determines the defaults."""
     for position, word in enumerate(words):
         if word.startswith(flag + "="):
             return word.removeprefix(flag + "=")

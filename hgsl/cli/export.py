@@ -54,7 +54,7 @@ def _export(flags: argparse.Namespace) -> None:
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    """Refuses flags that are empty, contradict each other or would have no effect."""
+    """Checks that flags are not empty, contradictory or without effect."""
     for flag in ("out", "root", "push", "license"):
         if getattr(flags, flag) == "":
             raise InputError(f"--{flag} is empty: give a value, or leave it out")

@@ -82,7 +82,7 @@ def prepare(flags: argparse.Namespace) -> int:
 
 
 def _options(flags: argparse.Namespace) -> dict[str, Any]:
-    """The values of ``--option``: JSON where an option is not text, such as ``seed=1``."""
+    """The values of ``--option``, parsed as JSON unless the option takes text."""
     options: dict[str, Any] = {}
     for word in flags.option:
         key, equals, text = word.partition("=")
@@ -124,11 +124,11 @@ def _audit(manifest: Manifest, report: Path | None) -> bool:
 
 
 def verify(card: Card | None, name: str, root: Path | None, options: dict[str, Any]) -> bool:
-    """Prints each count beside the card's, and the number of files that exist; returns whether all are right."""
+    """Prints each count and that of the card, and the number of files that exist; returns whether all agree."""
     expected = {} if card is None or options else card["expected"]
-    right = True
+    counts_match = True
     for protocol, counts in expected.items():
-        right &= _counts_match(load_manifest(name, root, protocol), counts)
+        counts_match &= _counts_match(load_manifest(name, root, protocol), counts)
     if not expected:
         reason = "the card does not apply with --option" if card else "your own data has no card"
         print(f"no counts to compare: {reason}")
@@ -137,16 +137,16 @@ def verify(card: Card | None, name: str, root: Path | None, options: dict[str, A
     print(f"files: {len(manifest) - len(missing):,} of {len(manifest):,} are in {manifest.root}")
     for row in missing[:10]:
         print(f"  missing: {manifest.paths[row]}")
-    return right and not missing
+    return counts_match and not missing
 
 
 def _counts_match(manifest: Manifest, expected: dict[str, dict[str, int]]) -> bool:
     """Prints each count of a protocol, and returns whether all equal the expected ones."""
-    right, counts = True, count(manifest)
+    all_equal, counts = True, count(manifest)
     for split, numbers in expected.items():
         for column, number in numbers.items():
             actual = counts.get(split, {}).get(column, 0)
-            right &= actual == number
+            all_equal &= actual == number
             mark = "ok" if actual == number else f"WRONG, expected {number:,}"
             print(f"{manifest.protocol:13} {split:5} {column:8} {actual:>8,}  {mark}")
-    return right
+    return all_equal

@@ -15,7 +15,7 @@ from hgsl.search.storage.record import read_record
 if TYPE_CHECKING:
     from hgsl.search import Hit, IndexReport, SearchIndex
 
-BROKEN_SHOWN = 20
+MAX_BROKEN_SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +71,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
     add("--host", default="127.0.0.1", help="Address to listen on (default 127.0.0.1: this machine only).")
-    add("--port", type=int, default=8000, help="Port to listen on (default 8000); 0 takes a free one.")
-    add("--allow-host", action="append", default=[], metavar="NAME", help="Host name it is reached by; repeatable.")
+    add("--port", type=int, default=8000, help="Port to listen on (default 8000); 0 chooses a free port.")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="Accepted host name of the server; repeatable.",
+    )
     _add_device(parser)
     parser.set_defaults(work=_serve)
 
@@ -121,9 +127,9 @@ def _print_report(report: "IndexReport", folder: Path) -> None:
         print("other files: " + ", ".join(f"{count:,} {suffix}" for suffix, count in files))
     if report.broken:
         print(f"broken and skipped: {len(report.broken):,}")
-        for path, reason in list(report.broken.items())[:BROKEN_SHOWN]:
+        for path, reason in list(report.broken.items())[:MAX_BROKEN_SHOWN]:
             print(f"  {path}: {reason}")
-        if len(report.broken) > BROKEN_SHOWN:
+        if len(report.broken) > MAX_BROKEN_SHOWN:
             print(f"  ... {folder / report.record['files']['images']} lists all")
     for note in report.notes:
         print(f"note: {note}")
