@@ -16,8 +16,8 @@ from hgsl.common.tables import columns_of, recall_of
 from hgsl.engine.folder.run_folder import QUERIES, REPORT, SEEDS
 from hgsl.evaluation.bootstrap import paired_difference
 
-SAME = ("split_hash", "protocol", "num_queries", "num_gallery")
-NEEDED = {"map@r", "split_hash", "protocol", "num_queries"}
+MUST_MATCH = ("split_hash", "protocol", "num_queries", "num_gallery")
+REQUIRED_KEYS = {"map@r", "split_hash", "protocol", "num_queries"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Contender:
     """One row of a comparison.
 
     Attributes:
-        name: Its row.
+        name: Name of the row.
         reports: One report, or one per seed.
     """
 
@@ -46,7 +46,7 @@ class Contender:
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """(Q,) labels of the queries, by rising id; None where the report does not hold them, or only one class."""
+        """(Q,) labels of the queries, by ascending id; None if the report lacks them, or has only one class."""
         per_query = self.reports[0].get("per_query") or {}
         if len(set(per_query.get("label", ()))) < 2:
             return None
@@ -54,20 +54,20 @@ class Contender:
 
     @property
     def query_ids(self) -> list[int] | None:
-        """Ids of the queries, rising; None where a report does not hold scores of single queries.
+        """Ids of the queries, ascending; None if a report lacks the scores of single queries.
 
         Raises:
-            InputError: The reports of the seeds count different queries.
+            InputError: The reports of the seeds are of different queries.
         """
         ids = [sorted((report.get("per_query") or {}).get("id", ())) for report in self.reports]
         if not all(ids):
             return None
         if any(other != ids[0] for other in ids):
-            raise InputError(f"the seeds of {self.name} count different queries: evaluate them on the same images")
+            raise InputError(f"the seeds of {self.name} have different queries: evaluate them on the same images")
         return ids[0]
 
     def values(self, key: str) -> NDArray[np.float64] | None:
-        """(seeds, Q) scores of single queries, by rising id; None where a report does not hold them."""
+        """(seeds, Q) scores of single queries, by ascending id; None if a report lacks them."""
         rows = []
         for report in self.reports:
             per_query = report["per_query"]
@@ -86,7 +86,7 @@ class Contender:
 
 
 def read_contenders(paths: Sequence[str]) -> list[Contender]:
-    """Reads reports, run folders and folders of several seeds, each under the shortest end of its path.
+    """Reads reports, run folders and folders of several seeds, each named by the shortest unique end of its path.
 
     Raises:
         FileNotFoundError: There is no report.
@@ -96,11 +96,11 @@ def read_contenders(paths: Sequence[str]) -> list[Contender]:
     first = contenders[0]
     for other in contenders:
         for report in other.reports:
-            for key in SAME:
-                expected, found = first.reports[0].get(key), report.get(key)
-                if expected != found:
+            for key in MUST_MATCH:
+                expected, actual = first.reports[0].get(key), report.get(key)
+                if expected != actual:
                     raise InputError(
-                        f"{first.name} and {other.name} measure different things: {key} {expected} and {found}; "
+                        f"{first.name} and {other.name} measure different things: {key} {expected} and {actual}; "
                         "only runs on the same split can be compared"
                     )
     return contenders
@@ -116,17 +116,17 @@ def differences(
 ) -> dict[str, list[float]]:
     """Returns key -> [mean difference, low, high] of ``other`` minus ``first``, paired by the ids of the queries.
 
-    Classes are resampled, and the variance between seeds is added where there are several; queries are resampled where
-    a report does not tell their classes.
+    Classes are resampled, and the variance between seeds is added where there are several; queries are resampled if
+    a report lacks their classes.
 
     Raises:
-        InputError: The two count different queries.
+        InputError: The two are of different queries.
     """
     ids, other_ids = first.query_ids, other.query_ids
     if ids is None or other_ids is None:
         return {}
     if ids != other_ids:
-        raise InputError("the reports count different queries: evaluate both again on the same images")
+        raise InputError("the reports have different queries: evaluate both again on the same images")
     intervals = {}
     for key in keys:
         before, after = first.values(key), other.values(key)
@@ -138,7 +138,7 @@ def differences(
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its shortest end that no other has."""
+    """Shortest unique end of a path -> the path."""
     parts = [Path(path).with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -165,6 +165,6 @@ def _read_report(path: Path) -> dict[str, Any]:
             content["per_query"] = read_json(queries, "the scores of single queries")
     if "galleries" in content:
         raise InputError(f"{path}: holds several galleries; compare reports of one each")
-    if not content.keys() >= NEEDED:
+    if not content.keys() >= REQUIRED_KEYS:
         raise InputError(f"{path}: not a retrieval report: it lacks map@r, split_hash, protocol or num_queries")
     return content

@@ -1,4 +1,4 @@
-"""Process group of a run under torchrun, and what its processes exchange; a single process needs no group."""
+"""Process group of a run under torchrun, and the values that its processes exchange; one process needs no group."""
 
 import os
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from hgsl.common.errors import InputError
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that torchrun has started and yields the device of this one; without torchrun does nothing.
+    """Joins the process group under torchrun and yields the device of this process; without torchrun yields ``device``.
 
     Raises:
-        InputError: The device serves a single process.
+        InputError: The device supports a single process only.
     """
     if ranks.launched_world_size() == 1:
         yield device
@@ -31,7 +31,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except BaseException:
-        # Others may be inside a collective that this process never joins: NCCL would wait for it before it ends.
+        # Others may be in a collective that this process never joins: without an abort NCCL would wait for it.
         if device.type == "cuda":
             dist.distributed_c10d._abort_process_group()
         raise
@@ -40,7 +40,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
 
 
 def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
-    """Returns the mean of every process's loss, and the largest signal number that any of them received."""
+    """Returns the mean loss over all processes, and the largest signal number received by any."""
     if not ranks.is_initialized():
         return loss, stop
     rows = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
@@ -50,9 +50,9 @@ def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
 
 
 def share_buffers(*modules: nn.Module) -> None:
-    """Gives every process the buffers of the first: the statistics of batch norms, which each has from its own images.
+    """Broadcasts the buffers of the first process: the statistics of batch norms, which differ between processes.
 
-    What is evaluated by all is then what the first one saves.
+    All processes then evaluate the model that the first one saves.
     """
     if ranks.is_initialized():
         for buffer in (buffer for module in dict.fromkeys(modules) for buffer in module.buffers()):

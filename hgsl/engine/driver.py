@@ -1,4 +1,4 @@
-"""Driver of every run: takes a problem through its stages, saves and resumes in the middle of them."""
+"""Driver of every run: trains a problem stage by stage, saves its state, and resumes within a stage."""
 
 import copy
 import time
@@ -34,16 +34,16 @@ class Driver:
         config: The settings.
         folder: The run folder.
         runtime: Device and precision.
-        problem: The model and how it is trained.
+        problem: The model, and how it is trained.
         stages: See :class:`Stage`.
         masks: The masks on the problem's model, if it has any.
-        after_epoch: (stage, epoch, state) -> numbers to log, called before the state is saved.
+        after_epoch: (stage, epoch, state) -> values to log, called before the state is saved.
         started: Reading of ``time.perf_counter`` at the beginning of the run.
 
     Attributes:
         before: The scores before training, or {}.
-        history: A record an epoch: ``stage``, ``epoch`` and the numbers of ``after_epoch``.
-        state: Of the stage that was trained last.
+        history: A record per epoch: ``stage``, ``epoch`` and the numbers of ``after_epoch``.
+        state: The state of the current or last stage.
     """
 
     state: TrainState
@@ -68,10 +68,10 @@ class Driver:
         self._started = started
 
     def run(self, saved: dict[str, Any] | None) -> None:
-        """Goes through all stages, or those that ``saved`` has left, and keeps the state of the last.
+        """Trains all stages, or the remaining ones of the state ``saved``.
 
         Raises:
-            InputError: The images are not those that the saved run began with.
+            InputError: The images differ from those of the saved run.
         """
         first = 0
         if saved:
@@ -83,9 +83,9 @@ class Driver:
             self._run_stage(number, saved["train"] if saved and number == first else None)
 
     def finished_model(self) -> tuple[Any, Masks | None]:
-        """Returns the trained model, closed weights set to zero, and the masks that closed them, if there were any.
+        """Returns the trained model with closed weights set to zero, and its masks, if it has any.
 
-        It is the model itself or, where one is kept, the running mean of its weights.
+        The model is that of the running mean of the weights, if there is one.
         """
         model = self.state.final_model
         if self.masks is None:
@@ -98,11 +98,11 @@ class Driver:
         """Estimates the size of a run's saved states and model: the weights, and the optimizer's moments of each."""
         tensors = [*self.problem.model.state_dict().values(), *self.problem.objective.parameters()]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        states = self.config.train.keep + 1  # one is written beside the one that it replaces
+        states = self.config.train.keep + 1  # the new state is written before the old one is removed
         return size * (3 * states + 1)
 
-    def facts(self) -> dict[str, Any]:
-        """Returns what every report states of its run besides the results."""
+    def metadata(self) -> dict[str, Any]:
+        """Returns the entries of every report besides the results: seed, device, precision, duration and versions."""
         return {
             "seed": self.config.run.seed,
             "device": str(self.runtime.device),
@@ -115,7 +115,7 @@ class Driver:
     def _run_stage(self, number: int, saved: dict[str, Any] | None) -> None:
         stage, model = self.stages[number], self.problem.model
         if saved:
-            model.load_state_dict(saved["model"])  # the masks, before they turn hard
+            model.load_state_dict(saved["model"])  # before the masks are hardened
         elif stage.rewinds:
             self._rewind()
         if stage.masks == "ticket":
@@ -162,7 +162,7 @@ class Driver:
         if not self.masks or stage.masks != "soft":
             return
         self.masks.temperature = temperature_at(epoch, stage.epochs, self.config.sparsify.final_temp)
-        # A run that resumes in this epoch has the checkpoint already.
+        # A run resumed in this epoch has the checkpoint already.
         if epoch == stage.checkpoint_epoch and self.masks.saved is None:
             self.masks.checkpoint()
             self._objective_at_checkpoint = copy.deepcopy(self.problem.objective.state_dict())
@@ -188,7 +188,7 @@ class Driver:
     def _save(self, number: int) -> None:
         content = {
             "stage": number,
-            "train": self.state.state_dict(),  # sharded centers are gathered: by all processes
+            "train": self.state.state_dict(),  # collective: sharded centers are gathered
             "before": self.before,
             "history": self.history,
             "checkpoint": self.masks.saved if self.masks else None,
@@ -206,7 +206,7 @@ class Driver:
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["split"] != self.problem.split:
             raise InputError(
-                f"the images are not those that the run began with (manifest hash {self.problem.split}, then "
+                f"the images are not those of the start of the run (manifest hash {self.problem.split}, then "
                 f"{saved['split']}): restore them, or start again with --overwrite"
             )
         self.before, self.history = saved["before"], saved["history"]

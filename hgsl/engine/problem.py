@@ -1,4 +1,4 @@
-"""Interface between the driver of a run and what is trained in it."""
+"""Interface between the driver of a run and the model and loss that it trains."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class Problem:
     """A model, and how it is trained.
 
     Attributes:
-        model: On its device; untrained, or with the weights it starts from. It is evaluated and saved.
-        network: What a training step calls: the model, or the part of it that trains. It shares the model's parameters.
+        model: The model that is evaluated and saved, on its device.
+        network: The module that a training step calls: the model or a part of it, with shared parameters.
         objective: (outputs, labels) -> loss.
         start: Prepares model and objective before the first step of a run; returns the scores before training, or {}.
         steps_per_epoch: Batches in an epoch.
-        batches: (seed, first step) -> the batches of a stage from that step on.
+        batches: (seed, step) -> the batches of a stage from that step on.
         groups: () -> the parameter groups with their learning rates.
-        name_images: Ids of a batch -> image names, for an error message.
-        split: Identity of the images, which a resumed run must have in common with its beginning.
+        name_images: Ids of a batch -> image names, for error messages.
+        split: Identity of the images, which must not change when a run is resumed.
     """
 
     model: Any

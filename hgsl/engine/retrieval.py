@@ -29,7 +29,7 @@ class Retrieval:
         check_loss(config.loss)
         self.manifest: Manifest = build_manifest(config.data)
         if config.train.select == "best":
-            self.manifest.subset("val")  # refused before the model is built, where there is none
+            self.manifest.subset("val")  # raises before the model is built if there is none
         ranks.print_main(summary(self.manifest))
         self.model = build_model(config, runtime)
         self.train_set = build_train_set(config, self.manifest, self.model)
@@ -41,10 +41,10 @@ class Retrieval:
         self._inputs: dict[str, Any] = {}
 
     def problem(self, *, measure_before: bool) -> Problem:
-        """Returns the training as the driver takes it.
+        """Returns the problem that the driver trains.
 
         Args:
-            measure_before: Whether the start of a run measures the model on the searched classes.
+            measure_before: Whether the model is evaluated on the test classes before training.
         """
         return Problem(
             model=self.model,
@@ -59,7 +59,7 @@ class Retrieval:
         )
 
     def start(self, measure_before: bool) -> dict[str, Any]:
-        """Sets what training starts from, and returns the scores before it if they are asked for."""
+        """Initializes projection and centers, and returns the scores before training, or {}."""
         plain = self.inputs("train")
         self.mode.start(self.model, plain)
         before = self.scores(self.model, "test") if measure_before else {}
@@ -85,7 +85,7 @@ class Retrieval:
         return self._inputs[split]
 
     def scores(self, model: Embedder, split: str) -> dict[str, Any]:
-        """Evaluates ``model`` on a split and returns the report's numbers."""
+        """Evaluates ``model`` on a split and returns the entries of a report."""
         return self.evaluation(model, split).summary()
 
     def evaluation(self, model: Embedder, split: str) -> Evaluation:

@@ -21,26 +21,26 @@ from hgsl.engine.session import run_in_folder
 from hgsl.engine.stages import Stage, training_stages
 from hgsl.models import Embedder, save_embedder
 
-PAGE_QUERIES = 20_000  # more make a page of tens of megabytes
+PAGE_QUERIES = 20_000  # the page of more queries would have tens of megabytes
 
 
 def train(config: Config, folder: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Trains, evaluates before and after on the searched classes, and writes the run folder.
+    """Trains, evaluates on the test classes before and after, and writes the run folder.
 
-    Nothing is written until the data, the model and the folder are known to be usable. Under torchrun every process
-    calls this, and the first one prints and writes.
+    Nothing is written before data, model and folder have been checked. Under torchrun every process calls this, and
+    the first one prints and writes.
 
     Args:
         config: The settings.
         folder: The run folder.
         overwrite: Whether an earlier run there may be replaced.
-        resume: Go on with the run in ``folder`` from its last saved state; a finished run is only reported.
+        resume: Continue the run in ``folder`` from its last saved state; a finished run is only reported.
 
     Returns:
-        The report: ``before`` and ``after`` with the scores, the settings that decide them, and the versions.
+        The report: ``before`` and ``after`` with the scores, the settings that determine them, and the versions.
 
     Raises:
-        InputError: Settings, data or folder are not usable; the message says which and what to do.
+        InputError: Settings, data or folder are not usable.
         Stopped: A signal ended the run after its state was saved.
     """
     return run_in_folder(
@@ -54,7 +54,7 @@ def train(config: Config, folder: Path, *, overwrite: bool = False, resume: bool
 
 
 class TrainingRun:
-    """Plain training: one stage, with masks where the settings ask for them."""
+    """Plain training: one stage, with masks if the settings have them."""
 
     def __init__(self, config: Config, folder: Path, runtime: Runtime) -> None:
         started = time.perf_counter()
@@ -76,7 +76,7 @@ class TrainingRun:
         )
         self.best = self._best_epoch()
 
-    def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+    def train(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains from the beginning, or from ``saved``, and returns the report."""
         driver = self.driver
         driver.run(saved)
@@ -90,7 +90,7 @@ class TrainingRun:
             "after": self._with_notes(evaluation.summary()),
             "selection": {"epoch_chosen": self.config.train.select, **driver.state.best},
             "training": training_facts(records, self.retrieval.steps_per_epoch),
-            **driver.facts(),
+            **driver.metadata(),
         }
         if ranks.is_main():
             self._write(model, report, records, evaluation)
@@ -128,6 +128,6 @@ class TrainingRun:
 
     def _with_notes(self, scores: dict[str, Any]) -> dict[str, Any]:
         if scores and self.config.train.select == "best_on_test":
-            note = "the epoch was chosen on these very images, so the score is too high"
+            note = "the epoch was chosen on these images, so the score is too high"
             return {**scores, "notes": [*scores["notes"], note]}
         return scores

@@ -1,4 +1,4 @@
-"""Device, number format and reading processes of a run."""
+"""Device, precision and loader processes of a run."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from hgsl.engine.loop.loader import default_workers
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and number format in which the network computes, and the number of processes that read its images."""
+    """Device and dtype of the network's computation, and the number of loader processes."""
 
     device: torch.device
     dtype: torch.dtype
@@ -32,7 +32,7 @@ class Runtime:
 
 
 def build_runtime(config: Config) -> Runtime:
-    """Picks device, precision and workers, and sets PyTorch's threads and, on a CPU, how freed memory is kept."""
+    """Picks device, precision and workers, and sets PyTorch's threads and, on a CPU, the reuse of freed memory."""
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)

@@ -26,18 +26,18 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Trains with ``count`` seeds from ``run.seed`` on, in ``seed_0``, ``seed_1``, ... of the folder.
 
-    ``resume`` goes on where the runs were stopped: finished seeds are only reported, and the summary keeps those that
-    it already holds beyond ``count``.
+    ``resume`` continues interrupted runs: finished seeds are only reported, and seeds beyond ``count`` that are in the
+    summary stay in it.
 
     Args:
         config: The settings of all runs but the seed.
         folder: The folder of all runs.
         count: Number of seeds.
         overwrite: Whether earlier runs there may be replaced.
-        resume: Go on with what is there.
+        resume: Whether to continue the runs there.
 
     Returns:
-        ``seeds``, and ``mean`` and ``std`` (of a sample, n - 1) of every score after training, as in ``seeds.json``.
+        ``seeds``, and ``mean`` and sample ``std`` of every score after training, as in ``seeds.json``.
 
     Raises:
         InputError: Settings, data or folder are not usable, or there are several processes.
@@ -53,8 +53,8 @@ def train_seeds(
         for seed in _seeds(folder, config.run.seed, count):
             seed_config, seed_folder = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
             print(f"\nseed {seed} in {seed_folder}", flush=True)
-            begun = resume and (seed_folder / run_folder.CONFIG).is_file()
-            reports[seed] = train(seed_config, seed_folder, resume=begun)
+            has_run = resume and (seed_folder / run_folder.CONFIG).is_file()
+            reports[seed] = train(seed_config, seed_folder, resume=has_run)
         summary = spread([report["after"] for report in reports.values()])
         write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **summary})
     print(f"\n{len(reports)} seeds, in percent: mean and standard deviation\n{seeds_table(reports, summary)}")
@@ -62,7 +62,7 @@ def train_seeds(
 
 
 def _seeds(folder: Path, first: int, count: int) -> list[int]:
-    """The seeds asked for, and those that the summary in ``folder`` already holds, which stay in it."""
+    """The requested seeds, and those in the summary of ``folder``."""
     seeds = set(range(first, first + count))
     path = folder / run_folder.SEEDS
     if path.is_file():
@@ -71,7 +71,7 @@ def _seeds(folder: Path, first: int, count: int) -> list[int]:
 
 
 def spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Returns mean and sample standard deviation (n - 1) of every score that all runs have."""
+    """Returns mean and sample standard deviation of every score that all runs have."""
     keys = [key for key, value in scores[0].items() if isinstance(value, float) and all(key in run for run in scores)]
     return {
         "mean": {key: statistics.mean(run[key] for run in scores) for key in keys},
@@ -80,7 +80,7 @@ def spread(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def seeds_table(reports: Mapping[int, Mapping[str, Any]], summary: Mapping[str, Mapping[str, float]]) -> str:
-    """Formats one row a seed, then mean and standard deviation."""
+    """Formats one row per seed, then mean and standard deviation."""
     rows = {f"seed {seed}": report["after"] for seed, report in reports.items()} | dict(summary)
     columns = columns_of(sorted(recall_of(summary["mean"])))
     cells = {name: [f"{100 * row[key]:.2f}" for key in columns] for name, row in rows.items()}

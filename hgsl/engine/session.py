@@ -1,4 +1,4 @@
-"""Frame of every run: its folder, device, processes and seed, from a free or resumed folder to the report."""
+"""Session of a run: folder, lock, process group and seed, from the checks of the folder to the report."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ from hgsl.engine.runtime import Runtime, build_runtime
 
 
 class Run(Protocol):
-    """A run whose data and model have been read; nothing is written yet."""
+    """A run with data and model built, and nothing written yet."""
 
     driver: Driver
 
-    def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+    def train(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains from the beginning, or from the state ``saved``, writes the results and returns the report."""
 
 
@@ -37,17 +37,17 @@ def run_in_folder(
     overwrite: bool,
     resume: bool,
 ) -> dict[str, Any]:
-    """Builds a run and takes it to its end in ``folder``; see :func:`hgsl.engine.run.train`.
+    """Builds a run and trains it in ``folder``; see :func:`hgsl.engine.run.train`.
 
-    Nothing is written until ``build`` has returned, so that a mistake in data or settings leaves the folder as it was.
+    Nothing is written before ``build`` returns, so that invalid data or settings leave the folder unchanged.
 
     Args:
         config: The settings.
         folder: The run folder.
-        build: Reads data and model.
-        print_report: Prints the report of a finished run, which ``resume`` does not repeat.
+        build: Builds data and model.
+        print_report: Prints the report of a run that is already finished.
         overwrite: Whether an earlier run there may be replaced.
-        resume: Go on from the last saved state, or from the beginning if there is none.
+        resume: Continue from the last saved state, or start if there is none.
     """
     run_folder.check(folder, config, overwrite=overwrite, resume=resume)
     if resume and (finished := run_folder.finished_report(folder)):
@@ -67,8 +67,8 @@ def run_in_folder(
             if not resume:
                 run_folder.create(folder, config, environment(), overwrite=overwrite)
         saved = _saved_state(folder) if resume else None
-        with _killed_workers_named():
-            return run.to_the_end(saved)
+        with _report_killed_workers():
+            return run.train(saved)
 
 
 def _saved_state(folder: Path) -> dict[str, Any] | None:
@@ -80,16 +80,16 @@ def _saved_state(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _killed_workers_named() -> Iterator[None]:
-    """Turns the errors of a loader whose worker process was killed into one that says so."""
+def _report_killed_workers() -> Iterator[None]:
+    """Converts the errors of a loader whose worker process was killed to an InputError."""
     try:
         yield
     except (RuntimeError, EOFError, ConnectionError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        # The loader's handler would raise again for each of its other workers, while they are being shut down.
+        # The loader's signal handler would raise again for each other worker while they are shut down.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise InputError(
             "a worker process that reads images was killed, often by the system for lack of memory: "
-            "--resume goes on from the last save, a smaller data.workers needs less memory"
+            "--resume continues from the last save, a smaller data.workers needs less memory"
         ) from None

@@ -10,20 +10,20 @@ from hgsl.engine.loop.loader import mixed_seed
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with an optimizer and a learning-rate schedule of its own.
+    """A part of a run with a separate optimizer and learning-rate schedule.
 
     Attributes:
-        name: As it is printed and reported.
+        name: Name in logs and reports.
         epochs: Number of passes over the training images.
-        seed: Of the order of images and their augmentation.
+        seed: Seed of the order of the images and of their augmentation.
         masks: ``none``; ``soft``, trained while the temperature rises from 1 to ``sparsify.final_temp``; or ``ticket``,
             hard and fixed.
-        ema: Decay of the running mean of the weights; None keeps no mean.
+        ema: Decay of the running mean of the weights; None for no mean.
         log_folder: Folder of the metrics, relative to the run folder.
-        checkpoint_epoch: Epoch before which the weights are kept for the ticket; None keeps none.
+        checkpoint_epoch: Epoch before which the weights are saved for rewinding; None saves none.
         rewinds: Whether the stage starts from these weights.
-        prunes: Whether the stage ends by taking the temperature into the scores, s <- min(beta * s, s0).
-        prune_temperature: This beta; None takes the present temperature.
+        prunes: Whether the stage ends with pruning, s <- min(beta * s, s0).
+        prune_temperature: The beta of pruning; None is the current temperature.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Stage:
 
 
 def training_stages(config: Config) -> list[Stage]:
-    """The only stage of plain training, with masks where ``config.sparsify`` asks for them."""
+    """The only stage of plain training, with masks if ``config.sparsify`` has a granularity."""
     masks: Literal["none", "soft"] = "none" if config.sparsify.granularity == "none" else "soft"
     return [Stage("training", config.train.epochs, config.run.seed, masks, config.train.ema)]
 

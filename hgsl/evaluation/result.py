@@ -119,7 +119,7 @@ class RetrievalResult:
         return f"<p>{self._counts()}, in percent</p>{html_table(rows, columns_of(self.ks))}"
 
     def _counts(self) -> str:
-        skipped = f" ({self.num_skipped:,} without a match do not count)" if self.num_skipped else ""
+        skipped = f" ({self.num_skipped:,} without a match are skipped)" if self.num_skipped else ""
         index = "" if self.index_overlap is None else f", index {self.index}"
         return f"{self.num_queries:,} queries{skipped}, {self.num_gallery:,} gallery images{index}"
 

@@ -283,7 +283,7 @@ def test_compare_refuses_what_cannot_be_compared(capsys):
     Path("other.json").write_text(json.dumps({**report, "split_hash": "0123"}))
     assert "only runs on the same split" in fails(compare.main, [paths[0], "other.json"], capsys)
     Path("other.json").write_text(json.dumps({**report, "per_query": {"id": [1], "map@r": [1]}}))
-    assert "count different queries" in fails(compare.main, [paths[0], "other.json"], capsys)
+    assert "have different queries" in fails(compare.main, [paths[0], "other.json"], capsys)
     Path("other.json").write_text("{}")
     assert "not a retrieval report" in fails(compare.main, [paths[0], "other.json"], capsys)
     assert "give at least two" in fails(compare.main, [paths[0]], capsys)

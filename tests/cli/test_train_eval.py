@@ -229,7 +229,7 @@ def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[...
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "--resume goes on from it" in errors
+    assert "--resume continues from it" in errors
     assert "Traceback" not in errors
     assert not Path("cut/model.safetensors").exists()
     assert train.main([*words, "--run.dir", "cut", "--resume"]) == 0
@@ -261,7 +261,7 @@ def test_a_run_resumes_only_with_its_own_settings_and_images(
     assert "optim.lr is 0.5, and the run in out began with 0.0003" in other
     one = sorted(root.glob("*/*"))[0]
     shutil.copy(one, one.with_stem("more"))
-    assert "are not those that the run began with" in fails(train.main, [*words, "--resume"], capsys)
+    assert "are not those of the start of the run" in fails(train.main, [*words, "--resume"], capsys)
     one.with_stem("more").unlink()
     root = root.rename(root.with_name("elsewhere"))
     assert train.main([*words, "--resume", "--data.root", str(root), "--train.save_every", "7"]) == 0
@@ -271,7 +271,7 @@ def test_ctrl_c_after_the_last_step_stops_the_run(
     photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     words = stopped_run(photo_folder(), monkeypatch)
-    assert "--resume goes on from it" in capsys.readouterr().err
+    assert "--resume continues from it" in capsys.readouterr().err
     assert not Path("out/report.json").exists()
     assert train.main([*words, "--resume"]) == 0
     assert Path("out/report.json").exists()
@@ -303,7 +303,7 @@ def test_a_hard_set_larger_than_the_classes_is_all_of_them(
 ) -> None:
     words = [*ON_FOLDER, "--data.root", str(photo_folder())]
     assert train.main([*words, "--loss.top_k", "99", "--run.dir", "a"]) == 0
-    assert "loss.top_k 99 is not below the 3 training classes: all of them count" in capsys.readouterr().out
+    assert "loss.top_k 99 is not below the 3 training classes: all of them are used" in capsys.readouterr().out
     assert train.main([*words, "--loss.top_k", "3", "--run.dir", "b"]) == 0
     a, b = load_file("a/model.safetensors"), load_file("b/model.safetensors")
     assert all(torch.equal(a[key], b[key]) for key in a)

@@ -255,7 +255,7 @@ def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT, errors
-    assert "--resume goes on from it" in errors
+    assert "--resume continues from it" in errors
     assert Path("out/state.safetensors").is_file()
 
 

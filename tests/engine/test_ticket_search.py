@@ -268,7 +268,7 @@ def test_a_wrong_dense_run_is_refused_before_the_search(
     [
         ("model", {"weights": "/nonexistent/file"}, "model.weights '/nonexistent/file'.*set model.weights none"),
         ("model", {"weights": "timm"}, "set model.weights none"),
-        ("model", {"freeze": "backbone"}, "model.freeze 'backbone' does nothing for sparsify.task classification"),
+        ("model", {"freeze": "backbone"}, "model.freeze 'backbone' has no effect on sparsify.task classification"),
         ("model", {"embedding_size": 64}, "model.embedding_size 64"),
         ("loss", {"centers": "class_means"}, "loss.centers 'class_means'"),
         ("data", {"image_size": 64}, "data.image_size 64"),

@@ -1,4 +1,4 @@
-"""The one evaluation: of a model on a data set, of a run's settings, or of embeddings in files."""
+"""Evaluation of a model on a data set, of the settings of a run, or of embeddings in files."""
 
 from hgsl.engine.evaluation.evaluate import evaluate, evaluate_model, prepare
 from hgsl.engine.evaluation.evaluation import Evaluation

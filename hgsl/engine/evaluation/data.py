@@ -1,4 +1,4 @@
-"""The images of an evaluation: embeddings with labels, ids, groups and roles, and what a report says of them."""
+"""The data of an evaluation: embeddings with labels, ids, groups and roles, and the entries of its report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,17 +25,17 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class EvalData:
-    """Everything that an evaluation is computed from.
+    """The inputs of an evaluation.
 
     Attributes:
         name: Row in tables.
-        images: The queries, and the gallery unless there are others.
+        images: The queries, and the gallery unless there are ``galleries``.
         galleries: Name -> separate gallery.
         facts: Entries of the report: data set, protocol, hash of the split, notes, ...
-        steps: What is done to the embeddings after a plain forward pass, in words.
+        steps: Descriptions of the steps after a plain forward pass.
         training: Returns training embeddings, on which whitening is fitted.
-        validation: Returns validation images, on which a threshold is calibrated; labels count classes as those of
-            ``images`` do.
+        validation: Returns validation images, on which a threshold is calibrated; labels have the encoding of
+            those of ``images``.
         class_names: Label -> name.
         image_names: Id -> path.
         load_image: Id -> image.
@@ -61,7 +61,7 @@ class EvalData:
         return {name: self._task(gallery, metric) for name, gallery in self.galleries.items()}
 
     def with_note(self, note: str | None) -> "EvalData":
-        """The same with a note that every reader must see, if there is one."""
+        """The same data with a note for the report, if there is one."""
         if note is None:
             return self
         return replace(self, facts={**self.facts, "notes": [*self.facts.get("notes", ()), note]})

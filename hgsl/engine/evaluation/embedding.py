@@ -16,7 +16,7 @@ from hgsl.evaluation import embed
 from hgsl.evaluation.knn.vectors import Array
 from hgsl.evaluation.refine.tta import AveragedViews
 
-PICTURE_SIDE = 224
+THUMBNAIL_SIDE = 224
 
 
 def embed_data(
@@ -28,13 +28,13 @@ def embed_data(
     validation: Dataset[Any] | None = None,
     name: str | None = None,
 ) -> EvalData:
-    """Embeds ``dataset``, and promises to embed the others when they are needed.
+    """Embeds ``dataset`` now, and the other data sets when they are needed.
 
     The arguments are those of ``evaluate_model``. Under torchrun every process calls this.
 
     Raises:
-        InputError: The data set has no groups to ignore, or the network returns nothing but zeros, as one does whose
-            masks have closed.
+        InputError: The data set has no groups to ignore, or all embeddings are zero, such as those of a network whose
+            masks are all closed.
         Diverged: It returns numbers that are not finite.
     """
     network: nn.Module = model
@@ -84,7 +84,7 @@ def _embedded(network: nn.Module, dataset: Dataset[Any], options: EvalOptions, s
     if manifest is None:
         return ImageSet(embeddings, labels, ids)
     groups = manifest.groups if options.ignore_same_group else None
-    # The manifest's labels count classes alike in every split; those of the data set are contiguous in each.
+    # The manifest's labels are the same in every split; those of the data set are contiguous within it.
     return ImageSet(embeddings, manifest.labels, ids, groups, manifest.is_query, manifest.is_gallery)
 
 
@@ -96,8 +96,7 @@ def _check_embeddings(embeddings: np.ndarray) -> None:
         )
     if not embeddings.any():
         raise InputError(
-            "every embedding is zero, the network lets nothing through: if its masks have closed it, lower "
-            "sparsify.lmbda or sparsify.mask_lr"
+            "every embedding is zero: if the masks have closed the network, lower sparsify.lmbda or sparsify.mask_lr"
         )
 
 
@@ -119,4 +118,4 @@ def _image_size(model: nn.Module) -> Any:
 def _image_loader(manifest: Manifest) -> Any:
     images = RetrievalDataset(manifest)
     row = {image: number for number, image in enumerate(manifest.ids.tolist())}
-    return lambda image: images.image(row[image], PICTURE_SIDE)
+    return lambda image: images.image(row[image], THUMBNAIL_SIDE)

@@ -41,10 +41,10 @@ def evaluate_model(
     Args:
         model: (B, 3, H, W) -> (B, D).
         dataset: ``dataset[i]`` is (image tensor, int label, int id). A ``RetrievalDataset`` also brings roles, groups,
-            class names and the hash of its split; of any other every image is searched among all others.
+            class names and the hash of its split; in any other, every image is searched among all others.
         options: The defaults are plain exact search.
-        training: Images to fit whitening on, where the options ask for it.
-        validation: Images of other classes to calibrate a threshold on, where the options ask for it.
+        training: Images to fit whitening on, for ``options.whiten``.
+        validation: Images of other classes to calibrate a threshold on, for ``options.no_match``.
         name: Row in tables; the class of the model by default.
 
     Raises:
@@ -61,9 +61,9 @@ def evaluate(data: EvalData, options: EvalOptions) -> Evaluation:
 
 
 def prepare(data: EvalData, options: EvalOptions) -> tuple[EvalData, ImageSet | None]:
-    """Returns the data with whitened embeddings, and the validation images, as the options ask.
+    """Returns the data with whitened embeddings, and the validation images, if the options need them.
 
-    Under torchrun every process calls this, since it may embed images; what follows needs one process.
+    Under torchrun every process calls this, since it may embed images; :func:`search` runs in one process.
 
     Raises:
         InputError: The options need training or validation images and the data has none.
@@ -82,7 +82,7 @@ def prepare(data: EvalData, options: EvalOptions) -> tuple[EvalData, ImageSet | 
 
 
 def search(data: EvalData, validation: ImageSet | None, options: EvalOptions) -> Evaluation:
-    """Searches every gallery of prepared data once, and once more for the validation images where there are any."""
+    """Searches every gallery of prepared data once, and once more for the validation images, if there are any."""
     reorder = KReciprocal() if options.rerank else None
     augment, expand, steps = _expansions(options)
     if reorder is not None:
@@ -121,7 +121,7 @@ def _calibrate(strangers: RetrievalTask, options: EvalOptions) -> Calibration:
 
 
 def _expansions(options: EvalOptions) -> tuple[Refinement, Refinement, list[str]]:
-    """Database augmentation, query expansion, and their words for the report."""
+    """Database augmentation, query expansion, and their descriptions for the report."""
     refinements: list[Refinement] = []
     steps = []
     for change, count, name in (

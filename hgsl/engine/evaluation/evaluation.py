@@ -1,4 +1,4 @@
-"""The outcome of an evaluation: rankings, report and table of every gallery."""
+"""Results of an evaluation: rankings, report and table of every gallery."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ class GalleryEvaluation:
 
     @property
     def no_match(self) -> dict[str, Any] | None:
-        """The threshold with its calibration, and how it does on the queries; None without one."""
+        """The threshold with its calibration and its scores on the queries; None without one."""
         if self.calibration is None:
             return None
-        here = measure(self.ranking.top_scores, self.calibration.threshold)
+        acceptance = measure(self.ranking.top_scores, self.calibration.threshold)
         metric = self.ranking.task.metric
-        return {**here.to_dict(), "metric": metric, "calibration": self.calibration.to_dict()}
+        return {**acceptance.to_dict(), "metric": metric, "calibration": self.calibration.to_dict()}
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Everything that an evaluation computed; printed, it is the table of scores.
+    """Results of an evaluation; its ``repr`` is the table of scores.
 
     Attributes:
-        data: What was evaluated; ``data.steps`` names all that was done around the search.
-        options: How.
+        data: The inputs; ``data.steps`` lists all steps before and after the search.
+        options: The options.
         galleries: Name -> its ranking; one, unless there are separate galleries.
     """
 
@@ -70,7 +70,7 @@ class Evaluation:
         return {name: self._report(part) for name, part in self.galleries.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Returns scores, counts and facts of the only gallery, as the report of a training holds them."""
+        """Returns scores, counts and facts of the only gallery, as in the report of a training."""
         return {**self.result.to_dict(), **self.data.facts}
 
     def to_dict(self, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Evaluation:
 
         Args:
             per_class: Whether to add the scores of each class.
-            per_query: Whether to add the scores of each query, which ``compare`` pairs two reports by.
+            per_query: Whether to add the scores of each query, by which ``compare`` pairs two reports.
         """
         reports = {
             name: self._report(part, per_class=per_class, per_query=per_query) for name, part in self.galleries.items()

@@ -17,7 +17,7 @@ class EmbeddingFiles:
     """Paths of ``.npy``, ``.npz`` or ``.safetensors`` files: embeddings with their labels, ids and groups.
 
     Attributes:
-        embeddings: Of the queries, and of the gallery unless there are others; with ``labels``, ``ids``, ``groups``.
+        embeddings: Of the queries, and of the gallery unless it is separate; with ``labels``, ``ids``, ``groups``.
         gallery_embeddings: One file per separate gallery; with ``gallery_labels``, ``gallery_ids``, ``gallery_groups``.
         training_embeddings: Embeddings that whitening is fitted on.
         calibration_embeddings: Embeddings that a threshold is calibrated on; with ``calibration_labels``.
@@ -51,13 +51,13 @@ class EmbeddingFiles:
 
 
 def search_device(name: str) -> torch.device:
-    """The device of an exact search: a CUDA device if ``name`` picks one, else the CPU."""
+    """The device of an exact search: the CUDA device of ``name``, else the CPU."""
     device = pick_device(name)
     return device if device.type == "cuda" else torch.device("cpu")
 
 
 def load_files(files: EmbeddingFiles, device: torch.device | str = "cpu") -> EvalData:
-    """Opens the files; embeddings stay mapped where their format allows it.
+    """Opens the files; embeddings stay memory-mapped if their format allows it.
 
     Args:
         files: The paths.

@@ -24,17 +24,17 @@ class EvalOptions:
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
         max_memory: Bytes that the search may use beyond the embeddings.
         batch_size: Images per forward pass.
-        num_workers: Processes that read images; 0 reads in this one.
+        num_workers: Loader processes; 0 loads in this one.
         device: Device of the network and of an exact search; None leaves the network where it is and searches on the
             CPU.
-        dtype: Number format in which the network computes.
+        dtype: Dtype of the network's computation.
         flip: Average each embedding with that of the mirrored image.
         crops: 1 is the whole image; 5 averages the center and the four corner crops.
         ignore_same_group: Exclude gallery images of a query's class and group, such as its camera.
         whiten: PCA-whiten to this many dimensions, fitted on training images; 0 keeps all, None does not whiten.
         augment_gallery: Database augmentation with this many neighbors.
         query_expansion: alpha query expansion with this many neighbors.
-        expansion_alpha: alpha of both: a neighbor weighs similarity^alpha.
+        expansion_alpha: alpha of both: the weight of a neighbor is similarity^alpha.
         rerank: k-reciprocal re-ranking of the first 100 neighbors.
         no_match: False-accept rate for which to calibrate a threshold on validation images.
         cluster: Add NMI and AMI of a k-means clustering of the queries.
@@ -72,13 +72,13 @@ class EvalOptions:
         object.__setattr__(self, "ks", checked_ks(self.ks))
         check_metric(self.metric)
         check_crops(self.crops)
-        for name, least in (
+        for name, minimum in (
             ("max_memory", 1), ("batch_size", 1), ("num_workers", 0), ("whiten", 0), ("augment_gallery", 1),
             ("query_expansion", 1), ("expansion_alpha", 0), ("bootstrap", 0),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise InputError(f"{name} must be at least {least}, found {value}")
+            if value is not None and not value >= minimum:
+                raise InputError(f"{name} must be at least {minimum}, found {value}")
         if self.bootstrap == 1:
             raise InputError("bootstrap needs at least 2 samples, found 1: give 1000, or 0 for no intervals")
         if self.no_match is not None and not 0 <= self.no_match < 1:
@@ -89,7 +89,7 @@ class EvalOptions:
 
     @classmethod
     def of_training(cls, settings: EvalConfig, runtime: Runtime) -> "EvalOptions":
-        """The options of the evaluations within a training."""
+        """The options of the evaluations of a training run."""
         return cls(
             ks=settings.ks,
             batch_size=settings.batch_size,

@@ -26,7 +26,7 @@ SHEET_ROWS, SHEET_COLUMNS = 8, 6
 
 @dataclass(frozen=True)
 class EvalOutputs:
-    """Paths of the files that are asked for.
+    """Paths of the requested files.
 
     With several galleries each of ``csv``, ``html`` and ``sheet`` is one file per gallery: ``page.html`` becomes
     ``page.GALLERY.html``.
@@ -34,8 +34,8 @@ class EvalOutputs:
     Attributes:
         json: The report, with the scores of each query.
         csv: A table of the scores of each query.
-        html: A page to look at.
-        sheet: A picture of queries with their neighbors.
+        html: The report page.
+        sheet: A contact sheet of queries with their neighbors.
         curves: A figure of Recall@K, and of the loss of the run's training.
         per_class: Whether the report has the scores of each class.
         run: Folder of the run that is evaluated: a calibrated threshold is kept there.
@@ -51,14 +51,14 @@ class EvalOutputs:
 
     @property
     def paths(self) -> dict[str, str]:
-        """The files that are asked for, by the name of their flag."""
+        """The requested files, by the name of their flag."""
         return {name: path for name in ("json", "csv", "html", "sheet", "curves") if (path := getattr(self, name))}
 
     def check(self, *, has_images: bool) -> None:
         """Checks before any work that every file can be written.
 
         Args:
-            has_images: Whether images are at hand, and not only embeddings.
+            has_images: Whether images are available, not only embeddings.
 
         Raises:
             InputError: A path is a folder, or its suffix names no format; a sheet needs images.
@@ -66,7 +66,7 @@ class EvalOutputs:
         """
         if self.sheet and not has_images:
             raise InputError("--sheet needs images: it works with --checkpoint or --model, not with --embeddings")
-        formats = {"sheet": _picture_suffixes(), "curves": set(FigureCanvasBase.get_supported_filetypes())}
+        formats = {"sheet": _image_suffixes(), "curves": set(FigureCanvasBase.get_supported_filetypes())}
         for name, path in self.paths.items():
             if Path(path).is_dir():
                 raise InputError(f"--{name} {path} is a folder: name a file in it")
@@ -82,7 +82,7 @@ class EvalOutputs:
         """Writes every file that can be written, and returns their paths.
 
         Raises:
-            InputError: Some could not be; all others are written.
+            InputError: Some cannot be written; all others are.
         """
         written, failures = [], []
         for path, write in self._writers(evaluation):
@@ -106,7 +106,7 @@ class EvalOutputs:
             yield path, lambda: write_json(path, report)
         for name, part in galleries.items():
             if self.run and part.no_match is not None and len(galleries) == 1:
-                # A search that skips these steps has other scores, and must not use the threshold.
+                # The threshold does not apply to scores without these steps.
                 content, folder = {**part.no_match, "post_processing": list(data.steps)}, self.run
                 yield str(Path(folder) / "no_match.json"), lambda c=content, f=folder: write_no_match(f, c)
             if self.csv:
@@ -163,6 +163,6 @@ def _training_curves(run: str | None) -> dict[str, list[tuple[float, float]]] | 
     return {"loss": [(record["step"], record["loss"]) for record in read_metrics(path) if "loss" in record]}
 
 
-def _picture_suffixes() -> set[str]:
+def _image_suffixes() -> set[str]:
     Image.init()
     return {suffix.lstrip(".") for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}

@@ -32,7 +32,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
 
     Args:
         config: Settings of data, model, device and precision.
-        options: Of these, device, dtype and number of reading processes are taken from the settings.
+        options: Device, dtype and number of loader processes are taken from the settings.
         checkpoint: Folder of a run.
 
     Returns:
@@ -49,7 +49,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             note = _use_preprocessing(config.data, model)
             model = move_to_device(model, runtime)
         else:
-            torch.manual_seed(config.run.seed)  # for what has no pretrained weights
+            torch.manual_seed(config.run.seed)  # for layers without pretrained weights
             model, name, note = build_model(config, runtime), config.model.backbone, None
         images = {"test": build_eval_set(config.data, manifest, model)}
         for split, needed in (("train", options.whiten is not None), ("val", options.no_match is not None)):
@@ -69,7 +69,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
 
 
 def _use_preprocessing(settings: DataConfig, model: Embedder) -> str | None:
-    """Lets the model take images as the settings say, and returns a note if that differs from its training."""
+    """Sets image size and crop of the model to the settings; returns a note if they differ from its training."""
     changed = []
     for key, value in (("image_size", settings.image_size), ("crop_pct", settings.crop_pct)):
         trained = model.data_config[key]
@@ -81,7 +81,7 @@ def _use_preprocessing(settings: DataConfig, model: Embedder) -> str | None:
 
 
 def _note_on_calibration(config: Config, checkpoint: str) -> str | None:
-    """The note for a calibration on classes that the run has trained on."""
+    """A note if the calibration uses classes that the run was trained on, else None."""
     run = yaml.safe_load((Path(checkpoint) / "config.yaml").read_text(encoding="utf-8"))["data"]
     if (run.get("val_share") or 0, run.get("val_fold")) == (config.data.val_share, config.data.val_fold):
         return None

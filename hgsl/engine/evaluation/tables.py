@@ -1,4 +1,4 @@
-"""An evaluation as text."""
+"""Text tables of an evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ def text(
     class_names: Sequence[str] | None = None,
     per_class: bool = False,
 ) -> str:
-    """Returns the scores, and what a reader must know to read them.
+    """Returns the tables of scores, with counts, notes, intervals and threshold.
 
     Args:
         galleries: Name -> its ranking.
@@ -44,10 +44,10 @@ def _head(name: str, part: "GalleryEvaluation", report: Mapping[str, Any]) -> st
     gallery = f" ({name})" if name else ""
     lines = [f"{result.num_queries:,} queries, {result.num_gallery:,} images{gallery}, in percent"]
     if result.num_skipped:
-        lines.append(f"{result.num_skipped:,} queries have no other image of their class and do not count")
+        lines.append(f"{result.num_skipped:,} queries have no other image of their class and are skipped")
     if result.index_overlap is not None:
         share = 100 * result.index_overlap
-        lines.append(f"index {result.index} finds {share:.2f}% of the true {max(result.ks)} nearest")
+        lines.append(f"index {result.index} finds {share:.2f}% of the exact {max(result.ks)} nearest")
     lines += [f"note: {note}" for note in [*report.get("notes", ()), *report["post_processing"]]]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
-"""State files: everything that resuming needs, in one safetensors file; what is no tensor is JSON in its metadata.
+"""State files: everything that resuming needs in one safetensors file, with JSON in its metadata for non-tensors.
 
-One file is written atomically, so its tensors and its step always belong together. Nothing is unpickled.
+One file is written atomically, so its tensors and its step always match. Nothing is unpickled.
 """
 
 import json
@@ -32,10 +32,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
-    """Keeps the state at ``path``, saved at ``step``, and the ``count - 1`` before it in ``folder`` as well.
+    """Keeps the state at ``path``, saved at ``step``, and the ``count - 1`` states before it in ``folder``.
 
-    They are hard links to what :func:`save_state` wrote, named after their step. A state of a later step is left over
-    from before the run was set back, and is removed.
+    They are hard links to the files of :func:`save_state`, named after their step. States of later steps, which exist
+    if the run was set back to an earlier state, are removed.
     """
     if count < 2:
         return
@@ -54,7 +54,7 @@ def keep_states(path: Path, folder: Path, step: int, count: int) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads what :func:`save_state` wrote, onto the CPU.
+    """Reads a file of :func:`save_state`, onto the CPU.
 
     Raises:
         FileNotFoundError: There is no such file.

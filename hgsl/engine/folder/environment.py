@@ -1,4 +1,4 @@
-"""Versions and machine that a run is computed with, as its folder and report state them."""
+"""Software versions and machine of a run, as recorded in its folder and report."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the packages that decide a run's numbers."""
+    """Returns the versions of the packages that affect the results of a run."""
     numbers = {"hgsl": __version__, "python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow"):
         try:

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines for programs, TensorBoard event files for people."""
+"""Metrics of a run, as JSON lines and as TensorBoard event files."""
 
 import json
 import os
@@ -56,10 +56,10 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Reads ``metrics.jsonl``; a last line that a crash cut off is left out.
+    """Reads ``metrics.jsonl``; an incomplete last line is ignored.
 
     Raises:
-        InputError: A line before the last is no JSON.
+        InputError: A line before the last is not JSON.
     """
     records = []
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -9,8 +9,8 @@ from hgsl.engine.folder.run_folder import CURVES, PAGE
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.plots import write_curves
 
-PICTURES, MAP_IMAGES = 1000, 1000  # some seconds, however many images there are
-SMOOTH = 0.05  # weight of a step in the drawn loss
+THUMBNAILS, MAP_IMAGES = 1000, 1000  # so that the page takes seconds for any number of images
+SMOOTHING = 0.05  # weight of a step in the running mean of the loss
 
 
 def write_page(
@@ -25,7 +25,7 @@ def write_page(
         folder: The run folder, whose name is the title.
         report: With ``before`` and ``after``.
         records: Of ``metrics.jsonl``.
-        evaluation: Of the searched classes, after training.
+        evaluation: Of the test classes, after training.
     """
     recalls = {
         f"{moment} training": {k: report[moment][f"recall@{k}"] for k in evaluation.result.ks}
@@ -39,7 +39,7 @@ def write_page(
         class_names=data.class_names,
         image_names=data.image_names,
         load_image=data.load_image,
-        max_pictures=PICTURES,
+        max_pictures=THUMBNAILS,
         map_images=MAP_IMAGES,
     )
     content = {**next(iter(evaluation.reports.values())), "notes": report["after"]["notes"]}
@@ -47,10 +47,10 @@ def write_page(
 
 
 def _smoothed(records: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    """(step, running mean of the loss), a true mean of the few records of a short run."""
+    """(step, running mean of the loss), bias-corrected for the first steps."""
     curve, total, weights = [], 0.0, 0.0
     for record in records:
-        total = (1 - SMOOTH) * total + SMOOTH * record["loss"]
-        weights = (1 - SMOOTH) * weights + SMOOTH
+        total = (1 - SMOOTHING) * total + SMOOTHING * record["loss"]
+        weights = (1 - SMOOTHING) * weights + SMOOTHING
         curve.append((record["step"], total / weights))
     return curve

@@ -1,6 +1,6 @@
-"""Run folder: the names of its files, the rules for taking it, its lock.
+"""Run folder: the names of its files, the checks before it is used, and its lock.
 
-Nothing here imports torch, so that a command finds a mistake in its folder at once.
+This module does not import torch, so that a command reports a mistake about its folder at once.
 """
 
 import shutil
@@ -41,10 +41,10 @@ WRITTEN = (
 
 
 def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> None:
-    """Refuses a folder in which a run under ``config`` can neither start nor resume.
+    """Checks that a run under ``config`` can start or resume in the folder.
 
     Raises:
-        InputError: The folder is taken, cannot be written, or is of a run under other settings.
+        InputError: The folder is in use, cannot be written, or has a run under other settings.
         FileNotFoundError: There is no run to resume.
     """
     if not resume:
@@ -58,12 +58,12 @@ def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> Non
 
 
 def check_free(folder: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that holds something already, unless it is an earlier run and ``overwrite`` is set.
+    """Checks that the folder is empty, or holds an earlier run and ``overwrite`` is set.
 
-    A run that ended before its first save has left nothing to lose, so its folder is free.
+    The folder of a run that ended before its first save counts as free.
 
     Raises:
-        InputError: The folder is in use, or is no run folder, so that overwriting it would destroy something else.
+        InputError: The folder has a run, or other files, which are never overwritten.
     """
     if not folder.exists():
         return
@@ -76,15 +76,15 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise InputError(f"{folder} holds other files and is no run folder: name another with --run.dir")
     if not _is_unsaved(folder):
         raise InputError(
-            f"run folder {folder} exists: --overwrite replaces it, --resume goes on with it, --run.dir names another"
+            f"run folder {folder} exists: --overwrite replaces it, --resume continues it, --run.dir names another"
         )
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be written, or cannot be made where it is to be.
+    """Checks that the folder can be written, or created.
 
     Raises:
-        InputError: It cannot, for lack of permission or on a read-only file system.
+        InputError: It cannot, such as on a read-only file system.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -99,10 +99,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuses a disk that has less than ``needed`` bytes free, before a run spends hours on what it cannot save.
+    """Checks, before training, that the disk has ``needed`` bytes free for the state and the model.
 
     Raises:
-        InputError: It has less.
+        InputError: It has not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -114,7 +114,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process, and removes files that an earlier one was killed while writing.
+    """Locks the folder for this process, and removes partial files of a killed process.
 
     Raises:
         InputError: Another process is running there.
@@ -140,31 +140,31 @@ def finished_report(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same(folder: Path, config: Config) -> None:
-    """Refuses to resume a run under settings that decide its weights and are not those that it began with.
+    """Checks that the settings which determine the weights are those that the run started with.
 
     Raises:
-        InputError: They are not; the message names the first.
+        InputError: They differ; the message names the first difference.
     """
     if changed := difference(folder, config):
-        raise InputError(f"{changed}: give the same settings to go on with it, or --overwrite to start again")
+        raise InputError(f"{changed}: give the same settings to continue it, or --overwrite to start again")
 
 
 def difference(folder: Path, config: Config) -> str | None:
-    """Returns in words the first setting that decides a run's weights and that the run in ``folder`` began without."""
-    begun = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
+    """Returns in words the first setting that determines weights and differs from the run in ``folder``, or None."""
+    original = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     given = _flat(yaml.safe_load(config.to_yaml()) or {})
-    for key in {**given, **begun}:
-        now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, begun))
+    for key in {**given, **original}:
+        now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, original))
         if now != then and not key.startswith(MAY_CHANGE):
             return f"{key} is {now}, and the run in {folder} began with {then}"
     return None
 
 
 def create(folder: Path, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
-    """Clears the folder of an earlier run and writes what is known at the start: the settings and the versions.
+    """Clears the folder of an earlier run and writes its settings and versions.
 
     Raises:
-        InputError: Another run has taken the folder since it was checked.
+        InputError: Another run has started in the folder since it was checked.
     """
     check_free(folder, overwrite=overwrite)
     for name in WRITTEN:  # not the whole folder: a user's files beside them stay
@@ -176,13 +176,13 @@ def create(folder: Path, config: Config, environment: dict[str, Any], *, overwri
 
 
 def _is_unsaved(folder: Path) -> bool:
-    """Whether ``folder`` is of a run that has saved nothing, and holds no file of anybody else."""
-    ours = {LOCK, *WRITTEN, *FOLDERS}
+    """Whether ``folder`` has a run without any saved result, and no other files."""
+    run_files = {LOCK, *WRITTEN, *FOLDERS}
     names = {path.name for path in folder.iterdir() if files.PARTIAL not in path.name}
     seeds = _seed_folders(folder)
     return (
         not names & set(RESULTS)
-        and names <= ours | {path.name for path in seeds}
+        and names <= run_files | {path.name for path in seeds}
         and all(_is_unsaved(seed) for seed in seeds)
     )
 

@@ -1,4 +1,4 @@
-"""Summary of a finished run on one screen, and the scores of its single queries."""
+"""Printed summary of a finished run, and the file of its scores per query."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def write_queries(folder: Path, result: RetrievalResult) -> None:
 
 
 def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int) -> dict[str, float]:
-    """Returns the numbers of the training that a summary shows: of its first and last epoch, or of the last step."""
+    """Returns the numbers for a summary: losses of the first and last epoch, the others of the last step."""
     if not records:
         return {}
     first, last = records[:steps_per_epoch], records[-steps_per_epoch:]
@@ -31,7 +31,7 @@ def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int)
 
 
 def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
-    """Prints the scores before and after, a line on the training, and the files to look at."""
+    """Prints the scores before and after, a line about the training, and the paths of page and curves."""
     before, after, training = report["before"], report["after"], report.get("training", {})
     rows = {"before training": before, "after training": after} if before else {"after training": after}
     head = f"{after['num_queries']} queries, {after['num_gallery']} images, in percent"
@@ -51,8 +51,8 @@ def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
         f"loss {training['loss_first_epoch']:.4g} in the first epoch, {training['loss_last_epoch']:.4g} in the last",
         f"{training['images_per_second']:.0f} images/s, {100 * training['data_wait_share']:.0f} % waiting for them",
     ]
-    words = {"alpha": "alpha", "center_similarity": "cosine of nearest centers", "density": "density"}
-    parts += [f"{word} {training[name]:.3f}" for name, word in words.items() if name in training]
+    descriptions = {"alpha": "alpha", "center_similarity": "cosine of nearest centers", "density": "density"}
+    parts += [f"{text} {training[name]:.3f}" for name, text in descriptions.items() if name in training]
     if chosen := report["selection"].get("epoch"):
         parts.append(f"epoch {chosen} chosen")
     return "; ".join(parts)

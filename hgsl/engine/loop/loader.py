@@ -1,4 +1,4 @@
-"""Batches of a stage as one stream that can be entered at any step, with the same images and augmentation."""
+"""Batches of a stage as one stream that can start at any step, with the same images and augmentation."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ Key = tuple[int, int]  # (epoch, position in the dataset)
 
 
 class SeededSamples(Dataset[Any]):
-    """Samples augmented by epoch and position alone: the same for any number of workers and any first step."""
+    """Samples whose augmentation depends on epoch and position alone, not on workers or the first step."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset = dataset
@@ -35,16 +35,16 @@ class SeededSamples(Dataset[Any]):
 class RunBatches(Sampler[list[Key]]):
     """Every batch of a stage, in order: the sampler's plan of each epoch, without an incomplete last batch.
 
-    The plan does not depend on the number of processes: each takes its share of every batch, so that any number of
-    them makes the same steps. A data set smaller than a batch is one batch per epoch.
+    The plan does not depend on the number of processes: each takes its share of every batch, so that the steps
+    are the same for any number of them. A data set smaller than a batch is one batch per epoch.
 
     Args:
         labels: (N,) the class of each image.
-        batch_size: Images a step, over all processes.
-        epochs: How many.
+        batch_size: Images per step, over all processes.
+        epochs: Number of epochs.
         seed: Of the shuffle.
         sampler: One of ``hgsl.data.SAMPLERS``.
-        per_class: For the sampler that takes it.
+        per_class: Images per class, for the sampler ``m_per_class``.
 
     Attributes:
         steps_per_epoch: The same in every epoch.
@@ -85,7 +85,7 @@ class RunBatches(Sampler[list[Key]]):
 
 
 def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, device: torch.device) -> DataLoader[Any]:
-    """One loader for all epochs, so that its processes start once and read ahead across epochs."""
+    """One loader for all epochs, so that its workers start once and prefetch across epochs."""
     return DataLoader(
         SeededSamples(dataset, batches.seed),
         batch_sampler=batches,
@@ -98,11 +98,11 @@ def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, devi
 
 
 def mixed_seed(*numbers: int) -> int:
-    """Returns a 64-bit seed of several numbers, such that neighboring numbers give unrelated seeds."""
+    """Returns a 64-bit seed from several numbers; neighboring numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def default_workers() -> int:
-    """Returns one reading process per core, at most 8, divided among the processes of this machine."""
+    """Returns one loader process per core, at most 8, divided by the number of training processes on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

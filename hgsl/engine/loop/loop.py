@@ -1,4 +1,4 @@
-"""Training loop: steps over a stream of batches, with everything that decides the next step in one state."""
+"""Training loop: steps over a stream of batches, with everything that determines the next step in one state."""
 
 import itertools
 import math
@@ -37,10 +37,10 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (
 
 @dataclass
 class TrainState:
-    """All that changes during a stage of training; saved and restored as one.
+    """Everything that changes during a stage of training, saved and restored together.
 
-    ``network`` and ``loss_call`` are called by a step: the model and the objective themselves, or compiled and with
-    the gradients of several processes averaged. Their parameters are the model's and the objective's.
+    A step calls ``network`` and ``loss_call``: the model and the objective, compiled or wrapped in
+    DistributedDataParallel where needed. Their parameters are the model's and the objective's.
     """
 
     model: Embedder
@@ -80,7 +80,7 @@ class TrainState:
 
     @property
     def shard(self) -> ShardedHardGlobalSoftminLoss | None:
-        """The loss that holds this process's share of the centers, if they are divided."""
+        """The loss with this process's shard of the centers, if they are sharded."""
         return sharded_loss(self.objective)
 
     @property
@@ -110,11 +110,11 @@ class Loop:
         options: See :class:`LoopOptions`.
         runtime: Device and precision.
         log: Receives loss, rates, gradient norm and speed of every step.
-        before_epoch: Called with the number of each epoch, also of one that a resumed run enters in the middle.
-        after_epoch: Called with the epoch's number before its state is saved; returns numbers to log.
-        save: Writes the state; called every ``save_every`` steps, after each epoch, and when a signal asks to stop.
+        before_epoch: Called with the number of each epoch, also of one in which a run resumes.
+        after_epoch: Called with the epoch's number before its state is saved; returns values to log.
+        save: Writes the state; called every ``save_every`` steps, after each epoch, and after a signal to stop.
         name_images: Ids -> paths, for the message about a loss that is not finite.
-        folder: Folder that the paths of such a batch are written to.
+        folder: Folder for the list of these paths.
     """
 
     state: TrainState
@@ -139,7 +139,7 @@ class Loop:
                 train_mode(self.state.model, self.options.frozen)
                 self.before_epoch(epoch)
                 self._epoch(epoch, batches, stop)
-            # A signal may have come after the last step; and no process goes on before the first one has saved.
+            # For a signal after the last step; also a barrier until the first process has saved.
             _, signal_number = agree(0.0, stop.number or 0, self.runtime.device)
             if signal_number:
                 raise Stopped(signal_number)
@@ -161,8 +161,8 @@ class Loop:
             if not math.isfinite(loss):
                 raise self._not_finite(loss, batch)
             meter.add(loss, len(batch[1]))
-            record = {"loss": loss, **meter.record(), **self._state_numbers()}
-            if math.isfinite(norm):  # a float16 scaler tries scales that are too large, and skips the step
+            record = {"loss": loss, **meter.record(), **self._state_values()}
+            if math.isfinite(norm):  # a float16 scaler may try too large a scale, and skips the step
                 record["grad_norm"] = norm
             state.schedule.step()
             state.step += 1
@@ -179,8 +179,8 @@ class Loop:
                 raise Stopped(signal_number)
         ranks.print_main(f"{title}  {meter}")
 
-    def _state_numbers(self) -> dict[str, float]:
-        """Numbers of the state that show whether training goes well."""
+    def _state_values(self) -> dict[str, float]:
+        """Learning rates and alpha, for the log."""
         numbers = {f"lr/{group['name']}": group["lr"] for group in self.state.optimizer.param_groups}
         alpha = scale_parameter(self.state.objective.loss_fn)
         if alpha is not None:
@@ -211,8 +211,8 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, runtime: R
     """One step of the optimizer over one batch, in ``accumulate`` micro-batches.
 
     Returns:
-        The mean loss and the norm of the whole gradient before clipping. If either is not finite the parameters are
-        left as they were (a float16 scaler skips such a step by itself, so there only the loss counts).
+        The mean loss and the norm of the whole gradient before clipping. If either is not finite, the parameters are
+        unchanged (with a float16 scaler, which skips such steps itself, only the loss is checked).
     """
     images, labels, _ = batch
     state.optimizer.zero_grad(set_to_none=True)
@@ -224,7 +224,7 @@ def train_step(state: TrainState, batch: Batch, options: LoopOptions, runtime: R
                 embeddings = state.network(runtime.prepare(part, state.model.is_convolutional))
             finite = bool(embeddings.isfinite().all())
             if not math.isfinite(agree(0.0 if finite else math.nan, 0, runtime.device)[0]):
-                return math.nan, math.nan  # on every process, as the next call would wait for all
+                return math.nan, math.nan  # on every process, since the next call is collective
             loss = state.loss_call(embeddings, part_labels.to(runtime.device)) * (len(part_labels) / len(labels))
             state.scaler.scale(loss).backward()
         total += float(loss.detach())

@@ -15,10 +15,10 @@ CRITERION = "map@r"
 
 
 class BestEpoch:
-    """Measures every epoch on the images that choose, and keeps the weights of the best one on disk.
+    """Evaluates every epoch on the selection images, and keeps the weights of the best one on disk.
 
     Args:
-        score: Model -> the report's numbers on those images.
+        score: Model -> its scores on these images.
         folder: The run folder.
     """
 
@@ -26,13 +26,13 @@ class BestEpoch:
         self.score, self.path = score, folder / BEST
 
     def __call__(self, epoch: int, state: TrainState) -> dict[str, float]:
-        """Measures ``state.final_model``; ``state.best`` holds epoch and score of the best so far."""
+        """Evaluates ``state.final_model``, and stores epoch and score of the best one in ``state.best``."""
         scores = self.score(state.final_model)
         if not state.best or scores[CRITERION] > state.best["score"]:
             state.best = {"epoch": epoch + 1, "score": scores[CRITERION]}
             if ranks.is_main():
                 save_state(self.path, state.final_model.state_dict())
-        ranks.print_main(f"epoch {epoch + 1}: MAP@R {100 * scores[CRITERION]:.2f} on the images that choose the epoch")
+        ranks.print_main(f"epoch {epoch + 1}: MAP@R {100 * scores[CRITERION]:.2f} on the images that select the epoch")
         return {"val/recall@1": scores["recall@1"], "val/map@r": scores[CRITERION]}
 
     def restore(self, state: TrainState) -> None:

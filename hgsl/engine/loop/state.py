@@ -26,8 +26,8 @@ def build_state(
 
     Args:
         config: The settings of optimizer, masks and compilation.
-        problem: What is trained.
-        stage: Its epochs, and what its masks do.
+        problem: The model and its training.
+        stage: The stage, with its epochs and the mode of its masks.
         runtime: Device and precision.
         masks: The masks on the problem's model, if it has any.
     """
@@ -54,9 +54,9 @@ def build_state(
 
 
 def wrap_ddp(module: nn.Module, runtime: Runtime) -> nn.Module:
-    """With several processes, a module whose gradients are averaged over them; frozen modules have none to average."""
+    """Wraps a module in DistributedDataParallel, unless there is one process or no trainable parameter."""
     if ranks.world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    # Every step starts with the first process's statistics of batch norms, which are those that are saved.
+    # Every step starts with the batch-norm statistics of the first process, which are the saved ones.
     return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=True)

@@ -1,4 +1,4 @@
-"""Orderly stop: the first SIGINT or SIGTERM lets the step finish and the state be saved, a second one ends at once."""
+"""Orderly stop: the first SIGINT or SIGTERM ends the run after the step and a save, a second one at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -12,15 +12,15 @@ class Diverged(InputError):
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved its state; ``exit_code`` is 128 plus the signal's number."""
+    """The run was stopped by a signal after saving its state; ``exit_code`` is 128 plus the signal number."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved, --resume goes on from it")
+        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved, --resume continues from it")
         self.exit_code = 128 + number
 
 
 class StopRequest:
-    """While entered, records the first SIGINT or SIGTERM in ``number`` instead of ending the process."""
+    """Within the context, the first SIGINT or SIGTERM is recorded in ``number`` and does not end the process."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -28,7 +28,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -36,7 +36,7 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()  # the second signal has its usual effect
 

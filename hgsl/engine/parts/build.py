@@ -44,10 +44,10 @@ def build_manifest(settings: DataConfig) -> Manifest:
 
 
 def build_model(config: Config, runtime: Runtime) -> Embedder:
-    """Builds the embedder, frozen as asked, on its device, in the memory format that suits it.
+    """Builds the embedder on its device, with the frozen parts of the settings and its best memory format.
 
     Raises:
-        InputError: Also if the backbone does not take images of this size.
+        InputError: Also if the backbone does not support images of this size.
     """
     settings = config.model
     model = create_embedder(
@@ -59,11 +59,11 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
         config.data.image_size,
     )
     if config.data.crop_pct is not None:
-        model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, so that readers crop alike
+        model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, for later evaluations
     freeze(model, settings.freeze)
     freeze_unused(model)
     if settings.checkpointing:
-        _refuse_moving_statistics(model, settings.freeze)
+        _check_checkpointing(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     if settings.sync_bn and world_size() > 1 and runtime.device.type == "cuda":
         model.backbone = convert_sync_batchnorm(model.backbone)
@@ -73,7 +73,7 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
 def freeze_unused(model: Embedder) -> None:
     """Freezes the parameters that no embedding depends on, such as those before a classifier that was removed.
 
-    They would get no gradient, and several processes would wait for it.
+    They would get no gradient, for which DistributedDataParallel would wait.
     """
     side = model.data_config["image_size"]
     if parameters := [parameter for parameter in model.parameters() if parameter.requires_grad]:
@@ -84,9 +84,9 @@ def freeze_unused(model: Embedder) -> None:
             parameter.requires_grad_(gradient is not None)
 
 
-def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
-    moving = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.backbone.modules())
-    if moving and frozen not in ("batch_norm", "backbone"):
+def _check_checkpointing(model: Embedder, frozen: str) -> None:
+    has_batch_norm = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in model.backbone.modules())
+    if has_batch_norm and frozen not in ("batch_norm", "backbone"):
         raise InputError(
             "model.checkpointing computes activations twice, and batch norms would count every image twice in their "
             "statistics: freeze them with model.freeze batch_norm, or leave out model.checkpointing"
@@ -94,7 +94,7 @@ def _refuse_moving_statistics(model: Embedder, frozen: str) -> None:
 
 
 def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
-    """Moves the model to its device; convolutional ones to the channels-last layout, in which they run fastest."""
+    """Moves the model to its device; convolutional ones in channels-last memory format, which is fastest."""
     if model.is_convolutional:
         model.to(memory_format=torch.channels_last)
     return model.to(runtime.device)

@@ -11,7 +11,7 @@ from hgsl.evaluation import embed
 from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
-CHUNK = 4096  # centers compared at a time, and at most with all others
+CHUNK = 4096  # centers compared at a time, and maximum number compared with all others
 
 
 def start_centers(
@@ -22,7 +22,7 @@ def start_centers(
     runtime: Runtime,
     batch: int,
 ) -> None:
-    """Sets the centers as ``settings.centers`` says; losses of other libraries keep their own initialization."""
+    """Initializes the centers by ``settings.centers``; losses of other libraries keep their own initialization."""
     if settings.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
         start_at_means(loss_fn, model, images, runtime, batch)
 
@@ -36,11 +36,11 @@ def start_at_means(
 ) -> None:
     """Sets each class center to the direction of the mean embedding of its images, ``sqrt(D) mean(x) / |mean(x)|``.
 
-    The loss uses only directions. The length is that of random centers, so that one learning rate turns both alike: a
-    step of Adam moves every coordinate by about the rate, which would turn unit vectors far from their start.
+    The loss uses only directions. The length is that of random centers, so that one learning rate suits both: a step of
+    Adam changes every coordinate by about the rate, which would rotate short vectors too far.
 
     Args:
-        loss_fn: The loss whose centers, or this process's share of them, are set.
+        loss_fn: The loss whose centers, or this process's shard of them, are set.
         model: Model that embeds the images.
         images: The training images without augmentation.
         runtime: Device and precision.
@@ -75,10 +75,10 @@ def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None
 def nearest_similarity(centers: Tensor) -> float:
     """Returns the mean over classes of the cosine to the nearest other center, near 1 where the centers collapse.
 
-    Of more than ``CHUNK`` classes, as many evenly spaced ones are compared with all.
+    With more than ``CHUNK`` classes, at most as many evenly spaced ones are compared with all.
 
     Args:
-        centers: (C, D), at least two, of any length; a process's share of them where they are divided.
+        centers: (C, D), at least two, of any length; the shard of a process if they are sharded.
     """
     sample = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
     unit = nn.functional.normalize(centers[sample].float(), dim=1)

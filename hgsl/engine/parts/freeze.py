@@ -1,4 +1,4 @@
-"""Frozen parts of a model."""
+"""Freezing of parts of a model."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from hgsl.common.errors import InputError
 from hgsl.models import Embedder
 
 
-def freeze(model: Embedder, what: str) -> None:
-    """Stops the gradient of ``none``, ``batch_norm`` (affine parameters), ``stem``, ``backbone`` or ``features``.
+def freeze(model: Embedder, part_name: str) -> None:
+    """Freezes the parameters of ``none``, ``batch_norm`` (affine parameters), ``stem``, ``backbone`` or ``features``.
 
     ``features`` are backbone and pooling. The stem is the first group of timm's ``group_matcher``: the layers before
     the first stage, with position embeddings and tokens.
@@ -19,26 +19,26 @@ def freeze(model: Embedder, what: str) -> None:
     Raises:
         InputError: timm does not define the stem of this backbone.
     """
-    for part in _frozen(model, what):
+    for part in _frozen(model, part_name):
         part.requires_grad_(False)
 
 
-def train_mode(model: Embedder, what: str) -> None:
+def train_mode(model: Embedder, frozen: str) -> None:
     """Puts the model in training mode, except what is frozen: its batch norms keep their statistics."""
     model.train()
-    for part in _frozen(model, what):
+    for part in _frozen(model, frozen):
         if isinstance(part, nn.Module):
             part.eval()
 
 
-def _frozen(model: Embedder, what: str) -> Sequence[nn.Module | nn.Parameter]:
-    if what == "features":
+def _frozen(model: Embedder, part_name: str) -> Sequence[nn.Module | nn.Parameter]:
+    if part_name == "features":
         return [model.backbone, model.pooling]
-    if what == "backbone":
+    if part_name == "backbone":
         return [model.backbone]
-    if what == "stem":
+    if part_name == "stem":
         return _stem(model.backbone)
-    if what == "batch_norm":
+    if part_name == "batch_norm":
         # timm's fused norms (BatchNormAct2d) derive from the same base.
         return [module for module in model.modules() if isinstance(module, _BatchNorm)]
     return []

@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class PooledSet(Dataset[tuple[Tensor, int, int]]):
-    """The pooled features of a data set in its place: ``dataset[i]`` is (features (C',), label, id)."""
+    """Pooled features of a data set: ``dataset[i]`` is (features (C',), label, id)."""
 
     def __init__(self, images: RetrievalDataset, features: np.ndarray) -> None:
         self.manifest: Manifest = images.manifest
@@ -65,14 +65,14 @@ class PooledSet(Dataset[tuple[Tensor, int, int]]):
 
 
 def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime) -> PooledSet:
-    """Runs backbone and pooling over ``images``, or maps the features that an earlier run has stored into memory.
+    """Runs backbone and pooling over ``images``, or memory-maps the features stored by an earlier run.
 
     They are stored beside the cache of resized images, under a hash of the files, the weights and the transform; a
     killed run continues where it stopped. They take 4 bytes per number.
 
     Args:
-        model: Backbone and pooling, with their present weights.
-        images: With the transform of evaluation.
+        model: The model, of which backbone and pooling are used.
+        images: The images, with the transform of an evaluation.
         config: Batch size of the evaluation.
         runtime: Device and precision.
     """
@@ -96,10 +96,10 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
 
 @torch.no_grad()
 def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
-    """Sets the projection to the principal axes of the unit ``features``, so that it keeps what the backbone separates.
+    """Sets the projection to the principal axes of the unit ``features``, so that it preserves their inner products.
 
     The axes are those of the uncentered features: no projection of this size preserves their inner products better. A
-    random projection would have to learn them again from the training classes, and would lose all others.
+    random projection would be trained on the training classes only, and would lose directions of other classes.
 
     Args:
         model: With a projection to D dimensions.
@@ -109,7 +109,7 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
     unit = nn.functional.normalize(torch.from_numpy(np.asarray(features[rows], np.float32)), dim=1)
     layer = model.projection
     assert isinstance(layer, nn.Linear)
-    rank = min(*unit.shape, layer.out_features + 32)  # more than needed: the last axes of a randomized SVD are poor
+    rank = min(*unit.shape, layer.out_features + 32)  # a randomized SVD is inaccurate in its last axes
     with seeded_torch(0):
         axes = torch.svd_lowrank(unit, q=rank, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
     layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
@@ -120,8 +120,8 @@ def _key(network: nn.Module, manifest: Manifest, settings: Mapping[str, Any]) ->
     digest = hashlib.sha256(fingerprint(network, json.dumps(settings, sort_keys=True, default=str)).encode())
     boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
     for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
-        drawn = manifest.render is not None  # its path determines the drawing
-        source = f"{manifest.name}/{path}/{image}" if drawn else file_key(manifest.root / path, box)
+        is_rendered = manifest.render is not None  # its path determines the image
+        source = f"{manifest.name}/{path}/{image}" if is_rendered else file_key(manifest.root / path, box)
         digest.update(source.encode())
     digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are stored with the features
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Training modes: what of an embedder trains, and what its images are replaced by."""
+"""Training modes: the part of an embedder that is trained, and the inputs of that part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class FullMode:
         return model
 
     def inputs(self, model: Embedder, images: RetrievalDataset) -> Any:
-        """What stands for ``images`` in an evaluation of :meth:`view`."""
+        """The inputs of :meth:`view` for ``images`` in an evaluation."""
         return images
 
     def training_inputs(self, augmented: RetrievalDataset, plain: Callable[[], Any]) -> Any:
@@ -32,11 +32,11 @@ class FullMode:
 
     @property
     def loader_workers(self) -> int:
-        """Processes that read the training inputs."""
+        """Loader processes of the training inputs."""
         return self.runtime.workers
 
     def start(self, model: Embedder, plain: Any) -> None:
-        """Sets parameters of ``model`` from the training images before the first step."""
+        """Initializes parameters of ``model`` from the training images before the first step."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class HeadMode(FullMode):
 
     @property
     def loader_workers(self) -> int:
-        return 0  # reading a row takes less than handing it to another process
+        return 0  # reading a row takes less time than transferring it between processes
 
     def start(self, model: Embedder, plain: PooledSet) -> None:
         start_at_principal_axes(model, plain.features)
 
 
 def build_mode(config: Config, model: Embedder, runtime: Runtime) -> FullMode:
-    """Returns the mode that ``config.train.mode`` names, with the rest of ``model`` frozen."""
+    """Returns the mode of ``config.train.mode``, and freezes the parts of ``model`` that are not trained."""
     if config.train.mode == "full":
         return FullMode(runtime)
     freeze(model, "features")

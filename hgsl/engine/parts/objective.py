@@ -17,7 +17,7 @@ from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
 from hgsl.losses import LOSSES, HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
-DEFAULT = HardGlobalSoftminLoss.__name__  # the loss that the config has settings of its own for
+DEFAULT = HardGlobalSoftminLoss.__name__  # the loss whose arguments are settings of the config
 SPARSE_FROM = 100_000  # classes; below, a dense gradient and its moments take less than 2 GB at 1,024 dimensions
 QUEUE = ("embedding_memory", "label_memory", "queue_idx", "has_been_filled")  # of a cross-batch memory
 
@@ -54,14 +54,14 @@ class Objective(nn.Module):
         return self.loss_fn(embeddings, labels, self.miner(embeddings, labels))
 
     def start_epoch(self, epoch: int) -> None:
-        """Sets the K of this epoch, where there is a schedule."""
+        """Sets the K of this epoch, if there is a schedule."""
         if self.top_k_schedule:
             assert isinstance(self.loss_fn, HardGlobalSoftminLoss)
             k = scheduled_top_k(self.top_k_schedule, epoch)
             self.loss_fn.set_top_k(None if k is None or k >= self.loss_fn.num_classes else k)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The queue of a cross-batch memory, which pytorch-metric-learning leaves out of its state dict."""
+        """The queue of a cross-batch memory, which the state dict of pytorch-metric-learning lacks."""
         return {name: getattr(self.loss_fn, name) for name in QUEUE if hasattr(self.loss_fn, name)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Objective(nn.Module):
 
 
 def check_loss(settings: LossConfig) -> None:
-    """Checks the names of loss and miner, which needs no data.
+    """Checks the names of loss and miner.
 
     Raises:
         InputError: One is unknown, or needs pytorch-metric-learning, which is not installed.
@@ -81,7 +81,7 @@ def check_loss(settings: LossConfig) -> None:
 
 
 def build_objective(settings: LossConfig, num_classes: int, embedding_size: int) -> Objective:
-    """Builds the loss that ``settings`` name; any but the default one is tried on a few vectors first.
+    """Builds the loss that ``settings`` name; any other than the default one is tested on a few vectors first.
 
     Raises:
         InputError: The loss or miner is unknown, cannot be built with its options, or does not train on embeddings and
@@ -98,7 +98,7 @@ def build_objective(settings: LossConfig, num_classes: int, embedding_size: int)
     if settings.memory:
         try:
             loss_fn = _library("losses")["CrossBatchMemory"](loss_fn, embedding_size, settings.memory, miner)
-        except Exception as error:  # the library refuses losses without pairs with a bare Exception
+        except Exception as error:  # the library raises a bare Exception for losses without pairs
             raise InputError(f"loss.memory {settings.memory} does not go with {settings.name}: {error}") from error
         miner = None
     objective = Objective(loss_fn, miner, gather=True)
@@ -108,12 +108,12 @@ def build_objective(settings: LossConfig, num_classes: int, embedding_size: int)
 
 
 def _hard_global_softmin(settings: LossConfig, num_classes: int, embedding_size: int) -> Objective:
-    """Builds the default loss; a K above the number of classes means all of them: one config fits small data, too."""
+    """Builds the default loss; a K above the number of classes means all, so that a config fits small data as well."""
     names = inspect.signature(HardGlobalSoftminLoss).parameters
     options = {name: value for name, value in asdict(settings).items() if name in names}
     if settings.top_k is not None and settings.top_k >= num_classes:
         ranks.print_main(
-            f"loss.top_k {settings.top_k} is not below the {num_classes} training classes: all of them count"
+            f"loss.top_k {settings.top_k} is not below the {num_classes} training classes: all of them are used"
         )
         options.update(top_k=None, hard_set="all")
     loss_class = ShardedHardGlobalSoftminLoss if settings.sharded else LOSSES[DEFAULT]
@@ -124,12 +124,12 @@ def _hard_global_softmin(settings: LossConfig, num_classes: int, embedding_size:
 
 def _class(what: str, name: str) -> type[nn.Module]:
     """Returns the loss or miner of this name: losses of this package first, then those of pytorch-metric-learning."""
-    own = LOSSES if what == "loss" else {}
-    if name in own:
-        return own[name]
+    package_losses = LOSSES if what == "loss" else {}
+    if name in package_losses:
+        return package_losses[name]
     library = _library("losses" if what == "loss" else "miners")
     if name not in library:
-        raise unknown(what, name, [*own, *library])
+        raise unknown(what, name, [*package_losses, *library])
     return library[name]
 
 
@@ -146,14 +146,17 @@ def _library(part: str) -> dict[str, type[nn.Module]]:
     return dict(inspect.getmembers(getattr(pytorch_metric_learning, part), inspect.isclass))
 
 
-def _construct(kind: type[nn.Module], options: Mapping[str, Any], sizes: Mapping[str, int], where: str) -> nn.Module:
-    """Calls ``kind`` with ``options`` and with those of the ``sizes`` that its constructor, or a base's, names."""
-    accepted = {name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+def _construct(
+    part_class: type[nn.Module], options: Mapping[str, Any], sizes: Mapping[str, int], where: str
+) -> nn.Module:
+    """Calls ``part_class`` with ``options`` and those ``sizes`` that its constructor, or a base's, accepts."""
+    constructors = [base.__init__ for base in part_class.__mro__]  # type: ignore[misc]
+    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     try:
-        return kind(**{**{name: size for name, size in sizes.items() if name in accepted}, **options})
+        return part_class(**{**{name: size for name, size in sizes.items() if name in accepted}, **options})
     except Exception as error:  # of any type: assertions, wrong types, abstract classes
         raise InputError(
-            f"{kind.__name__} cannot be built with {where} {dict(options)} ({shorten(first_line(error), 160)}): "
+            f"{part_class.__name__} cannot be built with {where} {dict(options)} ({shorten(first_line(error), 160)}): "
             f"correct {where}, or choose another class"
         ) from error
 
@@ -165,9 +168,9 @@ def _try_out(objective: Objective, settings: LossConfig, num_classes: int, embed
     embeddings = nn.functional.normalize(vectors).requires_grad_()
     try:
         trial = copy.deepcopy(objective)
-        trial.gather = False  # each process tries it on its own, before anything is on its device
+        trial.gather = False  # each process tests it alone, before anything is on its device
         with preserved_random_state():
-            for _ in range(2):  # a loss may keep something of the first
+            for _ in range(2):  # a loss may have state after the first
                 trial(embeddings, torch.arange(count) // 2 % num_classes).backward()
     except Exception as error:  # of any type, as above
         name = settings.name + (f" with loss.miner {settings.miner}" if settings.miner else "")
@@ -180,7 +183,7 @@ def _try_out(objective: Objective, settings: LossConfig, num_classes: int, embed
 
 
 def _note_unused_settings(settings: LossConfig) -> None:
-    """Names settings of the default loss that have no effect on another: a config may serve several losses."""
+    """Prints the changed settings of the default loss, which have no effect on another loss."""
     default = LossConfig()
     names = [*inspect.signature(HardGlobalSoftminLoss).parameters, "centers"]
     changed = [name for name, value in asdict(settings).items() if name in names and value != getattr(default, name)]
@@ -192,10 +195,10 @@ def _note_unused_settings(settings: LossConfig) -> None:
 
 
 def use_sparse_centers(settings: LossConfig, num_classes: int) -> bool:
-    """Whether the centers get a sparse gradient: as ``loss.sparse_centers`` says, or else with many classes.
+    """Whether the centers get a sparse gradient: by ``loss.sparse_centers``, else from ``SPARSE_FROM`` classes on.
 
     Raises:
-        InputError: It is asked for with several processes that each hold all centers.
+        InputError: It is set, and several processes each hold all centers.
     """
     replicated = ranks.world_size() > 1 and not settings.sharded
     if settings.sparse_centers is None:
@@ -209,6 +212,6 @@ def use_sparse_centers(settings: LossConfig, num_classes: int) -> bool:
 
 
 def scale_parameter(loss_fn: nn.Module) -> Tensor | None:
-    """The parameter alpha of a loss, which is worth logging, or None."""
+    """The parameter alpha of a loss, for the log, or None."""
     alpha = getattr(loss_fn, "alpha", None)
     return alpha if isinstance(alpha, torch.Tensor) else None

@@ -21,11 +21,11 @@ Groups = list[dict[str, Any]]
 def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> Groups:
     """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with its own learning rate.
 
-    Centers and scale are parameters of the loss and have no weight decay: decay would fight their normalization, and
-    pull the scale to a value that nobody chose. Frozen parameters and empty groups are left out.
+    Centers and scale are parameters of the loss and have no weight decay: decay would counteract their normalization,
+    and drive the scale toward zero. Frozen parameters and empty groups are left out.
     """
     head = [*model.pooling.parameters(), *model.projection.parameters()]
-    centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever the loss calls them
+    centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever their names
     scale = [value for value in loss_fn.parameters() if value.ndim < 2]
     groups = [
         *_backbone_groups(model.backbone, settings),
@@ -37,7 +37,7 @@ def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig)
 
 
 def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> Groups:
-    """One group, or with ``layer_decay`` one per layer, whose rate falls by that factor from the last to the first.
+    """One group, or with ``layer_decay`` one per layer, whose rate decreases by this factor from last to first.
 
     The groups per layer are timm's, which exclude biases and norms from weight decay.
     """
@@ -56,7 +56,7 @@ def _backbone_groups(backbone: nn.Module, settings: OptimConfig) -> Groups:
 
 
 def create_optimizer(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
-    """Returns the optimizer that ``settings.name`` stands for.
+    """Returns the optimizer named ``settings.name``.
 
     Raises:
         InputError: There is nothing to train.
@@ -72,7 +72,7 @@ def create_optimizer(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
 
 
 def build_optimizer(groups: Groups, settings: OptimConfig, objective: nn.Module) -> Optimizer:
-    """Returns the optimizer of all ``groups``; centers with a sparse gradient get SGD, which keeps no state of them.
+    """Returns the optimizer of all ``groups``; centers with a sparse gradient get SGD without state.
 
     Args:
         groups: the parameter groups, that of the centers among them.
@@ -96,7 +96,7 @@ def create_schedule(optimizer: optim.Optimizer, settings: OptimConfig, epochs: i
 
 
 def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Returns step -> factor in (0, 1]: linear over ``warmup * total`` steps, then as ``settings.schedule`` says.
+    """Returns step -> factor in (0, 1]: linear over ``warmup * total`` steps, then by ``settings.schedule``.
 
     Raises:
         InputError: The schedule is unknown.
@@ -136,9 +136,9 @@ def _constant(settings: OptimConfig, progress: float, epoch: float) -> float:
     return 1.0
 
 
-# Name in the config -> (parameter groups, settings) -> optimizer.
+# Name in the config -> function (parameter groups, settings) -> optimizer.
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
-# Name in the config -> (settings, progress from 0 to 1 after the warm-up, epoch) -> factor of the learning rate.
+# Name in the config -> function (settings, progress in [0, 1] after the warm-up, epoch) -> learning-rate factor.
 SCHEDULES: dict[str, Callable[[OptimConfig, float, float], float]] = {
     "constant": _constant,
     "cosine": _cosine,
@@ -165,12 +165,12 @@ class JointOptimizer(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of all parts, parameters numbered through all groups as in any optimizer."""
+        """Returns the state of all parts, with parameters numbered over all groups as in any optimizer."""
         self.state = defaultdict(dict, {key: value for part in self.parts for key, value in part.state.items()})
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Gives every part its share of what :meth:`state_dict` returned."""
+        """Loads into every part its share of the state from :meth:`state_dict`."""
         first_group = 0
         for part in self.parts:
             groups = state_dict["param_groups"][first_group : first_group + len(part.param_groups)]

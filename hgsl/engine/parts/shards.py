@@ -18,10 +18,10 @@ def sharded_loss(objective: nn.Module) -> ShardedHardGlobalSoftminLoss | None:
 
 
 def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardGlobalSoftminLoss | None) -> float:
-    """Scales the gradients to a norm of at most ``limit``, and returns their norm before: over all processes' shards.
+    """Scales the gradients to a norm of at most ``limit`` over all shards, and returns the norm before scaling.
 
-    Each process has its own shard of the centers, and the same gradients of everything else. With norms of their own
-    the processes would scale the latter differently, and the replicas of the network would diverge.
+    Each process has its own shard of the centers, and the same gradients of everything else. With local
+    norms, the processes would scale the latter differently, and the replicas of the network would diverge.
     """
     parameters = [p for p in _parameters(optimizer) if p.grad is not None]
     norm = _norm([p for p in parameters if loss is None or p is not loss.centers])
@@ -44,7 +44,7 @@ def _norm(parameters: list[nn.Parameter]) -> Tensor:
 
 
 def _values(parameter: nn.Parameter) -> Tensor:
-    """The gradient of ``parameter``, or the rows ``(n, D)`` of a sparse one, which then holds each row once."""
+    """The gradient of ``parameter``, or the rows ``(n, D)`` of a sparse one, which is coalesced."""
     gradient = _gradient(parameter)
     if gradient.is_sparse:
         gradient = parameter.grad = gradient.coalesce()
@@ -58,7 +58,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def optimizer_state(optimizer: Optimizer, loss: ShardedHardGlobalSoftminLoss | None) -> dict[str, Any]:
-    """The optimizer's state, with its moments of all centers on the first process; every process must call it."""
+    """The optimizer's state with the moments of all centers; collective: every process must call it."""
     state = optimizer.state_dict()
     if loss is None:
         return state
@@ -88,7 +88,7 @@ def load_optimizer_state(
 
 
 def _index(optimizer: Optimizer, parameter: nn.Parameter) -> int:
-    """The key of ``parameter`` in a state dict, which numbers the parameters through all groups."""
+    """The key of ``parameter`` in a state dict: its number over all groups."""
     return next(index for index, other in enumerate(_parameters(optimizer)) if other is parameter)
 
 

@@ -37,14 +37,14 @@ CLASSIFIER_SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifyProblem(Problem):
-    """A network to make sparse: how it is trained, measured and compared.
+    """A network to sparsify, and its training and measurements.
 
     Attributes:
         example: A batch of inputs for tracing and for measuring time.
-        curve: network -> the score that is drawn epoch by epoch, in [0, 1].
+        curve: network -> the score in [0, 1] that is plotted per epoch.
         curve_name: Name of that score, and of the images it is measured on.
         final: network -> all scores on the test images.
-        quality: The scores that the table of costs shows.
+        quality: The scores in the table of costs.
     """
 
     example: Tensor
@@ -55,7 +55,7 @@ class SparsifyProblem(Problem):
 
 
 class Classifier(nn.Module):
-    """Takes images as bytes, ``(B, 3, H, W)`` uint8, to logits ``(B, classes)``: normalization is a part of it."""
+    """Classifier of uint8 images ``(B, 3, H, W)``, with normalization: returns logits ``(B, classes)``."""
 
     mean: Tensor
     std: Tensor
@@ -75,7 +75,7 @@ def classification(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProbl
     """CIFAR-10: cross entropy of a small ResNet, or of any timm model, on images in memory.
 
     Raises:
-        InputError: Also if a setting is given that a classifier does not use.
+        InputError: Also if a setting has no effect on a classifier.
     """
     _check_settings(config)
     root = Path(config.data.root) if config.data.root else default_root(config.data.name)
@@ -112,13 +112,13 @@ def classification(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProbl
 
 def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
     """An embedder and its loss, measured by retrieval on classes that it was not trained on."""
-    from hgsl.engine.retrieval import Retrieval  # imports the search library, which classification does without
+    from hgsl.engine.retrieval import Retrieval  # imports faiss, which classification does not need
 
     training = Retrieval(config, runtime)
     # The epochs are scored on validation classes, if there are any.
     has_validation = config.data.val_share > 0 or config.data.val_fold is not None
     curve_split, size = "val" if has_validation else "test", config.data.image_size
-    training.images(curve_split)  # an empty split is found now
+    training.images(curve_split)  # raises now if the split is empty
     problem = training.problem(measure_before=False)
     return SparsifyProblem(
         **{field.name: getattr(problem, field.name) for field in fields(problem)},
@@ -137,7 +137,7 @@ PROBLEMS: dict[str, Callable[[SparsifyRunConfig, Runtime], SparsifyProblem]] = {
 
 
 def array_batches(part: ImageArray, batch_size: int, seed: int, start: int) -> Iterator[Batch]:
-    """Yields augmented batches from step ``start`` on, without end; any step can be reached again by its number."""
+    """Yields augmented batches from step ``start`` on, without end; a batch depends on its step and the seed alone."""
     steps = len(part) // batch_size
     step = start
     while True:
@@ -169,7 +169,7 @@ def _check_settings(config: SparsifyRunConfig) -> None:
         for name, value in asdict(getattr(config, section)).items():
             if name not in used and value != getattr(getattr(defaults, section), name):
                 raise InputError(
-                    f"{section}.{name} {value!r} does nothing for sparsify.task classification: leave it out"
+                    f"{section}.{name} {value!r} has no effect on sparsify.task classification: leave it out"
                 )
     if config.model.weights != "none":
         raise InputError(
@@ -188,7 +188,7 @@ def _classifier_network(name: str, classes: int) -> nn.Module:
 
 
 def _first_images(train: ImageArray, options: dict[str, Any]) -> ImageArray:
-    """Keeps as many images, at random, as the option ``train_images`` of a reduced run asks for."""
+    """Keeps a random subset of ``train_images`` images, an option for reduced runs."""
     for name in options:
         if name != "train_images":
             raise unknown("option of data set cifar10", name, ["train_images"])

@@ -22,10 +22,10 @@ Measured = tuple[nn.Module, Mapping[str, Any]]  # a network and its scores on th
 
 
 def read_scores(folder: Path, quality: Sequence[str]) -> dict[str, Any]:
-    """Returns the scores of the dense network's run in ``folder``, which hold at least those named in ``quality``.
+    """Returns the scores of the dense network's run in ``folder``, with at least those named in ``quality``.
 
     Raises:
-        InputError: There is no such run, it is not finished, or it is of another task.
+        InputError: There is no such run, or it is unfinished or of another task.
     """
     path = folder / REPORT
     if not path.is_file():
@@ -47,13 +47,13 @@ def save_and_measure(
     trained: Measured,
     dense: Measured,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Saves the network, and the network without its closed channels, and measures both beside the dense one.
+    """Saves the network and its compacted version, and measures both and the dense network.
 
     Args:
         folder: The run folder.
         config: The settings.
         problem: Its test images score the compacted network.
-        runtime: Where the time is measured.
+        runtime: The device on which time is measured.
         trained: The ticket with its masks multiplied in, or the dense network.
         dense: The network before the search, whose costs are measured, and the scores of a dense run, or none.
 
@@ -69,7 +69,7 @@ def save_and_measure(
     if settings.rounds and settings.granularity == "channel":
         try:
             networks_and_scores["ticket, compacted"] = _save_compacted(plain, folder, problem)
-        except Exception as error:  # whatever it is: hours of search are worth a report without this row
+        except Exception as error:  # of any type: after hours of search, report without this row
             notes.append(f"no compacted ticket: {first_line(error)}")
             ranks.print_main(f"note: {notes[-1]}")
     example = runtime.prepare(problem.example, channels_last=True)
@@ -107,8 +107,8 @@ def write_plot(folder: Path, history: Sequence[Mapping[str, Any]], score_name: s
 
     Args:
         folder: The run folder.
-        history: A record an epoch: ``stage``, ``density`` and, where it was measured, ``score``.
-        score_name: What the score is.
+        history: A record per epoch: ``stage``, ``density`` and, if measured, ``score``.
+        score_name: Name of the score.
     """
     figure = Figure(figsize=(7.0, 3.4), layout="constrained", dpi=150)
     left = figure.subplots()

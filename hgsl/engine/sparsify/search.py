@@ -1,4 +1,4 @@
-"""Ticket search: rounds of training with masks that harden, then the ticket, trained from rewound weights.
+"""Ticket search: rounds of training with soft masks, then training of the ticket from rewound weights.
 
 The stages are ``round 1``, ``round 2``, ..., ``ticket``; or ``dense`` alone, trained in the same way without masks.
 """
@@ -30,7 +30,7 @@ def search(config: SparsifyRunConfig, folder: Path, *, overwrite: bool = False, 
         config: The settings.
         folder: The run folder.
         overwrite: Whether an earlier run there may be replaced.
-        resume: Go on with the run in ``folder`` from its last saved state; a finished run is only reported.
+        resume: Continue the run in ``folder`` from its last saved state; a finished run is only reported.
 
     Returns:
         The report: ``scores`` on the test images, ``density``, ``layers``, ``costs``, ``history``, and the settings.
@@ -51,7 +51,7 @@ def search(config: SparsifyRunConfig, folder: Path, *, overwrite: bool = False, 
 
 
 class TicketSearch:
-    """The parts of one search, and what it reports."""
+    """A ticket search and its report."""
 
     def __init__(self, config: SparsifyRunConfig, folder: Path, problem: SparsifyProblem, runtime: Runtime) -> None:
         started = time.perf_counter()
@@ -59,13 +59,13 @@ class TicketSearch:
         settings = config.sparsify
         dense_run = settings.dense_run if settings.rounds else None
         dense_scores = read_scores(Path(dense_run), problem.quality) if dense_run else {}
-        self.dense: Measured = (copy.deepcopy(problem.model), dense_scores)  # what the ticket is compared with
+        self.dense: Measured = (copy.deepcopy(problem.model), dense_scores)  # for comparison with the ticket
         masks = mask(problem.model, settings, problem.example[:2], settings.include) if settings.rounds else None
         stages = search_stages(config)
         self.driver = Driver(config, folder, runtime, problem, stages, masks, self._after_epoch, started)
 
-    def to_the_end(self, saved: dict[str, Any] | None) -> dict[str, Any]:
-        """Goes through all stages, or those left in ``saved``, and returns the report."""
+    def train(self, saved: dict[str, Any] | None) -> dict[str, Any]:
+        """Trains all stages, or the remaining ones of the state ``saved``, and returns the report."""
         self.driver.run(saved)
         model, masks = self.driver.finished_model()
         scores = self.problem.final(model)
@@ -84,7 +84,7 @@ class TicketSearch:
             "notes": notes,
             "history": self.driver.history,
             "curve": self.problem.curve_name,
-            **self.driver.facts(),
+            **self.driver.metadata(),
         }
         write_json(self.folder / run_folder.REPORT, report)
         return report
