@@ -22,7 +22,7 @@ TABLES = {
 
 
 def check_names(config: Config) -> None:
-    """Checks that the table of a part's package has its name.
+    """Checks that the tables of the packages contain the names of the parts.
 
     Raises:
         InputError: The message names the nearest one.
@@ -64,7 +64,7 @@ def names_in(module: str, table: str) -> list[str]:
 
 
 def _check_loss(setting: str, name: str, part: str, package_names: list[str]) -> None:
-    """Checks that this package or pytorch-metric-learning has a name; not checked if the latter is missing."""
+    """Checks that this package or pytorch-metric-learning has the name, if the latter is installed."""
     package = find_spec("pytorch_metric_learning")
     if name in package_names or package is None or package.origin is None:
         return

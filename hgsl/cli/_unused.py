@@ -52,6 +52,8 @@ def _reasons(config: Config, setting: str) -> Iterator[str]:
     if not name or group is None or getattr(group, name, None) == getattr(default, name, None):
         return
     for settings, is_unused, reason in RULES:
-        applies = any(setting == one or (one.endswith(".") and setting.startswith(one)) for one in settings)
+        applies = any(
+            setting == pattern or (pattern.endswith(".") and setting.startswith(pattern)) for pattern in settings
+        )
         if applies and is_unused(config):
             yield reason.format(data=config.data, optim=config.optim)

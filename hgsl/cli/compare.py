@@ -78,10 +78,9 @@ def _print(
     first = contenders[0]
     head = first.reports[0]
     print(f"{head['num_queries']:,} queries, {head['num_gallery']:,} images, split {head['split_hash']}, in percent")
-    print(
-        format_cells({_row(one): [_score(one, key) for key in columns] for one in contenders}, list(columns.values()))
-    )
-    paired = {_row(one): intervals[one.name] for one in contenders[1:] if intervals[one.name]}
+    rows = {_row(contender): [_score(contender, key) for key in columns] for contender in contenders}
+    print(format_cells(rows, list(columns.values())))
+    paired = {_row(other): intervals[other.name] for other in contenders[1:] if intervals[other.name]}
     if paired:
         print(f"\nminus {first.name}, points with 95% interval from {_resampled(contenders)} (* if it excludes 0)")
         cells = {

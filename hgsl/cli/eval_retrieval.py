@@ -23,7 +23,7 @@ INPUT_FLAGS: list[tuple[str, Any, str]] = [
     ("--labels", str, "Their labels, (N,) integers or class names."),
     ("--ids", str, "Their ids, (N,) integers: an image is never a neighbor of a query with the same id."),
     ("--groups", str, "Their groups, (N,) integers such as camera numbers: an image with a query's label and group is "
-                      "no neighbor of it; an image without a group takes a number of its own."),
+                      "not its neighbor; an image without a group takes a number of its own."),
     ("--gallery-embeddings", [str], "Separate galleries, one file each, evaluated one by one."),
     ("--gallery-labels", [str], "Their labels, one file per gallery."),
     ("--gallery-ids", [str], "Their ids, if the galleries may contain the queries."),
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _evaluate(words: list[str]) -> None:
     parser = build_parser(DESCRIPTION)
-    for flag, kind, text in (*INPUT_FLAGS, *EVALUATION_FLAGS, *OUTPUT_FLAGS):
-        _add_flag(parser, flag, kind, text)
+    for flag, value_type, text in (*INPUT_FLAGS, *EVALUATION_FLAGS, *OUTPUT_FLAGS):
+        _add_flag(parser, flag, value_type, text)
     config, flags = parse(parser, _with_settings(words))
     _check(flags, words)
 
@@ -129,14 +129,14 @@ def _evaluate(words: list[str]) -> None:
         print(f"written: {path}")
 
 
-def _add_flag(parser: ArgumentParser, flag: str, kind: Any, text: str) -> None:
+def _add_flag(parser: ArgumentParser, flag: str, value_type: Any, text: str) -> None:
     default = DEFAULTS.get(flag.removeprefix("--").replace("-", "_"))
-    if kind is None:
+    if value_type is None:
         parser.add_argument(flag, action="store_true", help=text)
-    elif isinstance(kind, list):
-        parser.add_argument(flag, type=kind[0], nargs="+", help=text)
+    elif isinstance(value_type, list):
+        parser.add_argument(flag, type=value_type[0], nargs="+", help=text)
     else:
-        parser.add_argument(flag, type=kind, default=default, help=text)
+        parser.add_argument(flag, type=value_type, default=default, help=text)
 
 
 def _with_settings(words: list[str]) -> list[str]:

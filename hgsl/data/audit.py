@@ -81,7 +81,7 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     splits" has its images in two splits, so that test images leak into training or validation.
 
     Raises:
-        InputError: The images are drawn, not read from files.
+        InputError: The images are rendered, not read from files.
     """
     if manifest.render is not None:
         raise InputError(f"{manifest.name} draws its images: there are no files to audit")

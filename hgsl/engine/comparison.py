@@ -129,10 +129,10 @@ def differences(
         raise InputError("the reports have different queries: evaluate both again on the same images")
     intervals = {}
     for key in keys:
-        before, after = first.values(key), other.values(key)
-        if before is not None and after is not None:
-            interval = paired_difference(before, after, first.labels, samples=samples, seed=seed)
-            if math.isfinite(interval[1]):  # there are two queries at least
+        values, other_values = first.values(key), other.values(key)
+        if values is not None and other_values is not None:
+            interval = paired_difference(values, other_values, first.labels, samples=samples, seed=seed)
+            if math.isfinite(interval[1]):  # infinite with a single query
                 intervals[key] = list(interval)
     return intervals
 

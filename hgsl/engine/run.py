@@ -62,7 +62,7 @@ class TrainingRun:
         self.retrieval = Retrieval(config, runtime)
         model = self.retrieval.model
         self.masks = mask_backbone(model, config.sparsify)
-        self.retrieval.images("test")  # a data set without test images is refused before anything is written
+        self.retrieval.images("test")  # raises before anything is written if there are no test images
         ranks.print_main(f"{config.model.backbone}, {config.model.pooling}, {model.embedding_size}-d, on {runtime}")
         self.driver = Driver(
             config,

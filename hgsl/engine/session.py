@@ -52,7 +52,7 @@ def run_in_folder(
     run_folder.check(folder, config, overwrite=overwrite, resume=resume)
     if resume and (finished := run_folder.finished_report(folder)):
         if changed := run_folder.difference(folder, config):
-            ranks.print_main(f"note: {changed}: what follows is of that run")
+            ranks.print_main(f"note: {changed}: the following results are of that run")
         ranks.print_main(f"{folder} is finished:")
         print_report(folder, finished)
         return finished

@@ -3,7 +3,7 @@
 Every function takes ``hits`` (Q, K) bool, where ``hits[q, r]`` is whether the neighbor at rank r + 1 of query q has
 the query's label, with the query itself already removed, and returns one float64 value in [0, 1] per query. The score
 of a data set is the mean over its queries. Where a query depends on it, ``relevant`` (Q,) holds R: the number of images
-of its label in the gallery, without the query itself. A query with R = 0 has no answer: it is counted and left out
+of its label in the gallery, without the query itself. A query with R = 0 has no match: it is counted and left out
 before these functions are called (pytorch-metric-learning leaves it out too; the published HGSL code counts it as 0).
 """
 

@@ -29,7 +29,7 @@ class Ranking:
         task: The task, restricted to queries with a match in the gallery; the other attributes are in their order.
         result: The scores, after re-ranking where there is any.
         neighbors: The first ``top`` neighbors of each query, after re-ranking where there is any.
-        top_scores: The scores that a threshold of acceptance is set on, before any re-ranking.
+        top_scores: The scores that a no-match threshold uses, before any re-ranking.
     """
 
     task: RetrievalTask

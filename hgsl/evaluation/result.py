@@ -25,7 +25,7 @@ class RetrievalResult:
         index: ``Flat`` for exact search, else a FAISS factory string.
         index_overlap: For another index, the mean share of the exact max(ks) nearest that it finds, on a sample of
             queries; None for exact search.
-        clustering: ``nmi`` and ``ami``, where they were asked for.
+        clustering: ``nmi`` and ``ami``, if requested.
     """
 
     ks: tuple[int, ...]
@@ -84,7 +84,7 @@ class RetrievalResult:
         return {key: float(values.mean()) for key, values in scores.items()}
 
     def per_class(self) -> tuple[dict[int, int], dict[str, Floats]]:
-        """Returns label -> number of queries, by rising label, and key -> (classes,) mean scores in that order."""
+        """Returns label -> number of queries, by ascending label, and key -> (classes,) mean scores in that order."""
         labels, codes, counts = np.unique(self.query_labels, return_inverse=True, return_counts=True)
         scores = {key: np.bincount(codes, values) / counts for key, values in self.per_query.items()}
         return dict(zip(labels.tolist(), counts.tolist(), strict=True)), scores

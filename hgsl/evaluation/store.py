@@ -67,7 +67,7 @@ class EmbeddingStore:
                 with named_disk_errors(path):
                     open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
                 reserve_space(path)
-            open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # last: all are there
+            open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # written last
         ranks.barrier()
         self.arrays = {
             name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS

@@ -28,7 +28,7 @@ class Calibration:
 
     Attributes:
         threshold: The nearest image is accepted as a match if its score is at least this.
-        asked_rate: The false-accept rate that was asked for.
+        asked_rate: The requested false-accept rate.
         false_accept_rate: Share of the strangers that are accepted; at most ``asked_rate``.
         expected_rate: The same for classes that were not calibrated on: the mean over strangers of each class, with
             the threshold calibrated on all other classes.
@@ -91,7 +91,7 @@ def stranger_task(task: RetrievalTask, vectors: Vectors, labels: Ints) -> Retrie
     Args:
         task: With the gallery.
         vectors: (M, D) of the strangers.
-        labels: (M,) their labels, which count classes as those of the gallery do.
+        labels: (M,) their labels, in the encoding of the gallery's labels.
     """
     if vectors.width != task.gallery.width:
         raise InputError(
@@ -124,7 +124,7 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
     Args:
         scores: (M,) each stranger's best score in the gallery.
         labels: (M,) their labels.
-        false_accept_rate: The rate that is asked for, from 0 to below 1.
+        false_accept_rate: The requested rate, from 0 to below 1.
         num_gallery: Images of the gallery.
 
     Raises:
@@ -205,6 +205,6 @@ def _accepted_out_of_class(scores: Floats, labels: Ints, rate: float) -> np.ndar
 
 
 def _rounded_up(share: float) -> float:
-    """A share rounded up to two digits, so that it is accepted when it is asked for."""
+    """A share rounded up to two digits, so that it is accepted as a requested rate."""
     scale = 10 ** (1 - math.floor(math.log10(share)))
     return math.ceil(round(share * scale, 9)) / scale

@@ -17,7 +17,7 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
     """Checks for an integer of at least ``minimum``; None passes if ``otherwise`` describes what it means.
 
     Raises:
-        InputError: It is none; True, False and floats such as 2.0 are no integers either.
+        InputError: It is not; True, False and floats such as 2.0 do not count as integers.
     """
     if value is None and otherwise:
         return
@@ -109,7 +109,7 @@ def check_values(
         labels: ``(B,)``.
         num_classes: C.
         alpha: softness.
-        centers: ``(C, D)``, checked one by one only if ``norms`` leave ``NORM_RANGE``.
+        centers: ``(C, D)``, checked row by row only if ``norms`` are outside ``NORM_RANGE``.
         norms: their smallest and largest norm ``(2,)``.
     """
     if torch.compiler.is_compiling():
@@ -130,7 +130,7 @@ def check_values(
             f"embeddings hold NaN or infinity in row {first_five(rows)}: the network has diverged; "
             "lower its learning rate"
         )
-    if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # float32 rounds the ends
+    if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # with a tolerance for float32
         raise InputError(
             f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
             "start higher, lower its learning rate, or fix it with learnable_scale=False"

@@ -11,7 +11,7 @@ from hgsl.losses.scoring.similarity import unit_of_any_norm
 
 EXACT_UP_TO, SAMPLE = 256, 128  # every pair of up to 256 classes; of more, the pairs of 128 sampled ones
 BLOCK = 2**20  # dot products held at a time
-FEW = 32  # from this many draws on, the probability that all of them coincide is below 1e-40
+DISTINCT_FROM = 32  # from this many draws on, the probability that all of them coincide is below 1e-40
 
 
 def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
@@ -32,9 +32,9 @@ def decorrelation(centers: Tensor, sample: int | None = None) -> Tensor:
 
 
 def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> Tensor:
-    """Returns every row number, or ``sample`` of them drawn with replacement, at a cost independent of C.
+    """Returns all row indices, or ``sample`` of them drawn with replacement, at a cost independent of C.
 
-    At least two rows differ. The draw treats all classes alike, so every pair of classes has the same probability.
+    At least two rows differ. Every pair of classes has the same probability.
 
     Raises:
         InputError: ``sample`` is not an integer of at least 2.
@@ -43,7 +43,7 @@ def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> 
     if sample is None or sample >= num_classes:
         return torch.arange(num_classes, device=device)
     rows = torch.randint(num_classes, (sample,), device=device)
-    if sample < FEW:
+    if sample < DISTINCT_FROM:
         step = torch.randint(1, num_classes, (), device=device)
         rows[1] = (rows[0] + step) % num_classes
     return rows

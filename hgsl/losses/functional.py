@@ -34,7 +34,7 @@ def hard_global_softmin_loss(
     sparse_grad: bool = False,
     both_sides: float = 0.0,
 ) -> Tensor:
-    """Returns the Hard Global Softmin Loss: embeddings against the center of their class and the K nearest centers.
+    """Returns the Hard Global Softmin Loss of embeddings, given the center of their class and the K nearest centers.
 
     With unit embeddings ``x_i`` and unit centers ``w_j`` (both are normalized here, with gradient)::
 

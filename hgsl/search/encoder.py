@@ -28,7 +28,7 @@ class Encoder:
 
     Args:
         model: The model, whose ``transform`` prepares the images.
-        device: Where it computes.
+        device: Device of the computation.
 
     Attributes:
         dimensions: D.
@@ -69,7 +69,7 @@ class Encoder:
             with torch.inference_mode():
                 return forward(self.model, torch.stack(list(tensors)).to(self.device)).numpy()
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in OUT_OF_MEMORY):
                 raise
             raise OutOfMemory(
                 f"not enough memory on {self.device} for {len(tensors)} images at a time: use a smaller --batch-size"

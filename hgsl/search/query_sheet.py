@@ -22,7 +22,7 @@ def write_query_sheet(
     """Writes an image file with one row per query; a query without a match is marked.
 
     Args:
-        path: A file whose suffix Pillow knows, such as ``.png``.
+        path: A file with a suffix that Pillow supports, such as ``.png``.
         index: The index that was searched.
         queries: The query images.
         results: The hits of each query.

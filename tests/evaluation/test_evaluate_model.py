@@ -40,7 +40,7 @@ class Points(torch.utils.data.Dataset):
 
 def data_of(seed=0, **more):
     vectors, labels = clusters(seed, center_seed=5)
-    return EvalData("points", ImageSet(vectors, labels), facts={"protocol": "p", "notes": []}, **more)
+    return EvalData("points", ImageSet(vectors, labels), metadata={"protocol": "p", "notes": []}, **more)
 
 
 @pytest.fixture

@@ -120,9 +120,9 @@ def _box(row: Row) -> list[float]:
 
 def _groups(rows: Sequence[Row], column: str | None) -> np.ndarray | None:
     if column is not None:
-        lacking = next((row for row in rows if column not in row), None)
-        if lacking is not None:
-            raise unknown(f"group_column of {lacking.table}", column, lacking.values)
+        row_without = next((row for row in rows if column not in row), None)
+        if row_without is not None:
+            raise unknown(f"group_column of {row_without.table}", column, row_without.values)
     column = column or "category"
     if not any(column in row for row in rows):
         return None

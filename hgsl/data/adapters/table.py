@@ -67,7 +67,7 @@ def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
     """The rows of a table that has a header line with a path column and ``label``.
 
     Raises:
-        InputError: It cannot be decoded, has no rows or lacks a column, or a row is of another length than the header.
+        InputError: It cannot be decoded, has no rows or lacks a column, or a row and the header differ in length.
     """
     try:
         with table.open(encoding=encoding, newline="") as file:

@@ -22,7 +22,7 @@ DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, 
 @dataclass(frozen=True)
 class _Entry:
     name: str
-    kind: str  # "file", "folder" or "a link or a device"
+    entry_type: str  # "file", "folder" or "a link or a device"
     content: IO[bytes] | None
 
 
@@ -67,8 +67,8 @@ def _extract(archive: Path, staging: Path, limit: int) -> None:
     for count, entry in enumerate(_entries(archive), 1):
         if not is_inside(entry.name) or "\\" in entry.name:
             raise InputError(f"{archive} names the path {entry.name!r}, which leads outside: it is refused as a whole")
-        if entry.kind not in ("file", "folder"):
-            raise InputError(f"{archive} holds {entry.name!r}, {entry.kind}: it is refused as a whole")
+        if entry.entry_type not in ("file", "folder"):
+            raise InputError(f"{archive} holds {entry.name!r}, {entry.entry_type}: it is refused as a whole")
         if count > MAX_FILES:
             raise InputError(f"{archive} holds more than {MAX_FILES:,} files: it is refused as a whole")
         target = staging / entry.name
@@ -98,5 +98,5 @@ def _entries(archive: Path) -> Iterator[_Entry]:
         return
     with tarfile.open(archive, "r|*") as file:
         for member in file:
-            kind = "file" if member.isreg() else "folder" if member.isdir() else "a link or a device"
-            yield _Entry(member.name, kind, file.extractfile(member) if kind == "file" else None)
+            entry_type = "file" if member.isreg() else "folder" if member.isdir() else "a link or a device"
+            yield _Entry(member.name, entry_type, file.extractfile(member) if entry_type == "file" else None)

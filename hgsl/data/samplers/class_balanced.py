@@ -6,7 +6,7 @@ from hgsl.data.samplers.rows import Rows, draw_in_passes, rows_by_class
 
 
 def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
-    """Returns as many rows as the random sampler, with equally many (up to one row) from each class.
+    """Returns as many rows as the random sampler, the same number (up to one row) from each class.
 
     Every row of a class is drawn once, in random order, before any of them is drawn again.
 

@@ -31,7 +31,7 @@ class EvalData:
         name: Row in tables.
         images: The queries, and the gallery unless there are ``galleries``.
         galleries: Name -> separate gallery.
-        facts: Entries of the report: data set, protocol, hash of the split, notes, ...
+        metadata: Entries of the report: data set, protocol, hash of the split, notes, ...
         steps: Descriptions of the steps after a plain forward pass.
         training: Returns training embeddings, on which whitening is fitted.
         validation: Returns validation images, on which a threshold is calibrated; labels have the encoding of
@@ -45,7 +45,7 @@ class EvalData:
     name: str
     images: ImageSet
     galleries: Mapping[str, ImageSet] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     steps: Sequence[str] = ()
     training: Callable[[], Array] | None = None
     validation: Callable[[], ImageSet] | None = None
@@ -64,7 +64,7 @@ class EvalData:
         """The same data with a note for the report, if there is one."""
         if note is None:
             return self
-        return replace(self, facts={**self.facts, "notes": [*self.facts.get("notes", ()), note]})
+        return replace(self, metadata={**self.metadata, "notes": [*self.metadata.get("notes", ()), note]})
 
     def with_embeddings(self, change: Callable[[Array], Array], step: str) -> "EvalData":
         """The same images after a change to every embedding."""

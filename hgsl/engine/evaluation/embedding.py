@@ -53,7 +53,7 @@ def embed_data(
     return EvalData(
         name=name or type(model).__name__,
         images=embedded(dataset, options.store),
-        facts=_facts(dataset, manifest),
+        metadata=_metadata(dataset, manifest),
         steps=steps,
         training=None if training is None else lambda: training_embeddings(training),
         validation=None if validation is None else lambda: embedded(validation),
@@ -100,7 +100,7 @@ def _check_embeddings(embeddings: np.ndarray) -> None:
         )
 
 
-def _facts(dataset: Dataset[Any], manifest: Manifest | None) -> dict[str, Any]:
+def _metadata(dataset: Dataset[Any], manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {"dataset": type(dataset).__name__, "protocol": "every image among all others", "notes": []}
     return {

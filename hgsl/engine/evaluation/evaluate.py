@@ -103,7 +103,7 @@ def search(data: EvalData, validation: ImageSet | None, options: EvalOptions) ->
         if validation is not None:
             calibration = _calibrate(expand(_strangers(task, validation)), options)
             data = data.with_note(calibration.warning)
-        split_hash = data.facts.get("split_hash") or hash_of_task(task)
+        split_hash = data.metadata.get("split_hash") or hash_of_task(task)
         galleries[name] = GalleryEvaluation(ranking, split_hash, calibration)
     return Evaluation(replace(data, steps=[*data.steps, *steps]), options, galleries)
 

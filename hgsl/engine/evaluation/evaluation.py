@@ -70,8 +70,8 @@ class Evaluation:
         return {name: self._report(part) for name, part in self.galleries.items()}
 
     def summary(self) -> dict[str, Any]:
-        """Returns scores, counts and facts of the only gallery, as in the report of a training."""
-        return {**self.result.to_dict(), **self.data.facts}
+        """Returns scores, counts and metadata of the only gallery, as in the report of a training."""
+        return {**self.result.to_dict(), **self.data.metadata}
 
     def to_dict(self, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
         """Returns the report, or with several galleries ``{"galleries": {name: report}}``.
@@ -100,10 +100,10 @@ class Evaluation:
         return f"<pre>{escape(self.text())}</pre>"
 
     def _report(self, part: GalleryEvaluation, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
-        facts = {key: value for key, value in self.data.facts.items() if key not in ("protocol", "split_hash")}
+        metadata = {key: value for key, value in self.data.metadata.items() if key not in ("protocol", "split_hash")}
         return build_report(
             part.ranking.result,
-            protocol=self.data.facts["protocol"],
+            protocol=self.data.metadata["protocol"],
             split_hash=part.split_hash,
             class_names=self.data.class_names,
             bootstrap=self.options.bootstrap,
@@ -112,6 +112,6 @@ class Evaluation:
             post_processing=list(self.data.steps),
             metric=part.ranking.task.metric,
             **({} if part.no_match is None else {"no_match": part.no_match}),
-            **facts,
+            **metadata,
             versions=versions(),
         )

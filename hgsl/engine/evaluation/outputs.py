@@ -98,7 +98,7 @@ class EvalOutputs:
         return written
 
     def _writers(self, evaluation: Evaluation) -> Iterator[tuple[str, Any]]:
-        """Path and writer of each file, the most valuable first."""
+        """Path and writer of each file, the most important first."""
         data, galleries = evaluation.data, evaluation.galleries
         if self.json:
             path = self.json
@@ -125,7 +125,7 @@ class EvalOutputs:
 
     def _write_page(self, path: str, evaluation: Evaluation, name: str) -> None:
         data = evaluation.data
-        dataset = data.facts.get("dataset")
+        dataset = data.metadata.get("dataset")
         options = PageOptions(
             title=f"{name} on {dataset}" if dataset else name,
             class_names=data.class_names,

@@ -59,7 +59,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             model, images["test"], options, training=images.get("train"), validation=images.get("val"), name=name
         )
         source = {"checkpoint": checkpoint} if checkpoint else {"model": config.model.backbone}
-        data = replace(data, facts={**data.facts, **source}).with_note(note)
+        data = replace(data, metadata={**data.metadata, **source}).with_note(note)
         if checkpoint and options.no_match is not None:
             data = data.with_note(_note_on_calibration(config, checkpoint))
         prepared = prepare(data, options)

@@ -27,11 +27,11 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str | int]:
     """Returns processor, threads and accelerator."""
-    facts: dict[str, str | int] = {
+    description: dict[str, str | int] = {
         "platform": platform.platform(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+        description["gpu"] = torch.cuda.get_device_name()
+    return description

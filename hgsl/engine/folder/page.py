@@ -35,7 +35,7 @@ def write_page(
     write_curves(folder / CURVES, recalls, {"loss (running mean)": _smoothed(records)} if records else None)
     data = evaluation.data
     options = PageOptions(
-        title=f"{folder.name} on {data.facts['dataset']}",
+        title=f"{folder.name} on {data.metadata['dataset']}",
         class_names=data.class_names,
         image_names=data.image_names,
         load_image=data.load_image,

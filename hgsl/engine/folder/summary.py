@@ -23,11 +23,11 @@ def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int)
     if not records:
         return {}
     first, last = records[:steps_per_epoch], records[-steps_per_epoch:]
-    facts = {"steps": records[-1]["step"]}
-    facts["loss_first_epoch"] = sum(record["loss"] for record in first) / len(first)
-    facts["loss_last_epoch"] = sum(record["loss"] for record in last) / len(last)
+    numbers = {"steps": records[-1]["step"]}
+    numbers["loss_first_epoch"] = sum(record["loss"] for record in first) / len(first)
+    numbers["loss_last_epoch"] = sum(record["loss"] for record in last) / len(last)
     names = ("images_per_second", "data_wait_share", "alpha", "center_similarity", "density")
-    return facts | {name: records[-1][name] for name in names if name in records[-1]}
+    return numbers | {name: records[-1][name] for name in names if name in records[-1]}
 
 
 def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
@@ -42,7 +42,7 @@ def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
         ranks.print_main(f"\n{_sentence(training, report)}")
     for name in (PAGE, CURVES):
         if (folder / name).is_file():
-            ranks.print_main(f"{'to look at' if name == PAGE else 'curves'}: {folder / name}")
+            ranks.print_main(f"{'report page' if name == PAGE else 'curves'}: {folder / name}")
 
 
 def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """k nearest neighbors in blocks of queries: exact, within a memory budget, in an order fixed by a rule.
 
-The rule: neighbors are sorted by falling score, equal scores by rising gallery id, where the score of a pair is
+The rule: neighbors are sorted by descending score, equal scores by ascending gallery id, where the score of a pair is
 computed in float64 from these two vectors alone and rounded to float32. FAISS does not provide this order: its
 float32 sums change in the last bits with the block size, and the order of equal scores changes with the depth.
 
@@ -72,7 +72,7 @@ def k_nearest(
 
 
 def _block_size(width: int, dimensions: int, max_memory: int) -> int:
-    """How many queries fit: per candidate the backend's and our own copies, per query its vector."""
+    """Number of queries per block: memory is taken by copies of the candidates, and by the query vectors."""
     size = max_memory // (width * 80 + dimensions * 16)
     if size < 1:
         raise InputError(f"max_memory: {max_memory} bytes cannot hold the {width} candidates of one query: raise it")

@@ -1,6 +1,6 @@
 """The order of neighbors: its rule, applied to the few candidates whose order is uncertain.
 
-Neighbors are sorted by falling score, equal scores by rising gallery id, where the score of a pair is computed in
+Neighbors are sorted by descending score, equal scores by ascending gallery id, where the score of a pair is computed in
 float64 from these two vectors alone and rounded to float32.
 """
 

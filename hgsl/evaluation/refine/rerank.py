@@ -33,7 +33,7 @@ class KReciprocal:
     Attributes:
         k1: Size of a neighborhood.
         k2: How many neighbors an encoding V is averaged over.
-        weight: Of the original distance.
+        weight: Weight of the original distance.
         depth: How many neighbors are reordered; scores do not depend on how many more were searched for.
 
     Raises:

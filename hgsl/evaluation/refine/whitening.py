@@ -51,7 +51,7 @@ def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float
             amplify rounding noise.
 
     Raises:
-        InputError: The embeddings are all the same, or more dimensions are asked for than they have variance in.
+        InputError: The embeddings are all the same, or have variance in fewer than ``dimensions`` directions.
     """
     vectors = open_vectors(embeddings)
     mean, moment = _moments(vectors)

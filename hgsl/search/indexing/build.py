@@ -59,7 +59,7 @@ def build_index(
             one; "Flat" for a new index.
         no_match: The similarity below which a search reports no match. None uses the one calibrated by an evaluation
             of the checkpoint, else keeps the recorded one.
-        device: Where the model computes.
+        device: Device of the model.
         batch_size: Images per forward pass.
         workers: Processes that load images; 0 loads in this one.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
@@ -139,7 +139,7 @@ def _missing_images(
 
 
 def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snapshot | None]:
-    """The settings and the snapshot of the index so far; a damaged index is noted and rebuilt."""
+    """The settings and the snapshot of the existing index; a damaged index is reported in ``notes`` and rebuilt."""
     if not has_index(folder):
         return {}, None
     record: dict[str, Any] = {}

@@ -68,8 +68,8 @@ def _split_notes(paths: Sequence[str]) -> list[str]:
     splits = split_folders(top_folders)
     if splits:
         unlabeled = len(paths) - len(folder_labels(paths))
-        beside = f"; {unlabeled:,} images outside them have no label" if unlabeled else ""
-        return [f"labels are the class folders inside the split folders {', '.join(sorted(splits))}{beside}"]
+        unlabeled_note = f"; {unlabeled:,} images outside them have no label" if unlabeled else ""
+        return [f"labels are the class folders inside the split folders {', '.join(sorted(splits))}{unlabeled_note}"]
     names = sorted(name for name in top_folders if name.lower() in SPLIT_NAMES)
     if names:
         return [f"the folder {names[0]} is taken as a class, not as a split: --labels TABLE.csv gives other labels"]

@@ -55,7 +55,7 @@ def threshold_source(
         return previous.get("no_match")
     calibration = content.get("calibration", {})
     if not isinstance(calibration.get("asked_rate"), float | int):
-        raise InputError(f"{path} lacks the rate that was asked for: calibrate again with hgsl-eval --no-match")
+        raise InputError(f"{path} lacks the requested rate: calibrate again with hgsl-eval --no-match")
     return {"source": str(path), "run_threshold": threshold, "rate": float(calibration["asked_rate"])}
 
 

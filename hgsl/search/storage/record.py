@@ -26,8 +26,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not path.is_file():
         interrupted = (folder / PENDING).is_dir()
-        way_out = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
-        raise FileNotFoundError(f"no index in {folder}: {way_out}")
+        hint = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
+        raise FileNotFoundError(f"no index in {folder}: {hint}")
     record = read_json(path, "the record of an index")
     if record.get("format") != FORMAT:
         raise FormatError(

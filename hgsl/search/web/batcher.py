@@ -21,7 +21,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         work: A list of items -> their results, called in one thread, never concurrently.
         max_batch: Items per call.
-        max_waiting: Items that may wait; more are refused, so that a flood takes neither memory nor time.
+        max_waiting: Items that may wait; more are refused, which bounds memory and latency.
     """
 
     def __init__(self, work: Callable[[list[Item]], Sequence[Result]], max_batch: int = 16, max_waiting: int = 64):

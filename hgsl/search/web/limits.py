@@ -26,7 +26,7 @@ class RequestLimits:
     """Refuses over-long requests and foreign host names, and adds the security headers.
 
     A page of another site can make a browser send requests to this server under a domain name that resolves to it, and
-    could then read the images ("DNS rebinding"). Such a request carries that name, so only ``localhost``, IP addresses
+    could then read the images ("DNS rebinding"). Such a request has that host name, so only ``localhost``, IP addresses
     and ``names`` pass.
 
     Args:

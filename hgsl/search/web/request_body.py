@@ -8,7 +8,7 @@ from hgsl.search.web.errors import RequestError
 from hgsl.search.web.uploads import MAX_BYTES
 
 BODY_SECONDS = 30.0  # that an upload may take
-DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
+MAX_DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
 
 
 async def read_body(request: Request) -> bytes:
@@ -20,7 +20,7 @@ async def read_body(request: Request) -> bytes:
         RequestError: 413 too long, 408 too slow, 400 the client disconnected, 422 empty.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > DISCARDED:
+    if declared.isdecimal() and int(declared[:20]) > MAX_DISCARDED:
         raise _too_long()
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -38,7 +38,7 @@ async def _collect(request: Request) -> bytes:
     content, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > DISCARDED:
+        if size > MAX_DISCARDED:
             raise _too_long()
         if size > MAX_BYTES:
             content.clear()

@@ -62,7 +62,7 @@ def serve(
         host: Address to listen on; the default is reachable from this machine only.
         port: Port to listen on; 0 chooses a free one.
         allowed_hosts: Host names by which the server may be reached, besides localhost and IP addresses.
-        device: Where the model computes.
+        device: Device of the model.
 
     Raises:
         FileNotFoundError: There is no index.
@@ -74,7 +74,7 @@ def serve(
     listener = listen(host, port)
     index = SearchIndex.open(folder, device=device)
     index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files: the client that sends one gets an answer
+    warnings.filterwarnings("ignore", module="PIL")  # about unusual files: the client gets an error response
     url_host = f"[{host}]" if ":" in host else host
     print(f"{len(index):,} images: http://{url_host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):

@@ -75,7 +75,7 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
     try:
         return encoder.transform(_decode(content, box, encoder.side))
     except Image.UnidentifiedImageError:
-        raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are understood") from None
+        raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are supported") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(MAX_PIXELS) from None
     except InputError as error:

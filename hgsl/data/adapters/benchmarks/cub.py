@@ -25,7 +25,7 @@ def load(root: Path) -> Manifest:
     }
     for file, table in tables.items():
         if table.keys() != images.keys():
-            raise InputError(f"{root / file} and images.txt number different images: take all lists from one archive")
+            raise InputError(f"{root / file} and images.txt list different images: take all lists from one archive")
     labels, official, boxes = tables.values()
     classes = read_numbered(root / "classes.txt")
     index = {number: i for i, number in enumerate(classes)}
