@@ -3,8 +3,8 @@
     python benchmarks/evaluate.py                # N = 20,000 and 60,000, D = 512, every image searched among the others
     python benchmarks/evaluate.py --million      # also 1,000,000 x 128 and x 512 with 10,000 queries, exact and IVF
 
-Each measurement is a process of its own, so that its peak of memory is its own; memory is the growth of the resident
-set from the moment the embeddings are there. The runs alternate and the fastest of each is shown; processor seconds
+Each measurement runs in a separate process, for its own peak of memory; memory is the growth of the resident set after
+the embeddings are created. The runs alternate and the fastest of each is shown; processor seconds
 are those of all threads together, which other work on the machine disturbs less. The embeddings are classes of 20
 images around random centers, so that hits are neither certain nor rare.
 """
@@ -92,8 +92,10 @@ RUNS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float] | None]] = {
 def measure(name: str, count: int, width: int) -> dict[str, object]:
     """One run in this process: seconds, growth of the peak resident set in MB, and the scores."""
     vectors, labels = make(count, width)
-    evaluate_embeddings(vectors[::CLASS_SIZE][:1000], np.arange(1000) // 2)  # threads and buffers exist before
-    # The peak counter starts again at what is resident now.
+    evaluate_embeddings(
+        vectors[::CLASS_SIZE][:1000], np.arange(1000) // 2
+    )  # creates threads and buffers before the measurement
+    # Resets the peak counter to the current resident set.
     with open("/proc/self/clear_refs", "w") as control:
         control.write("5")
     before = resident("VmHWM")

@@ -27,7 +27,7 @@ from hgsl.common.latency import fastest_seconds
 from hgsl.losses import HardGlobalSoftminLoss, sparse_optimizer
 
 BATCH, DIMENSION, TOP_K = 128, 512, 10
-SPARSE_ONLY = 1_000_000  # classes from which only the sparse forms run
+SPARSE_ONLY = 1_000_000  # number of classes from which only the sparse forms run
 Step = Callable[[], Any]
 
 

@@ -45,7 +45,7 @@ RATES: list[Setting] = [
     {"optim.lr": 6e-4, "optim.projection_lr": 6e-3, "optim.centers_lr": 2e-2},
     {"optim.lr": 1.5e-4, "optim.projection_lr": 1.5e-3, "optim.centers_lr": 5e-3},
 ]
-GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", "loss.both_sides": 0.0}  # all classes count
+GLOBAL: Setting = {"loss.top_k": None, "loss.hard_set": "all", "loss.both_sides": 0.0}  # every class is in the hard set
 NOT_DESCRIBED = (  # settings that all runs of a loss share
     *("loss.name", "loss.miner", "loss.hard_set", "loss.both_sides", "loss.centers", "type_of_triplets"),
     *("data.sampler", "data.per_class", "optim.projection_lr"),
@@ -66,7 +66,7 @@ def of_library(name: str, **options: Any) -> Setting:
 def triplet(margin: float) -> Setting:
     """Semi-hard triplets, which need pairs in their batches: four images of each of a few classes.
 
-    Where there are too few classes for that (flowers17), the batches are random, and contain pairs all the same.
+    Where there are too few classes for that (flowers17), the batches are random, and still contain pairs.
     """
     return {
         **of_library("TripletMarginLoss", margin=margin),

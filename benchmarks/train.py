@@ -1,11 +1,11 @@
 """Images per second, time spent waiting for them, and peak memory: the training loop against a plain PyTorch loop.
 
     python benchmarks/train.py                  # ResNet-50 and EfficientNet-Lite0 at 224 pixels
-    python benchmarks/train.py --compile        # also with run.compile: minutes more
-    python benchmarks/train.py --root PHOTOS    # one folder per class, instead of synthetic images
+    python benchmarks/train.py --compile        # also with run.compile, which adds minutes
+    python benchmarks/train.py --root IMAGES    # one folder per class, instead of synthetic images
 
 Both loops train the same model with the same loss, batch and images, decoded again in each epoch. The plain loop has
-float32, the default memory format, and torchvision's transforms of Pillow images. Each turn is a process of its own, so
+float32, the default memory format, and torchvision's transforms of Pillow images. Each turn is a separate process, so
 that peak memory is that of one loop; turns alternate, and the fastest of each loop counts. On a GPU images are cached
 resized, and a third row replaces the loader by one constant batch: the upper bound of the step rate.
 """
@@ -130,7 +130,7 @@ def turn(args: argparse.Namespace) -> dict[str, float]:
 
 
 def measured(args: argparse.Namespace, backbone: str, loop: str, root: str) -> dict[str, float]:
-    """Runs :func:`turn` in a process of its own."""
+    """Runs :func:`turn` in a separate process."""
     words = [*sys.argv[1:], "--backbone", backbone, "--loop", loop, "--root", root]
     result = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
     if result.returncode:

@@ -1,6 +1,6 @@
 """Soak test: commands run under random faults, and afterwards nothing may be lost, hung or shown as a traceback.
 
-Run ``python tests/soak.py --minutes 60``; it is no part of ``pytest``. Every round starts one command (train, sparsify,
+Run ``python tests/soak.py --minutes 60``; it is not part of ``pytest``. Every round starts one command (train, sparsify,
 index, eval, export, serve), injects one fault at a random moment, and checks that
 
 * all processes of the command end in time,
@@ -74,7 +74,7 @@ class Command:
 
 @dataclass
 class Outcome:
-    """What a round showed."""
+    """The result of a round."""
 
     command: str
     fault: str

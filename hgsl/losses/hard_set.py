@@ -10,7 +10,7 @@ from hgsl.losses.scoring.similarity import matrix_similarity, unit
 
 # A hard set below 1/16 of the classes is searched and gathered; for a larger one the full matrix is cheaper.
 GATHER_BELOW = 1 / 16
-# Centers searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU wants large products.
+# Centers searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU needs large products.
 CPU_CHUNK, GPU_CHUNK = 8192, 65536
 
 

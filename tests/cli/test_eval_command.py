@@ -273,7 +273,7 @@ def test_compare_takes_folders_of_several_seeds(capsys):
     mean, low, high = content["differences"]["theirs"]["map@r"]
     assert mean == pytest.approx(np.mean(scores["theirs"]) - np.mean(scores["ours"]))
     assert low < mean < high < 0
-    assert high - low > 2 * 2.2 * 0.02 * np.sqrt(2 / 3)  # seeds are 2 points apart, whatever the classes say
+    assert high - low > 2 * 2.2 * 0.02 * np.sqrt(2 / 3)  # seeds are 2 points apart, regardless of the classes
     assert content["seeds"] == {"ours": 3, "theirs": 3}
 
 

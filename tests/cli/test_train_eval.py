@@ -211,7 +211,7 @@ def test_evaluation_mistakes(tmp_path: Path, photo_folder: Callable[..., Path], 
 def python(*words: str, **options: object) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from hgsl.cli.train import main; raise SystemExit(main())", *words]
-    # A shell has its background jobs ignore Ctrl-C, and what they start inherits that.
+    # Background jobs of a shell ignore Ctrl-C, and their child processes inherit that.
     return subprocess.Popen(
         command, env=environment, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options
     )
@@ -243,7 +243,7 @@ def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[...
 
 
 def stopped_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Leaves in ``out`` a run that was stopped at the end of its only epoch; returns its words."""
+    """Leaves in ``out`` a run that was stopped at the end of its only epoch; returns its arguments."""
     words = [*ON_FOLDER, "--data.root", str(root), "--train.epochs", "1", "--run.dir", "out"]
     with monkeypatch.context() as patch:
         patch.setattr(TrainingRun, "_after_epoch", lambda *given: os.kill(os.getpid(), signal.SIGINT) or {})

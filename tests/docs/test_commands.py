@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # Pages that take more than a few seconds.
 LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md", "evaluation.md"}
 
-# A line that cannot run here (a prefix of it) -> why.
+# Prefix of a line that cannot run here -> the reason.
 LEFT_OUT = {
     'pip install -e ".[': "changes the installation; tests/test_install.py installs the wheel",
     "pytest": "this is it",
@@ -35,14 +35,14 @@ LEFT_OUT = {
 }
 # Words of a page that a reader replaces, or that the tests cannot do -> what is run in their place.
 STAND_INS = {"pip install -e . && ": "", "PATH/TO/PHOTOS": "my/photos"}
-# What makes it small, added to every line of a tool; drawn images in place of flowers, and fewer.
+# Settings that make a command small, added to every line: fewer, synthetic images in place of flowers.
 SMALL = " ".join([*TINY, "--data.cache", "none", "--train.epochs", "1", "--train.batch_size", "8", ""])
 MINIATURE = {
     "train": SMALL + "--model.freeze none --loss.top_k 2",
     "sparsify": SMALL + "--train.epochs 2 --sparsify.curve_every 1",
 }
 DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6 --loss.top_k 2"
-# Pages that go on from what another has made.
+# Pages that continue from the results of another.
 EARLIER = {
     "search.md": ["hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
     "export.md": ["hgsl train"],
@@ -134,7 +134,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     for written, done in STAND_INS.items():
         line = line.replace(written, done)
     words = shlex.split(line)
-    assert words[:1] == ["hgsl"], f"no test knows how to run: {line}"
+    assert words[:1] == ["hgsl"], f"not a command of hgsl: {line}"
     name = words[1]
     if "--resume" not in words:
         words += MINIATURE.get(name, "").split()

@@ -210,7 +210,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_keeps_the_last_state(photo_folder: Callable[..., Path]) -> None:
-    """A limit on the size of a file stands in for the disk; it is hit by the first save."""
+    """A limit on the file size, exceeded by the first save, simulates the full disk."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -169,7 +169,7 @@ def test_rounds_and_ticket_follow_the_algorithm_step_by_step(cifar: Path, tmp_pa
 
 
 class StopHere(Exception):
-    """Ends a run as a kill would, right after a save."""
+    """Ends a run right after a save, like a kill."""
 
 
 def stop_at_save(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:

@@ -68,12 +68,12 @@ def test_every_metric_matches_its_definition(case):
 def test_parity_with_pytorch_metric_learning(case):
     calculator = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator").AccuracyCalculator
     vectors, labels = make(case)
-    if case == "tied":  # the peer breaks ties by position in an order of its own: compare where no tie mixes labels
+    if case == "tied":  # pytorch-metric-learning breaks ties in another order: compare where no tie mixes labels
         vectors = vectors + np.float32(1e-3) * np.random.default_rng(9).standard_normal(vectors.shape).astype(
             np.float32
         )
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    if case == "duplicated":  # likewise: two images in one place get one label
+    if case == "duplicated":  # likewise: two images at one point get one label
         labels[1::2] = labels[::2]
     ours = evaluate_embeddings(vectors, labels, (1, 150))
     theirs = calculator(

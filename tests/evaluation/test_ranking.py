@@ -1,4 +1,4 @@
-"""One search of a task, and everything that is read from it."""
+"""One search of a task, and all results derived from it."""
 
 import numpy as np
 import pytest

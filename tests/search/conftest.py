@@ -19,7 +19,7 @@ from hgsl.search.web.server import make_server
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Returns a function that makes a run folder with a model of random weights."""
+    """Returns a function that creates a run folder with a model of random weights."""
 
     def make(name: str = "run", seed: int = 0) -> Path:
         torch.manual_seed(seed)
