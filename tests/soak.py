@@ -1,7 +1,7 @@
 """Soak test: commands run under random faults, and afterwards nothing may be lost, hung or shown as a traceback.
 
-Run ``python tests/soak.py --minutes 60``; it is not part of ``pytest``. Every round starts one command (train, sparsify,
-index, eval, export, serve), injects one fault at a random moment, and checks that
+Run ``python tests/soak.py --minutes 60``; it is not part of ``pytest``. Every round starts one command (train,
+sparsify, index, eval, export, serve), injects one fault at a random moment, and checks that
 
 * all processes of the command end in time,
 * no traceback is printed, and the exit code is one that the command documents,

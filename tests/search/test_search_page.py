@@ -43,7 +43,7 @@ def page(open_page, url):
 
 
 def until(page, expression):
-    """Waits until a JavaScript expression holds; the page's Content-Security-Policy forbids Playwright's wait_for_function."""
+    """Waits until a JavaScript expression holds; the page's security policy forbids ``wait_for_function``."""
     end = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"never came: {expression}"
