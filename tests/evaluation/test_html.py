@@ -1,6 +1,7 @@
 """The report page in a real browser, and its data."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def page(browser, watched, page_file):
         tab.goto(page_file.as_uri())
         yield tab
         assert trouble == []
+
+
+def test_every_section_is_named_by_its_heading():
+    report, ranking, options = make_page()
+    text = render_html(report, ranking, options)
+    names = dict(re.findall(r'<(?:section|dialog) id="(\w+)" aria-labelledby="([\w-]+)"', text))
+    assert set(names) == set(re.findall(r'<(?:section|dialog) id="(\w+)"', text)) >= {"queries", "classes", "viewer"}
+    for element, heading in names.items():
+        assert f'<h2 id="{heading}"' in text, element
 
 
 def test_names_stay_text(page):
