@@ -64,15 +64,17 @@ def load(root: Path, seed: int = 0) -> Manifest:
 
 def _split_folders(root: Path, skipped: Skipped) -> Mapping[str, str]:
     """Split of each split folder in ``root``, sorted; folders beside them go to ``skipped``."""
-    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    splits = split_folders({top: _has_images(root / top) for top in tops})
+    top_folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    splits = split_folders({top: _has_images(root / top) for top in top_folders})
     for top, split in splits.items():
         first = next(other for other, other_split in splits.items() if other_split == split)
         if first != top:
             raise InputError(f"folder: {root} has two folders for the split {split}, {first!r} and {top!r}: keep one")
     if splits:
         skipped += [
-            (f"{as_text(top)}/", f"beside the split folders {', '.join(splits)}") for top in tops if top not in splits
+            (f"{as_text(top)}/", f"beside the split folders {', '.join(splits)}")
+            for top in top_folders
+            if top not in splits
         ]
     return splits
 
