@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hgsl.version import __version__
 
 if TYPE_CHECKING:
+    from hgsl.common.errors import InputError
     from hgsl.data import build_dataset
     from hgsl.evaluation import evaluate_embeddings
     from hgsl.losses import HardGlobalSoftminLoss
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "HardGlobalSoftminLoss": "hgsl.losses",
+    "InputError": "hgsl.common.errors",
     "SearchIndex": "hgsl.search",
     "SoftMaskedConv2d": "hgsl.sparsity",
     "SoftMaskedLinear": "hgsl.sparsity",
@@ -32,6 +34,7 @@ _MODULES = {
 
 __all__ = [
     "HardGlobalSoftminLoss",
+    "InputError",
     "SearchIndex",
     "SoftMaskedConv2d",
     "SoftMaskedLinear",

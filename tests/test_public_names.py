@@ -9,6 +9,7 @@ from tests.helpers import run_code
 
 NAMES = {
     "HardGlobalSoftminLoss",
+    "InputError",
     "SearchIndex",
     "SoftMaskedConv2d",
     "SoftMaskedLinear",

@@ -52,6 +52,15 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         self.num_classes = len(classes)
         self.ids = manifest.ids
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        splits = " and ".join(name for name in dict.fromkeys(manifest.split.tolist()) if name) or "no split"
+        transform = "PIL images" if self.transform is None else type(self.transform).__name__
+        return (
+            f"RetrievalDataset({manifest.name}, {splits}, {manifest.protocol or 'no protocol'}: {len(self):,} images "
+            f"of {self.num_classes:,} classes, {transform}, split {manifest.split_hash}, root {str(manifest.root)!r})"
+        )
+
     def __len__(self) -> int:
         return len(self.manifest)
 

@@ -171,17 +171,12 @@ class HardGlobalSoftminLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the settings, shown in the ``repr`` of the module."""
-        names = (
-            "num_classes",
-            "embedding_size",
-            "top_k",
-            "hard_set",
-            "decorrelation",
-            "margin",
-            "similarity",
-            "both_sides",
-        )
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in (*names, "chunk_size", "sparse_grad"))
+        first = ("num_classes", "embedding_size", "top_k", "hard_set")
+        others = ("decorrelation", "margin", "similarity", "both_sides", "chunk_size", "sparse_grad")
+        alpha = "meta" if self.alpha.is_meta else f"{float(self.alpha.detach()):.4g}"
+        learned = f"learnable_scale={self.alpha.requires_grad}"
+        settings = [[f"{name}={getattr(self, name)!r}" for name in names] for names in (first, others)]
+        return ", ".join([*settings[0], f"alpha={alpha}", learned, *settings[1]])
 
     def _new_centers(self) -> Tensor:
         return torch.empty(self.num_classes, self.embedding_size).normal_()

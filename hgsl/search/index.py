@@ -79,6 +79,14 @@ class SearchIndex:
         folder = Path(folder).expanduser()
         return cls(folder, *open_snapshot(folder), pick_device(device))
 
+    def __repr__(self) -> str:
+        threshold = "none" if self.threshold is None else f"{self.threshold:.4f}"
+        backbone = self.record["model"]["architecture"]["backbone"]
+        return (
+            f"SearchIndex({str(self.folder)!r}: {len(self):,} images, {len(self.labels):,} labels, {self.dimensions} "
+            f"dimensions, {backbone}, {self.record['faiss']}, no-match threshold {threshold}, on {self._device})"
+        )
+
     def __len__(self) -> int:
         return len(self._table.images)
 

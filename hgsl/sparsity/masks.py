@@ -39,6 +39,15 @@ class Masks:
         """All masks, looked up at each use since layers of a hand-written network may be added or removed."""
         return [module for module in self.module.modules() if isinstance(module, SoftMask)]
 
+    def __repr__(self) -> str:
+        if self._masks[0].scores.is_meta:
+            return f"Masks({type(self.module).__name__}, {len(self._masks)} masks, on meta)"
+        state = "ticket" if self.ticket else f"soft, temperature {self.temperature:.4g}"
+        return (
+            f"Masks({type(self.module).__name__}, {len(self._masks)} masks, {state}: {self._count_kept():,} of "
+            f"{self._count_masked():,} masked weights kept, {100 * self.density():.1f} %)"
+        )
+
     @property
     def temperature(self) -> float:
         """The temperature beta, the same in every mask."""
