@@ -14,6 +14,7 @@ from hgsl.version import __version__
 COMMANDS = {
     "train": ("hgsl.cli.train", "Train an embedding model and measure retrieval."),
     "eval": ("hgsl.cli.eval_retrieval", "Measure retrieval of a model or of embeddings."),
+    "tune": ("hgsl.cli.tune", "Search settings on folds of the training classes."),
     "compare": ("hgsl.cli.compare", "Put reports side by side."),
     "search": ("hgsl.cli.search", "Index a folder of images, query it, serve it."),
     "export": ("hgsl.cli.export", "Export a model to ONNX, torch.export or the Hub."),

@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pml": ("pytorch_metric_learning",),
     "serve": ("fastapi", "uvicorn"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "tune": ("optuna",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

@@ -21,7 +21,7 @@ from tests.helpers import ROOT, TINY
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages that take more than a few seconds.
-LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md", "evaluation.md"}
+LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md", "evaluation.md", "tuning.md"}
 
 # Prefix of a line that cannot run here -> the reason.
 LEFT_OUT = {
@@ -39,6 +39,7 @@ STAND_INS = {"pip install -e . && ": "", "PATH/TO/PHOTOS": "my/photos"}
 SMALL = " ".join([*TINY, "--data.cache", "none", "--train.epochs", "1", "--train.batch_size", "8", ""])
 MINIATURE = {
     "train": SMALL + "--model.freeze none --loss.top_k 2",
+    "tune": SMALL + "--model.freeze none",
     "sparsify": SMALL + "--train.epochs 2 --sparsify.curve_every 1",
 }
 DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6 --loss.top_k 2"

@@ -1,0 +1,1 @@
+"""Search of settings by MAP@R on class-disjoint folds of the training classes."""

@@ -1,0 +1,121 @@
+"""Folder of a study: its files, who may use it, and the locks by which its processes tell live trials from dead ones.
+
+Nothing here imports torch, so that the command finds a mistake in its folder at once.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.errors import InputError
+from hgsl.common.files import read_json, write_json, write_text
+from hgsl.config import Config
+from hgsl.engine.folder import run_folder
+
+CONFIG = run_folder.CONFIG  # the settings that all trials have in common
+SEARCH, DATABASE, TRIALS = "search.json", "study.db", "trials"
+BEST, PLOT, TABLE = "best.yaml", "tuning.png", "trials.csv"
+LOG, TRIAL_LOCK = "log.txt", ".lock"
+USERS, TURN = ".users.lock", ".turn.lock"
+
+
+def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Refuses a folder in which a study can neither begin nor go on.
+
+    Raises:
+        InputError: The folder is in use by something else, or cannot be written.
+        FileNotFoundError: There is no study to resume.
+    """
+    is_study = (folder / SEARCH).is_file()
+    if resume and not is_study:
+        raise FileNotFoundError(f"no study to resume in {folder}: start one without --resume")
+    if folder.is_file():
+        raise InputError(f"study folder {folder} is a file: name another with --run.dir")
+    occupied = folder.is_dir() and {path.name for path in folder.iterdir()} - {USERS, TURN}
+    if occupied and not is_study:
+        raise InputError(f"{folder} holds other files and is no study folder: name another with --run.dir")
+    if is_study and not (overwrite or resume):
+        raise InputError(
+            f"study folder {folder} exists: --resume goes on with it, also beside a process that is at work there; "
+            "--overwrite replaces it, --run.dir names another"
+        )
+    run_folder.check_writable(folder)
+
+
+def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, overwrite: bool) -> None:
+    """Writes the settings of a new study, in place of an earlier one if ``overwrite`` is set.
+
+    Raises:
+        InputError: Another process is at work in the folder, or has begun a study there since it was checked.
+    """
+    refusal = f"another process is at work in {folder}: wait for it, join it with --resume, or name another folder"
+    with _flock(folder / USERS, fcntl.LOCK_EX | fcntl.LOCK_NB, refusal):
+        check(folder, overwrite=overwrite, resume=False)
+        for name in (CONFIG, SEARCH, DATABASE, f"{DATABASE}-journal", BEST, PLOT, TABLE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / TRIALS, ignore_errors=True)
+        write_text(folder / CONFIG, config.to_yaml())
+        write_json(folder / SEARCH, {"search": list(search), "folds": folds})  # the last: it makes the folder a study
+
+
+def check_same(folder: Path, config: Config, search: Sequence[str], folds: int) -> None:
+    """Refuses to go on with a study under settings that it did not begin with.
+
+    Raises:
+        InputError: The message names the difference.
+    """
+    begun = read_json(folder / SEARCH, "the search space of a study")
+    changed = run_folder.difference(folder, config)
+    for key, given in (("search", list(search)), ("folds", folds)):
+        if begun.get(key) != given:
+            changed = f"--{key} is {_words(given)}, and the study in {folder} began with {_words(begun.get(key))}"
+    if changed:
+        raise InputError(f"{changed}: give the same settings to go on with it, or --overwrite to start again")
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keeps other processes from replacing the study while this one is at work in it; any number may be."""
+    with _flock(folder / USERS, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Lets one process of the study at a time take a trial or write results; the others wait."""
+    with _flock(folder / TURN, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def at_work(trial_folder: Path) -> Iterator[None]:
+    """Marks a trial as being trained by this process; the mark goes when the process ends, however it ends."""
+    with _flock(trial_folder / TRIAL_LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB, f"another process trains in {trial_folder}"):
+        yield
+
+
+def is_at_work(trial_folder: Path) -> bool:
+    """Whether a living process trains the trial of this folder."""
+    try:
+        with at_work(trial_folder):
+            return False
+    except InputError:
+        return True
+
+
+@contextmanager
+def _flock(path: Path, mode: int, refusal: str = "") -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, mode)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        yield
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
