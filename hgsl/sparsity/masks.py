@@ -44,7 +44,7 @@ class Masks:
             return f"Masks({type(self.module).__name__}, {len(self._masks)} masks, on meta)"
         state = "ticket" if self.ticket else f"soft, temperature {self.temperature:.4g}"
         return (
-            f"Masks({type(self.module).__name__}, {len(self._masks)} masks, {state}: {self._count_kept():,} of "
+            f"Masks({type(self.module).__name__}, {len(self._masks)} masks, {state}: {self._count_remaining():,} of "
             f"{self._count_masked():,} masked weights kept, {100 * self.density():.1f} %)"
         )
 

@@ -83,7 +83,7 @@ class FoldRun:
         if saved:
             _report_again([record[CRITERION] for record in saved["history"]], self.after_epoch)
         self.driver.run(saved)
-        report = {"curve": [record[CRITERION] for record in self.driver.history], **self.driver.facts()}
+        report = {"curve": [record[CRITERION] for record in self.driver.history], **self.driver.metadata()}
         write_json(self.folder / run_folder.REPORT, report)
         return report
 
