@@ -142,7 +142,7 @@ def test_choosing_on_test_is_noted_in_the_report(
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
     assert train.main([*words, "--train.select", "best_on_test"]) == 0
     assert "too high" in " ".join(json.loads(Path("out/report.json").read_text())["after"]["notes"])
-    assert "note: the epoch was chosen on these very images" in capsys.readouterr().out
+    assert "note: the epoch was chosen on these images" in capsys.readouterr().out
     assert train.main([*words, "--train.select", "best", "--overwrite"]) == 2
 
 
