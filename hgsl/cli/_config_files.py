@@ -1,6 +1,7 @@
 """Config files on the command line: packaged recipes, unknown keys, and settings of a replaced data set."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def for_another_data_set(words: Sequence[str]) -> list[str]:
     if dropped and os.environ.get("RANK", "0") == "0":
         print(
             f"note: --data.name {given[-1]} replaces {data.get('name', 'synthetic')} of {files[-1]}, whose "
-            f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply"
+            f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply",
+            file=sys.stderr,
         )
     last = max(i for i, word in enumerate(words) if word.startswith("--config"))
     end = last + (1 if "=" in words[last] else 2)

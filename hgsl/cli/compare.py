@@ -76,6 +76,12 @@ def _print(
     intervals: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
     first = contenders[0]
+    for contender in contenders:
+        for trained_on in filter(None, (report.get("trained_on") for report in contender.reports)):
+            print(
+                f"note: {contender.name} was trained on {trained_on['classes']:,} of the searched classes and "
+                f"{trained_on['images']:,} of the images, so its scores are not those of unseen classes"
+            )
     head = first.reports[0]
     print(f"{head['num_queries']:,} queries, {head['num_gallery']:,} images, split {head['split_hash']}, in percent")
     rows = {_row(contender): [_score(contender, key) for key in columns] for contender in contenders}

@@ -145,13 +145,16 @@ def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]
     from hgsl.cli._settings import build_parser, parse
     from hgsl.common.tables import format_table
     from hgsl.engine.evaluation import EvalOptions, evaluate_model
-    from hgsl.engine.parts.build import build_eval_set, build_manifest
+    from hgsl.engine.parts.build import build_eval_set
+    from hgsl.engine.parts.run_images import images_of_run
     from hgsl.engine.runtime import build_runtime
 
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)
     runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
-    dataset = build_eval_set(config.data, build_manifest(config.data), model)
+    images = images_of_run(config.data, Path(flags.run))
+    images.print_notes()
+    dataset = build_eval_set(config.data, images.manifest, model)
     options = EvalOptions.of_training(config.eval, runtime)
     scores = {name: evaluate_model(network, dataset, options).summary() for name, network in networks.items()}
     first = next(iter(scores.values()))

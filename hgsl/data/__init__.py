@@ -29,6 +29,7 @@ __all__ = [
     "default_root",
     "epoch_plan",
     "eval_transform",
+    "list_images",
     "load_manifest",
     "summary",
     "train_transform",
@@ -90,10 +91,15 @@ def load_manifest(
         FileNotFoundError: The root or a list in it is missing.
         InputError: An argument or a list is invalid.
     """
-    check_options(name, options)
-    raw = DATASETS[name](default_root(name) if root is None else Path(root).expanduser(), **options)
+    raw = list_images(name, root, **options)
     manifest = cut_validation(apply_protocol(raw, protocol, test_share), val_share, val_fold, val_folds)
     return cut_to_boxes(manifest) if crop_to_boxes else manifest
+
+
+def list_images(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
+    """Lists a data set with no split but its own; see :func:`load_manifest`."""
+    check_options(name, options)
+    return DATASETS[name](default_root(name) if root is None else Path(root).expanduser(), **options)
 
 
 def build_dataset(

@@ -14,10 +14,10 @@ def summary(manifest: Manifest) -> str:
     single = single_image_classes(manifest)
     if single:
         have = "class has" if len(single) == 1 else "classes have"
-        lines.append(f"  {len(single)} {have} a single image, which has no match as a query: {_first(single)}")
+        lines.append(f"  {len(single)} {have} a single image, which has no match as a query: {first_names(single)}")
     for reason in sorted({reason for _, reason in manifest.skipped}):
         paths = [path for path, cause in manifest.skipped if cause == reason]
-        lines.append(f"  {len(paths)} skipped, {reason}: {_first(paths)}")
+        lines.append(f"  {len(paths)} skipped, {reason}: {first_names(paths)}")
     return "\n".join(lines + [f"  note: {note}" for note in manifest.notes])
 
 
@@ -53,11 +53,16 @@ def verify_files(manifest: Manifest) -> None:
     if missing:
         root = manifest.root.absolute()
         where = f"in {root}" if root.is_dir() else f"there, as the folder {root} does not exist"
-        paths = _first([manifest.paths[i] for i in missing], 10)
+        paths = first_names([manifest.paths[i] for i in missing], 10)
         raise FileNotFoundError(
             f"{manifest.name}: {len(missing):,} of {len(manifest):,} images are not {where}: {paths}"
         )
 
 
-def _first(names: Sequence[str], limit: int = 5) -> str:
+def first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list, and the number of the others.
+
+    >>> first_names(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
     return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

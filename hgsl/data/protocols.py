@@ -11,6 +11,7 @@ from hgsl.data.manifest import SPLITS, Manifest
 
 PROTOCOLS = ("zero-shot", "closed-set", "query-gallery")
 TEST_SHARE = 0.5  # default
+CROPPED = "cropped to boxes"  # note of a manifest whose images are
 
 
 def apply_protocol(manifest: Manifest, protocol: str, test_share: float = TEST_SHARE) -> Manifest:
@@ -156,7 +157,7 @@ def cut_to_boxes(manifest: Manifest) -> Manifest:
     """
     if manifest.boxes is None:
         raise InputError(f"{manifest.name} has no boxes: leave out crop_to_boxes")
-    return replace(manifest, crop_to_boxes=True, notes=(*manifest.notes, "cropped to boxes"))
+    return replace(manifest, crop_to_boxes=True, notes=(*manifest.notes, CROPPED))
 
 
 def _check_disjoint(manifest: Manifest) -> None:

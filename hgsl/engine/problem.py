@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Problem:
         groups: () -> the parameter groups with their learning rates.
         name_images: Ids of a batch -> image names, for error messages.
         split: Identity of the images, which must not change when a run is resumed.
+        record_split: Writes the record of the images into a run folder; None if there is none.
     """
 
     model: Any
@@ -35,3 +37,4 @@ class Problem:
     groups: Callable[[], list[dict[str, Any]]]
     name_images: Callable[[Tensor], list[str]]
     split: str
+    record_split: Callable[[Path], None] | None = None

@@ -1,13 +1,16 @@
 """Training of an embedder for retrieval: its images, model, loss and scores."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hgsl.common import ranks
+from hgsl.common.split_record import write_split_record
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
+from hgsl.data.run_split import record_of
 from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
 from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.loop import Batch
@@ -16,18 +19,26 @@ from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_c
 from hgsl.engine.parts.mode import build_mode
 from hgsl.engine.parts.objective import build_objective, check_loss
 from hgsl.engine.parts.optim import parameter_groups
+from hgsl.engine.parts.run_images import images_of_resumed_run
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder
 
 
 class Retrieval:
-    """The parts of a training for retrieval; building them reads everything and writes nothing."""
+    """The parts of a training for retrieval; building them reads everything and writes nothing.
 
-    def __init__(self, config: Config, runtime: Runtime) -> None:
+    Args:
+        config: The settings.
+        runtime: Device and precision.
+        resumed: Folder of the run that is resumed, whose images are the recorded ones.
+    """
+
+    def __init__(self, config: Config, runtime: Runtime, resumed: Path | None = None) -> None:
         self.config, self.runtime = config, runtime
         check_loss(config.loss)
-        self.manifest: Manifest = build_manifest(config.data)
+        manifest = None if resumed is None else images_of_resumed_run(config.data, resumed)
+        self.manifest: Manifest = manifest or build_manifest(config.data)
         if config.train.select == "best":
             self.manifest.subset("val")  # raises before the model is built if there is none
         ranks.print_main(summary(self.manifest))
@@ -56,6 +67,7 @@ class Retrieval:
             groups=lambda: parameter_groups(self.model, self.objective, self.config.optim),
             name_images=self.name_images,
             split=self.manifest.split_hash,
+            record_split=lambda folder: write_split_record(folder, record_of(self.manifest)),
         )
 
     def start(self, measure_before: bool) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def train(config: Config, folder: Path, *, overwrite: bool = False, resume: bool
     return run_in_folder(
         config,
         folder,
-        lambda runtime: TrainingRun(config, folder, runtime),
+        lambda runtime: TrainingRun(config, folder, runtime, resume=resume),
         print_summary,
         overwrite=overwrite,
         resume=resume,
@@ -56,10 +56,10 @@ def train(config: Config, folder: Path, *, overwrite: bool = False, resume: bool
 class TrainingRun:
     """Plain training: one stage, with masks if the settings have them."""
 
-    def __init__(self, config: Config, folder: Path, runtime: Runtime) -> None:
+    def __init__(self, config: Config, folder: Path, runtime: Runtime, *, resume: bool) -> None:
         started = time.perf_counter()
         self.config, self.folder = config, folder
-        self.retrieval = Retrieval(config, runtime)
+        self.retrieval = Retrieval(config, runtime, folder if resume else None)
         model = self.retrieval.model
         self.masks = mask_backbone(model, config.sparsify)
         self.retrieval.images("test")  # raises before anything is written if there are no test images

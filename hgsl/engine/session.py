@@ -66,6 +66,9 @@ def run_in_folder(
             run_folder.check_space(folder, run.driver.bytes_on_disk())
             if not resume:
                 run_folder.create(folder, config, environment(), overwrite=overwrite)
+            record_split = run.driver.problem.record_split
+            if record_split and not (folder / run_folder.SPLIT).is_file():
+                record_split(folder)
         saved = _saved_state(folder) if resume else None
         with _report_killed_workers():
             return run.train(saved)

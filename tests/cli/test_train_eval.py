@@ -261,10 +261,18 @@ def test_a_run_resumes_only_with_its_own_settings_and_images(
     assert "optim.lr is 0.5, and the run in out began with 0.0003" in other
     one = sorted(root.glob("*/*"))[0]
     shutil.copy(one, one.with_stem("more"))
-    assert "are not those of the start of the run" in fails(train.main, [*words, "--resume"], capsys)
-    one.with_stem("more").unlink()
+    content = one.read_bytes()
+    one.write_bytes(content + b" ")
+    changed = fails(train.main, [*words, "--resume"], capsys)
+    assert "image is changed since the training: kind_00/00.jpg: restore them" in changed
+    one.unlink()
+    assert "image is gone since the training: kind_00/00.jpg" in fails(train.main, [*words, "--resume"], capsys)
+    one.write_bytes(content)
     root = root.rename(root.with_name("elsewhere"))
     assert train.main([*words, "--resume", "--data.root", str(root), "--train.save_every", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("note: 1 image is new since the training and left out: kind_00/more.jpg")
+    assert printed.count("3 classes       12 images") == 2
 
 
 def test_ctrl_c_after_the_last_step_stops_the_run(

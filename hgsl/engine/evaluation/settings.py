@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 
 from hgsl.common import ranks
 from hgsl.config import Config, DataConfig
@@ -20,9 +19,14 @@ from hgsl.engine.parts.build import (
     build_model,
     move_to_device,
 )
+from hgsl.engine.parts.run_images import RunImages, images_of_run
 from hgsl.engine.runtime import build_runtime
 from hgsl.models import Embedder, load_embedder
 from hgsl.models.embedder import check_image_size
+
+CALIBRATED_ON_TRAINED = (
+    "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"
+)
 
 
 def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | None = None) -> Evaluation | None:
@@ -42,7 +46,9 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
     with process_group(runtime.device) as device:
         runtime = replace(runtime, device=device)
         options = replace(options, device=device, dtype=runtime.dtype, num_workers=runtime.workers)
-        manifest = build_manifest(config.data)
+        run = images_of_run(config.data, Path(checkpoint)) if checkpoint else RunImages(build_manifest(config.data))
+        manifest = run.manifest
+        run.print_notes()
         ranks.print_main(summary(manifest))
         if checkpoint:
             model, name = load_embedder(checkpoint), Path(checkpoint).resolve().name
@@ -59,9 +65,9 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             model, images["test"], options, training=images.get("train"), validation=images.get("val"), name=name
         )
         source = {"checkpoint": checkpoint} if checkpoint else {"model": config.model.backbone}
-        data = replace(data, metadata={**data.metadata, **source}).with_note(note)
-        if checkpoint and options.no_match is not None:
-            data = data.with_note(_note_on_calibration(config, checkpoint))
+        data = replace(data, metadata={**data.metadata, **source, **run.metadata(data.metadata["notes"])}).with_note(note)
+        if options.no_match is not None and run.trained_validation():
+            data = data.with_note(CALIBRATED_ON_TRAINED)
         prepared = prepare(data, options)
         if not ranks.is_main():
             return None
@@ -78,11 +84,3 @@ def _use_preprocessing(settings: DataConfig, model: Embedder) -> str | None:
             changed.append(f"{key} {value} (trained with {trained})")
     check_image_size(model)
     return f"evaluated with {', '.join(changed)}" if changed else None
-
-
-def _note_on_calibration(config: Config, checkpoint: str) -> str | None:
-    """A note if the calibration uses classes that the run was trained on, else None."""
-    run = yaml.safe_load((Path(checkpoint) / "config.yaml").read_text(encoding="utf-8"))["data"]
-    if (run.get("val_share") or 0, run.get("val_fold")) == (config.data.val_share, config.data.val_fold):
-        return None
-    return "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"

@@ -15,6 +15,7 @@ import yaml
 from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
+from hgsl.common.split_record import FILE_NAME as SPLIT
 from hgsl.config import Config
 
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
@@ -34,7 +35,7 @@ MAY_CHANGE = (
     *("sparsify.dense_run", "sparsify.curve_every"),
 )
 WRITTEN = (
-    *(CONFIG, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
+    *(CONFIG, SPLIT, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
     *("model.json", "model.safetensors"),
     *(TICKET, COMPACT, COSTS, LAYERS, SEEDS),
 )

@@ -15,6 +15,7 @@ from hgsl.data import (
     RetrievalDataset,
     check_options,
     default_cache_dir,
+    list_images,
     load_manifest,
     train_transform,
     verify_files,
@@ -41,6 +42,12 @@ def build_manifest(settings: DataConfig) -> Manifest:
     )
     verify_files(manifest)
     return manifest
+
+
+def list_run_images(settings: DataConfig) -> Manifest:
+    """Lists the images without a split, for a run that has recorded its own."""
+    check_options(settings.name, settings.options, source="data.options")
+    return list_images(settings.name, settings.root, **settings.options)
 
 
 def build_model(config: Config, runtime: Runtime) -> Embedder:

@@ -71,7 +71,7 @@ class Classifier(nn.Module):
         return self.network((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
 
 
-def classification(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
+def classification(config: SparsifyRunConfig, runtime: Runtime, resumed: Path | None = None) -> SparsifyProblem:
     """CIFAR-10: cross entropy of a small ResNet, or of any timm model, on images in memory.
 
     Raises:
@@ -110,11 +110,17 @@ def classification(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProbl
     )
 
 
-def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
-    """An embedder and its loss, measured by retrieval on classes that it was not trained on."""
+def retrieval(config: SparsifyRunConfig, runtime: Runtime, resumed: Path | None = None) -> SparsifyProblem:
+    """An embedder and its loss, measured by retrieval on classes that it was not trained on.
+
+    Args:
+        config: The settings.
+        runtime: Device and precision.
+        resumed: Folder of the search that is resumed, whose images are the recorded ones.
+    """
     from hgsl.engine.retrieval import Retrieval  # imports faiss, which classification does not need
 
-    training = Retrieval(config, runtime)
+    training = Retrieval(config, runtime, resumed)
     # The epochs are scored on validation classes, if there are any.
     has_validation = config.data.val_share > 0 or config.data.val_fold is not None
     curve_split, size = "val" if has_validation else "test", config.data.image_size
@@ -130,7 +136,7 @@ def retrieval(config: SparsifyRunConfig, runtime: Runtime) -> SparsifyProblem:
     )
 
 
-PROBLEMS: dict[str, Callable[[SparsifyRunConfig, Runtime], SparsifyProblem]] = {
+PROBLEMS: dict[str, Callable[..., SparsifyProblem]] = {
     "classification": classification,
     "retrieval": retrieval,
 }

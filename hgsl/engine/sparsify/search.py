@@ -45,7 +45,8 @@ def search(config: SparsifyRunConfig, folder: Path, *, overwrite: bool = False, 
         )
 
     def build(runtime: Runtime) -> TicketSearch:
-        return TicketSearch(config, folder, PROBLEMS[config.sparsify.task](config, runtime), runtime)
+        problem = PROBLEMS[config.sparsify.task](config, runtime, folder if resume else None)
+        return TicketSearch(config, folder, problem, runtime)
 
     return run_in_folder(config, folder, build, _print_scores, overwrite=overwrite, resume=resume)
 
