@@ -1,7 +1,6 @@
 """Config files on the command line: packaged recipes, unknown keys, and settings of a replaced data set."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def check_file(path: Path, known: set[str]) -> None:
             raise InputError(f"{path}: {key} holds settings such as {_example(key, known)}, found {value!r}")
 
 
-def for_another_data_set(words: Sequence[str]) -> list[str]:
+def for_another_data_set(words: Sequence[str], *, quiet: bool = False) -> list[str]:
     """Drops settings in a file that belong to the data set which ``--data.name`` replaces, and prints a note."""
     files = config_files(words)
     given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--data.name"]
@@ -64,11 +63,10 @@ def for_another_data_set(words: Sequence[str]) -> list[str]:
     if not files or not given or given[-1] == data.get("name", "synthetic"):
         return list(words)
     dropped = [key for key in DATA_SET_SETTINGS if data.get(key) and not _is_given(words, f"--data.{key}")]
-    if dropped and os.environ.get("RANK", "0") == "0":
+    if dropped and not quiet and os.environ.get("RANK", "0") == "0":
         print(
             f"note: --data.name {given[-1]} replaces {data.get('name', 'synthetic')} of {files[-1]}, whose "
-            f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply",
-            file=sys.stderr,
+            f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply"
         )
     last = max(i for i, word in enumerate(words) if word.startswith("--config"))
     end = last + (1 if "=" in words[last] else 2)

@@ -7,6 +7,7 @@ from typing import TypeVar
 import jsonargparse
 
 from hgsl.cli._config_files import CONFIGS, check_file, config_files, for_another_data_set, resolve
+from hgsl.cli._help import HelpFormatter, hide
 from hgsl.cli._messages import explain, is_free, unknown_setting
 from hgsl.cli._names import check_names
 from hgsl.common.errors import InputError
@@ -17,11 +18,15 @@ __all__ = ["CONFIGS", "AnyConfig", "build_parser", "parse", "parse_as", "setting
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
+class SettingsHelpFormatter(HelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """The help format of every command, for a parser of settings."""
+
+
 def build_parser(description: str, settings: type[Config] = Config) -> jsonargparse.ArgumentParser:
     """Returns a parser of every setting of a run; the command adds its own flags to it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        description=description, exit_on_error=False, formatter_class=jsonargparse.DefaultHelpFormatter
+        description=description, exit_on_error=False, formatter_class=SettingsHelpFormatter
     )
     parser.add_argument(
         "--config",
@@ -29,29 +34,40 @@ def build_parser(description: str, settings: type[Config] = Config) -> jsonargpa
         help="YAML file of settings, or the name of a packaged recipe; flags after it override it.",
     )
     parser.add_class_arguments(settings, as_group=True)
+    hide(parser, [f"--{field.name}" for field in dataclasses.fields(settings)])
+    parser._option_string_actions["--print_config"].help = "Print the settings as YAML, without running anything."
     return parser
 
 
-def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
+def parse(
+    parser: jsonargparse.ArgumentParser, arguments: Sequence[str], *, quiet: bool = False
+) -> tuple[Config, jsonargparse.Namespace]:
     """Reads the arguments into a :class:`Config` and the command's own flags; see :func:`parse_as`."""
-    return parse_as(Config, parser, arguments)
+    return parse_as(Config, parser, arguments, quiet=quiet)
 
 
 def parse_as(
-    settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, arguments: Sequence[str]
+    settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, arguments: Sequence[str], *, quiet: bool = False
 ) -> tuple[AnyConfig, jsonargparse.Namespace]:
     """Reads the arguments into the settings that the parser was built for, and the command's own flags.
+
+    Args:
+        settings: Those that the parser was built for.
+        parser: From :func:`build_parser`.
+        arguments: Of the command line.
+        quiet: Whether to print no note about settings of a data set that another one replaces.
 
     Raises:
         InputError: An unknown key or name (the nearest known one is given), a wrong type, or contradicting settings.
         FileNotFoundError: There is no such config file.
     """
-    _check_flags(arguments, {option for action in parser._actions for option in action.option_strings})
+    groups = {f"--{field.name}" for field in dataclasses.fields(settings)}  # they would read a file unchecked
+    _check_flags(arguments, {option for action in parser._actions for option in action.option_strings} - groups)
     words = resolve(arguments)
     for path in config_files(words):
         check_file(path, set(setting_names(settings)))
     try:
-        values = parser.parse_args(for_another_data_set(words))
+        values = parser.parse_args(for_another_data_set(words, quiet=quiet))
         built = parser.instantiate(values)
         config = settings(**{field.name: built[field.name] for field in dataclasses.fields(settings)})
     except (ValueError, jsonargparse.ArgumentError) as error:

@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
+from hgsl.cli._help import list_in_epilog, promote
 from hgsl.cli._paths import check_device, check_paths
-from hgsl.cli._settings import AnyConfig, build_parser, parse_as
+from hgsl.cli._settings import AnyConfig, build_parser, parse_as, setting_names
 from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.engine.folder import run_folder
@@ -21,9 +23,13 @@ Engine = Callable[..., Any]  # (config, folder, *, overwrite, resume)
 
 
 def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse.ArgumentParser:
-    """Returns a parser of every setting and of ``--overwrite`` and ``--resume``."""
-    parser = build_parser(f"{description} Settings to know first: {', '.join(MAIN_SETTINGS)}.", settings)
+    """Returns a parser of every setting, the main ones first in the help, and of ``--overwrite`` and ``--resume``."""
+    parser = build_parser(description, settings)
     parser.usage = "%(prog)s [-h] [--config CONFIG] [--overwrite | --resume] [--SETTING VALUE ...]"
+    promote(parser, MAIN_SETTINGS)
+    groups = {field.name for field in fields(settings)}
+    others = [name for name in setting_names(settings) if name not in groups and f"--{name}" not in MAIN_SETTINGS]
+    list_in_epilog(parser, others)
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier run in the run folder.")
     parser.add_argument(
         "--resume", action="store_true", help="Continue the run in the run folder from its last saved state."

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
@@ -22,12 +23,12 @@ and standard deviation of the seeds, and the interval also covers other seeds.""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument(
         "reports", nargs="+", metavar="REPORT", help="Two or more; the others are compared with the first."
     )
-    parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="Bootstrap samples (default 2000).")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap (default 0).")
+    parser.add_argument("--bootstrap", type=int, default=2000, metavar="N", help="Bootstrap samples.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
     parser.add_argument("--json", metavar="FILE", help="Also write scores and differences to this file.")
     parser.add_argument("--curves", metavar="FILE", help="Also draw Recall@K of all (.png, .pdf, .svg).")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)

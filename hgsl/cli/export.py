@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
@@ -27,16 +28,20 @@ BELONGS_TO = {"int8": "onnx", "root": "onnx", "push": "hub", "private": "hub", "
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 after bad input."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION)
-    parser.add_argument("run", metavar="RUN", help="A run folder, a folder of --format hub, or OWNER/NAME on the Hub.")
-    parser.add_argument("--format", choices=tuple(FILES), default="onnx", help="The format (default: onnx).")
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=HelpFormatter)
+    parser.add_argument("run", metavar="RUN", help="Run folder, folder of --format hub, or OWNER/NAME on the Hub.")
+    parser.add_argument("--format", choices=tuple(FILES), default="onnx", help="Format of the export.")
     names = ", ".join(f"RUN/{name}" for name in FILES.values())
-    parser.add_argument("--out", metavar="PATH", help=f"The file, or the folder of hub (default: {names}).")
-    parser.add_argument("--int8", action="store_true", help="For onnx: also write 8-bit weights, and measure the cost.")
-    parser.add_argument("--root", metavar="DIR", help="For --int8: the images of the run, if they were moved.")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="For hub: upload it; needs `hf auth login` or HF_TOKEN.")
-    parser.add_argument("--private", action="store_true", help="For --push: make a new repository private.")
-    parser.add_argument("--license", metavar="NAME", help="For hub: the license of the weights, such as apache-2.0.")
+    parser.add_argument("--out", metavar="PATH", help=f"File to write, or the folder of hub, in place of {names}.")
+    parser.add_argument(
+        "--int8", action="store_true", help="Write 8-bit weights as well, and measure their cost (onnx)."
+    )
+    parser.add_argument("--root", metavar="DIR", help="Folder of the images of the run for --int8, if they were moved.")
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="Upload the folder of hub with HF_TOKEN or `hf auth login`."
+    )
+    parser.add_argument("--private", action="store_true", help="Make the new repository of --push private.")
+    parser.add_argument("--license", metavar="NAME", help="License of the weights for hub, such as apache-2.0.")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     return run(lambda: _export(flags), ends_process=arguments is None)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
@@ -28,11 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        formatter_class=HelpFormatter,
         description="Downloads, verifies, audits and lists a data set; without a flag, prints its contents.",
         epilog="Exit status: 0 success, 1 --verify or --audit found a problem, 2 bad input.",
     )
     parser.add_argument("name", help=f"Data set: {', '.join(sorted(DATASETS))}.")
-    parser.add_argument("--root", type=Path, help="Folder of the data set, or table of csv (default: datasets/NAME).")
+    parser.add_argument("--root", type=Path, help="Folder of the data set, or table of csv, in place of datasets/NAME.")
     parser.add_argument(
         "--download", action="store_true", help="Download and unpack the official archives into the root."
     )
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.csv", help="Write the table of all images and their splits."
     )
-    parser.add_argument("--protocol", default="zero-shot", help=f"{', '.join(PROTOCOLS)} (default: zero-shot).")
+    parser.add_argument("--protocol", default="zero-shot", help=f"Protocol: {', '.join(PROTOCOLS)}.")
     parser.add_argument(
         "--option",
         action="append",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
@@ -25,14 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Search a folder of images by image.")
+    parser = argparse.ArgumentParser(description="Search a folder of images by image.", formatter_class=HelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="index | query | serve")
     for name, summary, add in (
         ("index", "Embed a folder of images, or update its index.", _add_index),
         ("query", "Print the nearest images of each query image.", _add_query),
         ("serve", "Serve a local web page and its JSON API.", _add_serve),
     ):
-        add(commands.add_parser(name, help=summary, description=summary))
+        add(commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter))
     return parser
 
 
@@ -42,15 +43,19 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="INDEX", help="Index folder; created if missing.")
     add("--checkpoint", metavar="RUN", help="Trained model; an existing index has its own copy.")
     add("--labels", metavar="TABLE.csv", help="Table with columns path and label, or 'folders': class folder names.")
-    add("--faiss", metavar="FACTORY", help="'Flat' (exact, the default) or a factory such as 'IVF256,Flat nprobe=16'.")
+    add(
+        "--faiss",
+        metavar="FACTORY",
+        help="'Flat' (exact, of a new index), or a factory such as 'IVF256,Flat nprobe=16'.",
+    )
     add(
         "--no-match",
         type=float,
         metavar="SIMILARITY",
         help="Similarity below which a search reports no match; by default the one calibrated by hgsl-eval --no-match.",
     )
-    add("--batch-size", type=int, default=64, metavar="N", help="Images per forward pass (default 64).")
-    add("--workers", type=int, metavar="N", help="Processes that load images (default: by the number of CPUs).")
+    add("--batch-size", type=int, default=64, metavar="N", help="Images per forward pass.")
+    add("--workers", type=int, metavar="N", help="Processes that load images, by the number of CPUs if not given.")
     _add_device(parser)
     parser.set_defaults(work=_index)
 
@@ -59,7 +64,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE", help="Query image files.")
     add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
-    add("-k", type=int, default=10, metavar="K", help="Number of images per query (default 10).")
+    add("-k", type=int, default=10, metavar="K", help="Number of images per query.")
     add("--label", help="Search only images of this label.")
     add("--sheet", type=Path, metavar="FILE.png", help="Write the results as a contact sheet.")
     add("--json", action="store_true", help="Print JSON instead of a table.")
@@ -70,8 +75,8 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
-    add("--host", default="127.0.0.1", help="Address to listen on (default 127.0.0.1: this machine only).")
-    add("--port", type=int, default=8000, help="Port to listen on (default 8000); 0 chooses a free port.")
+    add("--host", default="127.0.0.1", help="Address to listen on; 127.0.0.1 is this machine only.")
+    add("--port", type=int, default=8000, help="Port to listen on; 0 chooses a free port.")
     add(
         "--allow-host",
         action="append",
@@ -84,7 +89,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto).")
+    parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda or mps.")
 
 
 def _index(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Record of a run's images: the split, class and fingerprint of each, in the run folder; search reads the trained classes."""
+"""Record of a run's images in the run folder: split, class and fingerprint of each."""
 
 import gzip
 import json
@@ -53,11 +53,12 @@ def write_split_record(folder: str | os.PathLike[str], record: SplitRecord) -> N
     Raises:
         OSError: The folder cannot be written, or the disk is full.
     """
+    names = ["path", "fingerprint", "class", "split", "is_query", "is_gallery", *(["box"] if record.boxes else [])]
     header = {
         "protocol": record.protocol,
         "notes": record.notes,
         "classes": record.class_names,
-        "columns": ["path", "fingerprint", "class", "split", "is_query", "is_gallery", *(["box"] if record.boxes else [])],
+        "columns": names,
     }
     columns: list[Sequence[Any]] = [record.paths, record.fingerprints, record.labels.tolist(), record.split.tolist()]
     columns += [record.is_query.astype(int).tolist(), record.is_gallery.astype(int).tolist()]

@@ -85,8 +85,8 @@ def record_of(manifest: Manifest) -> SplitRecord:
 def restore(record: SplitRecord, listing: Manifest) -> tuple[Manifest, Changes]:
     """Returns the recorded images that ``listing`` still has, in their recorded roles, and what has changed.
 
-    An image is the same if its path, its box and the fingerprint of its file are. Ids are row numbers in the record, so that
-    an image keeps its id whatever was added or removed. Groups are those of the listing.
+    An image is the same if its path, its box and the fingerprint of its file are. Ids are row numbers in the record, so
+    that an image keeps its id whatever was added or removed. Groups are those of the listing.
 
     Args:
         record: Of the run.

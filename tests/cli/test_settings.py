@@ -148,7 +148,7 @@ def test_another_data_set_discards_the_options_of_the_files(
     path.write_text("data: {name: folder, root: photos, options: {seed: 3}}")
     config = read("--config", str(path), *words)
     assert (config.data.options, config.data.root and Path(config.data.root).name) == (options, root)
-    assert ("note: --data.name csv replaces folder" in capsys.readouterr().err) == (config.data.name == "csv")
+    assert ("note: --data.name csv replaces folder" in capsys.readouterr().out) == (config.data.name == "csv")
 
 
 @pytest.mark.parametrize("setting", TABLES)

@@ -65,7 +65,9 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             model, images["test"], options, training=images.get("train"), validation=images.get("val"), name=name
         )
         source = {"checkpoint": checkpoint} if checkpoint else {"model": config.model.backbone}
-        data = replace(data, metadata={**data.metadata, **source, **run.metadata(data.metadata["notes"])}).with_note(note)
+        data = replace(data, metadata={**data.metadata, **source, **run.metadata(data.metadata["notes"])}).with_note(
+            note
+        )
         if options.no_match is not None and run.trained_validation():
             data = data.with_note(CALIBRATED_ON_TRAINED)
         prepared = prepare(data, options)
