@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
+from hgsl.cli._help import HelpFormatter
 from hgsl.common.errors import unknown
 from hgsl.common.extras import EXTRAS, missing
 from hgsl.version import __version__
@@ -24,6 +25,10 @@ COMMANDS = {
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow", "safetensors")
 
 
+class _EntryHelpFormatter(argparse.RawDescriptionHelpFormatter, HelpFormatter):
+    """The help format of every command, with the list of commands as it is."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the first argument names, and returns its exit code; 2 for an unknown command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -34,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="hgsl",
         usage="hgsl [-h] [--version] COMMAND ...",
         description=f"Fine-grained image retrieval. The commands, each with --help:\n\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_EntryHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="Print versions, and the device and precision of auto.")
     flags = parser.parse_args(words)

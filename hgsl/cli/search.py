@@ -46,7 +46,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add(
         "--faiss",
         metavar="FACTORY",
-        help="'Flat' (exact, of a new index), or a factory such as 'IVF256,Flat nprobe=16'.",
+        help="FAISS factory such as 'IVF256,Flat nprobe=16'; a new index is 'Flat' (exact).",
     )
     add(
         "--no-match",

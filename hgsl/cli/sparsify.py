@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(words: list[str]) -> int:
     names = ", ".join(f"{short} = {full}" for short, full in PUBLISHED.items())
     parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SparsifyRunConfig)
-    if not any(word in ("-h", "--help") or word.startswith("--config") for word in words):
+    if not any(word in ("-h", "--help", "--help-all") or word.startswith("--config") for word in words):
         raise InputError("no config: give a recipe, such as --config flowers17_cs or --config cifar10_cs, or a file")
     config, flags, folder = read(SparsifyRunConfig, parser, words)
 

@@ -53,8 +53,11 @@ class Changes:
         sentences = []
         if self.new_classes:
             count, images = len(self.new_classes), sum(self.new_classes.values())
-            what = f"{count:,} {'class is' if count == 1 else 'classes are'} new since the training"
-            sentences.append(f"{what} and left out, with {images:,} images: {first_names(list(self.new_classes))}")
+            classes = "class is" if count == 1 else "classes are"
+            sentences.append(
+                f"{count:,} {classes} new since the training and left out, with {images:,} "
+                f"image{'s' if images > 1 else ''}: {first_names(list(self.new_classes))}"
+            )
         if self.new:
             what = f"{len(self.new):,} {_images(self.new)} new since the training and left out"
             sentences.append(f"{what}: {first_names(self.new)}")

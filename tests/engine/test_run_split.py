@@ -153,7 +153,7 @@ def test_a_moved_root_has_the_same_scores(root: Path, evaluate: Evaluate) -> Non
     moved = root.rename(root.with_name("moved"))
     add_image(moved / "aaa" / "0.jpg")
     report, printed = evaluate("--data.root", str(moved))
-    assert printed.startswith("note: 1 class is new since the training and left out, with 1 images: aaa\n")
+    assert printed.startswith("note: 1 class is new since the training and left out, with 1 image: aaa\n")
     assert {key: report[key] for key in ("map@r", "split_hash")} == {
         key: after_training()[key] for key in ("map@r", "split_hash")
     }
