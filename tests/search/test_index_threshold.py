@@ -70,6 +70,24 @@ def test_the_threshold_of_the_run_is_never_lowered():
     assert "so few classes give an unreliable estimate" in notes[0]
 
 
+def test_trained_classes_are_no_strangers():
+    table, vectors, labels = index_of(classes=40, images=10)
+    trained = [f"c{number}" for number in range(20)]
+    vectors[labels >= 20] = vectors[labels >= 20] + 0.4 * vectors[5]  # unseen classes are more alike
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    entry = calibrated({**SOURCE, "trained_classes": trained}, table, open_vectors(vectors), notes := [])
+    scores = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    scores[labels[:, None] == labels] = -2
+    best = scores.max(axis=1).astype(np.float32)
+    assert (best[labels >= 20] >= np.float32(entry["threshold"])).mean() == entry["accepted"] <= 0.05
+    assert (entry["strangers"], entry["classes"], entry["trained_classes"]) == (200, 20, trained)
+    assert "the 20 classes that the model was trained on are not among the strangers" in notes[0]
+    trained += [f"c{number}" for number in range(20, 39)]
+    entry = calibrated({**SOURCE, "trained_classes": trained}, table, open_vectors(vectors), notes := [])
+    assert "trained on 39 of the 40 classes, which are easier strangers" in notes[0]
+    assert entry["strangers"] == 400
+
+
 @pytest.mark.parametrize("labels", [None, "all"])
 def test_a_threshold_that_cannot_be_calibrated_is_dropped(labels):
     table, vectors, _ = index_of(classes=3, images=4)

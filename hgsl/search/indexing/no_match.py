@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
 from hgsl.common.no_match import FILE_NAME, read_no_match
+from hgsl.common.split_record import read_split_record
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
@@ -56,7 +57,10 @@ def threshold_source(
     calibration = content.get("calibration", {})
     if not isinstance(calibration.get("asked_rate"), float | int):
         raise InputError(f"{path} lacks the requested rate: calibrate again with hgsl-eval --no-match")
-    return {"source": str(path), "run_threshold": threshold, "rate": float(calibration["asked_rate"])}
+    split = read_split_record(checkpoint)
+    trained = sorted(split.trained_classes) if split else []
+    rate = float(calibration["asked_rate"])
+    return {"source": str(path), "run_threshold": threshold, "rate": rate, "trained_classes": trained}
 
 
 def calibrated(
@@ -65,8 +69,9 @@ def calibrated(
     """Calibrates the threshold of a run on the images of the index.
 
     It is raised until at most the run's share of strangers is accepted, and never lowered, since images of classes that
-    the model was trained on are less similar to other classes than strangers are. An index with fewer than two labels
-    has no threshold.
+    the model was trained on are less similar to other classes than strangers are. For the same reason, images of
+    classes with the names of trained ones are no strangers, as long as the others suffice. An index with fewer than two
+    labels has no threshold.
 
     Args:
         source: From :func:`threshold_source`.
@@ -82,11 +87,15 @@ def calibrated(
         return source
     rows = np.array([row for row, label in enumerate(table.labels) if label is not None], dtype=np.int64)
     names, labels = np.unique([table.labels[row] or "" for row in rows], return_inverse=True)
+    trained = source.get("trained_classes", [])
     entry = {key: source[key] for key in ("source", "run_threshold", "rate")} | {"images": len(table.images)}
+    entry["trained_classes"] = trained
     try:
         if len(names) < 2:
             raise InputError("its images need labels of two classes or more (--labels)")
-        strangers, classes, nearest = _strangers(vectors.pick(rows), labels)
+        is_trained = np.isin(names, trained)
+        candidates = _unseen(labels, is_trained, source["rate"], notes)
+        strangers, classes, nearest = _strangers(vectors.pick(rows), labels, candidates)
         calibration = calibrate(strangers, classes, source["rate"], len(table.images))
     except InputError as error:
         notes.append(
@@ -97,14 +106,37 @@ def calibrated(
     threshold = max(source["run_threshold"], calibration.threshold)
     accepted = strangers >= np.float32(threshold)
     low, high = _interval(accepted, classes, nearest)
-    notes.append(_summary(threshold, source["rate"], float(accepted.mean()), low, high, len(strangers), len(names)))
-    measured = {"strangers": len(strangers), "classes": len(names), "accepted": float(accepted.mean())}
+    count = len(np.unique(classes))
+    notes.append(_summary(threshold, source["rate"], float(accepted.mean()), low, high, len(strangers), count))
+    measured = {"strangers": len(strangers), "classes": count, "accepted": float(accepted.mean())}
     return {**entry, "threshold": threshold, **measured, "interval": [low, high]}
 
 
-def _strangers(vectors: Vectors, labels: Ints) -> tuple[Floats, Ints, Ints]:
-    """Similarity (Q,) of each query to its nearest image of another class, its own class, and that other class."""
-    rows = np.unique(np.linspace(0, len(labels) - 1, MAX_QUERIES).astype(np.int64))
+def _unseen(labels: Ints, is_trained: NDArray[np.bool_], rate: float, notes: list[str]) -> Ints:
+    """The rows that may be strangers: those of classes not trained on, or all, with a note, if these are too few."""
+    trained = int(is_trained.sum())
+    rows = np.flatnonzero(~is_trained[labels])
+    if not trained:
+        return rows
+    if len(is_trained) - trained >= 2 and len(rows) * rate >= 1:
+        notes.append(f"the {trained:,} classes that the model was trained on are not among the strangers below")
+        return rows
+    notes.append(
+        f"the model was trained on {trained:,} of the {len(is_trained):,} classes, which are easier strangers than new "
+        "ones: more of those will be accepted than stated below"
+    )
+    return np.arange(len(labels))
+
+
+def _strangers(vectors: Vectors, labels: Ints, candidates: Ints) -> tuple[Floats, Ints, Ints]:
+    """Similarity (Q,) of queries to their nearest image of another class, their own class, and that other class.
+
+    Args:
+        vectors: (N, D) of the labeled images.
+        labels: (N,) their classes.
+        candidates: Rows that queries are taken from.
+    """
+    rows = candidates[np.unique(np.linspace(0, len(candidates) - 1, MAX_QUERIES).astype(np.int64))]
     queries, numbers = vectors.pick(rows), np.arange(len(labels))
     gallery = Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
     scores, nearest = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
@@ -128,8 +160,8 @@ def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tupl
         if weights.any():
             shares.append(float(weights @ accepted / weights.sum()))
     low, high = np.percentile(shares or [0, 1], [2.5, 97.5])
-    if not accepted.any():  # none of ``count`` classes: the upper bound of a one-sided 95 % interval
-        high = 1 - 0.05 ** (1 / count)
+    if not accepted.any():  # of none of the classes: the upper bound of a one-sided 95 % interval
+        high = 1 - 0.05 ** (1 / len(np.unique(classes)))
     return float(low), float(high)
 
 
