@@ -5,12 +5,13 @@ import re
 
 import pytest
 
-from hgsl.cli import compare, entry, eval_retrieval, export, prepare_dataset, search, sparsify, train
+from hgsl.cli import compare, entry, eval_retrieval, export, prepare_dataset, search, sparsify, train, tune
 
 COMMANDS = {
     "hgsl": (entry.main, ["--help"]),
     "train": (train.main, ["--help"]),
     "train all": (train.main, ["--help-all"]),
+    "tune": (tune.main, ["--help"]),
     "sparsify": (sparsify.main, ["--help"]),
     "sparsify all": (sparsify.main, ["--help-all"]),
     "eval": (eval_retrieval.main, ["--help"]),
