@@ -3,8 +3,9 @@
 FROM python:3.12-slim AS build
 WORKDIR /source
 COPY . .
-# PyTorch's builds without CUDA, which are several gigabytes smaller. For a GPU: --build-arg TORCH_INDEX= (empty).
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# --build-arg TORCH_INDEX=URL takes PyTorch from another package index: that of its builds without CUDA makes the image
+# several gigabytes smaller. The address is in PyTorch's installation guide.
+ARG TORCH_INDEX=
 RUN python -m venv /opt/hgsl \
     && /opt/hgsl/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
     && /opt/hgsl/bin/pip install --no-cache-dir ".[serve]"
