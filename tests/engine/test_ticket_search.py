@@ -296,6 +296,7 @@ def test_a_classifier_normalizes_bytes_channel_by_channel() -> None:
         assert values[0, channel].numpy() == pytest.approx((0.2 - MEAN[channel]) / STD[channel], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_search_that_cannot_be_compacted_is_reported(
     cifar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

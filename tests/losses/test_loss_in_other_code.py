@@ -75,7 +75,15 @@ def test_logits_are_those_of_the_loss():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_k": 3, "chunk_size": 16, "margin": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"top_k": 3},
+        pytest.param({"top_k": 3, "chunk_size": 16, "margin": 0.1}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_compiles_in_one_graph(backend, options):
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
@@ -92,6 +100,7 @@ def test_compiles_in_one_graph(backend, options):
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.slow
 def test_sparse_gradients_survive_compilation():
     loss_fn = HardGlobalSoftminLoss(200, 8, top_k=3, sparse_grad=True)
     optimizer = sparse_optimizer(loss_fn)

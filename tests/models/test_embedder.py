@@ -13,7 +13,8 @@ from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.models import POOLINGS
 from hgsl.models.backbone import spatial_features
 
-BACKBONES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", "swin_tiny_patch4_window7_224"]
+SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)
+BACKBONES = ["test_resnet", "test_efficientnet", "test_convnext", "test_vit", SWIN]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -243,6 +243,7 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     assert fetched == {"config.json", "model.safetensors"}  # no other file of the repository
 
 
+@pytest.mark.slow
 def test_missing_and_unsafe_models(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     hub.files["you/pickles", "config.json"] = b"{}"
     hub.files["you/pickles", "pytorch_model.bin"] = b"\x80\x04cos\nsystem\n."

@@ -218,6 +218,7 @@ def test_a_norm_after_a_concatenation_has_the_masks_of_both_parts() -> None:
     torch.testing.assert_close(small(X), masked(X), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_every_closed_channel_of_a_densenet_is_removed() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 32, 32)

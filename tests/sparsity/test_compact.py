@@ -266,6 +266,7 @@ def test_soft_masks_are_refused() -> None:
         compact(masked, X)
 
 
+@pytest.mark.slow
 def test_the_default_example_has_the_image_size_of_the_model() -> None:
     masked, _ = ticket(timm.create_model("test_resnet", num_classes=3), torch.randn(2, 3, 64, 64))
     assert parameters(compact(masked)) < parameters(masked)

@@ -444,6 +444,7 @@ def test_a_network_is_masked_once() -> None:
     torch.testing.assert_close(third(VECTORS), net(VECTORS))
 
 
+@pytest.mark.slow
 def test_copies_and_pickles() -> None:
     masked, masks = ticket(mlp(), VECTORS, granularity="channel")
     twin, its_masks = copy.deepcopy((masked, masks))

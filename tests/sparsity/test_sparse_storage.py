@@ -68,6 +68,7 @@ def test_every_value_is_restored(tmp_path: Path) -> None:
         assert torch.equal(*raw), name
 
 
+@pytest.mark.slow
 def test_a_compacted_network_loads_into_the_architecture_it_came_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
