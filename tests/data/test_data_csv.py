@@ -90,7 +90,7 @@ def test_validation_beside_test_is_validation(tmp_path: Path) -> None:
 def test_encoding_is_an_option(tmp_path: Path) -> None:
     table = write(tmp_path, "img_path,label\n鸟/一.jpg,蓝鸟\n", encoding="gbk")
     assert load(table, encoding="gbk").paths == ("鸟/一.jpg",)
-    with pytest.raises(InputError, match=r"is not utf-8-sig text .*: set the option encoding"):
+    with pytest.raises(InputError, match=r"is not utf-8-sig text .*: save it as UTF-8, or set the option"):
         load(table)
     with pytest.raises(InputError, match="is not utf-99 text"):
         load(table, encoding="utf-99")
@@ -122,7 +122,7 @@ def test_absolute_paths_inside_the_root_become_relative(tmp_path: Path) -> None:
         ("path,label\n", "has a header but no rows"),
         ("image,label\na,1\n", "no column 'img_path' or 'path'.*its columns are image, label"),
         ("path,lable\na,1\n", r"no column 'label' \(is it 'lable'\?\)"),
-        ("path;label\na;1\n", "no column"),
+        ("path|label\na|1\n", "no column"),
         ("path,img_path,label\na,a,1\n", "both a column"),
         ("path,label\na\n", "line 2: not 2 values"),
         ("path,label\na,1\nb,2,3\n", "line 3: not 2 values"),
@@ -298,3 +298,19 @@ def test_every_row_of_a_valid_table_is_read_and_survives_a_round_trip(rows: list
             assert again.split_hash == manifest.split_hash
             assert again.class_names == manifest.class_names
             assert np.array_equal(again.split, manifest.split)
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "utf-8"), ("\t", "utf-8"), (";", "utf-16"), (",", "utf-16")])
+def test_tables_of_spreadsheets_are_read(separator: str, encoding: str, tmp_path: Path) -> None:
+    lines = [("path", "label", "split"), ("a b.jpg", "rosé, red", "train"), ("c.jpg", "tulip", "test")]
+    quoted = [[f'"{value}"' if separator in value else value for value in line] for line in lines]
+    table = write(tmp_path, "".join(separator.join(line) + "\r\n" for line in quoted), encoding=encoding)
+    manifest = load(table)
+    assert manifest.paths == ("a b.jpg", "c.jpg")
+    assert manifest.class_names == ("rosé, red", "tulip")
+    assert manifest.split.tolist() == ["train", "test"]
+
+
+def test_an_empty_value_between_tabs_stays_in_its_column(tmp_path: Path) -> None:
+    table = write(tmp_path, "path\tcategory\tlabel\na\t\trose\n")
+    assert load(table).class_names == ("rose",)

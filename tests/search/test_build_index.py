@@ -166,6 +166,8 @@ def test_labels_of_a_table_are_recorded_and_replaceable(build, tmp_path, run, ph
     report = build(tmp_path / "index", photos, checkpoint=run, labels=table)
     assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
     assert "labels 1 images that are not in" in report.notes[0]
+    assert "images have no label in" in report.notes[1]
+    assert "such as kind_00/02.jpg: its paths are relative to" in report.notes[1]
     build(tmp_path / "index", photos)
     assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
     build(tmp_path / "index", photos, labels="folders")

@@ -7,7 +7,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.paths import relative_to_root
-from hgsl.data.adapters.table import BOX_COLUMNS, Row, find_table, read_labels, read_rows
+from hgsl.data.adapters.table import BOX_COLUMNS, ENCODING, Row, find_table, read_labels, read_rows
 from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest, number_groups
 
 TRUE, FALSE, EMPTY = ("true", "1", "1.0"), ("false", "0", "0.0"), ("", "none", "nan")
@@ -15,7 +15,7 @@ TRUE, FALSE, EMPTY = ("true", "1", "1.0"), ("false", "0", "0.0"), ("", "none", "
 
 def load(
     root: Path,
-    encoding: str = "utf-8-sig",
+    encoding: str = ENCODING,
     image_root: str | Path | None = None,
     test_list: str | Path | None = None,
     group_column: str | None = None,

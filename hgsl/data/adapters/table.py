@@ -1,5 +1,6 @@
 """Tables of images: CSV files read into rows with their file and line number, and manifests written as CSV files."""
 
+import codecs
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from hgsl.data.manifest import Manifest
 
 PATH_COLUMNS = ("img_path", "path")
 BOX_COLUMNS = ("x_1", "y_1", "x_2", "y_2")
+ENCODING = "utf-8-sig"
+SEPARATORS = ",;\t"
 MAX_DIGITS = 18  # of an integer that fits 64 bits
 
 
@@ -63,21 +66,28 @@ def find_table(root: Path) -> Path:
     return root
 
 
-def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
+def read_rows(table: Path, encoding: str = ENCODING) -> list[Row]:
     """The rows of a table that has a header line with a path column and ``label``.
+
+    Values are separated by commas; by semicolons or tabs, as spreadsheets export them, if the header has no comma. A
+    file that begins with the byte order mark of UTF-16 is read as UTF-16 unless another encoding is given.
 
     Raises:
         InputError: It cannot be decoded, has no rows or lacks a column, or a row and the header differ in length.
     """
     try:
-        with table.open(encoding=encoding, newline="") as file:
+        with table.open(encoding=_encoding(table, encoding), newline="") as file:
+            header = file.readline()
+            separator = next((mark for mark in SEPARATORS if mark in header), ",")
+            file.seek(0)
             # Whitespace after a comma is not part of a value, unless it is quoted.
-            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+            reader = csv.DictReader(file, strict=True, skipinitialspace=separator != "\t", delimiter=separator)
             rows = [Row(values, table, reader.line_num) for values in reader]
             columns = list(reader.fieldnames or [])
-    except (UnicodeDecodeError, LookupError) as error:
+    except (UnicodeError, LookupError) as error:
         raise InputError(
-            f"{table} is not {encoding} text ({error}): set the option encoding, such as gbk or latin-1"
+            f"{table} is not {encoding} text ({error}): save it as UTF-8, or set the option encoding of the data set "
+            "csv, such as gbk or latin-1"
         ) from None
     except csv.Error as error:
         raise InputError(f"{table} is not a comma-separated table: {error}") from None
@@ -88,6 +98,12 @@ def read_rows(table: Path, encoding: str = "utf-8-sig") -> list[Row]:
         if None in row.values or None in row.values.values():
             raise InputError(f"{row}: not {len(columns)} values, as the header has")
     return rows
+
+
+def _encoding(table: Path, given: str) -> str:
+    with table.open("rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return "utf-16" if is_utf16 and given == ENCODING else given
 
 
 def _check_columns(table: Path, columns: Sequence[str]) -> None:

@@ -33,6 +33,12 @@ def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str])
     missing = sorted(set(labels) - set(paths))
     if missing:
         notes.append(f"{source} labels {len(missing):,} images that are not in {root}, such as {missing[0]}")
+    unlabeled = [path for path in paths if path not in labels]
+    if unlabeled:
+        notes.append(
+            f"{len(unlabeled):,} of {len(paths):,} images have no label in {source}, such as {unlabeled[0]}: its paths "
+            f"are relative to {root}"
+        )
     return labels
 
 
