@@ -5,18 +5,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
-from hgsl.common.errors import InputError
+from hgsl.cli._names import names_in
+from hgsl.common.disk import check_writable
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.files import write_json
-from hgsl.data import DATASETS, PROTOCOLS, Manifest, check_options, load_manifest, summary
-from hgsl.data.adapters.table import write_table
-from hgsl.data.audit import audit
-from hgsl.data.files.cards import Card, count, fetch, read_card
-from hgsl.data.files.layout import default_root
-from hgsl.data.overview import missing_files
+
+if TYPE_CHECKING:
+    from hgsl.data import Manifest
+    from hgsl.data.files.cards import Card
 
 EXIT_PROBLEM = 1
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Downloads, verifies, audits and lists a data set; without a flag, prints its contents.",
         epilog="Exit status: 0 success, 1 --verify or --audit found a problem, 2 bad input.",
     )
-    parser.add_argument("name", help=f"Data set: {', '.join(sorted(DATASETS))}.")
+    parser.add_argument("name", help=f"Data set: {', '.join(_datasets())}.")
     parser.add_argument("--root", type=Path, help="Folder of the data set, or table of csv, in place of datasets/NAME.")
     parser.add_argument(
         "--download", action="store_true", help="Download and unpack the official archives into the root."
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.csv", help="Write the table of all images and their splits."
     )
-    parser.add_argument("--protocol", default="zero-shot", help=f"Protocol: {', '.join(PROTOCOLS)}.")
+    parser.add_argument("--protocol", default="zero-shot", help=f"Protocol: {', '.join(_protocols())}.")
     parser.add_argument(
         "--option",
         action="append",
@@ -64,9 +64,12 @@ def prepare(flags: argparse.Namespace) -> int:
         InputError: A name, an option or a list is wrong, or a download failed.
         OSError: A file is missing or cannot be written.
     """
+    _check_flags(flags)
+    from hgsl.data import summary
+    from hgsl.data.adapters.table import write_table
+    from hgsl.data.files.cards import read_card
+
     options = _options(flags)
-    if flags.audit_report and not flags.audit:
-        raise InputError("--audit-report is written by --audit: add --audit")
     card = read_card(flags.name)
     if flags.download:
         _download(card, flags)
@@ -83,8 +86,33 @@ def prepare(flags: argparse.Namespace) -> int:
     return status
 
 
+def _datasets() -> list[str]:
+    return sorted(names_in("hgsl.data.adapters", "DATASETS"))
+
+
+def _protocols() -> list[str]:
+    return names_in("hgsl.data.protocols", "PROTOCOLS")
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Checks names and paths before PyTorch is imported."""
+    if flags.name not in _datasets():
+        raise unknown("data set", flags.name, _datasets())
+    if flags.protocol not in _protocols():
+        raise unknown("protocol", flags.protocol, _protocols())
+    if flags.audit_report and not flags.audit:
+        raise InputError("--audit-report is written by --audit: add --audit")
+    if flags.root and not flags.download and not flags.root.expanduser().exists():
+        raise FileNotFoundError(f"{flags.root.absolute()} does not exist: --root names the data set")
+    for path in (flags.audit_report, flags.manifest):
+        if path:
+            check_writable(path)
+
+
 def _options(flags: argparse.Namespace) -> dict[str, Any]:
     """The values of ``--option``, parsed as JSON unless the option takes text."""
+    from hgsl.data import check_options
+
     options: dict[str, Any] = {}
     for word in flags.option:
         key, equals, text = word.partition("=")
@@ -99,15 +127,20 @@ def _options(flags: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _download(card: Card | None, flags: argparse.Namespace) -> None:
+def _download(card: "Card | None", flags: argparse.Namespace) -> None:
     if card is None:
         raise InputError(f"{flags.name} cannot be downloaded: it reads your own files")
+    from hgsl.data.files.cards import fetch
+    from hgsl.data.files.layout import default_root
+
     root = flags.root or default_root(flags.name)
     root.mkdir(parents=True, exist_ok=True)
     print("\n".join(fetch(card, root)))
 
 
-def _load(card: Card | None, flags: argparse.Namespace, options: dict[str, Any]) -> Manifest:
+def _load(card: "Card | None", flags: argparse.Namespace, options: dict[str, Any]) -> "Manifest":
+    from hgsl.data import load_manifest
+
     try:
         return load_manifest(flags.name, flags.root, flags.protocol, **options)
     except FileNotFoundError as error:
@@ -116,8 +149,10 @@ def _load(card: Card | None, flags: argparse.Namespace, options: dict[str, Any])
         raise FileNotFoundError(f"{error}; or add --download; or by hand: {card['by_hand']}") from None
 
 
-def _audit(manifest: Manifest, report: Path | None) -> bool:
+def _audit(manifest: "Manifest", report: Path | None) -> bool:
     """Prints the findings, writes them to ``report``, and returns whether there is no problem among them."""
+    from hgsl.data.audit import audit
+
     result = audit(manifest)
     print(result.table())
     if report:
@@ -125,8 +160,11 @@ def _audit(manifest: Manifest, report: Path | None) -> bool:
     return result.ok
 
 
-def verify(card: Card | None, name: str, root: Path | None, options: dict[str, Any]) -> bool:
+def verify(card: "Card | None", name: str, root: Path | None, options: dict[str, Any]) -> bool:
     """Prints each count and that of the card, and the number of files that exist; returns whether all agree."""
+    from hgsl.data import load_manifest
+    from hgsl.data.overview import missing_files
+
     expected = {} if card is None or options else card["expected"]
     counts_match = True
     for protocol, counts in expected.items():
@@ -142,8 +180,10 @@ def verify(card: Card | None, name: str, root: Path | None, options: dict[str, A
     return counts_match and not missing
 
 
-def _counts_match(manifest: Manifest, expected: dict[str, dict[str, int]]) -> bool:
+def _counts_match(manifest: "Manifest", expected: dict[str, dict[str, int]]) -> bool:
     """Prints each count of a protocol, and returns whether all equal the expected ones."""
+    from hgsl.data.files.cards import count
+
     all_equal, counts = True, count(manifest)
     for split, numbers in expected.items():
         for column, number in numbers.items():

@@ -94,7 +94,7 @@ def test_verify_marks_a_wrong_count(
     card = read_card("flowers17")
     assert card is not None
     card["expected"]["zero-shot"]["test"]["images"] = 641
-    monkeypatch.setattr("hgsl.cli.prepare_dataset.read_card", lambda name: card)
+    monkeypatch.setattr("hgsl.data.files.cards.read_card", lambda name: card)
     assert main(["flowers17", "--root", str(flowers), "--verify"]) == 1
     assert "test  images        640  WRONG, expected 641" in capsys.readouterr().out
 
@@ -186,12 +186,12 @@ def test_download_verify_and_again(
     folder, url = web
     with tarfile.open(folder / "17flowers.tgz", "w:gz") as tar:
         tar.add(flowers / "jpg", "jpg")
-    monkeypatch.setattr("hgsl.cli.prepare_dataset.read_card", lambda name: card_for(url, folder / "17flowers.tgz"))
+    monkeypatch.setattr("hgsl.data.files.cards.read_card", lambda name: card_for(url, folder / "17flowers.tgz"))
     root = tmp_path / "new/flowers17"
     assert main(["flowers17", "--root", str(root), "--download", "--verify"]) == 0
     assert "files: 1,360 of 1,360" in capsys.readouterr().out
     (folder / "17flowers.tgz").rename(folder / "gone")
-    monkeypatch.setattr("hgsl.cli.prepare_dataset.read_card", lambda name: card_for(url, folder / "gone"))
+    monkeypatch.setattr("hgsl.data.files.cards.read_card", lambda name: card_for(url, folder / "gone"))
     assert main(["flowers17", "--root", str(root), "--download", "--verify"]) == 0
     assert "jpg exists" in capsys.readouterr().out
 
@@ -238,3 +238,24 @@ def test_as_a_process(photo_folder: Callable[..., Path]) -> None:
     assert "train       2 classes        4 images" in done.stdout
     assert "1 skipped, not in a class folder: stray.png" in done.stdout
     assert done.stderr == ""  # no progress bar where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flwers17"], "unknown data set 'flwers17': did you mean 'flowers17'?"),
+        (["folder", "--root", "nowhere"], "/nowhere does not exist: --root names the data set"),
+        (["synthetic", "--protocol", "zeroshot"], "unknown protocol 'zeroshot': did you mean 'zero-shot'?"),
+        (["synthetic", "--manifest", "/proc/list.csv"], ": /proc/list.csv"),
+    ],
+)
+def test_a_mistake_in_a_name_or_path_is_reported_before_torch_is_imported(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    code = "import sys; from hgsl.cli.prepare_dataset import main; status = main(sys.argv[1:])"
+    code += "; print('torch' in sys.modules); sys.exit(status)"
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stdout == "False\n"
