@@ -107,7 +107,7 @@ def rank(
     Raises:
         InputError: No query has a match in the gallery, or an argument is out of range.
     """
-    ks = checked_ks(ks)
+    ks, top = checked_ks(ks), min(top, len(task.gallery))
     if reorder is not None:
         reorder.check(task)
     answerable = task.answerable
@@ -124,11 +124,12 @@ def rank(
     counted_row[rows] = np.arange(len(rows))
     top_scores = TopScores.empty(len(searched.queries))
     ordered = top if reorder is None else max(top, reorder.depth, reorder.neighborhood)
-    depths = np.maximum(searched.relevant + 1, max(*ks, ordered))
+    deepest_k = min(max(ks), len(task.gallery))  # further ranks hold no image
+    depths = np.maximum(searched.relevant + 1, max(deepest_k, ordered))
     blocks = _search(searched, gallery, depths, ordered, top_scores, max_memory, progress)
     if reorder is not None:
         blocks = _rerank(blocks, searched, reorder, shared, max_memory)
-    per_query, neighbors = _collect(blocks, counted, counted_row, ks, min(top, len(task.gallery)))
+    per_query, neighbors = _collect(blocks, counted, counted_row, ks, top)
     result = RetrievalResult(
         ks=ks,
         per_query=per_query,
@@ -137,7 +138,7 @@ def rank(
         num_gallery=len(task.gallery),
         num_skipped=len(task.queries) - len(answerable),
         index=index,
-        index_overlap=None if gallery.exact else overlap(counted, gallery, max(ks), max_memory),
+        index_overlap=None if gallery.exact else overlap(counted, gallery, deepest_k, max_memory),
         clustering=clustering.scores(task.queries, task.query_labels) if cluster else {},
         class_names=task.class_names,
     )

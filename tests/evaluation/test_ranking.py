@@ -122,6 +122,16 @@ def test_scores_do_not_depend_on_what_is_kept(top):
     assert ranking.neighbors.ids.shape == (120, min(top, 120))
 
 
+@pytest.mark.parametrize("index", ["Flat", "IVF2,Flat nprobe=2"])
+def test_a_k_beyond_the_gallery_takes_no_more_memory_than_the_whole_gallery(index):
+    task = make_task(*clusters(count=30, classes=5))
+    largest = rank(task, (1, 10**12), index=index).result.micro()
+    whole = rank(task, (1, 30), index=index).result.micro()
+    assert largest[f"recall@{10**12}"] == whole["recall@30"] == 1
+    assert largest[f"precision@{10**12}"] == pytest.approx(whole["precision@30"] * 30 / 10**12)
+    assert largest["map@r"] == whole["map@r"]
+
+
 def test_neighbors_are_in_the_order_of_the_scores_and_carry_exact_ones():
     vectors, labels = clusters()
     ranking = rank(make_task(vectors, labels, ids=np.arange(120) + 7), (1, 8))
