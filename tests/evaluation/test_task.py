@@ -156,11 +156,17 @@ def test_relevant_images_are_counted_less_those_left_out():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": np.zeros(39, int)}, "labels: expected 40 integers, one per image, found int64 of shape (39,)"),
+        (
+            {"labels": np.zeros(39, int)},
+            "labels: expected 40 integers or class names, one per image, found int64 of shape (39,)",
+        ),
         ({"labels": np.zeros(40)}, "labels: expected 40 integers"),
         ({"embeddings": np.zeros(40)}, "expected a matrix"),
         ({"embeddings": np.zeros((40, 6), int)}, "expected a matrix (images, dimensions) of floats, found int64"),
-        ({"embeddings": np.zeros((40, 6), np.float32)}, "row 0 is zero (40 such rows)"),
+        ({"labels": np.array([None] * 40)}, "labels: expected 40 integers or class names"),
+        ({"embeddings": np.zeros((40, 6), np.float32)}, "row 0 is zero: are the images too small"),
+        ({"embeddings": np.full((40, 6), 1e-30, np.float32)}, "row 0 has values up to 1e-30, whose squares exceed"),
+        ({"embeddings": np.full((40, 6), 1e30)}, "row 0 has values up to 1e+30, whose squares exceed"),
         ({"ids": np.zeros(3, int)}, "ids: expected 40 integers"),
         ({"gallery_labels": np.zeros(40, int)}, "gallery_labels needs gallery_embeddings"),
         ({"gallery_embeddings": np.ones((4, 6))}, "gallery_embeddings needs gallery_labels"),

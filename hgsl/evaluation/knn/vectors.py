@@ -99,10 +99,7 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
         norms[chunk] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
     if len(wrong):
-        raise InputError(
-            f"{name}: row {wrong[0]} is {'zero' if norms[wrong[0]] == 0 else 'not finite'} ({len(wrong)} such rows): "
-            "are the images too small for the network, or is the network broken?"
-        )
+        raise InputError(f"{name}: row {wrong[0]} {_problem(stored, int(wrong[0]))} ({len(wrong)} such rows)")
     if unit and np.abs(norms - 1).max() > UNIT:
         return Vectors(data, norms, 1.0)
     return Vectors(data, None, float(norms.max()))
@@ -116,8 +113,9 @@ def integers(values: Array, name: str, count: int) -> Ints:
     """
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.shape != (count,) or array.dtype.kind not in "iu":
+        expected = "integers or class names" if name.endswith("labels") else "integers"
         raise InputError(
-            f"{name}: expected {count} integers, one per image, found {array.dtype} of shape {tuple(array.shape)}"
+            f"{name}: expected {count} {expected}, one per image, found {array.dtype} of shape {tuple(array.shape)}"
         )
     if array.dtype == np.uint64 and count and array.max() > np.iinfo(np.int64).max:
         raise InputError(
@@ -162,6 +160,19 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
         raise InputError(f"{file}: its numbers have a dtype that NumPy lacks: store bfloat16 as .safetensors")
     return array
+
+
+def _problem(stored: Vectors, row: int) -> str:
+    """What is wrong with a row whose norm is zero or not finite in float32."""
+    index = np.array([row])
+    data = stored.data[index] if isinstance(stored.data, np.ndarray) else stored.data[_torch_index(index)]
+    data = data.float().numpy() if isinstance(data, torch.Tensor) else data
+    broken = "are the images too small for the network, or is the network broken?"
+    if not np.isfinite(data).all():
+        return f"is not finite: {broken}"
+    if not data.any():
+        return f"is zero: {broken}"
+    return f"has values up to {np.abs(data).max():.3g}, whose squares exceed the range of float32: scale the embeddings"
 
 
 def _name(file: Path, key: str, names: list[str]) -> str:
