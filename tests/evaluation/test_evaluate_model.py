@@ -57,6 +57,39 @@ def searches(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "runs/mine"}, "model: expected a network, such as load_embedder(...) returns, found 'runs/mine'"),
+        ({"options": {"ks": 5}}, "options: expected EvalOptions(...), found dict"),
+        ({"dataset": "photos"}, "dataset: expected a data set, such as build_dataset(...) returns, found 'photos'"),
+        ({"dataset": [(1, 2)]}, "dataset: expected elements (image tensor, label, id), found (int, int)"),
+        ({"training": [(Image.new("RGB", (8, 8)), 0, 0)]}, "training: expected elements (image tensor, label, id)"),
+        ({"options": EvalOptions(no_match=0.1)}, "no_match needs validation images: give validation"),
+        ({"options": EvalOptions(whiten=2)}, "whiten needs training images to fit on: give training"),
+    ],
+)
+def test_arguments_of_another_form_are_named(arguments, message):
+    with pytest.raises(InputError) as error:
+        evaluate_model(**{"model": nn.Identity(), "dataset": Points(), **arguments})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bootstrap": 99.5}, "bootstrap must be a whole number of at least 0, found 99.5"),
+        ({"whiten": True}, "whiten must be a whole number of at least 0, found True"),
+        ({"max_memory": "1GB"}, "max_memory must be a whole number of at least 1, found '1GB'"),
+        ({"rerank": "no"}, "rerank must be True or False, found 'no'"),
+    ],
+)
+def test_options_of_another_type_are_refused(options, message):
+    with pytest.raises(InputError) as error:
+        EvalOptions(**options)
+    assert str(error.value) == message
+
+
 def test_one_command_searches_once_and_calibrates_once(searches, tmp_path):
     words = [*SYNTHETIC, "--rerank", "--no-match", "0.2", "--bootstrap", "50"]
     names = ("html", "sheet", "csv", "json", "curves")

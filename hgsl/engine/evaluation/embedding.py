@@ -68,7 +68,7 @@ def _embedded(network: nn.Module, dataset: Dataset[Any], options: EvalOptions, s
     manifest: Manifest | None = getattr(dataset, "manifest", None)
     if options.ignore_same_group and (manifest is None or manifest.groups is None):
         name = type(dataset).__name__ if manifest is None else manifest.name
-        raise InputError(f"--ignore-same-group: {name} has no groups")
+        raise InputError(f"ignore_same_group: {name} has no groups")
     embeddings, labels, ids = embed(
         network,
         dataset,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
+from hgsl.engine.evaluation.arguments import check_arguments
 from hgsl.engine.evaluation.data import EvalData, ImageSet
 from hgsl.engine.evaluation.embedding import embed_data
 from hgsl.engine.evaluation.evaluation import Evaluation, GalleryEvaluation
@@ -48,9 +49,11 @@ def evaluate_model(
         name: Row in tables; the class of the model by default.
 
     Raises:
-        InputError: Nothing can be searched, or an option needs a data set that is not given.
+        InputError: Nothing can be searched, an option needs a data set that is not given, or an argument has another
+            form.
     """
-    options = options or EvalOptions()
+    options = EvalOptions() if options is None else options
+    check_arguments(model, options, {"dataset": dataset, "training": training, "validation": validation})
     data = embed_data(model, dataset, options, training=training, validation=validation, name=name)
     return evaluate(data, options)
 
@@ -70,14 +73,16 @@ def prepare(data: EvalData, options: EvalOptions) -> tuple[EvalData, ImageSet | 
     """
     if options.whiten is not None:
         if data.training is None:
-            raise InputError("--whiten needs training images to fit on: give --training-embeddings")
+            raise InputError(
+                "whiten needs training images to fit on: give training, or for files --training-embeddings"
+            )
         whitening = fit_whitening(data.training(), options.whiten or None)
         dimensions = whitening.projection.shape[1]
         data = data.with_embeddings(whitening.apply, f"PCA-whitening to {dimensions} dimensions")
     if options.no_match is None:
         return data, None
     if data.validation is None:
-        raise InputError("--no-match needs validation images: give --calibration-embeddings")
+        raise InputError("no_match needs validation images: give validation, or for files --calibration-embeddings")
     return data, data.validation()
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hgsl.common.errors import InputError
@@ -77,8 +78,17 @@ class EvalOptions:
             ("query_expansion", 1), ("expansion_alpha", 0), ("bootstrap", 0),
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value >= minimum:
+            whole = name != "expansion_alpha"
+            if value is None and name in ("whiten", "augment_gallery", "query_expansion"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float)):
+                number = "a whole number" if whole else "a number"
+                raise InputError(f"{name} must be {number} of at least {minimum}, found {value!r}")
+            if not value >= minimum:
                 raise InputError(f"{name} must be at least {minimum}, found {value}")
+        for name in ("flip", "ignore_same_group", "rerank", "cluster", "progress"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, found {getattr(self, name)!r}")
         if self.bootstrap == 1:
             raise InputError("bootstrap needs at least 2 samples, found 1: give 1000, or 0 for no intervals")
         if self.no_match is not None and not 0 <= self.no_match < 1:
