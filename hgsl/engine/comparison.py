@@ -14,7 +14,6 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
 from hgsl.common.tables import columns_of, recall_of
 from hgsl.engine.folder.run_folder import QUERIES, REPORT, SEEDS
-from hgsl.evaluation.bootstrap import paired_difference
 
 MUST_MATCH = ("split_hash", "protocol", "num_queries", "num_gallery")
 REQUIRED_KEYS = {"map@r", "split_hash", "protocol", "num_queries"}
@@ -122,6 +121,8 @@ def differences(
     Raises:
         InputError: The two are of different queries.
     """
+    from hgsl.evaluation.bootstrap import paired_difference  # imports torch; wrong paths are found before it
+
     ids, other_ids = first.query_ids, other.query_ids
     if ids is None or other_ids is None:
         return {}
@@ -156,7 +157,9 @@ def _read(path: Path) -> list[Mapping[str, Any]]:
 
 def _read_report(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such report")
+        raise FileNotFoundError(
+            f"{path}: no such report; expected a file of hgsl eval --json, or the folder of a finished run"
+        )
     content = read_json(path, "a retrieval report")
     if isinstance(content.get("after"), dict):
         content = content["after"]

@@ -67,6 +67,20 @@ def test_a_mistake_is_one_line_before_torch_is_imported(mistake: str, tmp_path: 
     assert result.stderr.count("\n") == 1
 
 
+def test_a_wrong_report_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"map@r": 0.5, "split_hash": "0", "protocol": "p", "num_queries": 2}')
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORTS.format(command="compare"), "a.json", "b.json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert result.stdout.splitlines()[-1] == "False"
+    assert result.stderr.startswith("error: b.json: no such report; expected a file of hgsl eval --json")
+
+
 def test_real_names_of_timm_pass(tmp_path: Path) -> None:
     code = (
         "from hgsl.cli._names import _check_backbone as check; import sys\n"
