@@ -301,6 +301,8 @@ def test_resuming_a_finished_run_under_other_settings_notes_the_difference(
     printed = capsys.readouterr().out
     assert printed.startswith("note: optim.lr is 0.5, and the run in done began with ")
     assert "done is finished" in printed
+    assert train.main([*words, "--resume", "--optim.lr", "0.5", "--loss.alpha", "1"]) == 0
+    assert " differs too): the following results are of that run" in capsys.readouterr().out
 
 
 def test_several_seeds_resume_only_under_the_same_settings(

@@ -151,14 +151,23 @@ def check_same(folder: Path, config: Config) -> None:
 
 
 def difference(folder: Path, config: Config) -> str | None:
-    """Returns in words the first setting that determines weights and differs from the run in ``folder``, or None."""
+    """Returns in words which settings that determine weights differ from the run in ``folder``, or None.
+
+    The first one is given with both values, the others by name.
+    """
     original = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     given = _flat(yaml.safe_load(config.to_yaml()) or {})
+    changes: dict[str, tuple[str, str]] = {}
     for key in {**given, **original}:
         now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, original))
         if now != then and not key.startswith(MAY_CHANGE):
-            return f"{key} is {now}, and the run in {folder} began with {then}"
-    return None
+            changes[key] = now, then
+    if not changes:
+        return None
+    first, *others = changes
+    now, then = changes[first]
+    also = f" ({', '.join(others)} differ{'s' if len(others) == 1 else ''} too)" if others else ""
+    return f"{first} is {now}, and the run in {folder} began with {then}{also}"
 
 
 def create(folder: Path, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
