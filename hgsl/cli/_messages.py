@@ -18,7 +18,8 @@ TYPES = {
     dict: "settings such as {name: value}",
     types.NoneType: "null",
 }
-_PARSER = re.compile(r'^Parser key "(?P<key>[^"]+)":')
+_PARSER = re.compile(r'^Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
+_FLAG_TYPE = re.compile(r"Expected an? <class '(?P<type>\w+)'>")
 _VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)$")
 
 
@@ -33,8 +34,11 @@ def explain(text: str, settings: type) -> str:
     key, value = _PARSER.search(text), _VALUE.search(text)
     if not key or not value:
         return text
-    hint = _type_of(settings, key["key"])
-    return text if hint is None else f"{key['key']}: expected {_expected(hint)}, found {value['value']!r}"
+    name, hint = key["key"], _type_of(settings, key["key"])
+    if hint is None and (flag_type := _FLAG_TYPE.search(text)):  # a flag of the command, which is no setting
+        name = f"--{name.replace('_', '-')}"
+        hint = next((known for known in TYPES if known.__name__ == flag_type["type"]), None)
+    return text if hint is None else f"{name}: expected {_expected(hint)}, found {value['value']!r}"
 
 
 def unknown_setting(what: str, key: str, known: set[str]) -> str:

@@ -28,7 +28,7 @@ def pick_device(name: str = "auto") -> torch.device:
         "cpu": True,
     }
     if not present[device_type]:
-        raise InputError(f"device {name!r} is not present on this machine: use --device auto or --device cpu")
+        raise InputError(f"device {name!r} is not present on this machine: use auto or cpu")
     return torch.device(name)
 
 

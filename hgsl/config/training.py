@@ -173,7 +173,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "save_every", "keep"):
             value = getattr(self, name)
-            refuse(value < (0 if name == "epochs" else 1), f"train.{name} must be positive, found {value}")
+            minimum = 0 if name == "epochs" else 1
+            refuse(value < minimum, f"train.{name} must be at least {minimum}, found {value}")
         refuse(self.ema is not None and not 0 < self.ema < 1, f"train.ema must lie between 0 and 1, found {self.ema}")
         refuse(
             self.batch_size % self.accumulate != 0,

@@ -61,6 +61,7 @@ CONTRADICTIONS = {
     ),
     "masks and a running mean": (["--sparsify.granularity", "weight", "--train.ema", "0.9"], "train.ema"),
     "no seeds": (["--seeds", "0"], "--seeds must be at least 1"),
+    "seeds that are no number": (["--seeds", "three"], "--seeds: expected a whole number, found 'three'"),
 }
 
 
