@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 from PIL import Image
@@ -31,16 +32,20 @@ def check_index_folder(folder: Path) -> None:
 
 def check_counts(batch_size: int, workers: int) -> None:
     """Checks the numbers of images per batch and of loader processes."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, found {batch_size}")
-    if workers < 0:
-        raise InputError(f"workers must be at least 0, found {workers}")
+    _check_whole("batch_size", batch_size, at_least=1)
+    _check_whole("workers", workers, at_least=0)
 
 
 def check_neighbors(k: int) -> None:
     """Checks the number of images per query."""
-    if k < 1:
-        raise InputError(f"k must be at least 1, found {k}")
+    _check_whole("k", k, at_least=1)
+
+
+def _check_whole(name: str, value: object, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} must be a whole number, found {value!r}")
+    if value < at_least:
+        raise InputError(f"{name} must be at least {at_least}, found {value}")
 
 
 def check_port(port: int) -> None:
@@ -58,8 +63,8 @@ def check_host_names(names: Sequence[str]) -> None:
 
 def check_threshold(threshold: float | None) -> None:
     """Checks a no-match threshold that the user set."""
-    if threshold is not None and not -1 <= threshold <= 1:
-        raise InputError(f"no_match is a cosine similarity from -1 to 1, found {threshold}")
+    if threshold is not None and not (isinstance(threshold, Real) and -1 <= threshold <= 1):
+        raise InputError(f"no_match is a cosine similarity from -1 to 1, found {threshold!r}")
 
 
 def check_image_folder(root: Path) -> None:
@@ -100,6 +105,8 @@ def check_query_images(paths: Sequence[Path]) -> None:
     """Checks that every query image exists."""
     missing = [path for path in paths if not path.is_file()]
     if missing:
+        if missing[0].is_dir():
+            raise InputError(f"{missing[0]} is a folder: give image files, such as {missing[0]}/*.jpg")
         raise FileNotFoundError(f"no such image: {missing[0]}")
 
 

@@ -119,3 +119,9 @@ def test_a_sheet_has_a_line_per_query(tmp_path, index, photos):
         assert sheet.height > 2 * 160
     with pytest.raises(InputError, match=r"sheet\.nothing"):
         write_query_sheet(tmp_path / "sheet.nothing", index, queries, results)
+
+
+@pytest.mark.parametrize("k", [True, 2.0, "5", None])
+def test_k_must_be_a_whole_number(index, k):
+    with pytest.raises(InputError, match="k must be a whole number, found"):
+        index.search(np.ones(index.record["dimensions"], np.float32), k)

@@ -169,7 +169,10 @@ def _prepare_encoder(
     expected = record["model"].get("fingerprint") if record else None
     if checkpoint is None:
         check_has_model(folder)
-        encoder = Encoder(load_embedder(copy), device)
+        try:
+            encoder = Encoder(load_embedder(copy), device)
+        except (InputError, FileNotFoundError) as error:
+            raise InputError(f"{error}: replace the copy of the model with --checkpoint RUN") from error
         if record and encoder.fingerprint != expected:
             raise InputError(f"{copy} is not the model that embedded the images: give that model with --checkpoint RUN")
         return encoder

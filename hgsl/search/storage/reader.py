@@ -70,6 +70,8 @@ def _read_current(folder: Path, read: Callable[[dict[str, Any]], Value]) -> Valu
             return read(record)
         except FileNotFoundError:
             failed = record
+        except InputError as error:
+            raise InputError(str(error) if REBUILD in str(error) else f"{folder}: {error}: {REBUILD}") from error
     names = [check_file_name(name) for key, name in record["files"].items() if key != "vectors_sha256"]
     missing = [name for name in names if not (folder / name).is_file()]
     raise InputError(f"{folder} lacks {', '.join(missing)}: {REBUILD}")

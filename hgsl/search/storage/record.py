@@ -28,7 +28,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         interrupted = (folder / PENDING).is_dir()
         hint = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
         raise FileNotFoundError(f"no index in {folder}: {hint}")
-    record = read_json(path, "the record of an index")
+    try:
+        record = read_json(path, "the record of an index")
+    except InputError as error:
+        raise InputError(f"{error}: {REBUILD}") from error
     if record.get("format") != FORMAT:
         raise FormatError(
             f"{path} has format {record.get('format')}, this version of hgsl reads {FORMAT}: name a new folder for the "
