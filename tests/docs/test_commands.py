@@ -117,10 +117,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_block_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in EARLIER.get(page.name, ()):
         run(line, monkeypatch)
+    namespace: dict[str, object] = {"__name__": page.name}  # a block continues those before it
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.language == "python":
-            exec(compile(block.text, where, "exec"), {"__name__": where})
+            exec(compile(block.text, where, "exec"), namespace)
         elif block.language == "yaml":
             (clone / "block.yaml").write_text(block.text)
             parse(build_parser(""), ["--config", "block.yaml"])
