@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hgsl.common.datasets import default_root
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyConfig
 
@@ -14,8 +15,7 @@ def check_paths(config: Config) -> None:
     Raises:
         FileNotFoundError: The message names the setting, the path and the folder it is relative to.
     """
-    if config.data.root is not None:
-        _check_exists("data.root", config.data.root)
+    check_data_root(config)
     if config.model.weights not in WEIGHTS and not Path(config.model.weights).expanduser().is_file():
         raise FileNotFoundError(
             f"no weights file {config.model.weights}{_folder_of(config.model.weights)}: "
@@ -23,6 +23,25 @@ def check_paths(config: Config) -> None:
         )
     if isinstance(config.sparsify, SparsifyConfig) and config.sparsify.rounds and config.sparsify.dense_run:
         _check_exists("sparsify.dense_run", config.sparsify.dense_run)
+
+
+def check_data_root(config: Config) -> None:
+    """Checks that the data set is there, and is a folder where one is needed.
+
+    Raises:
+        FileNotFoundError: It is not; the message names the setting and the path.
+        InputError: It is a file, and the data set ``folder`` was to be read from it.
+    """
+    name, root = config.data.name, config.data.root
+    if root is not None:
+        _check_exists("data.root", root)
+        if name == "folder" and not Path(root).expanduser().is_dir():
+            raise InputError(f"data.root: {root} is a file: data.name folder reads a folder, data.name csv a table")
+    elif name != "synthetic" and not default_root(name).exists():
+        raise FileNotFoundError(
+            f"data.root is not given, and its default for {name}, {default_root(name)}, does not exist: "
+            "give --data.root"
+        )
 
 
 def check_device(name: str) -> None:

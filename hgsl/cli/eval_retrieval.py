@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hgsl.cli._eval_flags import FILES, OPTIONS, OUTPUTS, check_flags, eval_parser, value_of
 from hgsl.cli._main import run
+from hgsl.cli._paths import check_data_root
 from hgsl.cli._settings import parse
 
 
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(words: list[str]) -> None:
     config, flags = parse(eval_parser(), _with_settings(words), quiet=value_of(words, "--checkpoint") is not None)
     check_flags(flags, words)
+    if not flags.embeddings:
+        check_data_root(config)
 
     # Imported after the checks, since the libraries take seconds to load.
     from hgsl.engine.evaluation import EvalOptions, evaluate
@@ -55,6 +58,8 @@ def _with_settings(words: list[str]) -> list[str]:
     checkpoint, model = value_of(words, "--checkpoint"), value_of(words, "--model")
     if checkpoint is not None:
         settings = Path(checkpoint) / "config.yaml"
+        if not Path(checkpoint).exists():
+            raise FileNotFoundError(f"--checkpoint {checkpoint} does not exist in {Path.cwd()}")
         if not settings.is_file():
             raise FileNotFoundError(f"no config.yaml in {checkpoint}: expected a run folder that training has written")
         return ["--config", str(settings), *words]

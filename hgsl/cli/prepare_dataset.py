@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.cli._names import names_in
+from hgsl.common.datasets import default_root
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.files import write_json
@@ -131,7 +132,6 @@ def _download(card: "Card | None", flags: argparse.Namespace) -> None:
     if card is None:
         raise InputError(f"{flags.name} cannot be downloaded: it reads your own files")
     from hgsl.data.files.cards import fetch
-    from hgsl.data.files.layout import default_root
 
     root = flags.root or default_root(flags.name)
     root.mkdir(parents=True, exist_ok=True)

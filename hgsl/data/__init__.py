@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from hgsl.common.datasets import datasets_dir, default_root
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
 from hgsl.data.files.cache import default_cache_dir
-from hgsl.data.files.layout import datasets_dir, default_root
 from hgsl.data.manifest import Manifest
 from hgsl.data.overview import summary, verify_files
 from hgsl.data.protocols import PROTOCOLS, apply_protocol, cut_to_boxes, cut_validation

@@ -12,6 +12,11 @@ from hgsl.engine.folder import run_folder
 MISTAKES = {
     "data set": (["--data.name", "floder"], "unknown data.name 'floder': did you mean 'folder'?"),
     "root": (["--data.root", "nowhere"], "nowhere does not exist"),
+    "no root": (["--data.name", "folder"], "data.root is not given, and its default for folder, "),
+    "root is a file": (
+        ["--data.name", "folder", "--data.root", "file"],
+        "file is a file: data.name folder reads a folder",
+    ),
     "protocol": (["--data.protocol", "zeroshot"], "unknown data.protocol 'zeroshot': did you mean 'zero-shot'?"),
     "sampler": (["--data.sampler", "per_class"], "unknown data.sampler 'per_class': did you mean 'm_per_class'?"),
     "pooling": (["--model.pooling", "maxagv"], "unknown model.pooling 'maxagv': did you mean 'maxavg'?"),

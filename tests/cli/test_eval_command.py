@@ -210,7 +210,7 @@ def test_several_processes_print_what_one_prints(capsys):
         (["--embeddings", "nan.npy", "--labels", "el.npy"], "row 3 is not finite: are the images too small"),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--eval.batch_size", "3"], "--eval.batch_size has no effect"),
         ([*NETWORK, "--loss.top_k", "3"], "--loss.top_k has no effect on an evaluation by --model: leave it out"),
-        (["--checkpoint", "nowhere"], "no config.yaml in nowhere"),
+        (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
         ([*NETWORK, "--labels", "el.npy"], "--labels belongs to --embeddings"),
     ],
 )

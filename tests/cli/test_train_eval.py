@@ -197,7 +197,7 @@ def test_evaluation_mistakes(tmp_path: Path, photo_folder: Callable[..., Path], 
         return fails(eval_retrieval.main, list(words), capsys)
 
     assert "nothing to measure: give --checkpoint RUN" in refused()
-    assert "no config.yaml in nowhere" in refused("--checkpoint", "nowhere")
+    assert "--checkpoint nowhere does not exist" in refused("--checkpoint", "nowhere")
     root = str(photo_folder())
     assert train.main([*ON_FOLDER, "--data.root", root, "--run.dir", "out"]) == 0
     assert "did you mean '--json'" in refused("--checkpoint", "out", "--jsn", "x")

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from hgsl.cli.prepare_dataset import main
+from hgsl.common.datasets import datasets_dir, default_root
 from hgsl.data import DATASETS, load_manifest
 from hgsl.data.files import cards
 from hgsl.data.files.cards import fetch, read_card
-from hgsl.data.files.layout import datasets_dir, default_root
 
 WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "synthetic"})
 
@@ -31,7 +31,7 @@ def test_the_default_root_is_beside_the_cards_in_a_checkout_only(
     checkout = Path(__file__).parents[2]
     assert default_root("cub") == checkout / "datasets/cub"
     (tmp_path / "cub").mkdir()  # an installed package: the cards are copies
-    monkeypatch.setattr("hgsl.data.files.layout.datasets_dir", lambda: tmp_path)
+    monkeypatch.setattr("hgsl.common.datasets.datasets_dir", lambda: tmp_path)
     assert default_root("cub") == Path("datasets/cub")
 
 

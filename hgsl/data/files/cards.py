@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from hgsl.common.datasets import datasets_dir
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
 from hgsl.data.files.download import download
-from hgsl.data.files.layout import datasets_dir
 from hgsl.data.files.unpack import unpack
 from hgsl.data.manifest import SPLITS, Manifest
 

@@ -1,20 +1,6 @@
-"""Location of data sets on disk: cards, default root, and the folder of an unpacked archive."""
+"""The folder of an unpacked archive."""
 
 from pathlib import Path
-
-
-def datasets_dir() -> Path:
-    """The folder of the cards, one folder per data set: in a checkout, a link to its ``datasets/``."""
-    return Path(__file__).parents[2] / "datasets"
-
-
-def default_root(name: str) -> Path:
-    """Default root of a data set: ``datasets/NAME`` of the checkout.
-
-    Where hgsl is installed without a checkout, it is ``datasets/NAME`` in the current working directory.
-    """
-    cards = datasets_dir()
-    return (cards.resolve() if cards.is_symlink() else Path("datasets")) / name
 
 
 def find_root(name: str, root: Path, marker: str, *folders: str) -> Path:
