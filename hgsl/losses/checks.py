@@ -62,6 +62,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
     """Checks for floating-point ``(B, embedding_size)``, int64 labels ``(B,)`` and weights ``(B,)``, B at least 1."""
     check_embeddings(embeddings, embedding_size)
     count = len(embeddings)
+    _check_tensor("labels", labels)
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: "
@@ -75,6 +76,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
 
 def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
     """Checks that embeddings are floating point of shape ``(B, embedding_size)``."""
+    _check_tensor("embeddings", embeddings)
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
@@ -170,3 +172,8 @@ def first_five(values: list[int]) -> str:
     '1, 2, 3, 4, 5 and 2 more'
     """
     return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+
+
+def _check_tensor(name: str, values: object) -> None:
+    if not isinstance(values, Tensor):
+        raise InputError(f"{name}: expected a tensor, found {type(values).__name__}: convert with torch.as_tensor")

@@ -167,3 +167,12 @@ def test_centers_that_are_not_a_matrix_are_refused(shape):
     embeddings = torch.randn(4, shape[-1])
     with pytest.raises(InputError, match=r"centers are torch\.float32 of shape .* with at least one of each"):
         hard_global_softmin_loss(embeddings, torch.randn(shape), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["embeddings", "labels"])
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_other_containers_than_tensors_are_named(name, convert):
+    batch = {"embeddings": torch.ones(2, 4), "labels": torch.tensor([0, 1])}
+    batch[name] = convert(batch[name])
+    with pytest.raises(InputError, match=f"{name}: expected a tensor, found .*: convert with torch.as_tensor"):
+        HardGlobalSoftminLoss(3, 4)(**batch)
