@@ -8,6 +8,7 @@ from hgsl.cli._eval_flags import FILES, OPTIONS, OUTPUTS, check_flags, eval_pars
 from hgsl.cli._main import run
 from hgsl.cli._paths import check_data_root
 from hgsl.cli._settings import parse
+from hgsl.common.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +56,9 @@ def _evaluate(words: list[str]) -> None:
 
 def _with_settings(words: list[str]) -> list[str]:
     """The arguments, preceded by the config file of the run, or with ``--model`` replaced by settings."""
+    for flag in ("--checkpoint", "--model"):
+        if sum(word == flag or word.startswith(f"{flag}=") for word in words) > 1:
+            raise InputError(f"{flag} is given twice: evaluate one model at a time")
     checkpoint, model = value_of(words, "--checkpoint"), value_of(words, "--model")
     if checkpoint is not None:
         settings = Path(checkpoint) / "config.yaml"

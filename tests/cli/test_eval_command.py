@@ -211,6 +211,7 @@ def test_several_processes_print_what_one_prints(capsys):
         (["--embeddings", "e.npy", "--labels", "el.npy", "--eval.batch_size", "3"], "--eval.batch_size has no effect"),
         ([*NETWORK, "--loss.top_k", "3"], "--loss.top_k has no effect on an evaluation by --model: leave it out"),
         (["--checkpoint", "nowhere"], "--checkpoint nowhere does not exist"),
+        (["--checkpoint", "a", "--checkpoint", "b"], "--checkpoint is given twice: evaluate one model at a time"),
         ([*NETWORK, "--labels", "el.npy"], "--labels belongs to --embeddings"),
     ],
 )
