@@ -17,7 +17,7 @@ BODY = """---
 # {name}
 
 Maps an image to an embedding of {embedding_size} dimensions and unit norm, such that images of the same fine-grained
-class are near each other: {backbone}, {pooling} pooling, {projection}, trained with [hgsl](https://pypi.org/project/hgsl/).
+class are near each other: {backbone}, {pooling} pooling, {projection}, trained with hgsl.
 
 ## Use
 
