@@ -3,6 +3,7 @@
 A recipe may contain them, since a flag may change the other setting.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,11 @@ RULES: tuple[Rule, ...] = (
         ("data.crop_scale", "data.recipe", "optim.lr", "model.freeze"),
         lambda c: c.train.mode == "head",
         "train.mode head, which trains on features of unaugmented images",
+    ),
+    (
+        ("model.sync_bn",),
+        lambda _: int(os.environ.get("WORLD_SIZE", "1")) == 1,
+        "one process, started without torchrun",
     ),
     (("sparsify.",), lambda c: c.sparsify.granularity == "none", "sparsify.granularity none"),
     (

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,7 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
         (["--optim.step_factor", "0.5", "--optim.schedule=step", "--optim.step_epochs=[1]"], None),
         (["--optim.scale_lr", "1e-3", "--loss.learnable_scale", "false"], "beside loss.learnable_scale false"),
         (["--train.mode=head", "--model.embedding_size=8", "--optim.lr", "1e-2"], "--optim.lr has no effect"),
+        (["--model.sync_bn", "true"], "--model.sync_bn has no effect beside one process"),
         (["--sparsify.lmbda", "1e-5"], "--sparsify.lmbda has no effect beside sparsify.granularity none"),
         (["--sparsify.lmbda", "1e-5", "--sparsify.granularity", "weight"], None),
         (["--sparsify.lmbda", "1e-8"], None),  # the default
@@ -210,8 +212,18 @@ def test_a_search_refuses_settings_of_plain_training_and_of_masks_it_does_not_ha
         check_used(config, words)
 
 
+@pytest.mark.parametrize(("processes", "is_refused"), [("1", True), ("2", False)])
+def test_batch_norm_is_synchronized_among_several_processes_only(
+    processes: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    words = ["--model.sync_bn=true"]
+    with pytest.raises(InputError, match="one process") if is_refused else nullcontext():
+        check_used(read(*words), words)
+
+
 def test_a_recipe_may_have_settings_that_a_flag_makes_ineffective(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("optim: {lr: 0.5}\nmodel: {embedding_size: 8}")
+    path.write_text("optim: {lr: 0.5}\nmodel: {embedding_size: 8, sync_bn: true}")
     words = ["--config", str(path), "--train.mode", "head"]
     check_used(read(*words), words)
