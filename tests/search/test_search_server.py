@@ -267,6 +267,20 @@ def test_wrong_parameters_are_named(client, params):
     assert refused(client.post("/api/search", params=params, content=SMALL), 422)
 
 
+@pytest.mark.parametrize(
+    ("method", "url", "message"),
+    [
+        ("POST", "/api/search?k=1&lable=x", "unknown query parameter 'lable': did you mean 'label'?"),
+        ("GET", "/api/images?limit=3", "unknown query parameter 'limit': known are k, label"),
+        ("GET", "/api/images/0/similar?box=0,0,1,1", "unknown query parameter 'box': known are k, label"),
+        ("GET", "/api/images/0/jpeg?sides=20", "unknown query parameter 'sides': did you mean 'side'?"),
+        ("GET", "/api/index?k=1", "unknown query parameter 'k': known are none"),
+    ],
+)
+def test_an_unknown_parameter_is_named_on_every_route(client, method, url, message):
+    assert refused(client.request(method, url), 422) == message
+
+
 def test_an_unknown_label_is_refused(client):
     for url in ("/api/images?label=none", "/api/images/0/similar?label=kind"):
         refused(client.get(url), 404)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from hgsl.common.errors import InputError
 from hgsl.data.files.images import read_image
 from hgsl.search.index import Hit, SearchIndex
-from hgsl.search.web import schemas, uploads
+from hgsl.search.web import parameters, schemas, uploads
 from hgsl.search.web.batcher import Batcher
 from hgsl.search.web.errors import RequestError
 from hgsl.search.web.limits import RequestLimits
@@ -48,7 +48,14 @@ def create_app(index: SearchIndex, names: Iterable[str] = ()) -> FastAPI:
         decoders.shutdown(wait=False, cancel_futures=True)
 
     # The usual documentation pages load scripts from other sites; /openapi.json describes the API.
-    app = FastAPI(title="hgsl search", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="hgsl search",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(parameters.check_known)],
+    )
     app.add_middleware(RequestLimits, names=names)
     _send_errors_as_json(app)
     for route in PAGE_FILES:
