@@ -22,6 +22,15 @@ def recall_of(report: Mapping[str, Any]) -> dict[int, float]:
     return {int(key.removeprefix("recall@")): value for key, value in report.items() if key.startswith("recall@")}
 
 
+def count_of(number: float, singular: str, plural: str | None = None) -> str:
+    """Returns a number with its noun.
+
+    >>> count_of(1, "step"), count_of(1200, "step"), count_of(0, "query", "queries")
+    ('1 step', '1,200 steps', '0 queries')
+    """
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
 def format_table(results: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str] | None = None) -> str:
     """Returns a text table in percent, with one row per result.
 

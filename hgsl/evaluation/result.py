@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hgsl.common.tables import columns_of, format_table, frame, html_table
+from hgsl.common.tables import columns_of, count_of, format_table, frame, html_table
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.metrics import Floats
 
@@ -121,7 +121,8 @@ class RetrievalResult:
     def _counts(self) -> str:
         skipped = f" ({self.num_skipped:,} without a match are skipped)" if self.num_skipped else ""
         index = "" if self.index_overlap is None else f", index {self.index}"
-        return f"{self.num_queries:,} queries{skipped}, {self.num_gallery:,} gallery images{index}"
+        queries, images = count_of(self.num_queries, "query", "queries"), count_of(self.num_gallery, "gallery image")
+        return f"{queries}{skipped}, {images}{index}"
 
     def _at_each_k(self, name: str) -> dict[int, float]:
         return {k: float(self.per_query[f"{name}@{k}"].mean()) for k in self.ks}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hgsl.common.tables import columns_of, format_table
+from hgsl.common.tables import columns_of, count_of, format_table
 from hgsl.evaluation.show.report import class_rows
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def text(
 def _head(name: str, part: "GalleryEvaluation", report: Mapping[str, Any]) -> str:
     result = part.ranking.result
     gallery = f" ({name})" if name else ""
-    lines = [f"{result.num_queries:,} queries, {result.num_gallery:,} images{gallery}, in percent"]
+    queries, images = count_of(result.num_queries, "query", "queries"), count_of(result.num_gallery, "image")
+    lines = [f"{queries}, {images}{gallery}, in percent"]
     if result.num_skipped:
         lines.append(f"{result.num_skipped:,} queries have no other image of their class and are skipped")
     if result.index_overlap is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hgsl.common import ranks
 from hgsl.common.files import write_text
-from hgsl.common.tables import columns_of, format_table, recall_of
+from hgsl.common.tables import columns_of, count_of, format_table, recall_of
 from hgsl.engine.folder.run_folder import CURVES, PAGE, QUERIES
 from hgsl.evaluation import RetrievalResult
 from hgsl.evaluation.show.report import query_scores
@@ -34,7 +34,9 @@ def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
     """Prints the scores before and after, a line about the training, and the paths of page and curves."""
     before, after, training = report["before"], report["after"], report.get("training", {})
     rows = {"before training": before, "after training": after} if before else {"after training": after}
-    head = f"{after['num_queries']} queries, {after['num_gallery']} images, in percent"
+    head = (
+        f"{count_of(after['num_queries'], 'query', 'queries')}, {count_of(after['num_gallery'], 'image')}, in percent"
+    )
     ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(list(recall_of(after))))}")
     for note in after["notes"]:
         ranks.print_main(f"note: {note}")
@@ -47,7 +49,7 @@ def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
 
 def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
     parts = [
-        f"{training['steps']:,} steps in {report['seconds']:,.0f} s",
+        f"{count_of(training['steps'], 'step')} in {report['seconds']:,.0f} s",
         f"loss {training['loss_first_epoch']:.4g} in the first epoch, {training['loss_last_epoch']:.4g} in the last",
         f"{training['images_per_second']:.0f} images/s, {100 * training['data_wait_share']:.0f} % waiting for them",
     ]
