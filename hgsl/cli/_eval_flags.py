@@ -7,8 +7,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from hgsl.cli._help import hide, promote
 from hgsl.cli._settings import build_parser, setting_names
-from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_options, check_output_files, check_store
+from hgsl.config import Config
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
 and --data.root, on another one), of a pretrained network without training (--model TIMM_NAME with --data...), or of
@@ -161,11 +162,24 @@ def check_flags(flags: Namespace, words: list[str]) -> None:
             raise InputError(
                 f"{flag} has no effect without {' or '.join(needed)}: give it as well, or leave {flag} out"
             )
-    if flags.max_memory <= 0:
+    if not 0 < flags.max_memory < float("inf"):
         raise InputError(f"--max-memory must be a positive number of GB, found {flags.max_memory}")
-    for path in (flags[name] for name in OUTPUTS if name != "per_class"):
-        if path:
-            check_writable(path)
+    check_output_files({name: flags[name] for name in OUTPUTS if name != "per_class" and flags[name]})
+    if flags.save_embeddings:
+        check_store(flags.save_embeddings)
+
+
+def option_values(flags: Namespace, config: Config) -> dict[str, Any]:
+    """Returns the arguments of EvalOptions, checked before torch is imported."""
+    values = {
+        "ks": flags.k or config.eval.ks,
+        "max_memory": int(flags.max_memory * 2**30),
+        "batch_size": config.eval.batch_size,
+        "store": flags.save_embeddings,
+        **{name: flags[name] for name in OPTIONS},
+    }
+    check_options(values)
+    return values
 
 
 def _is_given(words: Sequence[str], flag: str) -> bool:

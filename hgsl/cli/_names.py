@@ -3,10 +3,12 @@
 import ast
 import re
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.data_options import check_data_options
 from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.config import Config, SparsifyConfig
 
@@ -36,6 +38,8 @@ def check_names(config: Config) -> None:
         known = names_in(module, table)
         if value not in known:
             raise unknown(setting, value, known)
+    if not classifies:
+        _check_data_options(config.data.name, config.data.options)
     _check_loss("loss.name", config.loss.name, "losses", names_in("hgsl.losses", "LOSSES"))
     if config.loss.miner is not None:
         _check_loss("loss.miner", config.loss.miner, "miners", [])
@@ -61,6 +65,41 @@ def names_in(module: str, table: str) -> list[str]:
             entries = value.keys if isinstance(value, ast.Dict) else value.elts
             return [ast.literal_eval(entry) for entry in entries if entry is not None]
     raise LookupError(f"{source} has no table {table}")
+
+
+def option_types(dataset: str) -> dict[str, Any]:
+    """Returns the type of each option of a data set, read from the source of its adapter."""
+    package = Path(__file__).parents[2]
+    table = ast.parse((package / "hgsl/data/adapters/__init__.py").read_text(encoding="utf-8"))
+    sources = {
+        alias.name: package.joinpath(*str(node.module).split("."), f"{alias.name}.py")
+        for node in table.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    adapters = next(node.value for node in ast.walk(table) if isinstance(node, ast.AnnAssign))
+    assert isinstance(adapters, ast.Dict)
+    names = [ast.literal_eval(key) for key in adapters.keys if key is not None]
+    module, _, function = ast.unparse(adapters.values[names.index(dataset)]).partition(".")
+    body = ast.parse(sources[module].read_text(encoding="utf-8")).body
+    load = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
+    parameters = [*load.args.args, *load.args.kwonlyargs]
+    return {parameter.arg: _type_of(parameter.annotation) for parameter in parameters if parameter.arg != "root"}
+
+
+def _type_of(annotation: ast.expr | None) -> Any:
+    if isinstance(annotation, ast.BinOp):
+        return _type_of(annotation.left) | _type_of(annotation.right)
+    if isinstance(annotation, ast.Constant) and annotation.value is None:
+        return type(None)
+    known = {"bool": bool, "float": float, "int": int, "str": str, "Path": Path}
+    return known.get(ast.unparse(annotation), object) if annotation else object
+
+
+def _check_data_options(name: str, options: Mapping[str, Any]) -> None:
+    if "hgsl.data" in sys.modules:
+        return  # which checks them, with the adapters that a caller has added
+    check_data_options(name, options, option_types(name), source="data.options")
 
 
 def _check_loss(setting: str, name: str, part: str, package_names: list[str]) -> None:

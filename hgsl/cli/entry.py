@@ -53,7 +53,11 @@ def _run_command(name: str, words: list[str], *, ends_process: bool) -> int:
         return 2
     sys.argv = [f"hgsl {name}", *words]  # the usage line names the command as it was typed
     module, _ = COMMANDS[name]
-    return int(import_module(module).main(None if ends_process else words))
+    try:
+        return int(import_module(module).main(None if ends_process else words))
+    except KeyboardInterrupt:  # during the imports; the command itself handles its own
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def about() -> str:

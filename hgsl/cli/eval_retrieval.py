@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsl.cli._eval_flags import FILES, OPTIONS, OUTPUTS, check_flags, eval_parser, value_of
+from hgsl.cli._eval_flags import FILES, OUTPUTS, check_flags, eval_parser, option_values, value_of
 from hgsl.cli._main import run
-from hgsl.cli._paths import check_data_root
+from hgsl.cli._paths import check_data_root, check_device
 from hgsl.cli._settings import parse
 from hgsl.common.errors import InputError
 
@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(words: list[str]) -> None:
     config, flags = parse(eval_parser(), _with_settings(words), quiet=value_of(words, "--checkpoint") is not None)
     check_flags(flags, words)
+    values = option_values(flags, config)
+    check_device(config.run.device)
     if not flags.embeddings:
         check_data_root(config)
 
@@ -29,13 +31,7 @@ def _evaluate(words: list[str]) -> None:
     from hgsl.engine.evaluation.outputs import EvalOutputs
     from hgsl.engine.evaluation.settings import evaluate_settings
 
-    options = EvalOptions(
-        ks=flags.k or config.eval.ks,
-        max_memory=int(flags.max_memory * 2**30),
-        batch_size=config.eval.batch_size,
-        store=flags.save_embeddings,
-        **{name: flags[name] for name in OPTIONS},
-    )
+    options = EvalOptions(**values)
     outputs = EvalOutputs(run=flags.checkpoint, **{name: flags[name] for name in OUTPUTS})
     outputs.check(has_images=not flags.embeddings)
     if flags.embeddings:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from hgsl.common.data_options import check_data_options
 from hgsl.common.datasets import datasets_dir, default_root
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import unknown
 from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
@@ -51,15 +52,9 @@ def check_options(name: str, options: Mapping[str, Any], source: str = "") -> No
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     adapter = DATASETS[name]
-    accepted, types = set(inspect.signature(adapter).parameters) - {"root"}, get_type_hints(adapter)
-    where = f" in {source}" if source else ""
-    for option, value in options.items():
-        if option not in accepted:
-            raise unknown(f"option of data set {name}{where}", option, accepted)
-        hint = types.get(option, object)
-        if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
-            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("pathlib.", "")
-            raise InputError(f"option {option} of data set {name}{where} must be {expected}, found {value!r}")
+    hints = get_type_hints(adapter)
+    types = {option: hints.get(option, object) for option in inspect.signature(adapter).parameters if option != "root"}
+    check_data_options(name, options, types, source)
 
 
 def load_manifest(

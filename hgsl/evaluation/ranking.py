@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import checked_ks
 from hgsl.common.tables import frame
 from hgsl.evaluation import clustering
 from hgsl.evaluation.approximation import overlap
@@ -143,21 +144,6 @@ def rank(
         class_names=task.class_names,
     )
     return Ranking(counted, result, neighbors, top_scores.pick(rows))
-
-
-def checked_ks(ks: int | Sequence[int]) -> tuple[int, ...]:
-    """Returns one K or several as a sorted tuple without repetitions.
-
-    Raises:
-        InputError: There is none, or one is not an integer of at least 1.
-    """
-    values = list(ks) if isinstance(ks, (Sequence, np.ndarray, set, frozenset)) else [ks]
-    for k in values:
-        if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
-    if not values:
-        raise InputError("ks: give at least one K")
-    return tuple(sorted({int(k) for k in values}))
 
 
 class _Block(NamedTuple):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hgsl.common import ranks
 from hgsl.common.disk import named_disk_errors, reserve_space
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import STORE_RECORD, check_store
 from hgsl.common.files import read_json, write_json
 
 ARRAYS = ("embeddings", "labels", "ids")
@@ -101,10 +102,9 @@ class EmbeddingStore:
         return embeddings, labels, ids
 
     def _claim(self, identity: dict[str, object]) -> None:
-        record = self.folder / "extraction.json"
+        record = self.folder / STORE_RECORD
         if ranks.is_main() and not record.is_file():
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise InputError(f"{self.folder}: holds other files: name an empty folder for the embeddings")
+            check_store(self.folder)
             write_json(record, identity)
         ranks.barrier()
         if read_json(record, "the identity of stored embeddings") != identity:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hgsl.common.device import check_device
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_metric
 from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
 from hgsl.evaluation.knn.order import Gallery
@@ -97,7 +98,7 @@ def make_task(
     Raises:
         InputError: Arguments contradict each other, or shapes, dtypes or values are wrong.
     """
-    backends.check_metric(metric)
+    check_metric(metric)
     unit = metric == "cosine"
     labels, gallery_labels, class_names = encode_labels(labels, gallery_labels)
     images = _Side.read("", embeddings, labels, ids, groups, unit)

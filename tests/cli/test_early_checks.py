@@ -1,12 +1,17 @@
 """Mistakes that the commands of training find before they import torch or read data."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from hgsl.cli import entry
+from hgsl.cli._names import option_types
 from hgsl.config import Config
+from hgsl.data import DATASETS
 from hgsl.engine.folder import run_folder
 
 MISTAKES = {
@@ -32,6 +37,14 @@ MISTAKES = {
     ),
     "optimizer": (["--optim.name", "adamx"], "unknown optim.name 'adamx': did you mean 'adamw'?"),
     "schedule": (["--optim.schedule", "cosin"], "unknown optim.schedule 'cosin': did you mean 'cosine'?"),
+    "data option": (
+        ["--data.options.foo", "1"],
+        "unknown option of data set synthetic in data.options 'foo': use one of: image_size, images_per_class",
+    ),
+    "data option's value": (
+        ["--data.options.num_classes", "many"],
+        "option num_classes of data set synthetic in data.options must be int, found 'many'",
+    ),
     "device": (["--run.device", "auto:1"], "unknown run.device 'auto:1': use auto, cpu, mps, cuda or cuda:N"),
     "recipe": (["--config", "foldr"], "did you mean --config folder?"),
     "folder in use": (["--run.dir", "taken"], "run folder taken exists: --overwrite replaces it"),
@@ -40,6 +53,39 @@ MISTAKES = {
     "other settings": (["--run.dir", "taken", "--resume"], "and the run in taken began with"),
     "a file": (["--run.dir", "file/run"], "is a file: name another with --run.dir"),
     "read-only": (["--run.dir", "/proc/run"], "run folder /proc/run: /proc cannot be written"),
+}
+EMBEDDINGS = ["--embeddings", "e.npy", "--labels", "l.npy"]
+MODEL = ["--model", "resnet50", "--model.weights", "none"]
+EVAL_MISTAKES = {
+    "crops": ([*MODEL, "--crops", "3"], "crops must be 1 (the whole image) or 5 (center and corners), found 3"),
+    "bootstrap": ([*EMBEDDINGS, "--bootstrap", "-3"], "bootstrap must be at least 0, found -3"),
+    "one sample": ([*EMBEDDINGS, "--bootstrap", "1"], "bootstrap needs at least 2 samples, found 1"),
+    "no match": ([*EMBEDDINGS, "--no-match", "1.5"], "no_match is a false-accept rate from 0 to below 1, found 1.5"),
+    "whiten": ([*EMBEDDINGS, "--whiten", "-1"], "whiten must be at least 0, found -1"),
+    "query expansion": ([*EMBEDDINGS, "--query-expansion", "0"], "query_expansion must be at least 1, found 0"),
+    "expansion alpha": (
+        [*EMBEDDINGS, "--query-expansion", "3", "--expansion-alpha", "-1"],
+        "expansion_alpha must be at least 0, found -1",
+    ),
+    "memory": ([*EMBEDDINGS, "--max-memory", "0"], "--max-memory must be a positive number of GB, found 0"),
+    "memory nan": ([*EMBEDDINGS, "--max-memory", ".nan"], "--max-memory must be a positive number of GB, found nan"),
+    "metric": ([*EMBEDDINGS, "--metric", "cosin"], "unknown metric 'cosin': did you mean 'cosine'?"),
+    "metric and rerank": ([*EMBEDDINGS, "--metric", "l2", "--rerank"], "rerank works with cosine similarities"),
+    "k": ([*EMBEDDINGS, "--k", "0"], "ks: each K must be an integer of at least 1, found 0"),
+    "ks": ([*EMBEDDINGS, "--eval.ks", "[0]"], "eval.ks must be positive numbers, found [0]"),
+    "sheet of files": ([*EMBEDDINGS, "--sheet", "s.png"], "--sheet belongs to --checkpoint or --model"),
+    "sheet": ([*MODEL, "--sheet", "x.txt"], "--sheet x.txt: a file of suffix '.txt' cannot be written"),
+    "curves": ([*EMBEDDINGS, "--curves", "x.txt"], "--curves x.txt: a file of suffix '.txt' cannot be written"),
+    "html": ([*EMBEDDINGS, "--html", "."], "--html . is a folder: name a file in it"),
+    "in a file": ([*EMBEDDINGS, "--json", "file/r.json"], "Not a directory: file/r.json"),
+    "read-only": ([*EMBEDDINGS, "--csv", "/proc/none/r.csv"], "/proc/none/r.csv"),
+    "store": ([*MODEL, "--save-embeddings", "file"], "Not a directory: file"),
+    "store in use": ([*MODEL, "--save-embeddings", "photos"], "photos: holds other files: name an empty folder"),
+    "device": ([*EMBEDDINGS, "--run.device", "gpu"], "unknown run.device 'gpu': use auto, cpu, mps, cuda or cuda:N"),
+    "data option": (
+        [*MODEL, "--data.name", "folder", "--data.root", "photos", "--data.options.sed", "1"],
+        "unknown option of data set folder in data.options 'sed': did you mean 'seed'?",
+    ),
 }
 IMPORTS = """
 import sys
@@ -70,6 +116,40 @@ def test_a_mistake_is_one_line_before_torch_is_imported(mistake: str, tmp_path: 
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("mistake", EVAL_MISTAKES, ids=lambda name: name.replace(" ", "_"))
+def test_a_mistake_of_an_evaluation_is_one_line_before_torch_is_imported(mistake: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/a.jpg", "file"):
+        (tmp_path / name).write_bytes(b"x")
+    words, message = EVAL_MISTAKES[mistake]
+    code = IMPORTS.format(command="eval_retrieval")
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout.strip()) == (2, "False")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_options_in_the_sources_are_those_of_the_adapters(name: str) -> None:
+    hints = get_type_hints(DATASETS[name])
+    parameters = inspect.signature(DATASETS[name]).parameters
+    assert option_types(name) == {option: hints[option] for option in parameters if option != "root"}
+
+
+def test_an_interrupt_during_the_imports_of_a_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "import_module", interrupted)
+    assert entry.main(["train"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_wrong_report_is_found_before_torch_is_imported(tmp_path: Path) -> None:

@@ -4,15 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_options, checked_ks
 from hgsl.config import EvalConfig
 from hgsl.engine.runtime import Runtime
-from hgsl.evaluation.knn.backends import check_metric
-from hgsl.evaluation.ranking import checked_ks
-from hgsl.evaluation.refine.tta import check_crops
 
 
 @dataclass(frozen=True)
@@ -70,32 +66,8 @@ class EvalOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        check_options(vars(self))
         object.__setattr__(self, "ks", checked_ks(self.ks))
-        check_metric(self.metric)
-        check_crops(self.crops)
-        for name, minimum in (
-            ("max_memory", 1), ("batch_size", 1), ("num_workers", 0), ("whiten", 0), ("augment_gallery", 1),
-            ("query_expansion", 1), ("expansion_alpha", 0), ("bootstrap", 0),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            whole = name != "expansion_alpha"
-            if value is None and name in ("whiten", "augment_gallery", "query_expansion"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float)):
-                number = "a whole number" if whole else "a number"
-                raise InputError(f"{name} must be {number} of at least {minimum}, found {value!r}")
-            if not value >= minimum:
-                raise InputError(f"{name} must be at least {minimum}, found {value}")
-        for name in ("flip", "ignore_same_group", "rerank", "cluster", "progress"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, found {getattr(self, name)!r}")
-        if self.bootstrap == 1:
-            raise InputError("bootstrap needs at least 2 samples, found 1: give 1000, or 0 for no intervals")
-        if self.no_match is not None and not 0 <= self.no_match < 1:
-            raise InputError(f"no_match is a false-accept rate from 0 to below 1, found {self.no_match}")
-        for name in ("augment_gallery", "query_expansion", "rerank"):
-            if getattr(self, name) and self.metric != "cosine":
-                raise InputError(f"{name} works with cosine similarities, but metric is {self.metric!r}: leave one out")
 
     @classmethod
     def of_training(cls, settings: EvalConfig, runtime: Runtime) -> "EvalOptions":

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backend_bases import FigureCanvasBase
-from PIL import Image
 
-from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_output_files
 from hgsl.common.files import write_json, write_text
 from hgsl.common.no_match import write_no_match
 from hgsl.engine.evaluation.evaluation import Evaluation, GalleryEvaluation
@@ -66,17 +64,7 @@ class EvalOutputs:
         """
         if self.sheet and not has_images:
             raise InputError("--sheet needs images: it works with --checkpoint or --model, not with --embeddings")
-        formats = {"sheet": _image_suffixes(), "curves": set(FigureCanvasBase.get_supported_filetypes())}
-        for name, path in self.paths.items():
-            if Path(path).is_dir():
-                raise InputError(f"--{name} {path} is a folder: name a file in it")
-            suffix = Path(path).suffix.lower().lstrip(".")
-            if name in formats and suffix not in formats[name]:
-                raise InputError(
-                    f"--{name} {path}: a file of suffix {Path(path).suffix!r} cannot be written, use one such as "
-                    f"{Path(path).stem}.png"
-                )
-            check_writable(path)
+        check_output_files(self.paths)
 
     def write(self, evaluation: Evaluation) -> list[str]:
         """Writes every file that can be written, and returns their paths.
@@ -161,8 +149,3 @@ def _training_curves(run: str | None) -> dict[str, list[tuple[float, float]]] | 
     if not run or not path.is_file():
         return None
     return {"loss": [(record["step"], record["loss"]) for record in read_metrics(path) if "loss" in record]}
-
-
-def _image_suffixes() -> set[str]:
-    Image.init()
-    return {suffix.lstrip(".") for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}

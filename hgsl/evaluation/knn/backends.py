@@ -13,12 +13,13 @@ import faiss
 import numpy as np
 import torch
 
-from hgsl.common.errors import InputError, unknown
+from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import METRICS
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
 
-METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "inner_product": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+FAISS_METRICS = {name: faiss.METRIC_L2 if name == "l2" else faiss.METRIC_INNER_PRODUCT for name in METRICS}
 
 
 def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
@@ -29,7 +30,7 @@ def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
         best: tuple[Floats, Ints] | None = None
         for chunk in chunks:
             rows = gallery.rows(chunk)
-            scores, positions = faiss.knn(queries, rows, min(count, len(rows)), metric=METRICS[metric])
+            scores, positions = faiss.knn(queries, rows, min(count, len(rows)), metric=FAISS_METRICS[metric])
             if metric == "l2":
                 scores *= -1
             best = _merge(best, (scores, positions + chunk.start), count)
@@ -89,7 +90,7 @@ def build_faiss(gallery: Vectors, metric: str, index: str) -> Any:
     """
     factory, _, parameters = index.partition(" ")
     try:
-        built: Any = faiss.index_factory(gallery.width, factory, METRICS[metric])
+        built: Any = faiss.index_factory(gallery.width, factory, FAISS_METRICS[metric])
         if not built.is_trained:
             built.train(gallery.rows(_training_rows(built, len(gallery))))
         for chunk in gallery.chunks():
@@ -128,12 +129,6 @@ def float32_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def check_metric(metric: str) -> None:
-    """Raises an InputError unless ``metric`` is a known one."""
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
 
 
 def _chunks(gallery: Vectors, max_memory: int) -> list[slice]:

@@ -5,14 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgsl.common.errors import InputError
-
-CROPS = (1, 5)
-
-
-def check_crops(crops: int) -> None:
-    """Raises an InputError unless ``crops`` is 1 or 5."""
-    if crops not in CROPS:
-        raise InputError(f"crops must be 1 (the whole image) or 5 (center and corners), found {crops}")
+from hgsl.common.eval_checks import check_crops
 
 
 class AveragedViews(nn.Module):

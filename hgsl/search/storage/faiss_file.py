@@ -7,7 +7,7 @@ from typing import Any
 import faiss
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn.backends import METRICS, Backend, build_faiss, from_faiss, on_cpu, set_parameters
+from hgsl.evaluation.knn.backends import FAISS_METRICS, Backend, build_faiss, from_faiss, on_cpu, set_parameters
 from hgsl.evaluation.knn.vectors import Vectors
 
 FLAT, METRIC = "Flat", "cosine"
@@ -29,7 +29,7 @@ def check_factory(factory: str, width: int, count: int) -> None:
         return
     name, _, parameters = factory.partition(" ")
     try:
-        index: Any = faiss.index_factory(width, name, METRICS[METRIC])
+        index: Any = faiss.index_factory(width, name, FAISS_METRICS[METRIC])
         set_parameters(index, parameters)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]

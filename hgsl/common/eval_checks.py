@@ -1,0 +1,133 @@
+"""Checks of the options and the files of an evaluation, which import neither torch nor FAISS."""
+
+import os
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from hgsl.common.disk import check_writable
+from hgsl.common.errors import InputError, unknown
+
+METRICS = ("cosine", "inner_product", "l2")
+CROPS = (1, 5)
+STORE_RECORD = "extraction.json"  # of a folder of stored embeddings
+# Option -> its least value; None stands for "not at all" in the optional ones.
+MINIMA = {
+    **{"max_memory": 1, "batch_size": 1, "num_workers": 0, "whiten": 0, "augment_gallery": 1},
+    **{"query_expansion": 1, "expansion_alpha": 0, "bootstrap": 0},
+}
+OPTIONAL = ("whiten", "augment_gallery", "query_expansion")
+SWITCHES = ("flip", "ignore_same_group", "rerank", "cluster", "progress")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks the arguments of :class:`hgsl.engine.evaluation.EvalOptions`; those that are absent have their default.
+
+    Raises:
+        InputError: A value is out of range, or two contradict each other.
+    """
+    if "ks" in options:
+        checked_ks(options["ks"])
+    metric = options.get("metric", "cosine")
+    check_metric(metric)
+    check_crops(options.get("crops", 1))
+    for name in MINIMA:
+        if name in options and (options[name] is not None or name not in OPTIONAL):
+            _check_number(name, options[name])
+    for name in SWITCHES:
+        if not isinstance(options.get(name, False), bool):
+            raise InputError(f"{name} must be True or False, found {options[name]!r}")
+    if options.get("bootstrap") == 1:
+        raise InputError("bootstrap needs at least 2 samples, found 1: give 1000, or 0 for no intervals")
+    no_match = options.get("no_match")
+    if no_match is not None and not 0 <= no_match < 1:
+        raise InputError(f"no_match is a false-accept rate from 0 to below 1, found {no_match}")
+    for name in ("augment_gallery", "query_expansion", "rerank"):
+        if options.get(name) and metric != "cosine":
+            raise InputError(f"{name} works with cosine similarities, but metric is {metric!r}: leave one out")
+
+
+def checked_ks(ks: int | Iterable[int]) -> tuple[int, ...]:
+    """Returns one K or several as a sorted tuple without repetitions.
+
+    Raises:
+        InputError: There is none, or one is not an integer of at least 1.
+    """
+    values = list(ks) if isinstance(ks, Iterable) else [ks]
+    for k in values:
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise InputError(f"ks: each K must be an integer of at least 1, found {k!r}")
+    if not values:
+        raise InputError("ks: give at least one K")
+    return tuple(sorted({int(k) for k in values}))
+
+
+def check_metric(metric: str) -> None:
+    """Raises an InputError unless ``metric`` is a known one."""
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+
+
+def check_crops(crops: int) -> None:
+    """Raises an InputError unless ``crops`` is 1 or 5."""
+    if crops not in CROPS:
+        raise InputError(f"crops must be 1 (the whole image) or 5 (center and corners), found {crops}")
+
+
+def check_output_files(paths: Mapping[str, str]) -> None:
+    """Checks that each file, by the name of its flag, can be written in the format of its suffix.
+
+    Raises:
+        InputError: A path is a folder, or its suffix names no format.
+        OSError: A path cannot be written.
+    """
+    for name, path in paths.items():
+        if Path(path).is_dir():
+            raise InputError(f"--{name} {path} is a folder: name a file in it")
+        suffix = Path(path).suffix.lower().lstrip(".")
+        if name in FORMATS and suffix not in FORMATS[name]():
+            raise InputError(
+                f"--{name} {path}: a file of suffix {Path(path).suffix!r} cannot be written, use one such as "
+                f"{Path(path).stem}.png"
+            )
+        check_writable(path)
+
+
+def check_store(folder: str | os.PathLike[str]) -> None:
+    """Checks that ``folder`` is missing or empty or stores embeddings, and can be written.
+
+    Raises:
+        InputError: It holds other files.
+        OSError: It is a file, or cannot be written.
+    """
+    path = Path(folder)
+    if path.exists() and not (path / STORE_RECORD).is_file() and any(path.iterdir()):
+        raise InputError(f"{path}: holds other files: name an empty folder for the embeddings")
+    check_writable(folder)
+
+
+def _check_number(name: str, value: Any) -> None:
+    minimum, whole = MINIMA[name], name != "expansion_alpha"
+    is_number = isinstance(value, Integral if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number:
+        number = "a whole number" if whole else "a number"
+        raise InputError(f"{name} must be {number} of at least {minimum}, found {value!r}")
+    if not value >= minimum:
+        raise InputError(f"{name} must be at least {minimum}, found {value}")
+
+
+def _image_suffixes() -> set[str]:
+    from PIL import Image
+
+    Image.init()
+    return {suffix.lstrip(".") for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
+
+
+def _figure_suffixes() -> set[str]:
+    from matplotlib.backend_bases import FigureCanvasBase  # takes half a second
+
+    return set(FigureCanvasBase.get_supported_filetypes())
+
+
+FORMATS = {"sheet": _image_suffixes, "curves": _figure_suffixes}
