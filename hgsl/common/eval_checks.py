@@ -11,6 +11,8 @@ from hgsl.common.errors import InputError, unknown
 
 METRICS = ("cosine", "inner_product", "l2")
 CROPS = (1, 5)
+# Formats that every supported version of matplotlib writes, whose import takes most of a second.
+FIGURE_SUFFIXES = {"eps", "jpeg", "jpg", "pdf", "pgf", "png", "ps", "raw", "rgba", "svg", "svgz", "tif", "tiff", "webp"}
 STORE_RECORD = "extraction.json"  # of a folder of stored embeddings
 # Option -> its least value; None stands for "not at all" in the optional ones.
 MINIMA = {
@@ -124,10 +126,4 @@ def _image_suffixes() -> set[str]:
     return {suffix.lstrip(".") for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
-def _figure_suffixes() -> set[str]:
-    from matplotlib.backend_bases import FigureCanvasBase  # takes half a second
-
-    return set(FigureCanvasBase.get_supported_filetypes())
-
-
-FORMATS = {"sheet": _image_suffixes, "curves": _figure_suffixes}
+FORMATS = {"sheet": _image_suffixes, "curves": lambda: FIGURE_SUFFIXES}

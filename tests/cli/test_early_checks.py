@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from matplotlib.backend_bases import FigureCanvasBase
 
 from hgsl.cli import entry
 from hgsl.cli._names import option_types
+from hgsl.common.eval_checks import FIGURE_SUFFIXES
 from hgsl.config import Config
 from hgsl.data import DATASETS
 from hgsl.engine.folder import run_folder
@@ -139,6 +141,10 @@ def test_options_in_the_sources_are_those_of_the_adapters(name: str) -> None:
     hints = get_type_hints(DATASETS[name])
     parameters = inspect.signature(DATASETS[name]).parameters
     assert option_types(name) == {option: hints[option] for option in parameters if option != "root"}
+
+
+def test_matplotlib_writes_the_formats_of_figures() -> None:
+    assert set(FigureCanvasBase.get_supported_filetypes()) >= FIGURE_SUFFIXES >= {"png", "pdf", "svg"}
 
 
 def test_an_interrupt_during_the_imports_of_a_command_is_one_line(
