@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from hgsl.common.errors import InputError
+from hgsl.common.paths import check_path
 
 WEIGHTS_NAME = "model.safetensors"
 RUN_NAME, HUB_NAME = "model.json", "config.json"  # the description of the model in a run folder, and in one for the Hub
@@ -35,8 +36,9 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks the description or the weights of a model.
-        InputError: As :func:`hub_id_of`.
+        InputError: As :func:`hub_id_of`, or ``source`` is no path.
     """
+    check_path("source", source, "a run folder, or OWNER/NAME of a model on the Hub")
     folder = Path(source)
     if hub_id_of(source) is not None:
         return

@@ -1,6 +1,19 @@
-"""Paths relative to a root folder, as in tables, manifests, indexes and archives."""
+"""Paths as arguments, and relative to a root folder, as in tables, manifests, indexes and archives."""
 
+import os
 from pathlib import Path, PurePosixPath
+
+from hgsl.common.errors import InputError
+
+
+def check_path(name: str, value: object, expected: str = "a path") -> None:
+    """Checks that the argument ``name`` is a string or a path.
+
+    Raises:
+        InputError: It is of another type; the message names the argument.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{name} is {value!r:.80}: expected {expected}")
 
 
 def is_inside(path: str) -> bool:

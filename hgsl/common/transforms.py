@@ -93,6 +93,11 @@ class Transform:
     steps: Sequence[Callable[[Any], Any]]
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        if not isinstance(image, Image.Image | Tensor):
+            raise InputError(
+                f"image is of type {type(image).__name__}: expected a PIL image, which "
+                "hgsl.data.files.images.read_image returns for a path, or a uint8 tensor (3, H, W)"
+            )
         value: Any = self.resize(to_pixels(image) if isinstance(image, Image.Image) else image)
         for step in self.steps:
             value = step(value)

@@ -1,7 +1,7 @@
 """Checks of a loss's settings and inputs; each error is one line that names the value, what was expected and a fix."""
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -24,6 +24,13 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < minimum:
         alternative = f", or {otherwise}" if otherwise else ""
         raise InputError(f"{name} is {value!r}: expected an integer of at least {minimum}{alternative}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Checks for a number, or a tensor of one number."""
+    if not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise InputError(f"{name} is {shown}: expected a number")
 
 
 def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:
@@ -53,6 +60,7 @@ def check_settings(
         raise unknown("similarity", similarity, SIMILARITIES)
     examples = {"margin": (margin, 0.1), "decorrelation": (decorrelation, 0.1), "both_sides": (both_sides, 1)}
     for name, (value, example) in examples.items():
+        check_number(name, value)
         if not 0 <= value < float("inf"):
             raise InputError(f"{name} is {value}: use 0 (none) or a positive number such as {example}")
     check_integer("chunk_size", chunk_size, 1, "None to have it chosen")

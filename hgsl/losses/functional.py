@@ -8,6 +8,7 @@ from hgsl.losses.checks import (
     check_batch,
     check_center_shape,
     check_embeddings,
+    check_number,
     check_settings,
     check_values,
     hard_set_size,
@@ -73,6 +74,7 @@ def hard_global_softmin_loss(
     """
     check_center_shape(centers)
     check_batch(embeddings, labels, centers.shape[1], weights)
+    check_number("alpha", alpha)
     check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
     k, largest_k = (hard_set_size(size, len(centers), hard_set) for size in (top_k, None))
     with torch.autocast(embeddings.device.type, enabled=False):

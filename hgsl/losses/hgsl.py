@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
-from hgsl.losses.checks import check_integer, check_settings, hard_set_size
+from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.scoring.similarity import normalize_
@@ -72,6 +72,7 @@ class HardGlobalSoftminLoss(nn.Module):
         check_integer("num_classes", num_classes, 1)
         check_integer("embedding_size", embedding_size, 1)
         check_integer("decorrelation_sample", decorrelation_sample, 2, "None to have it chosen")
+        check_number("alpha", alpha)
         check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
@@ -118,6 +119,7 @@ class HardGlobalSoftminLoss(nn.Module):
                 a loss with ``sparse_grad`` were changed by an optimizer that is not attached.
         """
         refuse_references(ref_emb, ref_labels)
+        check_batch(embeddings, labels, self.embedding_size)
         self._keep_unit()
         return hard_global_softmin_loss(
             embeddings,

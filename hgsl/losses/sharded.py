@@ -88,7 +88,7 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
             weights = tuple_weights(indices_tuple, len(labels))
         except InputError as error:
             problem = error
-        counts = agree_on_counts(len(labels), problem, embeddings.device, self.process_group)
+        counts = agree_on_counts(0 if problem else len(labels), problem, self.centers.device, self.process_group)
         with torch.autocast(embeddings.device.type, enabled=False):
             return self._joint_batch(embeddings, labels, weights, counts)
 

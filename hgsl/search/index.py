@@ -1,7 +1,7 @@
 """Search in an index by image files, PIL images or vectors, among all images or those of one label."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from PIL import Image
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError, nearest
+from hgsl.common.paths import check_path
 from hgsl.data.files.images import decode
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.knn import k_nearest
@@ -27,6 +28,7 @@ from hgsl.search.storage.reader import Snapshot, open_snapshot
 
 BATCH = 64  # queries per forward pass
 
+QUERY_TYPES = "a path, a PIL image or vectors"
 ImageQuery = str | Path | Image.Image
 Queries = ImageQuery | Sequence[ImageQuery] | NDArray[Any] | torch.Tensor
 
@@ -76,6 +78,7 @@ class SearchIndex:
             FileNotFoundError: There is no index.
             InputError: One of its files is missing or damaged.
         """
+        check_path("folder", folder, "the path of an index")
         folder = Path(folder).expanduser()
         return cls(folder, *open_snapshot(folder), pick_device(device))
 
@@ -128,7 +131,11 @@ class SearchIndex:
         """
         if isinstance(images, (np.ndarray, torch.Tensor)):
             return self.nearest(images[None] if images.ndim == 1 else images, k, label=label)
-        queries = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
+        if isinstance(images, (str, Path, Image.Image)):
+            images = [images]
+        if not isinstance(images, Iterable):
+            raise InputError(f"images is {images!r:.80}: expected {QUERY_TYPES}, or a list of them")
+        queries = list(images)
         return self.nearest(self.embed(queries), k, label=label) if queries else []
 
     def similar(self, image: int, k: int = 10, *, label: str | None = None) -> list[Hit]:
@@ -187,6 +194,7 @@ class SearchIndex:
     def _prepare(self, image: ImageQuery) -> torch.Tensor:
         if isinstance(image, Image.Image):
             return self.encoder.prepare(decode(image))
+        check_path("images", image, QUERY_TYPES)
         return self.encoder.read(Path(image))
 
     def _check_number(self, number: int) -> None:

@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor, nn
 
-from hgsl.common.errors import unknown
+from hgsl.common.errors import InputError, unknown
 from hgsl.sparsity.channels.groups import ChannelGroup, mask_channels
 from hgsl.sparsity.channels.removal import removable_groups
 from hgsl.sparsity.channels.trace import example_input
@@ -70,6 +71,10 @@ def sparsify(
         >>> sorted(masks.density_by_layer())
         ['0']
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is of type {type(model).__name__}: expected a network (torch.nn.Module)")
+    if not isinstance(mask_initial_value, Real):
+        raise InputError(f"mask_initial_value is {mask_initial_value!r:.80}: expected a number such as 0.0")
     if granularity not in ("weight", "channel"):
         raise unknown("granularity", granularity, ("weight", "channel"))
     if penalty not in ("weights", "operations"):

@@ -155,6 +155,9 @@ def test_a_numpy_integer_is_an_integer():
         ({"num_classes": True}, "num_classes is True"),
         ({"embedding_size": 0}, "embedding_size is 0"),
         ({"embedding_size": 5.0}, r"embedding_size is 5\.0"),
+        ({"alpha": "x"}, "alpha is 'x': expected a number"),
+        ({"alpha": torch.ones(2)}, r"alpha is a tensor of shape \(2,\): expected a number"),
+        ({"margin": None}, "margin is None: expected a number"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -167,6 +170,21 @@ def test_centers_that_are_not_a_matrix_are_refused(shape):
     embeddings = torch.randn(4, shape[-1])
     with pytest.raises(InputError, match=r"centers are torch\.float32 of shape .* with at least one of each"):
         hard_global_softmin_loss(embeddings, torch.randn(shape), torch.zeros(4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("loss_class", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (torch.tensor(1.0), torch.tensor(0), r"embeddings are torch.float32 of shape \(\)"),
+        (torch.ones(4), torch.tensor([0]), r"embeddings are torch.float32 of shape \(4,\)"),
+        (torch.ones(1, 4), torch.tensor(0), r"labels are torch.int64 of shape \(\)"),
+        (3, torch.tensor([0]), "embeddings: expected a tensor, found int"),
+    ],
+)
+def test_inputs_without_a_batch_axis_are_refused(loss_class, embeddings, labels, message):
+    with pytest.raises(InputError, match=message):
+        loss_class(3, 4)(embeddings, labels)
 
 
 @pytest.mark.parametrize("name", ["embeddings", "labels"])

@@ -1,5 +1,7 @@
 """The embedder: output, image sizes, transform and refusals."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -10,7 +12,7 @@ from torch import nn
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
 from hgsl.common.transforms import eval_transform, train_transform
-from hgsl.models import POOLINGS
+from hgsl.models import POOLINGS, load_embedder, save_embedder, save_pretrained
 from hgsl.models.backbone import spatial_features
 
 SWIN = pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)
@@ -147,3 +149,14 @@ def test_the_transform_follows_the_data_config() -> None:
 def test_data_config_comes_from_the_backbone() -> None:
     model = create_embedder("tf_efficientnet_lite0", weights="none")
     assert model.data_config["mean"] == timm.get_pretrained_cfg("tf_efficientnet_lite0").mean == (0.5, 0.5, 0.5)
+
+
+def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
+    for save in (save_pretrained, save_embedder):
+        with pytest.raises(InputError, match="model is of type Linear: expected the Embedder"):
+            save(nn.Linear(2, 2), tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="source is 3: expected a run folder, or OWNER/NAME"):
+        load_embedder(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="image is of type str: expected a PIL image"):
+        create_embedder("test_resnet", weights="none").transform()("x.jpg")  # type: ignore[arg-type]

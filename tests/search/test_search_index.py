@@ -125,3 +125,18 @@ def test_a_sheet_has_a_line_per_query(tmp_path, index, photos):
 def test_k_must_be_a_whole_number(index, k):
     with pytest.raises(InputError, match="k must be a whole number, found"):
         index.search(np.ones(index.record["dimensions"], np.float32), k)
+
+
+@pytest.mark.parametrize("query", [None, 3, [3], ["x.jpg", None]])
+def test_a_query_of_another_type_is_named(index, query, monkeypatch):
+    monkeypatch.setattr(index.encoder, "read", lambda _: torch.zeros(3, 8, 8))
+    with pytest.raises(InputError, match=r"images is (None|3): expected a path, a PIL image or vectors"):
+        index.search(query)
+
+
+def test_paths_of_another_type_are_named(tmp_path):
+    with pytest.raises(InputError, match="folder is None: expected the path of an index"):
+        SearchIndex.open(None)
+    for name in ("images", "labels", "checkpoint"):
+        with pytest.raises(InputError, match=f"{name} is 3: expected a path"):
+            build_index(tmp_path / "index", **{"images": tmp_path, name: 3})

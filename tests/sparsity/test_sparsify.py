@@ -138,6 +138,13 @@ def test_errors(options: dict[str, object], message: str) -> None:
         sparsify(timm.create_model("test_resnet", num_classes=5), **options)  # type: ignore[arg-type]
 
 
+def test_arguments_of_another_type_are_named() -> None:
+    with pytest.raises(InputError, match="model is of type str: expected a network"):
+        sparsify("x")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="mask_initial_value is 'x': expected a number"):
+        sparsify(nn.Linear(2, 2), "x")  # type: ignore[arg-type]
+
+
 def test_a_masked_or_weightless_network_is_refused() -> None:
     masked, _ = sparsify(nn.Linear(3, 3))
     with pytest.raises(InputError, match="is masked already"):

@@ -13,9 +13,16 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json
 from hgsl.common.model_source import HUB_NAME, RUN_NAME, WEIGHTS_NAME, check_model_source, hub_id_of
+from hgsl.common.paths import check_path
 from hgsl.common.tensor_files import write_tensor_file
 from hgsl.models.embedder import Embedder, create_embedder
-from hgsl.models.storage.description import Description, describe_model, from_hub_config, from_run_description
+from hgsl.models.storage.description import (
+    Description,
+    check_embedder,
+    describe_model,
+    from_hub_config,
+    from_run_description,
+)
 from hgsl.models.storage.hub import fetch
 from hgsl.models.weights import read_tensors
 
@@ -30,8 +37,11 @@ def save_embedder(model: Embedder, folder: str | Path) -> None:
         folder: Created if it is missing.
 
     Raises:
+        InputError: ``model`` is no embedder.
         OSError: The folder cannot be written, or the disk is full.
     """
+    check_embedder(model)
+    check_path("folder", folder)
     save_weights(model, Path(folder) / WEIGHTS_NAME)
     write_json(Path(folder) / RUN_NAME, asdict(describe_model(model)))
 

@@ -26,6 +26,18 @@ class Description:
     data_config: dict[str, Any]
 
 
+def check_embedder(model: object) -> None:
+    """Checks that the argument ``model`` is an embedder.
+
+    Raises:
+        InputError: It is another network, or none.
+    """
+    if not isinstance(model, Embedder):
+        raise InputError(
+            f"model is of type {type(model).__name__}: expected the Embedder of create_embedder or load_embedder"
+        )
+
+
 def describe_model(model: Embedder) -> Description:
     """Returns the description of a model, as its JSON file holds it."""
     return Description(dict(model.architecture), {key: model.data_config[key] for key in DATA_CONFIG})

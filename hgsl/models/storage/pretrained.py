@@ -9,9 +9,10 @@ from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.common.model_source import HUB_NAME, WEIGHTS_NAME, check_repository
+from hgsl.common.paths import check_path
 from hgsl.models.embedder import Embedder
 from hgsl.models.storage.checkpoint import save_weights
-from hgsl.models.storage.description import describe_model, from_hub_config, to_hub_config
+from hgsl.models.storage.description import check_embedder, describe_model, from_hub_config, to_hub_config
 from hgsl.models.storage.hub import upload
 from hgsl.models.storage.model_card import model_card
 from hgsl.version import __version__
@@ -39,9 +40,11 @@ def save_pretrained(
             depends on the training images and on the pretrained weights of the backbone.
 
     Raises:
-        InputError: The folder holds files that no earlier call wrote.
+        InputError: ``model`` is no embedder, or the folder holds files that no earlier call wrote.
         OSError: The folder cannot be written, or the disk is full.
     """
+    check_embedder(model)
+    check_path("folder", folder)
     folder = Path(folder)
     check_free(folder)
     check_writable(folder / WEIGHTS_NAME)

@@ -11,6 +11,7 @@ import torch
 from hgsl.common.device import pick_device
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.paths import check_path
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import load_embedder, save_embedder
 from hgsl.search.checks import check_counts, check_has_model, check_index_folder
@@ -69,6 +70,9 @@ def build_index(
         InputError: The model differs from that of the index, no image is readable, or an argument is invalid.
         OSError: The index folder cannot be written, or the disk is full.
     """
+    for name, path in {"folder": folder, "images": images, "checkpoint": checkpoint, "labels": labels}.items():
+        if path is not None or name in ("folder", "images"):
+            check_path(name, path)
     folder, root = Path(folder).expanduser(), Path(images).expanduser().absolute()
     check_counts(batch_size, workers)
     target = pick_device(device)
