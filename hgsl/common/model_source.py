@@ -9,6 +9,7 @@ from hgsl.common.paths import check_path
 
 WEIGHTS_NAME = "model.safetensors"
 RUN_NAME, HUB_NAME = "model.json", "config.json"  # the description of the model in a run folder, and in one for the Hub
+MODEL_FOLDER = "model"  # in the folder of a search index
 HUB_PREFIX = "hf-hub:"  # as timm writes it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
@@ -36,17 +37,25 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks the description or the weights of a model.
-        InputError: As :func:`hub_id_of`, or ``source`` is no path.
+        InputError: As :func:`hub_id_of`, or ``source`` is no path, a file, or a search index.
     """
     check_path("source", source, "a run folder, or OWNER/NAME of a model on the Hub")
     folder = Path(source)
     if hub_id_of(source) is not None:
         return
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: name its folder, {folder.parent}")
     if not folder.is_dir():
         raise FileNotFoundError(f"no model at {folder}: expected a run folder, or OWNER/NAME of a model on the Hub")
+    if not _has_description(folder) and _has_description(folder / MODEL_FOLDER):
+        raise InputError(f"{folder} is a search index: name the model in it, {folder / MODEL_FOLDER}")
     for names in ((RUN_NAME, HUB_NAME), (WEIGHTS_NAME,)):
         if not any((folder / name).is_file() for name in names):
             raise FileNotFoundError(f"no {names[0]} in {folder}: expected the folder of a finished run")
+
+
+def _has_description(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (RUN_NAME, HUB_NAME))
 
 
 def check_repository(name: str) -> None:

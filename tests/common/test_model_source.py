@@ -38,6 +38,18 @@ def test_a_folder_without_a_model_is_reported_by_what_it_lacks(tmp_path: Path) -
             check_repository(name)
 
 
+def test_a_file_and_an_index_are_told_from_the_folder_that_is_meant(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    (index / "model").mkdir(parents=True)
+    for name in ("model.json", "model.safetensors"):
+        (index / "model" / name).touch()
+    with pytest.raises(InputError, match=f"model.safetensors is a file: name its folder, {index / 'model'}$"):
+        check_model_source(index / "model" / "model.safetensors")
+    with pytest.raises(InputError, match=f"index is a search index: name the model in it, {index / 'model'}$"):
+        check_model_source(index)
+    check_model_source(index / "model")
+
+
 def test_the_export_command_reports_a_mistyped_run_before_pytorch_is_imported(tmp_path: Path) -> None:
     code = "import sys\nfrom hgsl.cli.export import main\nassert main(['absent']) == 2\n"
     code += "assert not {'torch', 'timm'} & set(sys.modules), 'imported'"

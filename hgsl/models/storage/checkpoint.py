@@ -72,8 +72,8 @@ def load_embedder(source: str | Path) -> Embedder:
 
     Raises:
         FileNotFoundError: The folder or one of its two files is missing.
-        InputError: A file is damaged, a value in the description is invalid, the tensors do not fit the description, or
-            the Hub cannot be reached.
+        InputError: ``source`` is no path, a file or a search index; a file is damaged, a value in the description is
+            invalid, the tensors do not fit the description, or the Hub cannot be reached.
     """
     check_model_source(source)
     hub_id = hub_id_of(source)
