@@ -444,7 +444,7 @@ def test_the_command_takes_the_published_flags(cifar: Path, tmp_path: Path, caps
     text = (tmp_path / "run" / "config.yaml").read_text()
     for line in ("mask_initial_value: -0.1", "final_temp: 50.0", "lmbda: 1.0e-09", "rewind_epoch: 1", "seed: 3"):
         assert line in text
-    assert "| layer | weights | kept | density |" in capsys.readouterr().out
+    assert "| layer | weights | remaining | density |" in capsys.readouterr().out
 
     assert main([*words, "--rounds", "1"]) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err

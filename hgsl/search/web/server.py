@@ -3,6 +3,7 @@
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import threading
 import warnings
@@ -39,7 +40,10 @@ class JsonProtocol(H11Protocol):
 class ExitingServer(uvicorn.Server):
     """A server whose process exits at most ``EXIT_SECONDS`` after a signal, even while an image is decoded."""
 
+    received: int | None = None  # the signal that ended it
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.received = sig
         super().handle_exit(sig, frame)
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no error log for aborted requests
         timer = threading.Timer(EXIT_SECONDS, os._exit, [128 + sig])  # a server writes nothing that could be lost
@@ -79,10 +83,13 @@ def serve(
     print(f"{len(index):,} images: http://{url_host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
         print("note: everyone who can reach this address can see these images", flush=True)
-    make_server(index, [host, *allowed_hosts]).run(sockets=[listener])
+    server = make_server(index, [host, *allowed_hosts])
+    server.run(sockets=[listener])
+    if server.received == signal.SIGINT:  # uvicorn raises it again, but asyncio drops it if the server ends meanwhile
+        raise KeyboardInterrupt
 
 
-def make_server(index: SearchIndex, names: Iterable[str] = ()) -> uvicorn.Server:
+def make_server(index: SearchIndex, names: Iterable[str] = ()) -> ExitingServer:
     """Creates the server over an opened index; ``names`` are its allowed host names, as in ``create_app``."""
     config = uvicorn.Config(
         create_app(index, names),
