@@ -4,7 +4,6 @@ This module does not import torch, so that a command reports a mistake about its
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hgsl.common import files
+from hgsl.common import disk, files
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
 from hgsl.common.split_record import FILE_NAME as SPLIT
@@ -91,8 +90,7 @@ def check_writable(folder: Path) -> None:
     if not existing.is_dir():
         raise InputError(f"run folder {folder}: {existing} is a file: name another with --run.dir")
     try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        disk.check_writable(existing)
     except OSError as error:
         raise InputError(
             f"run folder {folder}: {existing} cannot be written ({error.strerror}): name another with --run.dir"
