@@ -5,8 +5,7 @@ positions (B, count) in the gallery; if there are fewer, it pads with score -inf
 float32 rounding errors and its order of equal scores is arbitrary: ``knn.k_nearest`` corrects both.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -15,6 +14,7 @@ import torch
 
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import METRICS
+from hgsl.common.precision import float32_products
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
@@ -118,17 +118,6 @@ def from_faiss(built: Any, metric: str) -> Backend:
         return np.where(positions < 0, -np.inf, scores), positions
 
     return search
-
-
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Computes matrix products in full float32 within the context, even if TensorFloat-32 is enabled."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _chunks(gallery: Vectors, max_memory: int) -> list[slice]:
