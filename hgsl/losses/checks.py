@@ -1,13 +1,11 @@
 """Checks of a loss's settings and inputs; each error is one line that names the value, what was expected and a fix."""
 
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from hgsl.common.deferred import check_numbers, checks_are_deferred
 from hgsl.common.errors import InputError, unknown
 from hgsl.losses.scoring.similarity import NORM_RANGE, SIMILARITIES
 
@@ -113,8 +111,8 @@ def check_values(
 ) -> None:
     """Checks that labels are in range, values are finite, and alpha is in ``ALPHA_RANGE``.
 
-    All extremes are copied to the CPU in one transfer, so that a GPU is synchronized once, or later within
-    :func:`hgsl.common.deferred.deferred_checks`. Skipped under ``torch.compile``.
+    All extremes are copied to the CPU in one transfer, so that a GPU is synchronized once. Skipped under
+    ``torch.compile``.
 
     Args:
         embeddings: ``(B, D)``.
@@ -129,44 +127,29 @@ def check_values(
     wide = torch.float32 if labels.device.type == "mps" else torch.float64
     softness = torch.as_tensor(alpha, device=labels.device)
     extremes = (*labels.aminmax(), *embeddings.aminmax(), softness)  # NaN if any value is
-    values = torch.stack([value.detach().to(wide) for value in (*extremes, *(() if norms is None else norms))])
-    batch = None if checks_are_deferred() else (embeddings, labels)
-
-    def check(numbers: Sequence[float]) -> None:
-        lowest, highest, low, high, softness, *center_norms = numbers
-        if lowest < 0 or highest >= num_classes:
-            raise _wrong_labels([lowest, highest] if batch is None else batch[1], num_classes)
-        if not math.isfinite(low + high):
-            raise _not_finite(None if batch is None else batch[0])
-        if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # with a tolerance for float32
-            raise InputError(
-                f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
-                "start higher, lower its learning rate, or fix it with learnable_scale=False"
-            )
-        if centers is not None and not usual_norms(center_norms):
-            check_centers(centers)
-
-    check_numbers(values, check)
-
-
-def _wrong_labels(labels: Tensor | list[float], num_classes: int) -> InputError:
-    """The error about labels out of range: all labels of the batch, or the lowest and the highest."""
-    values = torch.as_tensor(labels).to(torch.int64)
-    wrong = values[(values < 0) | (values >= num_classes)].unique().tolist()
-    return InputError(
-        f"labels {first_five(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
-    )
+    values = [value.detach().to(wide) for value in (*extremes, *(() if norms is None else norms))]
+    lowest, highest, low, high, softness, *center_norms = torch.stack(values).tolist()
+    if lowest < 0 or highest >= num_classes:
+        wrong = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+        raise InputError(
+            f"labels {first_five(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+        )
+    if not math.isfinite(low + high):
+        rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise InputError(
+            f"embeddings hold NaN or infinity in row {first_five(rows)}: the network has diverged; "
+            "lower its learning rate"
+        )
+    if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # with a tolerance for float32
+        raise InputError(
+            f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
+            "start higher, lower its learning rate, or fix it with learnable_scale=False"
+        )
+    if centers is not None and not usual_norms(center_norms):
+        check_centers(centers)
 
 
-def _not_finite(embeddings: Tensor | None) -> InputError:
-    """The error about embeddings that are not finite, with their rows if the batch is at hand."""
-    rows = ""
-    if embeddings is not None:
-        rows = f" in row {first_five((~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist())}"
-    return InputError(f"embeddings hold NaN or infinity{rows}: the network has diverged; lower its learning rate")
-
-
-def usual_norms(norms: Sequence[float]) -> bool:
+def usual_norms(norms: list[float]) -> bool:
     """Whether the smallest and the largest norm lie within ``NORM_RANGE``."""
     return NORM_RANGE[0] < norms[0] and norms[1] < NORM_RANGE[1]
 
