@@ -1,7 +1,8 @@
 """Duplicate images: files of equal bytes, and images of nearly equal perceptual hashes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def exact_duplicates(digests: Sequence[bytes]) -> Pairs:
 
 
 def near_duplicates(hashes: Sequence[int | None], exact: Pairs) -> Pairs:
-    """Pairs of rows whose perceptual hashes differ in at most ``MAX_DISTANCE`` bits.
+    """Pairs of rows whose perceptual hashes differ in at most ``MAX_DISTANCE`` bits, in ascending order.
 
     Args:
         hashes: (N,) perceptual hashes; None matches nothing.
@@ -49,9 +50,37 @@ def near_duplicates(hashes: Sequence[int | None], exact: Pairs) -> Pairs:
     copies = {b for _, b in exact}
     rows = np.array([i for i, value in enumerate(hashes) if value is not None and i not in copies], np.int64)
     values = np.array([hashes[i] for i in rows], np.uint64)
-    pairs = []
-    for start in range(0, len(rows), 1024):
-        block = values[start : start + 1024, None] ^ values[None, start:]  # (<= 1024, N - start)
-        near = np.argwhere(np.bitwise_count(block) <= MAX_DISTANCE)
-        pairs += [(int(rows[start + a]), int(rows[start + b])) for a, b in near if a < b]
-    return pairs
+    return [(a, b) for a, b in rows[_hamming_pairs(values)].tolist()]
+
+
+def _hamming_pairs(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Every pair (P, 2) of values that differ in at most ``MAX_DISTANCE`` bits, without comparing all pairs.
+
+    The bits are cut into ``MAX_DISTANCE`` + 2 parts. So many differing bits leave at least two parts equal, and so a
+    pair has equal keys for some two parts: only values with equal keys are compared.
+
+    Source: Norouzi, Punjani, Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012.
+    """
+    count = np.uint64(len(values))
+    bits = np.array_split(np.arange(64, dtype=np.uint64), MAX_DISTANCE + 2)
+    masks = [np.bitwise_or.reduce(np.uint64(1) << part) for part in bits]
+    pairs = [np.empty(0, np.uint64)]  # first * count + second, which sorts as the pair does
+    for one, other in combinations(masks, 2):
+        pairs += [first * count + second for first, second in _near_pairs(values, values & (one | other))]
+    first, second = np.divmod(np.unique(np.concatenate(pairs)), max(count, np.uint64(1)))
+    return np.stack([first, second], axis=1).astype(np.int64)
+
+
+def _near_pairs(
+    values: NDArray[np.uint64], keys: NDArray[np.uint64]
+) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.uint64]]]:
+    """Yields the ascending pairs of values of equal keys that differ in at most ``MAX_DISTANCE`` bits."""
+    order = np.argsort(keys, kind="stable")
+    keys, values = keys[order], values[order]
+    left, distance = np.arange(len(keys)), 1
+    while len(left):  # of each value, the values at this distance in the order of the keys
+        left = left[left < len(keys) - distance]
+        left = left[keys[left] == keys[left + distance]]
+        near = left[np.bitwise_count(values[left] ^ values[left + distance]) <= MAX_DISTANCE]
+        yield order[near].astype(np.uint64), order[near + distance].astype(np.uint64)
+        distance += 1

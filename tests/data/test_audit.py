@@ -1,5 +1,6 @@
 """Audit: every planted problem is found, and nothing else."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +115,33 @@ def test_the_perceptual_hash_is_of_the_lowest_frequencies() -> None:
     assert (first ^ (other or 0)).bit_count() > 15
 
 
-def test_many_rows_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pair within the distance is found once, also across blocks, as in a plain double loop."""
+@pytest.mark.parametrize("high", [2**63, 2**16])
+def test_every_near_pair_is_found_as_by_comparing_all(high: int) -> None:
+    """Pairs of 0 to 6 differing bits among hashes that are spread evenly, and among hashes that share most bits."""
     generator = np.random.default_rng(0)
-    hashes = generator.integers(0, 2**63, 1500, np.uint64).tolist()
-    for i in range(0, 300):
-        hashes[1499 - i] = hashes[i] ^ int(sum(1 << int(b) for b in set(generator.integers(0, 64, i % 7))))
+    hashes: list[int | None] = generator.integers(0, high, 1200, np.uint64).tolist()
+    for i in range(300):
+        flips = generator.choice(64, i % 7, replace=False)
+        hashes[1199 - i] = (hashes[i] or 0) ^ sum(1 << int(bit) for bit in flips)
+    hashes[600] = None
     expected = [
         (a, b)
-        for a in range(1500)
-        for b in range(a + 1, 1500)
-        if (hashes[a] ^ hashes[b]).bit_count() <= duplicates.MAX_DISTANCE
+        for a in range(1200)
+        for b in range(a + 1, 1200)
+        if a != 600 != b and ((hashes[a] or 0) ^ (hashes[b] or 0)).bit_count() <= duplicates.MAX_DISTANCE
     ]
-    assert sorted(near_duplicates(hashes, [])) == expected
+    assert near_duplicates(hashes, []) == expected
     assert len(expected) > 200
+    assert near_duplicates(hashes, [(0, b) for _, b in expected]) == []
+
+
+def test_a_pair_differs_in_bits_of_any_position() -> None:
+    """The bits that differ lie in four of the six parts of a hash, in every combination of parts."""
+    for parts in combinations(range(6), 4):
+        flipped = sum(1 << min(63, 11 * part + 3) for part in parts)
+        assert near_duplicates([0x0123456789ABCDEF, 0x0123456789ABCDEF ^ flipped], []) == [(0, 1)]
+    assert near_duplicates([0, 0b11111], []) == []
+    assert near_duplicates([], []) == []
 
 
 def test_drawn_images_are_refused() -> None:
