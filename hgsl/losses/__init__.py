@@ -7,6 +7,7 @@ learning rate of the class centers.
 
 from torch import nn
 
+from hgsl.losses.deferral import DeferredChecks, deferred_checks
 from hgsl.losses.hgsl import HardGlobalSoftminLoss
 from hgsl.losses.optimizers import attach_optimizer, parameter_groups, sparse_optimizer
 from hgsl.losses.schedule import scheduled_top_k
@@ -18,9 +19,11 @@ LOSSES: dict[str, type[nn.Module]] = {
 
 __all__ = [
     "LOSSES",
+    "DeferredChecks",
     "HardGlobalSoftminLoss",
     "ShardedHardGlobalSoftminLoss",
     "attach_optimizer",
+    "deferred_checks",
     "parameter_groups",
     "scheduled_top_k",
     "sparse_optimizer",

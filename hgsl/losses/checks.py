@@ -1,16 +1,14 @@
 """Checks of a loss's settings and inputs; each error is one line that names the value, what was expected and a fix."""
 
-import math
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.losses.scoring.similarity import NORM_RANGE, SIMILARITIES
+from hgsl.losses.scoring.similarity import SIMILARITIES
 
 HARD_SETS = ("all", "negatives")
-ALPHA_RANGE = (1e-6, 1e6)  # within it, loss and gradients stay finite in float32
 
 
 def check_integer(name: str, value: object, minimum: int, otherwise: str | None = None) -> None:
@@ -99,87 +97,6 @@ def check_center_shape(centers: Tensor) -> None:
             f"centers are {centers.dtype} of shape {tuple(centers.shape)}: "
             "expected floating point (classes, dimension), with at least one of each"
         )
-
-
-def check_values(
-    embeddings: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    alpha: float | Tensor,
-    centers: Tensor | None = None,
-    norms: Tensor | None = None,
-) -> None:
-    """Checks that labels are in range, values are finite, and alpha is in ``ALPHA_RANGE``.
-
-    All extremes are copied to the CPU in one transfer, so that a GPU is synchronized once. Skipped under
-    ``torch.compile``.
-
-    Args:
-        embeddings: ``(B, D)``.
-        labels: ``(B,)``.
-        num_classes: C.
-        alpha: softness.
-        centers: ``(C, D)``, checked row by row only if ``norms`` are outside ``NORM_RANGE``.
-        norms: their smallest and largest norm ``(2,)``.
-    """
-    if torch.compiler.is_compiling():
-        return
-    wide = torch.float32 if labels.device.type == "mps" else torch.float64
-    softness = torch.as_tensor(alpha, device=labels.device)
-    extremes = (*labels.aminmax(), *embeddings.aminmax(), softness)  # NaN if any value is
-    values = [value.detach().to(wide) for value in (*extremes, *(() if norms is None else norms))]
-    lowest, highest, low, high, softness, *center_norms = torch.stack(values).tolist()
-    if lowest < 0 or highest >= num_classes:
-        wrong = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
-        raise InputError(
-            f"labels {first_five(wrong)} are out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
-        )
-    if not math.isfinite(low + high):
-        rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise InputError(
-            f"embeddings hold NaN or infinity in row {first_five(rows)}: the network has diverged; "
-            "lower its learning rate"
-        )
-    if not 0.999999 * ALPHA_RANGE[0] <= softness <= 1.000001 * ALPHA_RANGE[1]:  # with a tolerance for float32
-        raise InputError(
-            f"alpha is {softness:g}: it must lie in [{ALPHA_RANGE[0]:g}, {ALPHA_RANGE[1]:g}]; "
-            "start higher, lower its learning rate, or fix it with learnable_scale=False"
-        )
-    if centers is not None and not usual_norms(center_norms):
-        check_centers(centers)
-
-
-def usual_norms(norms: list[float]) -> bool:
-    """Whether the smallest and the largest norm lie within ``NORM_RANGE``."""
-    return NORM_RANGE[0] < norms[0] and norms[1] < NORM_RANGE[1]
-
-
-def check_centers(centers: Tensor, first_class: int = 0) -> None:
-    """Checks that centers are finite, and zero or of a norm in ``NORM_RANGE``.
-
-    Args:
-        centers: ``(C, D)``.
-        first_class: the class of the first row.
-    """
-    norms = torch.linalg.vector_norm(centers.detach(), dim=1, dtype=torch.promote_types(centers.dtype, torch.float32))
-    is_zero = (centers == 0).all(dim=1)
-    wrong = ~(is_zero | ((norms > NORM_RANGE[0]) & (norms < NORM_RANGE[1])))
-    if wrong.any():
-        rows = (wrong.nonzero().flatten() + first_class).tolist()
-        raise InputError(
-            f"centers are not finite, or of a norm outside {NORM_RANGE[0]:g} to {NORM_RANGE[1]:g}, "
-            f"in row {first_five(rows)}: if training has diverged, lower the learning rate of the centers; "
-            "otherwise rescale the given centers"
-        )
-
-
-def first_five(values: list[int]) -> str:
-    """Returns the first five of ``values``, and how many more there are.
-
-    >>> first_five([1, 2, 3, 4, 5, 6, 7])
-    '1, 2, 3, 4, 5 and 2 more'
-    """
-    return ", ".join(map(str, values[:5])) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
 def _check_tensor(name: str, values: object) -> None:

@@ -10,12 +10,12 @@ from hgsl.losses.checks import (
     check_embeddings,
     check_number,
     check_settings,
-    check_values,
     hard_set_size,
 )
 from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
 from hgsl.losses.hard_set import hard_logits, nearest_classes, score_classes
 from hgsl.losses.scoring.similarity import matrix_similarity, unit, unit_of_any_norm
+from hgsl.losses.value_checks import check_values
 
 
 def hard_global_softmin_loss(
@@ -81,7 +81,7 @@ def hard_global_softmin_loss(
         x = unit_of_any_norm(embeddings.to(working_dtype(embeddings, centers)))  # (B, D)
         sampled = sampled_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
         nearest, norms = nearest_classes(x, centers, labels, k, chunk_size)  # (B, K), or None for every class
-        check_values(embeddings, labels, len(centers), alpha, centers, norms)
+        x, labels = check_values(x, embeddings, labels, len(centers), alpha, centers, norms)
 
         scores, excluded, w = score_classes(x, centers, labels, nearest, sampled, similarity, sparse_grad)
         z = scaled(scores, excluded, alpha, margin)  # (B, 1 + n): the true class, then the others

@@ -79,4 +79,4 @@ def check_optimizer(loss_fn: HardGlobalSoftminLoss, optimizer: optim.Optimizer) 
 def _renormalize_touched(loss_fn: HardGlobalSoftminLoss) -> None:
     gradient = loss_fn.centers.grad
     if gradient is not None:
-        loss_fn.renormalize(gradient._indices()[0].unique() if gradient.is_sparse else None)
+        loss_fn.renormalize(gradient._indices()[0] if gradient.is_sparse else None)

@@ -19,12 +19,13 @@ from hgsl.common.collectives import (
     rank_and_world,
 )
 from hgsl.common.errors import InputError
-from hgsl.losses.checks import check_batch, check_centers, check_values, hard_set_size, usual_norms
+from hgsl.losses.checks import check_batch, hard_set_size
 from hgsl.losses.decorrelation import count_pairs, sampled_rows, sum_abs_dots
 from hgsl.losses.functional import class_logits, scaled, working_dtype
 from hgsl.losses.hard_set import largest, nearest_classes, score_classes
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
 from hgsl.losses.scoring.similarity import unit_of_any_norm
+from hgsl.losses.value_checks import check_centers, check_values, usual_norms
 
 
 class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
@@ -121,9 +122,9 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         )
         labels = gather_rows(labels, counts, group)
         weights = gather_rows(x.new_ones(counts[rank]) if weights is None else weights.to(x.dtype), counts, group)
-        check_values(x, labels, self.num_classes, alpha)
+        x, labels = check_values(unit_of_any_norm(x), x, labels, self.num_classes, alpha)
         sampled = self._sampled_rows()
-        logits, vectors = self._local_logits(unit_of_any_norm(x), labels, alpha, sampled)
+        logits, vectors = self._local_logits(x, labels, alpha, sampled)
         loss = self._joint_loss(logits, weights)
         if self.decorrelation:
             loss = loss + self.decorrelation * self._joint_decorrelation(vectors, sampled)

@@ -114,14 +114,16 @@ def _sparse(indices: Tensor, values: Tensor, used: Tensor, shape: torch.Size) ->
     """Returns the sparse ``(C, D)`` gradient without the compared rows that are not ``used``.
 
     Their gradients are zero, but SparseAdam would update these rows all the same. The zeros are added to another row
-    instead, which is far cheaper than removing them.
+    instead, which is far cheaper than removing them, and does not wait for a GPU.
     """
     count = len(used)
-    with_gradient = torch.cat([indices[:count][used][:1], indices[count:][:1]])  # one such row, if there is any
-    if not len(with_gradient):
-        indices, values = indices[:0], values[:0]
+    if len(indices) > count:
+        row_with_gradient = indices[count]
+    elif used.any():
+        row_with_gradient = indices.index_select(0, used.byte().argmax()[None])
     else:
-        indices = torch.cat([indices[:count].where(used, with_gradient[0]), indices[count:]])
+        return torch.sparse_coo_tensor(indices[None, :0], values[:0], shape, check_invariants=False)
+    indices = torch.cat([indices[:count].where(used, row_with_gradient), indices[count:]])
     return torch.sparse_coo_tensor(indices[None], values, shape, check_invariants=False)
 
 
