@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hgsl.cli._interrupt import EXIT_INTERRUPTED, end_on_interrupt
 from hgsl.cli._streams import open_ended_output
 from hgsl.common.errors import InputError
 
 EXIT_OK = 0
 EXIT_BUG = 1
 EXIT_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
@@ -26,6 +26,8 @@ def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
             interpreter would take seconds to free its memory, and might wait for threads that wait for other processes.
             Otherwise an unexpected exception is raised.
     """
+    if ends_process:
+        end_on_interrupt()
     with plain_warnings(), open_ended_output():
         try:
             status = _status_of(work)

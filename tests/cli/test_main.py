@@ -1,5 +1,6 @@
 """The frame around every command: warnings, errors, exit status."""
 
+import signal
 import subprocess
 import sys
 import warnings
@@ -47,3 +48,27 @@ def test_mistakes_are_one_line(
 
     assert _main.run(work) == code
     assert capsys.readouterr().err.strip() == message
+
+
+SWALLOWS = """
+import sys, time
+from hgsl.cli._main import run
+def work():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except:  # as a library may do around an import
+        print("swallowed", flush=True)
+    time.sleep(60)
+run(work, ends_process=True)
+"""
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() -> None:
+    command = [sys.executable, "-c", SWALLOWS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert (output, errors, process.returncode) == ("swallowed\n", "interrupted\n", 130)
