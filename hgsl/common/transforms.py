@@ -147,6 +147,7 @@ def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct:
     """Returns the deterministic transform of evaluation: shortest side to ``image_size / crop_pct``, center crop.
 
     ``crop_pct`` is 1 by default, as published with HGSL: what distinguishes classes may be at the edge of the image.
+    Where the data config has the ``crop_mode`` "squash", the whole image is resized to the square instead.
 
     Raises:
         InputError: A size below 1, or ``crop_pct`` outside (0, 1].
@@ -154,8 +155,11 @@ def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct:
     if not 0 < crop_pct <= 1:
         raise InputError(f"crop_pct {crop_pct} must be above 0 and at most 1")
     side = _size(image_size)
-    resize = ShortestSide(int(side / crop_pct), _interpolation(data_config))
-    return Transform(resize, (v2.CenterCrop(side), Normalize(data_config)))
+    larger, interpolation = int(side / crop_pct), _interpolation(data_config)
+    crop: list[Callable[[Any], Any]] = [v2.CenterCrop(side)]
+    if data_config.get("crop_mode") == "squash":
+        crop.insert(0, v2.Resize((larger, larger), InterpolationMode(interpolation), antialias=True))
+    return Transform(ShortestSide(larger, interpolation), (*crop, Normalize(data_config)))
 
 
 class Normalize:

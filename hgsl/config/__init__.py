@@ -29,6 +29,8 @@ __all__ = [
     "TrainConfig",
 ]
 
+WHOLE = ("adafactor", "adamp", "lamb", "lars", "mars", "novograd", "sgdp")  # they treat a parameter as one
+
 
 @dataclass
 class Config:
@@ -52,6 +54,11 @@ class Config:
         refuse(
             0 < self.loss.memory < batch,
             f"loss.memory {self.loss.memory} is less than the {batch} images of a (micro-)batch: set {batch} or more",
+        )
+        refuse(
+            self.loss.sharded and self.optim.name in WHOLE,
+            f"optim.name {self.optim.name!r} computes a norm or a mean over all class centers, of which each process "
+            "holds a part with loss.sharded: use adamw, lion or nadamw, or leave out loss.sharded",
         )
         masked = self.sparsify.granularity != "none"
         refuse(

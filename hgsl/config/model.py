@@ -5,6 +5,8 @@ from typing import Literal
 
 from hgsl.config.checks import refuse
 
+PACKAGED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")  # as hgsl.models.weights
+
 
 @dataclass
 class ModelConfig:
@@ -12,13 +14,17 @@ class ModelConfig:
 
     backbone: str = "tf_efficientnet_lite0"
     """Backbone: the name of any timm model."""
-    pooling: str = "maxavg"
-    """Pooling of the last feature map: avg, max, maxavg (max and average concatenated), gem, or scda (maxavg over the
-    positions whose activation is above the mean)."""
+    pooling: str = "auto"
+    """Pooling to one vector. auto fits the backbone: token where a class token was trained (DINOv2, DINOv3, CLIP), head
+    for attention-pooled models (SigLIP) and other token models, maxavg for feature maps (convolutional networks). Of
+    maps or patch tokens: avg, max, maxavg (both concatenated), gem, scda (both over the positions whose activation is
+    above the mean); of class tokens: token, token_avg (with the mean of the patch tokens beside it); head is the
+    pooling of the model itself."""
     embedding_size: int | None = None
     """Dimensions of the embedding after a linear projection; empty uses the pooled features."""
     weights: str = "timm"
-    """Backbone weights: timm (downloads), packaged (tf_efficientnet_lite0, no network), none, or a file."""
+    """Backbone weights: timm (downloads), packaged (no network: tf_efficientnet_lite0, and lite1 and lite2 with the
+    extras of these names), none, or a file."""
     output_stride: int | None = None
     """Output stride of a convolutional backbone: 16 gives a finer last feature map ("last stride 1")."""
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
@@ -31,8 +37,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         refuse(
-            self.weights == "packaged" and self.backbone != "tf_efficientnet_lite0",
-            f"model.weights 'packaged' are those of tf_efficientnet_lite0, but model.backbone is {self.backbone!r}: "
+            self.weights == "packaged" and self.backbone not in PACKAGED,
+            f"model.weights 'packaged' are those of {', '.join(PACKAGED)}, but model.backbone is {self.backbone!r}: "
             "change one of the two",
         )
         refuse(

@@ -82,7 +82,8 @@ class OptimConfig:
     """Optimizer, parameter groups and learning-rate schedule."""
 
     name: str = "adamw"
-    """Optimizer: adamw or sgd."""
+    """Optimizer: adamw, sgd, or one of timm: adabelief, adafactor, adam, adamax, adamp, adan, adopt, lamb, laprop,
+    lars, lion, mars, nadam, nadamw, novograd, radam, rmsprop or sgdp, each with learning rates of its own size."""
     lr: float = 3e-4
     """Peak learning rate of the backbone."""
     projection_lr: float = 3e-3
@@ -127,12 +128,12 @@ class OptimConfig:
             not 0 <= self.warmup < 1, f"optim.warmup is a share of all steps, from 0 to below 1, found {self.warmup}"
         )
         refuse(
-            self.name == "adamw" and self.momentum is not None,
-            "optim.momentum belongs to sgd, but optim.name is adamw: leave it empty or choose sgd",
+            self.name != "sgd" and self.momentum is not None,
+            f"optim.momentum belongs to sgd, but optim.name is {self.name}: leave it empty or choose sgd",
         )
         refuse(
-            self.name == "adamw" and self.nesterov,
-            "optim.nesterov belongs to sgd, but optim.name is adamw: leave it out or choose sgd",
+            self.name != "sgd" and self.nesterov,
+            f"optim.nesterov belongs to sgd, but optim.name is {self.name}: leave it out or choose sgd",
         )
         refuse(
             self.schedule == "step" and not self.step_epochs,

@@ -63,7 +63,9 @@ class TrainingRun:
         model = self.retrieval.model
         self.masks = mask_backbone(model, config.sparsify)
         self.retrieval.images("test")  # raises before anything is written if there are no test images
-        ranks.print_main(f"{config.model.backbone}, {config.model.pooling}, {model.embedding_size}-d, on {runtime}")
+        ranks.print_main(
+            f"{config.model.backbone}, {model.architecture['pooling']}, {model.embedding_size}-d, on {runtime}"
+        )
         self.driver = Driver(
             config,
             folder,

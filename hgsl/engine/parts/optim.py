@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from timm.optim import param_groups_layer_decay
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn, optim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -66,9 +66,11 @@ def create_optimizer(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
             "nothing is left to train: the backbone is frozen, there is no projection and the loss has no parameters; "
             "set model.embedding_size, another model.freeze than 'backbone', or a loss with class centers"
         )
-    if settings.name not in OPTIMIZERS:
-        raise unknown("optim.name", settings.name, OPTIMIZERS)
-    return OPTIMIZERS[settings.name](groups, settings)
+    if settings.name in OPTIMIZERS:
+        return OPTIMIZERS[settings.name](groups, settings)
+    if settings.name in TIMM_OPTIMIZERS:
+        return _timm(groups, settings)
+    raise unknown("optim.name", settings.name, [*OPTIMIZERS, *TIMM_OPTIMIZERS])
 
 
 def build_optimizer(groups: Groups, settings: OptimConfig, objective: nn.Module) -> Optimizer:
@@ -124,6 +126,11 @@ def _sgd(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
     return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
 
 
+def _timm(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
+    """An optimizer of timm; its groups keep their rates and weight decays, which timm would set anew for a module."""
+    return create_optimizer_v2(groups, settings.name, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
 def _cosine(settings: OptimConfig, progress: float, epoch: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -138,7 +145,30 @@ def _constant(settings: OptimConfig, progress: float, epoch: float) -> float:
 
 # Name in the config -> function (parameter groups, settings) -> optimizer.
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
-# Name in the config -> function (settings, progress in [0, 1] after the warm-up, epoch) -> learning-rate factor.
+# Optimizers of timm by its names: those whose update needs the gradient alone, keeps the rate and the weight decay of
+# each group, and has a state of tensors and numbers. timm's others need more: adahessian a second derivative, bnb and
+# fused ones a CUDA package, kron a random state of its own, muon matrices; madgrad moves parameters at a rate of 0.
+TIMM_OPTIMIZERS = (
+    "adabelief",
+    "adafactor",
+    "adam",
+    "adamax",
+    "adamp",
+    "adan",
+    "adopt",
+    "lamb",
+    "laprop",
+    "lars",
+    "lion",
+    "mars",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "radam",
+    "rmsprop",
+    "sgdp",
+)
+# Name in the config -> (settings, progress from 0 to 1 after the warm-up, epoch) -> factor of the learning rate.
 SCHEDULES: dict[str, Callable[[OptimConfig, float, float], float]] = {
     "constant": _constant,
     "cosine": _cosine,

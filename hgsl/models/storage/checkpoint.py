@@ -15,7 +15,7 @@ from hgsl.common.files import read_json, write_json
 from hgsl.common.model_source import HUB_NAME, RUN_NAME, WEIGHTS_NAME, check_model_source, hub_id_of
 from hgsl.common.paths import check_path
 from hgsl.common.tensor_files import write_tensor_file
-from hgsl.models.embedder import Embedder, create_embedder
+from hgsl.models.embedder import Embedder, build_embedder
 from hgsl.models.storage.description import (
     Description,
     check_embedder,
@@ -81,7 +81,7 @@ def load_embedder(source: str | Path) -> Embedder:
     description = read_description(folder)
     tensors = read_tensors(folder / WEIGHTS_NAME)
     _check_projection(folder, description, tensors)
-    model = create_embedder(weights="none", **description.architecture)
+    model = build_embedder(**description.architecture, image_size=description.data_config["image_size"])
     _check_shapes(folder, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     model.data_config.update(description.data_config)
