@@ -10,7 +10,7 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import Transform, eval_transform, train_transform
 from hgsl.models.backbone import create_backbone, is_convolutional
 from hgsl.models.features import check_pooling, default_pooling, pool_features, pooled_width
-from hgsl.models.image_size import check_image_size
+from hgsl.models.image_size import create_at_size
 from hgsl.models.pooling import CHOICES, POOLINGS
 from hgsl.models.weights import check_weights_source, load_backbone_weights
 
@@ -133,7 +133,7 @@ def create_embedder(
         load_backbone_weights(model.backbone, backbone, weights, side)
         return model
 
-    return create(None) if image_size is None else check_image_size(create, build, image_size, backbone)
+    return create(None) if image_size is None else create_at_size(create, build, image_size, backbone)
 
 
 def build_embedder(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TRIES = 8  # sizes below and above a refused one that are tried
 
 
-def check_image_size(create: "Build", build: "Build", side: int, name: str) -> "Embedder":
+def create_at_size(create: "Build", build: "Build", side: int, name: str) -> "Embedder":
     """Returns the model for images of ``side`` pixels, after it has embedded noise of that size.
 
     Args:
@@ -48,6 +48,15 @@ def check_image_size(create: "Build", build: "Build", side: int, name: str) -> "
         f"backbone {name!r} does not take images of {side} pixels ({reason}): set image_size (data.image_size in a "
         f"config) to {sizes}, the nearest that it takes"
     )
+
+
+def check_image_size(model: "Embedder") -> None:
+    """Checks that a model takes images of its ``data_config["image_size"]``.
+
+    Raises:
+        InputError: As :func:`create_at_size`.
+    """
+    create_at_size(lambda _: model, lambda _: model, model.data_config["image_size"], model.architecture["backbone"])
 
 
 def _features(model: "Embedder", side: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from hgsl.engine.parts.build import (
 from hgsl.engine.parts.run_images import RunImages, images_of_run
 from hgsl.engine.runtime import build_runtime
 from hgsl.models import Embedder, load_embedder
-from hgsl.models.embedder import check_image_size
+from hgsl.models.image_size import check_image_size
 
 CALIBRATED_ON_TRAINED = (
     "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"
