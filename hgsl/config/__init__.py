@@ -70,6 +70,9 @@ class Config:
             "train.ema: weights under changing masks have no meaningful mean: leave it empty, or set "
             "sparsify.granularity none",
         )
+        lora = self.model.lora.rank > 0
+        refuse(lora and masked, "model.lora freezes the weights that sparsify masks: set sparsify.granularity none")
+        refuse(lora and self.train.mode == "head", "train.mode 'head' trains no adapter: set model.lora.rank 0")
         if self.train.mode == "head":
             self._check_head(masked)
 

@@ -1,11 +1,27 @@
 """Settings of the embedding model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hgsl.config.checks import refuse
 
 PACKAGED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")  # as hgsl.models.weights
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters of the backbone's linear layers (extra lora)."""
+
+    rank: int = 0
+    """Rank of the adapters that train in place of the backbone; 0 for none."""
+    alpha: float = 16.0
+    """Scale of the adapters, times 1 / rank."""
+    targets: Literal["auto"] | list[str] = "auto"
+    """Layers with an adapter: auto for all linear ones of the backbone, or the ends of their names, such as [qkv]."""
+
+    def __post_init__(self) -> None:
+        refuse(self.rank < 0, f"model.lora.rank cannot be negative, found {self.rank}")
+        refuse(self.alpha <= 0, f"model.lora.alpha must be positive, found {self.alpha}")
 
 
 @dataclass
@@ -30,6 +46,8 @@ class ModelConfig:
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
     """Frozen part: none, the batch norms (statistics and affine parameters), the stem (the layers before the first
     stage, where timm defines them), or the whole backbone."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters; they are merged into the weights of the model that is saved."""
     sync_bn: bool = False
     """Whether batch norms share their statistics among several processes on GPUs."""
     checkpointing: bool = False
@@ -40,6 +58,10 @@ class ModelConfig:
             self.weights == "packaged" and self.backbone not in PACKAGED,
             f"model.weights 'packaged' are those of {', '.join(PACKAGED)}, but model.backbone is {self.backbone!r}: "
             "change one of the two",
+        )
+        refuse(
+            self.lora.rank > 0 and self.freeze not in ("none", "batch_norm"),
+            f"model.lora trains adapters of the backbone, but model.freeze is {self.freeze!r}: use none or batch_norm",
         )
         refuse(
             self.embedding_size is not None and self.embedding_size < 1,

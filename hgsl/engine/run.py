@@ -20,6 +20,7 @@ from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
 from hgsl.engine.stages import Stage, training_stages
 from hgsl.models import Embedder, save_embedder
+from hgsl.models.lora import merge_lora
 
 PAGE_QUERIES = 20_000  # the page of more queries would have tens of megabytes
 
@@ -84,7 +85,7 @@ class TrainingRun:
         driver.run(saved)
         if self.best:
             self.best.restore(driver.state)
-        model, _ = driver.finished_model()
+        model = merge_lora(driver.finished_model()[0])
         evaluation = self.retrieval.evaluation(model, "test")
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {

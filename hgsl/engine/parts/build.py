@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.modules import evaluation_mode
@@ -23,6 +24,7 @@ from hgsl.data import (
 from hgsl.engine.parts.freeze import freeze
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder, create_embedder
+from hgsl.models.lora import add_lora
 
 
 def build_manifest(settings: DataConfig) -> Manifest:
@@ -68,6 +70,13 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, for later evaluations
     freeze(model, settings.freeze)
+    if settings.lora.rank:
+        if settings.freeze != "batch_norm" and any(isinstance(m, _BatchNorm) for m in model.backbone.modules()):
+            raise InputError(
+                "model.lora leaves the backbone's weights as they are, but its batch norms would change their "
+                "statistics: set model.freeze batch_norm"
+            )
+        add_lora(model, settings.lora.rank, settings.lora.alpha, settings.lora.targets)
     freeze_unused(model)
     if settings.checkpointing:
         _check_checkpointing(model, settings.freeze)
