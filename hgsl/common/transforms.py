@@ -157,9 +157,14 @@ def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct:
     side = _size(image_size)
     larger, interpolation = int(side / crop_pct), _interpolation(data_config)
     crop: list[Callable[[Any], Any]] = [v2.CenterCrop(side)]
-    if data_config.get("crop_mode") == "squash":
+    if is_squashed(data_config):
         crop.insert(0, v2.Resize((larger, larger), InterpolationMode(interpolation), antialias=True))
     return Transform(ShortestSide(larger, interpolation), (*crop, Normalize(data_config)))
+
+
+def is_squashed(data_config: Mapping[str, Any]) -> bool:
+    """Whether images of evaluation are resized to a square whatever their aspect ratio, as in SigLIP's pretraining."""
+    return data_config.get("crop_mode") == "squash"
 
 
 class Normalize:

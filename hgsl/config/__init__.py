@@ -29,7 +29,8 @@ __all__ = [
     "TrainConfig",
 ]
 
-WHOLE = ("adafactor", "adamp", "lamb", "lars", "mars", "novograd", "sgdp")  # they treat a parameter as one
+# Optimizers whose update of one element reads the whole parameter.
+NOT_ELEMENTWISE = ("adafactor", "adamp", "lamb", "lars", "mars", "novograd", "sgdp")
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Config:
             f"loss.memory {self.loss.memory} is less than the {batch} images of a (micro-)batch: set {batch} or more",
         )
         refuse(
-            self.loss.sharded and self.optim.name in WHOLE,
+            self.loss.sharded and self.optim.name in NOT_ELEMENTWISE,
             f"optim.name {self.optim.name!r} computes a norm or a mean over all class centers, of which each process "
             "holds a part with loss.sharded: use adamw, lion or nadamw, or leave out loss.sharded",
         )

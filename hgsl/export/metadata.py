@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hgsl.common.transforms import is_squashed
 from hgsl.export.measure import TOLERANCE
 from hgsl.export.session import INPUT, OUTPUT
 from hgsl.models import Embedder
@@ -21,6 +22,7 @@ def describe(
     """
     config = model.data_config
     image_size = config["image_size"]
+    resized = int(image_size / config["crop_pct"])
     return {
         "format": format,
         "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", 3, image_size, image_size]},
@@ -33,7 +35,8 @@ def describe(
         },
         "preprocessing": {
             "color": "RGB, rotated by the EXIF orientation",
-            "resize_shortest_side": int(image_size / config["crop_pct"]),
+            "resize_shortest_side": resized,
+            **({"then_resize_both_sides": resized} if is_squashed(config) else {}),
             "interpolation": config["interpolation"],
             "antialias": True,
             "center_crop": image_size,

@@ -18,7 +18,10 @@ from hgsl.cli import export, train
 from hgsl.common import extras
 from hgsl.common.errors import InputError
 from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity
+from hgsl.export.metadata import describe
 from hgsl.models import create_embedder, save_embedder
+from hgsl.models.storage.description import Description
+from hgsl.models.storage.model_card import model_card
 
 pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 SLOW = pytest.mark.slow
@@ -139,6 +142,18 @@ def test_the_metadata_suffices_to_use_the_file(run: Path) -> None:
     assert metadata["output"]["shape"] == ["batch", 24]
     assert metadata["parity"]["tolerance"] == 1e-4
     assert set(metadata["parity"]["largest_difference"]) == {"1", "2", "5", "16"}
+
+
+def test_metadata_and_model_card_state_the_square_resize_of_models_that_squash_images() -> None:
+    model = create_embedder("test_vit", weights="none", image_size=32)
+    description = Description(model.architecture, model.data_config)
+    assert "then_resize_both_sides" not in describe(model, "onnx", {}, {})["preprocessing"]
+    assert "both sides" not in model_card("name", description, 64)
+    model.data_config |= {"crop_mode": "squash", "crop_pct": 0.8}
+    assert describe(model, "onnx", {}, {})["preprocessing"]["then_resize_both_sides"] == 40
+    assert "shortest side resized to 40 pixels (bicubic), then both sides, center crop" in model_card(
+        "name", description, 64
+    )
 
 
 def test_int8_reports_its_scores_on_the_data_of_the_run(

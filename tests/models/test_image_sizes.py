@@ -19,13 +19,13 @@ SLOW = pytest.mark.slow
     [
         ("vit_small_patch14_dinov2.lvd142m", 42),
         pytest.param("vit_base_patch14_reg4_dinov2.lvd142m", 56, marks=SLOW),
-        ("vit_small_patch16_dinov3.lvd1689m", 48),
+        pytest.param("vit_small_patch16_dinov3.lvd1689m", 48, marks=SLOW),
         pytest.param("vit_base_patch16_dinov3.lvd1689m", 80, marks=SLOW),
         pytest.param("vit_base_patch32_clip_224.openai", 64, marks=SLOW),
         pytest.param("vit_base_patch16_clip_224.openai", 96, marks=SLOW),
         pytest.param("vit_base_patch16_siglip_224.webli", 48, marks=SLOW),
-        ("levit_128s", 224),
-        ("xcit_nano_12_p8_224", 64),
+        pytest.param("levit_128s", 224, marks=SLOW),
+        pytest.param("xcit_nano_12_p8_224", 64, marks=SLOW),
         ("pit_ti_224", 96),
         ("gmlp_ti16_224", 64),
         ("test_vit", 48),
@@ -51,11 +51,11 @@ def test_round_trip_at_another_size(name: str, side: int, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "side", "nearest"),
     [
-        ("vit_small_patch14_dinov2", 60, "56 or 70"),
-        ("vit_small_patch16_dinov3", 10, "16"),
+        pytest.param("vit_small_patch14_dinov2", 60, "56 or 70", marks=SLOW),
+        pytest.param("vit_small_patch16_dinov3", 10, "16", marks=SLOW),
         ("test_vit", 50, "48 or 64"),
         ("pit_ti_224", 7, "16"),
-        ("levit_128s", 192, "224"),
+        pytest.param("levit_128s", 192, "224", marks=SLOW),
     ],
 )
 def test_a_wrong_size_is_refused_with_the_nearest(name: str, side: int, nearest: str) -> None:

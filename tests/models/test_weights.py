@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
+from hgsl.config.model import PACKAGED
 from hgsl.models import load_embedder, save_embedder, weights
 
 EXPANDED = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2")
@@ -69,6 +70,10 @@ def test_packaged_weights_recognize_daisies(name: str, test_data: Path) -> None:
     with torch.inference_mode():
         classes = (model.pooled(images) @ weight.T + bias).argmax(dim=1)
     assert classes.tolist() == [985] * len(paths)
+
+
+def test_settings_and_models_list_the_same_packaged_weights() -> None:
+    assert tuple(weights.PACKAGED) == PACKAGED
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

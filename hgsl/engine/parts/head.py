@@ -21,6 +21,7 @@ from hgsl.engine.runtime import Runtime
 from hgsl.evaluation import embed
 from hgsl.models import Embedder
 from hgsl.models.features import pool_features
+from hgsl.models.storage.description import DATA_CONFIG
 
 AXES_ROWS = 10_000
 
@@ -77,7 +78,7 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         runtime: Device and precision.
     """
     network = Pooled(model)
-    transform = {name: model.data_config[name] for name in ("image_size", "mean", "std", "interpolation", "crop_pct")}
+    transform = {name: model.data_config[name] for name in DATA_CONFIG}
     batch_size = config.eval.batch_size
     settings = {**transform, "batch": batch_size, "precision": dtype_name(runtime.dtype)}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)

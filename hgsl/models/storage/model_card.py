@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from hgsl.common.tables import columns_of
+from hgsl.common.transforms import is_squashed
 from hgsl.models.storage.description import Description
 
 SCORES = columns_of((1, 2, 4, 8))
@@ -35,8 +36,9 @@ with torch.inference_mode():
 
 ## Images
 
-RGB, shortest side resized to {resize} pixels ({interpolation}), center crop of {image_size} x {image_size} pixels,
-values divided by 255, minus the mean {mean}, divided by the standard deviation {std}.
+RGB, shortest side resized to {resize} pixels ({interpolation}){squash}, center crop of
+{image_size} x {image_size} pixels, values divided by 255, minus the mean {mean}, divided by the standard deviation
+{std}.
 
 ## Scores
 
@@ -79,6 +81,7 @@ def model_card(
         image_size=data_config["image_size"],
         resize=int(data_config["image_size"] / data_config["crop_pct"]),
         interpolation=data_config["interpolation"],
+        squash=", then both sides" if is_squashed(data_config) else "",
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
         scores=_scores(report) if report else "Not measured.",
