@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from hgsl.cli._messages import flatten, is_free, unknown_setting
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError
+from hgsl.common.suggestions import nearest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DATA_SET_SETTINGS = ("options", "root")  # which apply only to the data set in data.name

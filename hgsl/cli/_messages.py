@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hgsl.common.errors import nearest
+from hgsl.common.suggestions import nearest
 
 DICT_SETTINGS = ("options", "miner_options", "top_k_schedule")  # with arbitrary keys
 TYPES = {

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.data_options import check_data_options
-from hgsl.common.errors import InputError, nearest, unknown
+from hgsl.common.errors import InputError, unknown
+from hgsl.common.library_parts import trainable
+from hgsl.common.suggestions import nearest
 from hgsl.config import Config, SparsifyConfig
 
 # Setting -> module and names of the tables that list its values.
@@ -111,7 +113,7 @@ def _check_loss(setting: str, name: str, part: str, package_names: list[str]) ->
     imports = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
     known = [*package_names, *(alias.asname or alias.name for node in imports for alias in node.names)]
     if name not in known:
-        raise unknown(setting, name, known)
+        raise unknown(setting, name, trainable(known))
 
 
 def _check_backbone(name: str) -> None:

@@ -1,7 +1,8 @@
-"""The error for invalid input, and messages that suggest the nearest known name."""
+"""The error for invalid input, and its message about an unknown name."""
 
-import difflib
 from collections.abc import Iterable
+
+from hgsl.common.suggestions import nearest
 
 
 class InputError(ValueError):
@@ -10,17 +11,6 @@ class InputError(ValueError):
     Commands print it without a traceback and exit with status 2. It is a ``ValueError``, so that code which imports
     hgsl needs no special case.
     """
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Returns the entry of ``known`` most similar to ``word``, or None if none is similar.
-
-    >>> nearest("tempratur", ["temperature", "scale"])
-    'temperature'
-    """
-    names = {str(name).lower(): str(name) for name in known}
-    matches = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.5)
-    return names[matches[0]] if matches else None
 
 
 def unknown(what: str, word: object, known: Iterable[str]) -> InputError:

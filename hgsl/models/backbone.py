@@ -7,7 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError
+from hgsl.common.suggestions import nearest
 
 
 def create_backbone(name: str, output_stride: int | None = None, image_size: int | None = None) -> nn.Module:

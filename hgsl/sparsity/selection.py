@@ -1,6 +1,5 @@
 """Selection of the weights to mask by patterns of layer and parameter names."""
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError
+from hgsl.common.suggestions import similar
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -120,8 +120,9 @@ def _type_of_layer(model: nn.Module, pattern: str) -> str | None:
 
 def _no_match(pattern: str, candidates: list[str]) -> InputError:
     layers = [name.removesuffix(".weight") for name in candidates]
-    close = difflib.get_close_matches(pattern.replace("*", ""), layers, n=3, cutoff=0.4) or layers[:3]
-    return InputError(f"layer pattern {pattern!r} matches no layer of {len(layers)}; the nearest: {', '.join(close)}")
+    close = similar(pattern.replace("*", "").strip("."), layers)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"they are named like {', '.join(layers[:3])}"
+    return InputError(f"layer pattern {pattern!r} matches no layer of {len(layers)}: {hint}")
 
 
 def _emptiness(model: nn.Module, candidates: dict[str, bool], include: list[str]) -> str:

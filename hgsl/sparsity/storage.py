@@ -6,7 +6,6 @@ holds the shapes of the packed tensors. Minus zero is stored as a value, so that
 """
 
 import copy
-import difflib
 import json
 from collections.abc import Mapping
 from math import prod
@@ -21,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.suggestions import similar
 from hgsl.common.tensor_files import read_tensor_file, write_tensor_file
 from hgsl.sparsity.channels.equivalence import tensors_in
 from hgsl.sparsity.channels.resize import shrink_to
@@ -157,8 +157,8 @@ def _check_architecture(path: Path, tensors: Mapping[str, Tensor], state: Mappin
     """Refuses tensors whose names, shapes or dtypes are not those of the model."""
     for name in sorted(tensors.keys() ^ state.keys()):
         others = state if name in tensors else tensors
-        close = difflib.get_close_matches(name, others, n=3)
-        hint = f" (nearest: {', '.join(close)})" if close else ""
+        close = similar(name, others)
+        hint = f" (similar: {', '.join(close)})" if close else ""
         where = "in the file but not in the model" if name in tensors else "in the model but not in the file"
         raise InputError(f"{path} has another architecture: {name!r} is {where}{hint}")
     for name, tensor in tensors.items():

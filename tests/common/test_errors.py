@@ -1,9 +1,4 @@
-from hgsl.common.errors import InputError, nearest, unknown
-
-
-def test_nearest_ignores_case_and_returns_none_for_distant_names() -> None:
-    assert nearest("proxyanchor", ["ProxyAnchorLoss", "TripletMarginLoss"]) == "ProxyAnchorLoss"
-    assert nearest("zzz", ["alpha", "beta"]) is None
+from hgsl.common.errors import InputError, unknown
 
 
 def test_unknown_is_one_line_with_a_way_out() -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from hgsl.cli import train
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
+from hgsl.common.library_parts import trainable
 from hgsl.config import LossConfig
 from hgsl.engine.folder.logging import read_metrics
-from hgsl.engine.parts.objective import Objective, build_objective
+from hgsl.engine.parts.objective import Objective, _library, build_objective
 from tests.helpers import ROOT, TINY
 
 pytest.importorskip("pytorch_metric_learning")
@@ -137,3 +138,24 @@ def test_a_run_with_miner_and_memory_that_is_stopped_ends_in_the_same_weights(
     assert len(losses[0]) == 9
     assert losses[0] == losses[1]
     assert min(losses[0]) > 0
+
+
+def _builds(settings: LossConfig) -> bool:
+    try:
+        build_objective(settings, num_classes=4, embedding_size=6)
+    except InputError:
+        return False
+    return True
+
+
+def test_the_losses_and_miners_that_a_message_offers_are_those_that_train() -> None:
+    losses, miners = _library("losses"), _library("miners")
+    options = {"RankedListLoss": {"margin": 0.4, "Tn": 0.1}, "P2SGradLoss": {"descriptors_dim": 6}}
+    building = {name for name in losses if _builds(LossConfig(name=name, options=options.get(name, {})))}
+    assert set(trainable(losses)) == building
+    building = {name for name in miners if _builds(LossConfig(**{**TRIPLETS, "miner": name}))}
+    assert set(trainable(miners)) == building
+    with pytest.raises(InputError, match="use one of: AngularLoss") as caught:
+        build_objective(LossConfig(name="Nope"), num_classes=4, embedding_size=6)
+    assert "Base" not in str(caught.value)
+    assert "Mixin" not in str(caught.value)

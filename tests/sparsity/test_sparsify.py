@@ -126,7 +126,10 @@ def test_a_norm_can_be_excluded_but_not_included() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include": "layer1.0.convv1"}, r"layer pattern 'layer1.0.convv1' matches no layer.*nearest: layer1.0.conv1"),
+        (
+            {"include": "layer1.0.convv1"},
+            r"layer pattern 'layer1.0.convv1' matches no layer.*did you mean layer1.0.conv1",
+        ),
         ({"exclude": ["fcc"]}, r"'fcc' matches no layer.*fc"),
         ({"exclude": "*"}, "nothing left to mask: the patterns leave no layer"),
         ({"granularity": "filter"}, "unknown granularity 'filter'.*channel, weight"),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
+from hgsl.common.suggestions import nearest
 from hgsl.data.manifest import Manifest
 
 PATH_COLUMNS = ("img_path", "path")

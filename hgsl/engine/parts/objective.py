@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hgsl.common import ranks
 from hgsl.common.collectives import gather_rows, gather_with_gradient
 from hgsl.common.errors import InputError, first_line, unknown
+from hgsl.common.library_parts import trainable
 from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
 from hgsl.losses import LOSSES, HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
@@ -129,7 +130,7 @@ def _class(what: str, name: str) -> type[nn.Module]:
         return package_losses[name]
     library = _library("losses" if what == "loss" else "miners")
     if name not in library:
-        raise unknown(what, name, [*package_losses, *library])
+        raise unknown(what, name, [*package_losses, *trainable(library)])
     return library[name]
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common import ranks
-from hgsl.common.errors import InputError, nearest, unknown
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.suggestions import nearest
 from hgsl.config import Config, SparsifyRunConfig
 from hgsl.data import default_root
 from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, hold_out, load_cifar10

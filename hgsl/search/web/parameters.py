@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from hgsl.common.errors import nearest
+from hgsl.common.suggestions import nearest
 from hgsl.search.web.errors import RequestError
 
 MAX_SHOWN = 40  # characters of an unknown name that the message repeats
