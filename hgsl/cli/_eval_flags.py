@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 from hgsl.cli._help import hide, promote
 from hgsl.cli._settings import build_parser, setting_names
 from hgsl.common.errors import InputError
-from hgsl.common.eval_checks import check_options, check_output_files, check_store
+from hgsl.common.eval_checks import check_embedding_files, check_options, check_output_files, check_store
 from hgsl.config import Config
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
@@ -180,6 +180,14 @@ def option_values(flags: Namespace, config: Config) -> dict[str, Any]:
     }
     check_options(values)
     return values
+
+
+def check_files(flags: Namespace) -> None:
+    """Checks the files of embeddings, and that those are given which the options need."""
+    check_embedding_files({name: flags[name] for name in FILES if flags[name]})
+    for name, images in (("whiten", "training"), ("no_match", "calibration")):
+        if flags[name] is not None and not flags[f"{images}_embeddings"]:
+            raise InputError(f"--{name.replace('_', '-')} on files needs --{images}-embeddings: give them as well")
 
 
 def _is_given(words: Sequence[str], flag: str) -> bool:

@@ -44,17 +44,6 @@ def check_data_root(config: Config) -> None:
         )
 
 
-def check_device(name: str) -> None:
-    """Checks the form of a device name; whether the device is present is checked later, by torch.
-
-    Raises:
-        InputError: The name has another form than auto, cpu, mps, cuda or cuda:N.
-    """
-    device_type, colon, number = name.partition(":")
-    if device_type not in ("auto", "cpu", "mps", "cuda") or (colon and (device_type != "cuda" or not number.isdigit())):
-        raise InputError(f"unknown run.device {name!r}: use auto, cpu, mps, cuda or cuda:N, such as cuda:1")
-
-
 def _check_exists(setting: str, path: str) -> None:
     if not Path(path).expanduser().exists():
         raise FileNotFoundError(f"{setting}: {path} does not exist{_folder_of(path)}")

@@ -9,9 +9,10 @@ from typing import Any
 import jsonargparse
 
 from hgsl.cli._help import list_in_epilog, promote
-from hgsl.cli._paths import check_device, check_paths
+from hgsl.cli._paths import check_paths
 from hgsl.cli._settings import AnyConfig, build_parser, parse_as, setting_names
 from hgsl.cli._unused import check_used
+from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.engine.folder import run_folder
 
@@ -52,7 +53,7 @@ def read(
     folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
     check_used(config, words)
     check_paths(config)
-    check_device(config.run.device)
+    check_device_name(config.run.device, "run.device")
     run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
     return config, flags, folder
 

@@ -4,11 +4,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsl.cli._eval_flags import FILES, OUTPUTS, check_flags, eval_parser, option_values, value_of
+from hgsl.cli._eval_flags import FILES, OUTPUTS, check_files, check_flags, eval_parser, option_values, value_of
 from hgsl.cli._main import run
-from hgsl.cli._paths import check_data_root, check_device
+from hgsl.cli._paths import check_data_root
 from hgsl.cli._settings import parse
+from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
+from hgsl.common.model_source import check_model_source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +23,10 @@ def _evaluate(words: list[str]) -> None:
     config, flags = parse(eval_parser(), _with_settings(words), quiet=value_of(words, "--checkpoint") is not None)
     check_flags(flags, words)
     values = option_values(flags, config)
-    check_device(config.run.device)
-    if not flags.embeddings:
+    check_device_name(config.run.device, "run.device")
+    if flags.embeddings:
+        check_files(flags)
+    else:
         check_data_root(config)
 
     # Imported after the checks, since the libraries take seconds to load.
@@ -60,6 +64,7 @@ def _with_settings(words: list[str]) -> list[str]:
         settings = Path(checkpoint) / "config.yaml"
         if not Path(checkpoint).exists():
             raise FileNotFoundError(f"--checkpoint {checkpoint} does not exist in {Path.cwd()}")
+        check_model_source(checkpoint)
         if not settings.is_file():
             raise FileNotFoundError(f"no config.yaml in {checkpoint}: expected a run folder that training has written")
         return ["--config", str(settings), *words]

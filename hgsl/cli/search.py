@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
+from hgsl.common.device_names import check_device_name
 from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
+from hgsl.common.faiss_factory import check_factory
+from hgsl.common.model_source import check_model_source
 from hgsl.search import checks
 from hgsl.search.storage.record import read_record
 
@@ -98,8 +101,11 @@ def _index(options: argparse.Namespace) -> None:
     checks.check_label_table(options.labels)
     checks.check_threshold(options.no_match)
     checks.check_counts(options.batch_size, options.workers or 0)
+    if options.faiss is not None:
+        check_factory(options.faiss, "cosine")
+    check_device_name(options.device, "--device")
     if options.checkpoint is not None:
-        checks.check_checkpoint(options.checkpoint)
+        check_model_source(options.checkpoint)
     else:
         checks.check_has_model(options.out)
     check_writable(options.out)
@@ -150,6 +156,7 @@ def _query(options: argparse.Namespace) -> None:
     read_record(options.index)
     if options.sheet:
         checks.check_sheet(options.sheet)
+    check_device_name(options.device, "--device")
     from hgsl.search import SearchIndex
 
     index = SearchIndex.open(options.index, device=options.device)
@@ -189,6 +196,7 @@ def _serve(options: argparse.Namespace) -> None:
     read_record(options.index)
     checks.check_port(options.port)
     checks.check_host_names(options.allow_host)
+    check_device_name(options.device, "--device")
     from hgsl.search.web.server import serve
 
     serve(options.index, options.host, options.port, allowed_hosts=options.allow_host, device=options.device)

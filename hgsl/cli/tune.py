@@ -11,9 +11,10 @@ import jsonargparse
 from hgsl.cli._main import run
 from hgsl.cli._messages import explain
 from hgsl.cli._names import check_names
-from hgsl.cli._paths import check_device, check_paths
+from hgsl.cli._paths import check_paths
 from hgsl.cli._settings import CONFIGS, build_parser, parse
 from hgsl.cli._training import training_parser
+from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.common.extras import require
 from hgsl.config import Config
@@ -96,7 +97,7 @@ def _check(config: Config, flags: jsonargparse.Namespace) -> None:
             "training, then use hgsl-sparsify"
         )
     check_paths(config)
-    check_device(config.run.device)
+    check_device_name(config.run.device, "run.device")
 
 
 def _check_values(config: Config, space: Mapping[str, Dimension]) -> None:

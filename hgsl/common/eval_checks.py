@@ -6,8 +6,10 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.array_files import check_array_file
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.faiss_factory import FLAT, check_factory
 
 METRICS = ("cosine", "inner_product", "l2")
 CROPS = (1, 5)
@@ -33,6 +35,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         checked_ks(options["ks"])
     metric = options.get("metric", "cosine")
     check_metric(metric)
+    check_factory(options.get("index", FLAT), metric)
     check_crops(options.get("crops", 1))
     for name in MINIMA:
         if name in options and (options[name] is not None or name not in OPTIONAL):
@@ -75,6 +78,28 @@ def check_crops(crops: int) -> None:
     """Raises an InputError unless ``crops`` is 1 or 5."""
     if crops not in CROPS:
         raise InputError(f"crops must be 1 (the whole image) or 5 (center and corners), found {crops}")
+
+
+def check_embedding_files(files: Mapping[str, Any]) -> None:
+    """Checks the arguments of :class:`hgsl.engine.evaluation.files.EmbeddingFiles`; no file is read.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        InputError: A file lacks its labels, or has another format.
+    """
+    if files.get("labels") is None:
+        raise InputError("--embeddings needs --labels: one label per image, as .npy, .npz or .safetensors")
+    count = len(files.get("gallery_embeddings") or ())
+    for name in ("labels", "ids", "groups"):
+        given = files.get(f"gallery_{name}") or ()
+        if (given or name == "labels") and len(given) != count:
+            raise InputError(f"--gallery-{name}: {len(given)} files for {count} galleries, give one for each")
+    for name, other in (("embeddings", "labels"), ("labels", "embeddings")):
+        if files.get(f"calibration_{name}") and not files.get(f"calibration_{other}"):
+            raise InputError(f"--calibration-{name} needs --calibration-{other}")
+    for value in files.values():
+        for path in [value] if isinstance(value, str | os.PathLike) else value or ():
+            check_array_file(path)
 
 
 def check_output_files(paths: Mapping[str, str]) -> None:

@@ -40,7 +40,7 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
         InputError: As :func:`hub_id_of`, or ``source`` is no path, a file, or a search index.
     """
     check_path("source", source, "a run folder, or OWNER/NAME of a model on the Hub")
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if hub_id_of(source) is not None:
         return
     if folder.is_file():

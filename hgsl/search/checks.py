@@ -11,9 +11,6 @@ from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.search.storage.layout import FOLDERS, LOCK, MODEL, PENDING, has_index, has_model
 
-MODEL_FILES = ("model.json", "config.json")
-HUB_PREFIX = "hf-hub:"
-
 
 def check_index_folder(folder: Path) -> None:
     """Checks that a folder is an index or can become one.
@@ -71,22 +68,6 @@ def check_image_folder(root: Path) -> None:
     """Checks that the image folder exists."""
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the images")
-
-
-def check_checkpoint(checkpoint: str) -> None:
-    """Checks that a checkpoint is a model folder, or may be the name of a model on the Hub.
-
-    Raises:
-        FileNotFoundError: It is neither.
-    """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        if not any((folder / name).is_file() for name in MODEL_FILES):
-            raise FileNotFoundError(f"no model in {folder}: expected a run folder, in which training writes model.json")
-    elif not checkpoint.startswith(HUB_PREFIX) and (checkpoint.count("/") != 1 or folder.parent.is_dir()):
-        raise FileNotFoundError(
-            f"no folder {checkpoint}: --checkpoint names the folder of a trained model, or {HUB_PREFIX}OWNER/NAME"
-        )
 
 
 def check_has_model(folder: Path) -> None:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hgsl.common.device import pick_device
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError
+from hgsl.common.faiss_factory import FLAT
 from hgsl.common.paths import check_path
+from hgsl.common.suggestions import nearest
 from hgsl.data.files.images import decode
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.knn import k_nearest
@@ -66,7 +68,7 @@ class SearchIndex:
         self.threshold: float | None = None if no_match is None else no_match["threshold"]
         self._table = snapshot.table
         self._device = device
-        exact = snapshot.record["faiss"] == faiss_file.FLAT
+        exact = snapshot.record["faiss"] == FLAT
         rows = np.arange(len(snapshot.vectors))
         self._gallery = Gallery(snapshot.vectors, rows, faiss_file.METRIC, backend, exact)
 

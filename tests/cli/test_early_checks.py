@@ -48,6 +48,7 @@ MISTAKES = {
         "option num_classes of data set synthetic in data.options must be int, found 'many'",
     ),
     "device": (["--run.device", "auto:1"], "unknown run.device 'auto:1': use auto, cpu, mps, cuda or cuda:N"),
+    "absent device": (["--run.device", "mps"], "run.device 'mps' is not present on this machine: use auto or cpu"),
     "recipe": (["--config", "foldr"], "did you mean --config folder?"),
     "folder in use": (["--run.dir", "taken"], "run folder taken exists: --overwrite replaces it"),
     "folder of something else": (["--run.dir", "photos"], "photos holds other files and is no run folder"),
@@ -73,6 +74,31 @@ EVAL_MISTAKES = {
     "memory nan": ([*EMBEDDINGS, "--max-memory", ".nan"], "--max-memory must be a positive number of GB, found nan"),
     "metric": ([*EMBEDDINGS, "--metric", "cosin"], "unknown metric 'cosin': did you mean 'cosine'?"),
     "metric and rerank": ([*EMBEDDINGS, "--metric", "l2", "--rerank"], "rerank works with cosine similarities"),
+    "no labels": (["--embeddings", "e.npy"], "--embeddings needs --labels: one label per image"),
+    "no embeddings": (["--embeddings", "none.npy", "--labels", "l.npy"], "none.npy: no such file"),
+    "no such labels": (["--embeddings", "e.npy", "--labels", "none.npy"], "none.npy: no such file"),
+    "no such gallery": (
+        [*EMBEDDINGS, "--gallery-embeddings", "none.npy", "--gallery-labels", "l.npy"],
+        "none.npy: no such file",
+    ),
+    "no gallery labels": ([*EMBEDDINGS, "--gallery-embeddings", "e.npy"], "--gallery-labels: 0 files for 1 galleries"),
+    "folder of embeddings": (["--embeddings", "photos", "--labels", "l.npy"], "photos is a folder: name a .npy"),
+    "format of embeddings": (["--embeddings", "file", "--labels", "l.npy"], "file: expected a .npy, .npz"),
+    "calibration labels": (
+        [*EMBEDDINGS, "--no-match", "0.1", "--calibration-embeddings", "e.npy"],
+        "--calibration-embeddings needs --calibration-labels",
+    ),
+    "nothing to whiten on": ([*EMBEDDINGS, "--whiten", "2"], "--whiten on files needs --training-embeddings"),
+    "nothing to calibrate on": ([*EMBEDDINGS, "--no-match", "0.1"], "--no-match on files needs --calibration-embed"),
+    "factory": ([*EMBEDDINGS, "--index", "IFV16,Flat"], "FAISS cannot build the index 'IFV16,Flat': could not parse"),
+    "factory for the metric": ([*EMBEDDINGS, "--index", "LSH"], "FAISS cannot build the index 'LSH'"),
+    "factory parameter": (
+        [*EMBEDDINGS, "--index", "IVF16,Flat nprobes=3"],
+        "FAISS cannot build the index 'IVF16,Flat nprobes=3': ",
+    ),
+    "file of a run": (["--checkpoint", "file"], "file is a file: name its folder, ."),
+    "unfinished run": (["--checkpoint", "photos"], "no model.json in photos: expected the folder of a finished run"),
+    "absent device": ([*EMBEDDINGS, "--run.device", "mps"], "run.device 'mps' is not present on this machine"),
     "k": ([*EMBEDDINGS, "--k", "0"], "ks: each K must be an integer of at least 1, found 0"),
     "ks": ([*EMBEDDINGS, "--eval.ks", "[0]"], "eval.ks must be positive numbers, found [0]"),
     "sheet of files": ([*EMBEDDINGS, "--sheet", "s.png"], "--sheet belongs to --checkpoint or --model"),
@@ -91,6 +117,7 @@ EVAL_MISTAKES = {
 }
 IMPORTS = """
 import sys
+sys.platform = 'linux'
 from hgsl.cli.{command} import main
 code = main(sys.argv[1:])
 print('torch' in sys.modules)
@@ -123,7 +150,7 @@ def test_a_mistake_is_one_line_before_torch_is_imported(mistake: str, tmp_path: 
 @pytest.mark.parametrize("mistake", EVAL_MISTAKES, ids=lambda name: name.replace(" ", "_"))
 def test_a_mistake_of_an_evaluation_is_one_line_before_torch_is_imported(mistake: str, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    for name in ("photos/a.jpg", "file"):
+    for name in ("photos/a.jpg", "file", "e.npy", "l.npy"):
         (tmp_path / name).write_bytes(b"x")
     words, message = EVAL_MISTAKES[mistake]
     code = IMPORTS.format(command="eval_retrieval")

@@ -198,8 +198,14 @@ def test_several_processes_print_what_one_prints(capsys):
         (["--embeddings", "e.npy", "--labels", "el.npy", "--k", "0"], "at least 1, found 0"),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--index", "IVF4096,Flat"], "cannot be built for 90 vectors"),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--flip"], "--flip belongs to --checkpoint or --model"),
-        (["--embeddings", "e.npy", "--labels", "el.npy", "--whiten", "3"], "for files --training-embeddings"),
-        (["--embeddings", "e.npy", "--labels", "el.npy", "--no-match", "0.1"], "for files --calibration-embeddings"),
+        (
+            ["--embeddings", "e.npy", "--labels", "el.npy", "--whiten", "3"],
+            "files needs --training-embeddings",
+        ),
+        (
+            ["--embeddings", "e.npy", "--labels", "el.npy", "--no-match", "0.1"],
+            "needs --calibration-emb",
+        ),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--bootstrap", "1"], "at least 2 samples"),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--gallery-embeddings", "g.npy"], "give one for each"),
         (["--embeddings", "e.npy", "--labels", "el.npy", "--max-memory", "0"], "positive number of GB"),

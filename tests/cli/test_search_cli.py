@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,7 +125,7 @@ def test_an_address_in_use_is_named(capsys):
         ([*INDEX, "--faiss", "Nonsense"], "FAISS cannot build the index 'Nonsense'"),
         ([*INDEX, "--batch-size", "0"], "batch_size must be at least 1"),
         ([*INDEX, "--workers", "-1"], "workers must be at least 0"),
-        ([*INDEX, "--device", "gpu"], "unknown device 'gpu'"),
+        ([*INDEX, "--device", "gpu"], "unknown --device 'gpu'"),
         (["query", "--index", "nowhere", "photos/kind_00/00.jpg"], "no index in nowhere"),
         (["query", "--index", "idx", "nowhere.jpg"], "no such image: nowhere.jpg"),
         (["serve", "--index", "nowhere"], "no index in nowhere"),
@@ -137,16 +138,24 @@ def test_mistakes_are_one_line(capsys, words, message):
 
 def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
     (tmp_path / "empty").mkdir()
+    shutil.copytree(tmp_path / "run", tmp_path / "searched" / "model")
+    record = {"format": 2, "snapshot": 1, "root": "photos", "faiss": "Flat", "model": {}, "files": {}}
+    (tmp_path / "searched" / "index.json").write_text(json.dumps(record))
     script = (
-        "import sys; sys.modules['torch'] = sys.modules['timm'] = sys.modules['faiss'] = None\n"
+        "import sys; sys.platform = 'linux'; sys.modules['torch'] = sys.modules['timm'] = sys.modules['faiss'] = None\n"
         "from hgsl.cli.search import main\n"
         "for line in sys.stdin: print(main(line.split()))"
     )
     new = "index --out new --images photos --checkpoint"
     lines = {
         "index --out new --images nowhere --checkpoint run": "no folder nowhere",
-        f"{new} nowhere": "no folder nowhere: --checkpoint names",
-        f"{new} empty": "no model in empty",
+        f"{new} nowhere": "no model at nowhere: expected a run folder, or OWNER/NAME of a model on the Hub",
+        f"{new} empty": "no model.json in empty: expected the folder of a finished run",
+        f"{new} run/model.json": "run/model.json is a file: name its folder, run",
+        f"{new} searched": "searched is a search index: name the model in it, searched/model",
+        f"{new} run --device cuda:x": "unknown --device 'cuda:x'",
+        f"{new} run --device mps": "--device 'mps' is not present on this machine",
+        "query --index searched photos/kind_00/00.jpg --device gpu": "unknown --device 'gpu'",
         f"{new} run --labels no.csv": "no table no.csv",
         f"{new} run --workers -1": "workers must be at least 0",
         f"{new} run --no-match 2": "from -1 to 1",
@@ -163,6 +172,28 @@ def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
     )
     assert process.stdout.split() == ["2"] * len(lines), process.stderr
     for error, message in zip(process.stderr.splitlines(), lines.values(), strict=True):
+        assert error.startswith("error: ")
+        assert message in error
+
+
+def test_a_wrong_faiss_factory_is_found_before_torch_is_imported(tmp_path):
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
+        "from hgsl.cli.search import main\n"
+        "for line in sys.stdin: print(main([*'index --out new --images photos --checkpoint run'.split(), '--faiss', "
+        "line.strip()]))"
+    )
+    factories = {
+        "nonsense": "FAISS cannot build the index 'nonsense': could not parse index string nonsense",
+        "IVF16,Flat nprobes=3": "could not set parameter nprobes",
+        "IVF16,Flat nprobe=0": "nprobe must be at least 1",
+        "IVF0,Flat": "it has no cells",
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", script], input="\n".join(factories), capture_output=True, text=True, env=environment()
+    )
+    assert process.stdout.split() == ["2"] * len(factories), process.stderr
+    for error, message in zip(process.stderr.splitlines(), factories.values(), strict=True):
         assert error.startswith("error: ")
         assert message in error
 

@@ -228,7 +228,7 @@ def test_an_approximate_index_finds_most_of_the_exact_neighbors():
 @pytest.mark.parametrize("index", ["Nonsense", "IVF4096,Flat", "IVF4,Flat probes=3"])
 def test_an_index_that_cannot_be_built_is_one_line(index):
     vectors = open_vectors(np.eye(40, dtype=np.float32))
-    with pytest.raises(InputError, match="cannot be built for 40 vectors") as error:
+    with pytest.raises(InputError, match=r"cannot be built for 40 vectors|FAISS cannot build") as error:
         backends.approximate(vectors, "cosine", index)
     assert "\n" not in str(error.value)
 

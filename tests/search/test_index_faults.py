@@ -105,7 +105,9 @@ def test_a_wrong_faiss_factory_is_found_before_any_image_is_embedded(build, tmp_
     monkeypatch.setattr(Encoder, "vectors", lambda *_: pytest.fail("embedded an image"))
     for factory, message in (
         ("Nonsense", "could not parse index string Nonsense"),
-        ("IVF99,Flat", "cannot be built for 24 images: it has 99 cells"),
+        ("IVF99,Flat", "cannot be built for 24 vectors: it has 99 cells"),
+        ("IVF99999999,Flat", "cannot be built for 24 vectors: it has 99999999 cells"),  # FAISS would take a minute
+        ("IMI2x14,Flat", "it has 268435456 cells"),
         ("IVF2,Flat nprobe=-1", "nprobe must be at least 1"),
         ("Flat nprobe=2", "could not set parameter nprobe"),
     ):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hgsl.common.device import pick_device
-from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_embedding_files
 from hgsl.engine.evaluation.data import EvalData, ImageSet
 from hgsl.evaluation import load_array
 
@@ -23,7 +23,8 @@ class EmbeddingFiles:
         calibration_embeddings: Embeddings that a threshold is calibrated on; with ``calibration_labels``.
 
     Raises:
-        InputError: A file lacks its labels.
+        FileNotFoundError: A file does not exist.
+        InputError: A file lacks its labels, or has another format.
     """
 
     embeddings: str
@@ -39,15 +40,7 @@ class EmbeddingFiles:
     calibration_labels: str | None = None
 
     def __post_init__(self) -> None:
-        if self.labels is None:
-            raise InputError("--embeddings needs --labels: one label per image, as .npy, .npz or .safetensors")
-        count = len(self.gallery_embeddings)
-        for name in ("labels", "ids", "groups"):
-            files = getattr(self, f"gallery_{name}")
-            if (files or name == "labels") and len(files) != count:
-                raise InputError(f"--gallery-{name}: {len(files)} files for {count} galleries, give one for each")
-        if self.calibration_embeddings and not self.calibration_labels:
-            raise InputError("--calibration-embeddings needs --calibration-labels")
+        check_embedding_files(vars(self))
 
 
 def search_device(name: str) -> torch.device:

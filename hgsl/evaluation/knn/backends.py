@@ -13,13 +13,11 @@ import numpy as np
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.common.eval_checks import METRICS
+from hgsl.common.faiss_factory import check_factory, metric_of, reason_of, set_parameters
 from hgsl.common.precision import float32_products
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
-
-FAISS_METRICS = {name: faiss.METRIC_L2 if name == "l2" else faiss.METRIC_INNER_PRODUCT for name in METRICS}
 
 
 def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
@@ -30,7 +28,7 @@ def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
         best: tuple[Floats, Ints] | None = None
         for chunk in chunks:
             rows = gallery.rows(chunk)
-            scores, positions = faiss.knn(queries, rows, min(count, len(rows)), metric=FAISS_METRICS[metric])
+            scores, positions = faiss.knn(queries, rows, min(count, len(rows)), metric=metric_of(metric))
             if metric == "l2":
                 scores *= -1
             best = _merge(best, (scores, positions + chunk.start), count)
@@ -86,27 +84,22 @@ def build_faiss(gallery: Vectors, metric: str, index: str) -> Any:
         index: A factory string, then optionally a space and search parameters: ``IVF4096,Flat nprobe=32``.
 
     Raises:
-        InputError: FAISS cannot parse the string or the parameters, or the gallery is too small to train on.
+        InputError: As :func:`check_factory`, or the gallery is too small to train on.
     """
+    check_factory(index, metric, gallery.width, len(gallery))
     factory, _, parameters = index.partition(" ")
     try:
-        built: Any = faiss.index_factory(gallery.width, factory, FAISS_METRICS[metric])
+        built: Any = faiss.index_factory(gallery.width, factory, metric_of(metric))
         if not built.is_trained:
             built.train(gallery.rows(_training_rows(built, len(gallery))))
         for chunk in gallery.chunks():
             built.add(gallery.rows(chunk))
         set_parameters(built, parameters)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"index {index!r} cannot be built for {len(gallery)} vectors: {reason}") from error
+        raise InputError(
+            f"the index {index!r} cannot be built for {len(gallery)} vectors: {reason_of(error)}"
+        ) from error
     return built
-
-
-def set_parameters(built: Any, parameters: str) -> None:
-    """Sets search parameters of a FAISS index, such as ``nprobe=32``; FAISS raises a RuntimeError for unknown ones."""
-    if parameters:
-        space: Any = faiss.ParameterSpace()
-        space.set_index_parameters(built, parameters)
 
 
 def from_faiss(built: Any, metric: str) -> Backend:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import safe_open
 
+from hgsl.common.array_files import check_array_file
 from hgsl.common.errors import InputError, first_line
 
 Array = ArrayLike | torch.Tensor
@@ -136,11 +137,7 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
         FileNotFoundError: There is no such file.
         InputError: The file has another format, is damaged, holds pickled objects, or has no array of that name.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file")
-    if file.suffix not in (".npy", ".npz", ".safetensors"):
-        raise InputError(f"{file}: expected a .npy, .npz or .safetensors file")
+    file = check_array_file(path)
     try:
         if file.suffix == ".npy":
             array = np.load(file, mmap_mode="r", allow_pickle=False)

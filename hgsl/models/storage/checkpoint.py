@@ -77,7 +77,7 @@ def load_embedder(source: str | Path) -> Embedder:
     """
     check_model_source(source)
     hub_id = hub_id_of(source)
-    folder = Path(source) if hub_id is None else fetch(hub_id, (HUB_NAME, WEIGHTS_NAME))
+    folder = Path(source).expanduser() if hub_id is None else fetch(hub_id, (HUB_NAME, WEIGHTS_NAME))
     description = read_description(folder)
     tensors = read_tensors(folder / WEIGHTS_NAME)
     _check_projection(folder, description, tensors)

@@ -11,6 +11,7 @@ import torch
 from hgsl.common.device import pick_device
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.faiss_factory import FLAT, check_factory
 from hgsl.common.paths import check_path
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import load_embedder, save_embedder
@@ -113,7 +114,7 @@ def _settings(
     recorded = previous.get("model", {}).get("checkpoint")
     return {
         "root": str(root),
-        "faiss": faiss or previous.get("faiss", faiss_file.FLAT),
+        "faiss": faiss or previous.get("faiss", FLAT),
         "labels": label_source(labels, previous),
         "model": {**encoder.description(), "checkpoint": recorded if checkpoint is None else str(checkpoint)},
         "dimensions": encoder.dimensions,
@@ -137,7 +138,7 @@ def _missing_images(
     known = _known_vectors(previous)
     missing = [image for image in listing.images if image not in known and image not in pending.vectors]
     factory, width, count = record["faiss"], record["dimensions"], len(listing.images)
-    faiss_file.check_factory(factory, width, count)
+    check_factory(factory, faiss_file.METRIC, width, count)
     check_writable(folder, snapshot_bytes(count, len(missing), width, factory))
     return missing
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hgsl.common.errors import InputError
+from hgsl.common.faiss_factory import FLAT
 from hgsl.common.files import read_json
 from hgsl.common.fingerprint import file_checksum
 from hgsl.common.paths import is_inside
@@ -97,7 +98,7 @@ def _open_backend(folder: Path, snapshot: Snapshot) -> Backend:
 
 def _check_faiss_file(folder: Path, record: Mapping[str, Any]) -> Path | None:
     """The FAISS file, or None for a flat index; its checksum is verified, since FAISS validates little."""
-    if record["faiss"] == faiss_file.FLAT:
+    if record["faiss"] == FLAT:
         return None
     path = folder / check_file_name(record["files"].get("vectors"))
     if file_checksum(path) != record["files"].get("vectors_sha256"):

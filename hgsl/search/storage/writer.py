@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hgsl.common.faiss_factory import FLAT
 from hgsl.common.files import atomic_path, write_json
 from hgsl.common.fingerprint import file_checksum
 from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
@@ -41,7 +42,7 @@ def write_snapshot(
     write_json(folder / files["images"], _table_columns(table))
     vectors = open_vectors(load_array(folder / files["embeddings"], "embeddings"))
     no_match = calibrate(vectors)
-    if record["faiss"] != faiss_file.FLAT:
+    if record["faiss"] != FLAT:
         files["vectors"] = f"vectors.{number}.faiss"
         with atomic_path(folder / files["vectors"]) as temporary:
             faiss_file.write(vectors, record["faiss"], temporary)
@@ -61,7 +62,7 @@ def snapshot_bytes(images: int, new_images: int, width: int, factory: str) -> in
         width: D.
         factory: Of the FAISS index.
     """
-    copies = images * (1 if factory == faiss_file.FLAT else 2) + new_images
+    copies = images * (1 if factory == FLAT else 2) + new_images
     return 4 * width * copies + BYTES_PER_IMAGE * images
 
 
