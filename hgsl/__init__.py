@@ -4,11 +4,13 @@ Public names are imported on first use, so that ``import hgsl`` is fast and chan
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from hgsl.version import __version__
 
+TYPE_CHECKING = False  # for type checkers True; the module typing takes most of the time of this import
 if TYPE_CHECKING:
+    from typing import Any
+
     from hgsl.common.errors import InputError
     from hgsl.data import build_dataset
     from hgsl.evaluation import evaluate_embeddings
@@ -49,7 +51,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULES:
         raise AttributeError(f"module 'hgsl' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,12 +1,21 @@
-"""Ctrl-C of a command, which ends the process even where a library swallows the exception."""
+"""Ctrl-C of a command: handled from its first line on, and also where a library swallows the exception.
 
-import multiprocessing
+This module is the first that an entry point imports, and imports next to nothing.
+"""
+
 import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
 SECONDS_TO_UNWIND = 1.5
+
+
+def exit_on_interrupt() -> None:
+    """Lets Ctrl-C end the process at once, while the command is still being imported and has nothing to lose."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit)
 
 
 def end_on_interrupt() -> None:
@@ -16,7 +25,7 @@ def end_on_interrupt() -> None:
     dropped (a destructor, a callback of C code): the command would go on, with a module imported by half. A process
     that ignores SIGINT (``nohup``, a background job of a shell) and one with a handler of its own are left alone.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _exit):
         signal.signal(signal.SIGINT, _interrupt)
 
 
@@ -27,7 +36,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"interrupted\n")
-    for child in multiprocessing.active_children():
+    for child in sys.modules["multiprocessing"].active_children():
         child.terminate()
+    _exit(number, frame)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
     os._exit(EXIT_INTERRUPTED)

@@ -1,15 +1,12 @@
-"""``hgsl`` and ``python -m hgsl``: one entry point for every command, and a summary of the installation."""
+"""``hgsl``, ``python -m hgsl`` and ``hgsl-NAME``: the entry points of every command.
 
-import argparse
+This module imports next to nothing, so that Ctrl-C is handled as soon as Python runs the first line of a command.
+"""
+
 import sys
-from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
-from hgsl.cli._help import HelpFormatter
-from hgsl.common.errors import unknown
-from hgsl.common.extras import EXTRAS, missing
-from hgsl.version import __version__
+from hgsl.cli._interrupt import exit_on_interrupt
 
 # Name -> (module, one line of help); each is also installed as hgsl-NAME.
 COMMANDS = {
@@ -22,67 +19,69 @@ COMMANDS = {
     "sparsify": ("hgsl.cli.sparsify", "Search a sparse sub-network (a ticket)."),
     "prepare": ("hgsl.cli.prepare_dataset", "Download, verify and audit a data set."),
 }
-PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow", "safetensors")
 
 
-class _EntryHelpFormatter(argparse.RawDescriptionHelpFormatter, HelpFormatter):
-    """The help format of every command, with the list of commands as it is."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: "list[str] | None" = None) -> int:
     """Runs the command that the first argument names, and returns its exit code; 2 for an unknown command."""
+    if arguments is None:
+        exit_on_interrupt()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and not words[0].startswith("-"):
-        return _run_command(words[0], words[1:], ends_process=arguments is None)
-    listed = "\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="hgsl",
-        usage="hgsl [-h] [--version] COMMAND ...",
-        description=f"Fine-grained image retrieval. The commands, each with --help:\n\n{listed}",
-        formatter_class=_EntryHelpFormatter,
-    )
-    parser.add_argument("--version", action="store_true", help="Print versions, and the device and precision of auto.")
-    flags = parser.parse_args(words)
-    print(about() if flags.version else parser.format_help().rstrip())
-    return 0
-
-
-def _run_command(name: str, words: list[str], *, ends_process: bool) -> int:
+    if not words or words[0].startswith("-"):
+        print(import_module("hgsl.cli._summary").summarize(words, COMMANDS))
+        return 0
+    name, *words = words
     if name not in COMMANDS:
-        print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
+        print(f"error: {import_module('hgsl.common.errors').unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     sys.argv = [f"hgsl {name}", *words]  # the usage line names the command as it was typed
+    return _run(name, None if arguments is None else words)
+
+
+def train() -> int:
+    """``hgsl-train``."""
+    return _start("train")
+
+
+def evaluate() -> int:
+    """``hgsl-eval``."""
+    return _start("eval")
+
+
+def tune() -> int:
+    """``hgsl-tune``."""
+    return _start("tune")
+
+
+def compare() -> int:
+    """``hgsl-compare``."""
+    return _start("compare")
+
+
+def search() -> int:
+    """``hgsl-search``."""
+    return _start("search")
+
+
+def export() -> int:
+    """``hgsl-export``."""
+    return _start("export")
+
+
+def sparsify() -> int:
+    """``hgsl-sparsify``."""
+    return _start("sparsify")
+
+
+def prepare() -> int:
+    """``hgsl-prepare``."""
+    return _start("prepare")
+
+
+def _start(name: str) -> int:
+    exit_on_interrupt()
+    return _run(name, None)
+
+
+def _run(name: str, arguments: "list[str] | None") -> int:
     module, _ = COMMANDS[name]
-    try:
-        return int(import_module(module).main(None if ends_process else words))
-    except KeyboardInterrupt:  # during the imports; the command itself handles its own
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def about() -> str:
-    """Returns versions, the device and precision that ``auto`` stands for on this machine, and one line per extra."""
-    import torch
-
-    from hgsl.common.device import pick_device, pick_precision
-
-    device = pick_device("auto")
-    precision = str(pick_precision("auto", device)).removeprefix("torch.")
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    lines = [
-        f"hgsl {__version__}",
-        f"python {sys.version.split()[0]}, " + ", ".join(f"{package} {_version(package)}" for package in PACKAGES),
-        f"auto picks: device {device}{name}, precision {precision}, {torch.get_num_threads()} threads",
-    ]
-    for extra in EXTRAS:
-        absent = missing(extra)
-        state = f"missing {', '.join(absent)}: pip install 'hgsl[{extra}]'" if absent else "installed"
-        lines.append(f"extra [{extra}]: {state}")
-    return "\n".join(lines)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return int(import_module(module).main(arguments))

@@ -9,7 +9,6 @@ from typing import get_type_hints
 import pytest
 from matplotlib.backend_bases import FigureCanvasBase
 
-from hgsl.cli import entry
 from hgsl.cli._names import option_types
 from hgsl.common.eval_checks import FIGURE_SUFFIXES
 from hgsl.config import Config
@@ -172,17 +171,6 @@ def test_options_in_the_sources_are_those_of_the_adapters(name: str) -> None:
 
 def test_matplotlib_writes_the_formats_of_figures() -> None:
     assert set(FigureCanvasBase.get_supported_filetypes()) >= FIGURE_SUFFIXES >= {"png", "pdf", "svg"}
-
-
-def test_an_interrupt_during_the_imports_of_a_command_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(module: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(entry, "import_module", interrupted)
-    assert entry.main(["train"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_wrong_report_is_found_before_torch_is_imported(tmp_path: Path) -> None:
