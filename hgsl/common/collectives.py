@@ -21,9 +21,12 @@ def gather(value: Tensor, group: Group = None) -> list[Tensor]:
     """Returns every process's ``value``, which has the same shape everywhere, in rank order; without gradient."""
     if not is_initialized():
         return [value]
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, value.detach().contiguous(), group=group)
-    return parts
+    local = value.detach().contiguous()
+    if dist.get_backend(group) == "gloo":
+        local = local.cpu()  # gloo gathers there only
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, local, group=group)
+    return [part.to(value.device) for part in parts]
 
 
 def gather_rows(rows: Tensor, counts: list[int] | None = None, group: Group = None) -> Tensor:

@@ -8,7 +8,13 @@ import torch
 from hgsl.common.errors import InputError, unknown
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Name -> dtype of autocast; tf32 is float32 with products in TensorFloat-32, see hgsl.common.precision.
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -53,7 +59,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     elsewhere: without native support, bfloat16 on a CPU can be hundreds of times slower than float32.
 
     Raises:
-        InputError: The name is unknown, or float16 is asked for on a CPU.
+        InputError: The name is unknown, or float16 or tf32 is asked for on a CPU.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -61,9 +67,14 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
     if name not in PRECISIONS:
         raise unknown("precision", name, ("auto", *PRECISIONS))
-    if name == "float16" and device.type == "cpu":
-        raise InputError("precision 'float16' needs a GPU: on a CPU use 'auto', 'bfloat16' or 'float32'")
+    if name in ("float16", "tf32") and device.type == "cpu":
+        raise InputError(f"precision {name!r} needs a GPU: on a CPU use 'auto', 'bfloat16' or 'float32'")
     return PRECISIONS[name]
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """Returns float64, or float32 on MPS, which has no wider type."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def cpu_has_bfloat16() -> bool:

@@ -61,6 +61,11 @@ class Config:
             f"optim.name {self.optim.name!r} computes a norm or a mean over all class centers, of which each process "
             "holds a part with loss.sharded: use adamw, lion or nadamw, or leave out loss.sharded",
         )
+        refuse(
+            self.run.cuda_graphs != "off" and not self.optim.fused,
+            f"run.cuda_graphs {self.run.cuda_graphs} needs optim.fused true: other optimizers cannot skip a step "
+            "within a CUDA graph",
+        )
         masked = self.sparsify.granularity != "none"
         refuse(
             masked and self.train.select != "last",

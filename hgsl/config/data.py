@@ -17,17 +17,39 @@ class RunConfig:
     """Seed of the initial weights and centers, the order of images and their augmentation."""
     device: str = "auto"
     """Device: auto (the best one present), cuda, cuda:N, mps or cpu."""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the computation; auto is bfloat16 if the hardware supports it, float16 on older GPUs, else float32."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """Precision of the network: auto is bfloat16 if the hardware supports it, float16 on older GPUs, else float32;
+    float32 is IEEE arithmetic on every device, tf32 is float32 with TensorFloat-32 products on a GPU."""
     threads: int | None = None
     """CPU threads of PyTorch in each process; empty leaves PyTorch's default, the number of cores."""
     compile: bool = False
     """Whether torch.compile compiles the network: minutes at the start, faster steps afterwards."""
     deterministic: bool = False
     """Whether a GPU uses deterministic kernels only; a run on a CPU is always deterministic."""
+    log_every: int = 1
+    """Steps between two reads of loss, gradient norm and alpha from the device, which a GPU waits for; every step is
+    logged. Above 1, with optim.fused, no step waits for the host, and images are copied ahead of their step; 1 until
+    benchmarks/gpu.py has passed on a GPU, then such as 50."""
+    cuda_graphs: Literal["off", "auto", "on"] = "off"
+    """Whether a GPU replays the training step as one CUDA graph, for small networks whose time is spent on launching
+    kernels; auto measures that in the first steps. It needs optim.fused and run.log_every above 1. Off until
+    benchmarks/gpu.py has passed on a GPU."""
+    autotune: bool = False
+    """Whether cuDNN times its algorithms for the shapes of the run and takes the fastest. Another process may choose
+    others, so a resumed run is then equal up to rounding only."""
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
+        refuse(self.log_every < 1, f"run.log_every must be at least 1, found {self.log_every}")
+        refuse(
+            self.autotune and self.deterministic,
+            "run.autotune chooses algorithms by their time, run.deterministic by their number: leave one of them out",
+        )
+        refuse(
+            self.cuda_graphs != "off" and self.log_every == 1,
+            f"run.cuda_graphs {self.cuda_graphs} needs run.log_every above 1, such as 50: a read after each step "
+            "waits for the GPU",
+        )
         refuse(self.threads is not None and self.threads < 1, f"run.threads must be at least 1, found {self.threads}")
 
 

@@ -21,6 +21,7 @@ from hgsl.common.errors import InputError
 from hgsl.data.files.images import DAMAGED, IMAGE_SUFFIXES, decode
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
+PADDING = 4  # of the augmentation, on each side
 RECORD = 1 + CHANNELS * SIDE * SIDE  # a label and three planes, red first
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the 50,000 training images
 TRAIN_FILES, TEST_FILES = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]
@@ -94,23 +95,33 @@ def hold_out(part: ImageArray, share: float, seed: int = 0) -> tuple[ImageArray,
     return part.take(order[count:].sort().values), part.take(order[:count].sort().values)
 
 
-def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Shifts each image by up to ``padding`` pixels, filling with black, and flips half of them horizontally.
+def draw_crops(count: int, generator: torch.Generator) -> list[Tensor]:
+    """Draws the augmentation of ``count`` images: shift down, shift right, and flip, each ``(count,)`` int64.
 
     Args:
-        images: ``(B, C, H, W)``, on any device.
+        count: Number of images.
         generator: On the CPU, so that the same seed gives the same images on every device.
-        padding: Pixels on each side.
+    """
+    top, left = (torch.randint(2 * PADDING + 1, (count, 1), generator=generator) for _ in range(2))
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    return [top[:, 0], left[:, 0], flip[:, 0].long()]
+
+
+def augment(images: Tensor, crops: Sequence[Tensor]) -> Tensor:
+    """Shifts each image by up to ``PADDING`` pixels, filling with black, and flips half of them horizontally.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        crops: Of :func:`draw_crops`, on the device of the images.
     """
     count, _, height, width = images.shape
-    top, left = (torch.randint(2 * padding + 1, (count, 1), generator=generator) for _ in range(2))
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    rows = top + torch.arange(height)  # (B, H)
-    columns = left + torch.arange(width).expand(count, -1)
-    columns = torch.where(flip, columns.flip(1), columns)  # (B, W)
-    padded = F.pad(images, [padding] * 4)
+    top, left, flip = (values[:, None] for values in crops)
+    rows = top + torch.arange(height, device=images.device)  # (B, H)
+    columns = left + torch.arange(width, device=images.device).expand(count, -1)
+    columns = torch.where(flip.bool(), columns.flip(1), columns)  # (B, W)
+    padded = F.pad(images, [PADDING] * 4)
     batch = torch.arange(count, device=images.device)[:, None, None]
-    picked = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None].to(images.device), columns[:, None].to(images.device)]
+    picked = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]]
     return picked.permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory
 
 

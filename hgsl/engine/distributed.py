@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
@@ -24,29 +24,46 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         return
     if device.type == "mps":
         raise InputError("run.device mps serves one process: start without torchrun, or use cuda or cpu")
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device, backend = _device_and_backend(int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend)
     try:
         yield device
     except BaseException:
         # Others may be in a collective that this process never joins: without an abort NCCL would wait for it.
-        if device.type == "cuda":
+        if backend == "nccl":
             dist.distributed_c10d._abort_process_group()
         raise
     else:
         dist.destroy_process_group()
 
 
-def agree(loss: float, stop: int, device: torch.device) -> tuple[float, int]:
-    """Returns the mean loss over all processes, and the largest signal number received by any."""
+def _device_and_backend(local_rank: int) -> tuple[torch.device, str]:
+    """The GPU of a process, and the backend: gloo where processes share a GPU, which NCCL refuses."""
+    gpus = torch.cuda.device_count()
+    shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > gpus
+    return torch.device("cuda", local_rank % gpus), "gloo" if shared else "nccl"
+
+
+def all_true(flag: Tensor) -> bool:
+    """Returns whether the boolean scalar ``flag`` is true on every process, which waits for the device."""
     if not ranks.is_initialized():
-        return loss, stop
-    rows = torch.zeros(ranks.world_size(), 2, dtype=torch.float64, device=device)
-    rows[ranks.rank()] = torch.tensor([loss, stop], dtype=torch.float64)
+        return bool(flag)
+    lowest = flag.to(torch.int32)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return bool(lowest)
+
+
+def mean_and_largest(values: Tensor, number: int) -> tuple[Tensor, int]:
+    """Returns the means of ``values`` ``(n,)`` over all processes, and the largest ``number`` of any."""
+    if not ranks.is_initialized():
+        return values, number
+    rows = torch.zeros(ranks.world_size(), len(values) + 1, dtype=values.dtype, device=values.device)
+    rows[ranks.rank()] = torch.cat([values, values.new_full((1,), number)])
     dist.all_reduce(rows)
-    return float(rows[:, 0].mean()), int(rows[:, 1].max())
+    return rows[:, :-1].mean(dim=0), int(rows[:, -1].max())
 
 
 def share_buffers(*modules: nn.Module) -> None:

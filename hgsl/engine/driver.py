@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from hgsl.common import ranks
-from hgsl.common.device import dtype_name
 from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import keep_states, save_state
 from hgsl.engine.folder.environment import environment
 from hgsl.engine.folder.logging import MetricLog
-from hgsl.engine.loop.loop import Loop, LoopOptions, TrainState
+from hgsl.engine.loop.loop import Loop
 from hgsl.engine.loop.state import build_state
+from hgsl.engine.loop.train_state import LoopOptions, TrainState
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.stages import Stage
@@ -64,7 +64,7 @@ class Driver:
         self.before: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self._objective_at_checkpoint: dict[str, Any] | None = None
-        self._precisions = [dtype_name(runtime.dtype)]
+        self._precisions = [runtime.precision]
         self._started = started
 
     def run(self, saved: dict[str, Any] | None) -> None:
@@ -138,6 +138,9 @@ class Driver:
             clip=self.config.optim.clip,
             frozen=self.config.model.freeze,
             save_every=train.save_every,
+            log_every=self.config.run.log_every,
+            cuda_graphs=self.config.run.cuda_graphs,
+            autotune=self.config.run.autotune,
         )
         with ExitStack() as stack:
             log = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hgsl.engine.loop.loop import Batch
+from hgsl.engine.loop.train_state import Batch
 from hgsl.engine.parts.objective import Objective
 
 

@@ -13,7 +13,7 @@ from hgsl.data import Manifest, RetrievalDataset, summary
 from hgsl.data.run_split import record_of
 from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
 from hgsl.engine.loop.loader import RunBatches, run_loader
-from hgsl.engine.loop.loop import Batch
+from hgsl.engine.loop.train_state import Batch
 from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
 from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
 from hgsl.engine.parts.mode import build_mode

@@ -12,8 +12,8 @@ from hgsl.engine.evaluation import Evaluation
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.summary import print_summary, training_facts, write_queries
-from hgsl.engine.loop.loop import TrainState
 from hgsl.engine.loop.selection import BestEpoch
+from hgsl.engine.loop.train_state import TrainState
 from hgsl.engine.parts.masking import mask_backbone
 from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime

@@ -1,25 +1,40 @@
 """Device, precision and loader processes of a run."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
 from hgsl.common.device import dtype_name, pick_device, pick_precision
 from hgsl.common.memory import keep_freed_memory
+from hgsl.common.precision import float32_products
 from hgsl.config import Config
 from hgsl.engine.loop.loader import default_workers
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and dtype of the network's computation, and the number of loader processes."""
+    """Device and precision of the network's computation, and the number of loader processes.
+
+    Attributes:
+        device: The device.
+        dtype: Dtype of the network's autocast.
+        workers: Loader processes.
+        tf32: Whether float32 products of the network are computed in TensorFloat-32.
+    """
 
     device: torch.device
     dtype: torch.dtype
     workers: int
+    tf32: bool = False
 
     def __str__(self) -> str:
-        return f"{self.device}, {dtype_name(self.dtype)}, {torch.get_num_threads()} threads"
+        return f"{self.device}, {self.precision}, {torch.get_num_threads()} threads"
+
+    @property
+    def precision(self) -> str:
+        """The name of the precision, as in ``run.precision``."""
+        return "tf32" if self.tf32 else dtype_name(self.dtype)
 
     def prepare(self, images: torch.Tensor, channels_last: bool) -> torch.Tensor:
         """Moves a batch, of images or of their features, to the device, in the memory format of the model."""
@@ -29,6 +44,10 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def float32_products(self) -> AbstractContextManager[None]:
+        """The arithmetic of float32 products of a run: see :mod:`hgsl.common.precision`."""
+        return float32_products(self.tf32)
 
 
 def build_runtime(config: Config) -> Runtime:
@@ -40,4 +59,5 @@ def build_runtime(config: Config) -> Runtime:
     if device.type == "cpu":
         keep_freed_memory()
     workers = default_workers() if config.data.workers is None else config.data.workers
-    return Runtime(device, pick_precision(config.run.precision, device), workers)
+    dtype = pick_precision(config.run.precision, device)
+    return Runtime(device, dtype, workers, tf32=config.run.precision == "tf32")

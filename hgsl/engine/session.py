@@ -70,7 +70,7 @@ def run_in_folder(
             if record_split and not (folder / run_folder.SPLIT).is_file():
                 record_split(folder)
         saved = _saved_state(folder) if resume else None
-        with _report_killed_workers():
+        with _report_killed_workers(), runtime.float32_products():
             return run.train(saved)
 
 

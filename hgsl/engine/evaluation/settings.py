@@ -43,7 +43,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
         The evaluation; None in all processes but the first.
     """
     runtime = build_runtime(config)
-    with process_group(runtime.device) as device:
+    with process_group(runtime.device) as device, runtime.float32_products():
         runtime = replace(runtime, device=device)
         options = replace(options, device=device, dtype=runtime.dtype, num_workers=runtime.workers)
         run = images_of_run(config.data, Path(checkpoint)) if checkpoint else RunImages(build_manifest(config.data))

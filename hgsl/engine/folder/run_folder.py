@@ -30,6 +30,7 @@ RESULTS = (REPORT, STATE, BEST, "model.safetensors", TICKET, SEEDS)
 # Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed.
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
+    *("run.log_every", "run.cuda_graphs", "run.autotune", "optim.fused"),
     *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
     *("sparsify.dense_run", "sparsify.curve_every"),
 )

@@ -9,7 +9,7 @@ from torch import nn
 from hgsl.common import ranks
 from hgsl.engine.folder.checkpoint import load_state, save_state
 from hgsl.engine.folder.run_folder import BEST
-from hgsl.engine.loop.loop import TrainState
+from hgsl.engine.loop.train_state import TrainState
 
 CRITERION = "map@r"
 

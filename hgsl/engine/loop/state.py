@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hgsl.common import ranks
 from hgsl.config import Config
-from hgsl.engine.loop.loop import TrainState
+from hgsl.engine.loop.train_state import TrainState
 from hgsl.engine.parts.masking import MaskedObjective, groups_with_masks
 from hgsl.engine.parts.objective import Objective
 from hgsl.engine.parts.optim import build_optimizer, create_schedule

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from hgsl.common import ranks
-from hgsl.common.device import dtype_name
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.random_state import seeded_torch
 from hgsl.config import Config
@@ -80,7 +79,7 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
     network = Pooled(model)
     transform = {name: model.data_config[name] for name in DATA_CONFIG}
     batch_size = config.eval.batch_size
-    settings = {**transform, "batch": batch_size, "precision": dtype_name(runtime.dtype)}
+    settings = {**transform, "batch": batch_size, "precision": runtime.precision}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)
     ranks.print_main(f"pooled features of {len(images)} images in {folder}")
     pooled = embed(

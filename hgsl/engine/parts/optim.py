@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import nn, optim
 from torch.optim import Optimizer
@@ -118,12 +119,29 @@ def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: in
 
 
 def _adamw(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
-    return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=settings.fused or None)
 
 
 def _sgd(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
     momentum = 0.9 if settings.momentum is None else settings.momentum
-    return optim.SGD(groups, settings.lr, momentum, weight_decay=settings.weight_decay, nesterov=settings.nesterov)
+    optimizer = optim.SGD(
+        groups,
+        settings.lr,
+        momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        fused=settings.fused or None,
+    )
+    if settings.fused and momentum:
+        # The first fused step allocates the buffers unset, and would leave them so if it were skipped.
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether every part of ``optimizer`` skips a step by its ``found_inf``, which only fused ones know."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _timm(groups: Groups, settings: OptimConfig) -> optim.Optimizer:

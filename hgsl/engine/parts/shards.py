@@ -11,14 +11,16 @@ from torch.optim import Optimizer
 from hgsl.common import ranks
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 
+KERNELS = ("foreach", "fused", "capturable")  # settings of an optimizer that choose an implementation
+
 
 def sharded_loss(objective: nn.Module) -> ShardedHardGlobalSoftminLoss | None:
     """The loss in ``objective`` whose centers are sharded over processes, or None."""
     return next((module for module in objective.modules() if isinstance(module, ShardedHardGlobalSoftminLoss)), None)
 
 
-def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardGlobalSoftminLoss | None) -> float:
-    """Scales the gradients to a norm of at most ``limit`` over all shards, and returns the norm before scaling.
+def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardGlobalSoftminLoss | None) -> Tensor:
+    """Scales the gradients to a norm of at most ``limit`` over all shards, and returns the norm before, a scalar.
 
     Each process has its own shard of the centers, and the same gradients of everything else. With local
     norms, the processes would scale the latter differently, and the replicas of the network would diverge.
@@ -36,7 +38,7 @@ def clip_gradients(optimizer: Optimizer, limit: float | None, loss: ShardedHardG
         if _gradient(parameter).is_sparse:
             values = _values(parameter)
             values.mul_((limit / (norm.to(values.device) + 1e-6)).clamp(max=1.0))
-    return float(norm)
+    return norm
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
@@ -60,6 +62,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 def optimizer_state(optimizer: Optimizer, loss: ShardedHardGlobalSoftminLoss | None) -> dict[str, Any]:
     """The optimizer's state with the moments of all centers; collective: every process must call it."""
     state = optimizer.state_dict()
+    state["param_groups"] = [_without_tensors(group) for group in state["param_groups"]]
     if loss is None:
         return state
     index = _index(optimizer, loss.centers)
@@ -78,6 +81,8 @@ def load_optimizer_state(
     optimizer: Optimizer, state: dict[str, Any], loss: ShardedHardGlobalSoftminLoss | None
 ) -> None:
     """Loads the state of :func:`optimizer_state`; of the moments, this process's rows, for any number of processes."""
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=False)  # the optimizer reports another number
+    state = {**state, "param_groups": [_with_kernels_of(current, saved) for saved, current in groups]}
     if loss is not None and (index := _index(optimizer, loss.centers)) in state["state"]:
         whole = state["state"][index]
         local = {
@@ -85,6 +90,19 @@ def load_optimizer_state(
         }
         state = {**state, "state": {**state["state"], index: local}}
     optimizer.load_state_dict(state)
+
+
+def _without_tensors(group: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a parameter group with numbers in place of scalars on a device."""
+    return {name: float(value) if isinstance(value, Tensor) else value for name, value in group.items()}
+
+
+def _with_kernels_of(current: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The ``saved`` settings of a group with the implementation of the ``current`` one, which a resumed run may change.
+
+    A state is saved on one device and may be loaded on another.
+    """
+    return {**saved, **{name: current[name] for name in KERNELS if name in current}}
 
 
 def _index(optimizer: Optimizer, parameter: nn.Parameter) -> int:

@@ -15,9 +15,9 @@ from hgsl.common.modules import evaluation_mode
 from hgsl.common.suggestions import nearest
 from hgsl.config import Config, SparsifyRunConfig
 from hgsl.data import default_root
-from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, hold_out, load_cifar10
+from hgsl.data.cifar10 import MEAN, STD, ImageArray, augment, draw_crops, hold_out, load_cifar10
 from hgsl.engine.loop.loader import mixed_seed
-from hgsl.engine.loop.loop import Batch
+from hgsl.engine.loop.train_state import Batch
 from hgsl.engine.parts.objective import Objective
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
@@ -152,10 +152,16 @@ def array_batches(part: ImageArray, batch_size: int, seed: int, start: int) -> I
         order = torch.randperm(len(part), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
         for number in range(position, steps):
             rows = order[number * batch_size : (number + 1) * batch_size]
-            index = rows.to(part.images.device)
             generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, number))
-            yield augment(part.images[index], generator), part.labels[index], rows
+            crops = draw_crops(batch_size, generator)
+            # In one copy, which does not wait for the steps before.
+            index, *drawn = _to_device(torch.stack([rows, *crops]), part.images.device)
+            yield augment(part.images[index], drawn), part.labels[index], rows
         step = (epoch + 1) * steps
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 @torch.inference_mode()

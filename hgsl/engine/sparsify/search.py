@@ -14,7 +14,7 @@ from hgsl.common.files import write_json
 from hgsl.config import SparsifyRunConfig
 from hgsl.engine.driver import Driver
 from hgsl.engine.folder import run_folder
-from hgsl.engine.loop.loop import TrainState
+from hgsl.engine.loop.train_state import TrainState
 from hgsl.engine.parts.masking import mask
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder

@@ -14,8 +14,8 @@ from hgsl.config import Config
 from hgsl.data import Manifest
 from hgsl.engine.driver import Driver
 from hgsl.engine.folder import run_folder
-from hgsl.engine.loop.loop import TrainState
 from hgsl.engine.loop.selection import CRITERION
+from hgsl.engine.loop.train_state import TrainState
 from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
