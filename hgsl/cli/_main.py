@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hgsl.cli._interrupt import EXIT_INTERRUPTED, end_on_interrupt
 from hgsl.cli._streams import open_ended_output
+from hgsl.common.cores import wait_without_spinning
 from hgsl.common.errors import InputError
 
 EXIT_OK = 0
@@ -28,6 +29,7 @@ def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
     """
     if ends_process:
         end_on_interrupt()
+        wait_without_spinning()
     with plain_warnings(), open_ended_output():
         try:
             status = _status_of(work)

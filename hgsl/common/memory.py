@@ -1,7 +1,13 @@
-"""Allocator settings of the C library."""
+"""Memory: allocator settings of the C library, and the error about a full GPU."""
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hgsl.common.errors import InputError, first_line
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -20,3 +26,13 @@ def keep_freed_memory() -> bool:
         return False
     library = ctypes.CDLL(None)
     return bool(library.mallopt(MMAP_MAX, 0) and library.mallopt(TRIM_THRESHOLD, -1))
+
+
+@contextmanager
+def named_memory_errors(advice: str) -> Iterator[None]:
+    """Converts the error about a full GPU to an InputError of one line, which ends with ``advice``."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        requested = first_line(error).split(". ")
+        raise InputError(f"{'. '.join(requested[:2]).rstrip('.')}: {advice}") from None

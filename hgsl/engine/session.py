@@ -1,14 +1,19 @@
 """Session of a run: folder, lock, process group and seed, from the checks of the folder to the report."""
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from hgsl.common import ranks
+from hgsl.common.cores import shared_cores
 from hgsl.common.errors import InputError
+from hgsl.common.memory import named_memory_errors
 from hgsl.common.random_state import seed_all
 from hgsl.config import Config
 from hgsl.engine.distributed import process_group
@@ -17,6 +22,11 @@ from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.environment import environment
 from hgsl.engine.runtime import Runtime, build_runtime
+
+MEMORY_ADVICE = (
+    "lower train.batch_size, or raise train.accumulate, which divides a batch; model.checkpointing and a smaller "
+    "data.image_size need less memory too. --resume continues from the last save"
+)
 
 
 class Run(Protocol):
@@ -57,8 +67,11 @@ def run_in_folder(
         print_report(folder, finished)
         return finished
     runtime = build_runtime(config)
+    if runtime.device.type == "cpu" and (warning := shared_cores(torch.get_num_threads())):
+        warnings.warn(warning, stacklevel=2)
     with ExitStack() as stack:
         runtime = replace(runtime, device=stack.enter_context(process_group(runtime.device)))
+        stack.enter_context(named_memory_errors(MEMORY_ADVICE))
         seed_all(config.run.seed)
         run = build(runtime)
         if ranks.is_main():

@@ -1,7 +1,10 @@
 import platform
 
 import pytest
+import torch
 
+from hgsl.common.errors import InputError
+from hgsl.common.memory import named_memory_errors
 from tests.helpers import run_code
 
 FAULTS = """
@@ -30,3 +33,15 @@ def faults(how: str) -> int:
 def test_freed_memory_is_taken_again_without_a_fault() -> None:
     assert faults("leave") > 20_000  # one a page of 4 KiB
     assert faults("keep") < 100
+
+
+def test_a_full_gpu_is_one_line_with_a_way_out() -> None:
+    message = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB of which 1 GiB is free. "
+        "Including non-PyTorch memory, this process has 78 GiB memory in use. See the documentation\nfor more"
+    )
+    expected = "^CUDA out of memory. Tried to allocate 2.00 GiB: lower the batch size$"
+    with pytest.raises(InputError, match=expected), named_memory_errors("lower the batch size"):
+        raise torch.OutOfMemoryError(message)
+    with pytest.raises(RuntimeError, match="another"), named_memory_errors("lower the batch size"):
+        raise RuntimeError("another")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hgsl.common import ranks
+from hgsl.common.cores import available_cores
 from hgsl.common.errors import InputError
 from hgsl.common.random_state import seeded_torch
 from hgsl.common.workers import init_worker
@@ -104,5 +105,4 @@ def mixed_seed(*numbers: int) -> int:
 
 def default_workers() -> int:
     """Returns one loader process per core, at most 8, divided by the number of training processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(8, available_cores()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
