@@ -78,7 +78,16 @@ OPTIONS = [
 DATA_SETTINGS = [
     *("data.name", "data.root", "data.options", "data.protocol", "data.test_share", "data.val_share", "data.val_fold"),
     *("data.crop_to_boxes", "data.image_size", "data.crop_pct", "data.workers", "data.cache", "eval.ks"),
-    *("eval.batch_size", "run.device", "run.precision", "run.threads", "run.deterministic"),
+    *(
+        "eval.image_size",
+        "eval.flip",
+        "eval.scales",
+        "eval.batch_size",
+        "run.device",
+        "run.precision",
+        "run.threads",
+        "run.deterministic",
+    ),
 ]
 USED_SETTINGS = {
     "--checkpoint": DATA_SETTINGS,

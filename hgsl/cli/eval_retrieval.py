@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(words: list[str]) -> None:
     config, flags = parse(eval_parser(), _with_settings(words), quiet=value_of(words, "--checkpoint") is not None)
     check_flags(flags, words)
+    if value_of(words, "--data.image_size") and not value_of(words, "--eval.image_size"):
+        config.eval.image_size = None  # the size that is given, not that of the config file
     values = option_values(flags, config)
     check_device_name(config.run.device, "run.device")
     if flags.embeddings:

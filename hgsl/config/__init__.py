@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from hgsl.config.checks import refuse
-from hgsl.config.data import DataConfig, EvalConfig, RunConfig
+from hgsl.config.data import DataConfig, RunConfig
+from hgsl.config.evaluation import EvalConfig
 from hgsl.config.model import ModelConfig
 from hgsl.config.sparsify import MaskConfig, SparsifyConfig
 from hgsl.config.training import LossConfig, OptimConfig, TrainConfig
@@ -120,6 +121,10 @@ class SparsifyRunConfig(Config):
             (self.data.name == "cifar10") != (self.sparsify.task == "classification"),
             f"sparsify.task {self.sparsify.task!r} does not go with data.name {self.data.name!r}: "
             "cifar10 is for classification, all others are for retrieval",
+        )
+        refuse(
+            self.eval.has_views() or self.eval.whiten is not None,
+            "a search measures networks of one view: leave out eval.flip, eval.scales and eval.whiten",
         )
         refuse(
             self.train.mode == "head", "a search masks the backbone, which train.mode 'head' does not train: use full"

@@ -1,4 +1,4 @@
-"""Settings of the run, its data and its evaluation."""
+"""Settings of the run and its data."""
 
 import os
 from dataclasses import dataclass, field
@@ -119,21 +119,3 @@ class DataConfig:
         self.options = self.options | {
             key: os.path.abspath(os.path.expanduser(value)) for key, value in folders.items()
         }
-
-
-@dataclass
-class EvalConfig:
-    """Evaluation of retrieval on the test split."""
-
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    """The K of Recall@K and Precision@K."""
-    batch_size: int = 64
-    """Images per forward pass."""
-    before: bool = True
-    """Whether the model is also evaluated before training."""
-    page: bool = True
-    """Whether report.html and curves.png are written after training (up to 20,000 queries)."""
-
-    def __post_init__(self) -> None:
-        refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")
-        refuse(self.batch_size < 1, f"eval.batch_size must be positive, found {self.batch_size}")

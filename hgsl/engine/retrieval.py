@@ -20,6 +20,7 @@ from hgsl.engine.parts.mode import build_mode
 from hgsl.engine.parts.objective import build_objective, check_loss
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.parts.run_images import images_of_resumed_run
+from hgsl.engine.parts.whitening import add_whitening
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder
@@ -75,7 +76,7 @@ class Retrieval:
         plain = self.inputs("train")
         self.mode.start(self.model, plain)
         before = self.scores(self.model, "test") if measure_before else {}
-        view, batch_size = self.mode.view(self.model), self.config.eval.batch_size
+        view, batch_size = self.mode.single_view(self.model), self.config.eval.batch_size
         start_centers(self.objective.loss_fn, self.config.loss, view, plain, self.runtime, batch_size)
         return before
 
@@ -86,15 +87,26 @@ class Retrieval:
         images = self.mode.training_inputs(self.train_set, lambda: self.inputs("train"))
         return iter(run_loader(images, plan, workers=self.mode.loader_workers, device=self.runtime.device))
 
-    def images(self, split: str) -> RetrievalDataset:
-        """The images of a split, transformed as in an evaluation."""
-        return build_eval_set(self.config.data, self.manifest, self.model, split)
+    def images(self, split: str, image_size: int | None = None) -> RetrievalDataset:
+        """The images of a split, transformed as in an evaluation, of the size of test images by default."""
+        return build_eval_set(self.config.data, self.manifest, self.model, split, image_size=image_size)
 
     def inputs(self, split: str) -> Any:
-        """The split as the evaluated model consumes it: images, or cached features in head mode."""
+        """The split as the model consumes it: images, or cached features in head mode.
+
+        Those of "train" are of the training size and of one view; the others are those of an evaluation.
+        """
         if split not in self._inputs:
-            self._inputs[split] = self.mode.inputs(self.model, self.images(split))
+            training = split == "train"
+            images = self.images(split, self.config.data.image_size if training else None)
+            self._inputs[split] = self.mode.inputs(self.model, images, views=not training)
         return self._inputs[split]
+
+    def whiten(self, model: Embedder) -> None:
+        """Fits the whitening of the settings, if there is one, on training images as in an evaluation."""
+        if self.config.eval.whiten is not None:
+            images = self.mode.inputs(self.model, self.images("train"), views=True)
+            add_whitening(model, self.mode.view(model), images, self.config.eval, self.runtime)
 
     def scores(self, model: Embedder, split: str) -> dict[str, Any]:
         """Evaluates ``model`` on a split and returns the entries of a report."""

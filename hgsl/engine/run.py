@@ -86,6 +86,7 @@ class TrainingRun:
         if self.best:
             self.best.restore(driver.state)
         model = merge_lora(driver.finished_model()[0])
+        self.retrieval.whiten(model)
         evaluation = self.retrieval.evaluation(model, "test")
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {

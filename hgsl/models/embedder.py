@@ -1,8 +1,10 @@
-"""The embedding model: backbone -> pooling -> projection -> L2 normalization."""
+"""The embedding model: backbone -> pooling -> projection -> L2 normalization -> whitening, if it was fitted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,9 +12,11 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import Transform, eval_transform, train_transform
 from hgsl.models.backbone import create_backbone, is_convolutional
 from hgsl.models.features import check_pooling, default_pooling, pool_features, pooled_width
-from hgsl.models.image_size import create_at_size
+from hgsl.models.image_size import check_image_size, create_at_size
 from hgsl.models.pooling import CHOICES, POOLINGS
+from hgsl.models.views import check_views, image_views
 from hgsl.models.weights import check_weights_source, load_backbone_weights
+from hgsl.models.whitening import Whitening
 
 MAX_IMAGE_SIZE = 4096  # pixels per side
 
@@ -20,11 +24,15 @@ MAX_IMAGE_SIZE = 4096  # pixels per side
 class Embedder(nn.Module):
     """Maps images (B, 3, H, W) to unit vectors (B, D), in float32 whatever the precision of the backbone.
 
+    In evaluation mode the embedding is the mean direction over the views of :meth:`set_views`, whitened where
+    :meth:`set_whitening` was called; in training mode it is that of the image alone, before whitening.
+
     Attributes:
         backbone: The timm model, without a classifier.
         pooling: One of :data:`hgsl.models.POOLINGS`.
         projection: A linear layer to ``embedding_size``, or the identity.
-        embedding_size: D.
+        whitening: A :class:`hgsl.models.whitening.Whitening`, or the identity.
+        embedding_size: D, in evaluation mode.
         data_config: Preprocessing in timm's terms (``mean``, ``std``, ``interpolation``, ``crop_pct``, ...), and
             ``image_size``, the side in pixels of the square input. Saved and loaded with the model.
         architecture: The arguments of ``create_embedder`` that build this model again, without its weights.
@@ -39,6 +47,8 @@ class Embedder(nn.Module):
         self.pooling = pooling
         pooled = pooled_width(backbone, pooling)
         self.projection = nn.Identity() if embedding_size is None else nn.Linear(pooled, embedding_size)
+        self.whitening: nn.Module = nn.Identity()
+        self.pooled_size = pooled
         self.embedding_size = pooled if embedding_size is None else embedding_size
         self.data_config: dict[str, Any] = timm.data.resolve_model_data_config(backbone)
         self.data_config["image_size"] = self.data_config["input_size"][-1]
@@ -82,8 +92,64 @@ class Embedder(nn.Module):
         """Projects and normalizes: (B, C') -> (B, D), unit norm."""
         return F.normalize(self.projection(pooled).float(), dim=1)
 
+    def views(self, images: Tensor) -> list[Tensor]:
+        """Returns the views of images (B, 3, H, W) that an embedding in evaluation mode is the mean of."""
+        return image_views(images, self.architecture["flip"], self.architecture["scales"])
+
+    def combine(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """Returns the whitened mean direction of the embeddings of all views, V times (B, D') -> (B, D)."""
+        if len(embeddings) == 1:
+            return self.whitening(embeddings[0])
+        return self.whitening(F.normalize(torch.stack(list(embeddings)).mean(0), dim=1))
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.pooled(images))
+        if self.training:
+            return self.head(self.pooled(images))
+        return self.combine([self.head(self.pooled(view)) for view in self.views(images)])
+
+    def set_views(self, *, flip: bool = False, scales: Sequence[float] = (1.0,)) -> None:
+        """Sets the views of evaluation mode, which are saved, searched and exported with the model.
+
+        An embedding costs one forward pass per view; the mirror image doubles their number.
+
+        Args:
+            flip: Whether each view is joined by its mirror image.
+            scales: Sides of the views, relative to the input.
+
+        Raises:
+            InputError: A value of another form, or a scale that the backbone does not take.
+        """
+        check_views(flip, scales)
+        for scale in scales:
+            if scale != 1:
+                side = max(1, round(scale * self.data_config["image_size"]))
+                check_image_size(self, side, f"scale {scale:g} of {self.data_config['image_size']} pixels")
+        self.architecture.update(flip=flip, scales=[float(scale) for scale in scales])
+
+    def set_whitening(self, mean: Tensor, matrix: Tensor | None = None) -> None:
+        """Sets the mean (D',) and the projection (D', D) of the embeddings; they are saved and exported with the model.
+
+        Args:
+            mean: Subtracted from each embedding.
+            matrix: Applied to the difference; None removes the mean alone.
+        """
+        self.build_whitening("mean" if matrix is None else matrix.shape[1], len(mean))
+        assert isinstance(self.whitening, Whitening)
+        with torch.no_grad():
+            self.whitening.mean.copy_(mean)
+            if self.whitening.matrix is not None and matrix is not None:
+                self.whitening.matrix.copy_(matrix)
+        self.whitening.to(next(self.backbone.parameters()).device)
+
+    def build_whitening(self, whitening: int | str | None, width: int | None = None) -> None:
+        """Adds the module of a whitening to E dimensions or, with "mean", of mean removal; its values are zero."""
+        self.architecture["whitening"] = whitening
+        if whitening is None:
+            return
+        width = self.embedding_size if width is None else width
+        dimensions = None if whitening == "mean" else int(whitening)
+        self.whitening = Whitening(width, dimensions)
+        self.embedding_size = width if dimensions is None else dimensions
 
 
 def create_embedder(
@@ -137,9 +203,23 @@ def create_embedder(
 
 
 def build_embedder(
-    backbone: str, pooling: str, embedding_size: int | None, output_stride: int | None, image_size: int | None
+    backbone: str,
+    pooling: str,
+    embedding_size: int | None,
+    output_stride: int | None,
+    image_size: int | None,
+    *,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
+    whitening: int | str | None = None,
 ) -> Embedder:
-    """Builds the model of :func:`create_embedder` with random weights and without a check of the image size."""
+    """Builds the model of :func:`create_embedder` with random weights and without a check of the image size.
+
+    Args:
+        backbone, pooling, embedding_size, output_stride, image_size: As in :func:`create_embedder`.
+        flip, scales: The views of :meth:`Embedder.set_views`.
+        whitening: E of the whitened embeddings, "mean" for mean removal, or None.
+    """
     if pooling not in POOLINGS and pooling not in CHOICES:
         raise unknown("pooling", pooling, [*CHOICES, *POOLINGS])
     network = create_backbone(backbone, output_stride, image_size)
@@ -151,7 +231,10 @@ def build_embedder(
         "pooling": name,
         "embedding_size": embedding_size,
         "output_stride": output_stride,
+        "flip": flip,
+        "scales": list(scales),
     }
     model = Embedder(network, POOLINGS[name](), embedding_size, architecture)
     model.data_config["image_size"] = side
+    model.build_whitening(whitening)
     return model

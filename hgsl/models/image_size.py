@@ -50,13 +50,22 @@ def create_at_size(create: "Build", build: "Build", side: int, name: str) -> "Em
     )
 
 
-def check_image_size(model: "Embedder") -> None:
-    """Checks that a model takes images of its ``data_config["image_size"]``.
+def check_image_size(model: "Embedder", side: int | None = None, reason: str = "") -> None:
+    """Checks that a model takes images of a size.
+
+    Args:
+        model: The model.
+        side: Side of the square input in pixels; None takes ``data_config["image_size"]``.
+        reason: What asks for this size, for the message.
 
     Raises:
         InputError: As :func:`create_at_size`.
     """
-    create_at_size(lambda _: model, lambda _: model, model.data_config["image_size"], model.architecture["backbone"])
+    side = model.data_config["image_size"] if side is None else side
+    try:
+        create_at_size(lambda _: model, lambda _: model, side, model.architecture["backbone"])
+    except InputError as error:
+        raise InputError(f"{reason}: {error}" if reason else str(error)) from None
 
 
 def _features(model: "Embedder", side: int) -> torch.Tensor:

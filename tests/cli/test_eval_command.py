@@ -167,7 +167,7 @@ def test_a_run_is_evaluated_at_the_image_size_that_is_given(capsys):
     plain, same, larger = reports.values()
     assert plain == same
     assert larger["map@r"] != plain["map@r"]
-    assert larger["notes"] == [*plain["notes"], "evaluated with image_size 48 (trained with 32)"]
+    assert larger["notes"] == [*plain["notes"], "evaluated with image_size 48 (saved with 32)"]
     message = fails(eval_retrieval.main, ["--checkpoint", "run", "--model.pooling", "avg"], capsys)
     assert "--model.pooling has no effect on an evaluation by --checkpoint" in message
 

@@ -17,7 +17,7 @@ from torch import nn
 from hgsl.cli import export, train
 from hgsl.common import extras
 from hgsl.common.errors import InputError
-from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity
+from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity, quantize
 from hgsl.export.metadata import describe
 from hgsl.models import create_embedder, save_embedder
 from hgsl.models.storage.description import Description
@@ -63,6 +63,26 @@ def test_the_file_computes_what_the_model_does(
     exported = OnnxEmbedder(path) if format == "onnx" else torch.export.load(path).module()
     with torch.inference_mode():
         torch.testing.assert_close(exported(images), model(images), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch-export"])
+def test_views_and_whitening_are_in_the_file(tmp_path: Path, format: str) -> None:
+    torch.manual_seed(0)
+    model = create_embedder("test_resnet", weights="none", image_size=48).eval()
+    mean = torch.rand(model.embedding_size) / 10
+    model.set_whitening(mean, torch.randn(len(mean), 6))
+    model.set_views(flip=True, scales=[1.0, 1.25])
+    images = torch.randn(3, 3, 48, 48)
+    export_model(model, tmp_path / "model", format=format, batch_sizes=(2,))
+    exported = OnnxEmbedder(tmp_path / "model") if format == "onnx" else torch.export.load(tmp_path / "model").module()
+    with torch.inference_mode():
+        vectors = exported(images)
+        assert vectors.shape == (3, 6)
+        torch.testing.assert_close(vectors, model(images), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(exported(images.flip(-1)), vectors, atol=TOLERANCE, rtol=0)
+    if format == "onnx":
+        quantize(tmp_path / "model", tmp_path / "int8.onnx")
+        assert OnnxEmbedder(tmp_path / "int8.onnx")(images).shape == (3, 6)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])

@@ -7,7 +7,7 @@ import torch
 
 from hgsl.common import ranks
 from hgsl.common.memory import named_memory_errors
-from hgsl.config import Config, DataConfig
+from hgsl.config import Config
 from hgsl.data import summary
 from hgsl.engine.distributed import process_group
 from hgsl.engine.evaluation.embedding import embed_data
@@ -54,7 +54,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
         ranks.print_main(summary(manifest))
         if checkpoint:
             model, name = load_embedder(checkpoint), Path(checkpoint).resolve().name
-            note = _use_preprocessing(config.data, model)
+            note = _use_preprocessing(config, model)
             model = move_to_device(model, runtime)
         else:
             torch.manual_seed(config.run.seed)  # for layers without pretrained weights
@@ -78,13 +78,19 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
     return search(*prepared, options)
 
 
-def _use_preprocessing(settings: DataConfig, model: Embedder) -> str | None:
-    """Sets image size and crop of the model to the settings; returns a note if they differ from its training."""
-    changed = []
-    for key, value in (("image_size", settings.image_size), ("crop_pct", settings.crop_pct)):
-        trained = model.data_config[key]
-        if value is not None and value != trained:
+def _use_preprocessing(config: Config, model: Embedder) -> str | None:
+    """Sets size, crop and views of the model to the settings; returns a note if they differ from the saved ones."""
+    changed: list[str] = []
+    sizes = {"image_size": config.eval.side(config.data.image_size), "crop_pct": config.data.crop_pct}
+    for key, value in sizes.items():
+        saved = model.data_config[key]
+        if value is not None and value != saved:
             model.data_config[key] = value
-            changed.append(f"{key} {value} (trained with {trained})")
+            changed.append(f"{key} {value} (saved with {saved})")
     check_image_size(model)
+    flip, scales = config.eval.flip, config.eval.scales
+    for key, view in {"flip": flip, "scales": scales}.items():
+        if view != model.architecture[key]:
+            changed.append(f"{key} {view} (saved with {model.architecture[key]})")
+    model.set_views(flip=flip, scales=scales)
     return f"evaluated with {', '.join(changed)}" if changed else None

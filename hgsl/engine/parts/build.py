@@ -24,6 +24,7 @@ from hgsl.data import (
 from hgsl.engine.parts.freeze import freeze
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder, create_embedder
+from hgsl.models.image_size import check_image_size
 from hgsl.models.lora import add_lora
 
 
@@ -69,6 +70,7 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     )
     if config.data.crop_pct is not None:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, for later evaluations
+    use_test_settings(model, config)
     freeze(model, settings.freeze)
     if settings.lora.rank:
         if settings.freeze != "batch_norm" and any(isinstance(m, _BatchNorm) for m in model.backbone.modules()):
@@ -84,6 +86,19 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
     if settings.sync_bn and world_size() > 1 and runtime.device.type == "cuda":
         model.backbone = convert_sync_batchnorm(model.backbone)
     return move_to_device(model, runtime)
+
+
+def use_test_settings(model: Embedder, config: Config) -> None:
+    """Sets image size and views of an evaluation, which are saved with the model.
+
+    Raises:
+        InputError: The backbone does not take images of a size.
+    """
+    side = config.eval.side(config.data.image_size)
+    if side != model.data_config["image_size"]:
+        check_image_size(model, side, f"eval.image_size {config.eval.image_size}")
+        model.data_config["image_size"] = side
+    model.set_views(flip=config.eval.flip, scales=config.eval.scales)
 
 
 def freeze_unused(model: Embedder) -> None:
@@ -119,13 +134,15 @@ def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
 def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
     """The training images, augmented."""
     data = config.data
-    transform = train_transform(model.data_config, model.data_config["image_size"], data.recipe, scale=data.crop_scale)
+    transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
     return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
 
 
-def build_eval_set(data: DataConfig, manifest: Manifest, model: Embedder, split: str = "test") -> RetrievalDataset:
-    """The images of a split, transformed as in an evaluation."""
-    return RetrievalDataset(manifest.subset(split), model.transform(), _cache_dir(data))
+def build_eval_set(
+    data: DataConfig, manifest: Manifest, model: Embedder, split: str = "test", *, image_size: int | None = None
+) -> RetrievalDataset:
+    """The images of a split, transformed as in an evaluation, at the size of test images by default."""
+    return RetrievalDataset(manifest.subset(split), model.transform(image_size=image_size), _cache_dir(data))
 
 
 def _cache_dir(data: DataConfig) -> Path | None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from hgsl.common import ranks
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.random_state import seeded_torch
+from hgsl.common.transforms import Transform
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
 from hgsl.data.files.cache import file_key
@@ -26,18 +27,25 @@ AXES_ROWS = 10_000
 
 
 class Pooled(nn.Module):
-    """An embedder up to its pooled features: (B, 3, H, W) -> (B, C')."""
+    """An embedder up to its pooled features: (B, 3, H, W) -> (B, C'), or of its V views side by side, (B, V C').
 
-    def __init__(self, model: Embedder) -> None:
+    Args:
+        model: The embedder.
+        views: Whether the features are those of all its views.
+    """
+
+    def __init__(self, model: Embedder, views: bool = False) -> None:
         super().__init__()
         self.backbone, self.pooling = model.backbone, model.pooling
+        self._views = model.views if views else lambda images: [images]
 
     def forward(self, images: Tensor) -> Tensor:
-        return pool_features(self.backbone, self.pooling, images)
+        pooled = [pool_features(self.backbone, self.pooling, view) for view in self._views(images)]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
 
 class Head(nn.Module):
-    """An embedder from its pooled features on: (B, C') -> (B, D), unit norm."""
+    """An embedder from its pooled features on: (B, C') or (B, V C') -> (B, D), unit norm."""
 
     def __init__(self, model: Embedder) -> None:
         super().__init__()
@@ -45,7 +53,9 @@ class Head(nn.Module):
         self.embedding_size = model.embedding_size
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.model.head(pooled)
+        if self.training:
+            return self.model.head(pooled)
+        return self.model.combine([self.model.head(view) for view in pooled.split(self.model.pooled_size, dim=1)])
 
 
 class PooledSet(Dataset[tuple[Tensor, int, int]]):
@@ -64,7 +74,7 @@ class PooledSet(Dataset[tuple[Tensor, int, int]]):
         return torch.from_numpy(np.array(self.features[index])), int(self.labels[index]), int(self.ids[index])
 
 
-def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime) -> PooledSet:
+def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime, views: bool) -> PooledSet:
     """Runs backbone and pooling over ``images``, or memory-maps the features stored by an earlier run.
 
     They are stored beside the cache of resized images, under a hash of the files, the weights and the transform; a
@@ -75,9 +85,14 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         images: The images, with the transform of an evaluation.
         config: Batch size of the evaluation.
         runtime: Device and precision.
+        views: Whether the features are those of all views of an evaluation.
     """
-    network = Pooled(model)
-    transform = {name: model.data_config[name] for name in DATA_CONFIG}
+    network = Pooled(model, views)
+    transform: dict[str, Any] = {name: model.data_config[name] for name in DATA_CONFIG if name != "image_size"}
+    assert isinstance(images.transform, Transform)
+    transform["resize"] = images.transform.resize.side
+    if views:
+        transform |= {name: model.architecture[name] for name in ("flip", "scales")}
     batch_size = config.eval.batch_size
     settings = {**transform, "batch": batch_size, "precision": runtime.precision}
     folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)

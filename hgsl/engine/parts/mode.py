@@ -4,12 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from hgsl.config import Config
 from hgsl.data import RetrievalDataset
 from hgsl.engine.parts.freeze import freeze
 from hgsl.engine.parts.head import Head, PooledSet, pooled_set, start_at_principal_axes
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder
+
+
+class SingleView(nn.Module):
+    """An embedder of the image alone, in evaluation mode too."""
+
+    def __init__(self, model: Embedder) -> None:
+        super().__init__()
+        self.model, self.embedding_size = model, model.embedding_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.head(self.model.pooled(images))
 
 
 @dataclass(frozen=True)
@@ -22,8 +35,12 @@ class FullMode:
         """The part of ``model`` that a training step and an evaluation call."""
         return model
 
-    def inputs(self, model: Embedder, images: RetrievalDataset) -> Any:
-        """The inputs of :meth:`view` for ``images`` in an evaluation."""
+    def single_view(self, model: Embedder) -> Any:
+        """:meth:`view`, which embeds one view of an image."""
+        return SingleView(model)
+
+    def inputs(self, model: Embedder, images: RetrievalDataset, views: bool) -> Any:
+        """The inputs of :meth:`view` for ``images``: all that its views need, or one view."""
         return images
 
     def training_inputs(self, augmented: RetrievalDataset, plain: Callable[[], Any]) -> Any:
@@ -48,8 +65,11 @@ class HeadMode(FullMode):
     def view(self, model: Embedder) -> Head:
         return Head(model)
 
-    def inputs(self, model: Embedder, images: RetrievalDataset) -> PooledSet:
-        return pooled_set(model, images, self.config, self.runtime)
+    def single_view(self, model: Embedder) -> Head:
+        return Head(model)  # of features of one view
+
+    def inputs(self, model: Embedder, images: RetrievalDataset, views: bool) -> PooledSet:
+        return pooled_set(model, images, self.config, self.runtime, views)
 
     def training_inputs(self, augmented: RetrievalDataset, plain: Callable[[], PooledSet]) -> PooledSet:
         return plain()

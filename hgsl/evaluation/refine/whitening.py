@@ -41,18 +41,34 @@ class Whitening:
         return whitened
 
 
-def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float = 1e-6) -> Whitening:
+def fit_whitening(
+    embeddings: Array,
+    dimensions: int | None = None,
+    floor: float = 1e-6,
+    *,
+    shrinkage: float = 0.0,
+    at_most: bool = False,
+) -> Whitening:
     """Fits PCA-whitening, in float64, on unit rows.
+
+    With the eigenvalues l_1 >= l_2 >= ... and eigenvectors v_i of the covariance of the rows x, their mean m, and the
+    shrinkage g, y_i = v_i . (x - m) / sqrt((1 - g) l_i + g mean(l)); the mean is over all D directions. So g = 0
+    gives every direction the same variance, and g = 1 is a rotation and a projection (PCA without whitening).
 
     Args:
         embeddings: (N, D) of training images; fitting on the evaluated images would leak them.
         dimensions: E, how many leading directions are kept; by default all that have variance.
         floor: Directions whose variance is below this share of the largest are dropped: dividing by it would
             amplify rounding noise.
+        shrinkage: g, from 0 to 1.
+        at_most: Whether to keep fewer than ``dimensions`` where the embeddings have variance in fewer directions.
 
     Raises:
-        InputError: The embeddings are all the same, or have variance in fewer than ``dimensions`` directions.
+        InputError: The embeddings are all the same, ``shrinkage`` is out of range, or the embeddings have variance in
+            fewer than ``dimensions`` directions without ``at_most``.
     """
+    if not 0 <= shrinkage <= 1:
+        raise InputError(f"shrinkage must lie from 0 to 1, found {shrinkage}")
     vectors = open_vectors(embeddings)
     mean, moment = _moments(vectors)
     values, directions = np.linalg.eigh(moment - np.outer(mean, mean))
@@ -63,12 +79,15 @@ def fit_whitening(embeddings: Array, dimensions: int | None = None, floor: float
             "images, or check the network that computed them"
         )
     usable = int((values > floor * values[0]).sum())
+    if at_most and dimensions is not None:
+        dimensions = min(dimensions, usable)
     if dimensions is not None and not 1 <= dimensions <= usable:
         raise InputError(
             f"dimensions: {len(vectors)} embeddings have variance in {usable} directions, cannot keep {dimensions}"
         )
     width = usable if dimensions is None else dimensions
-    return Whitening(mean, directions[:, :width] / np.sqrt(values[:width]))
+    scale = (1 - shrinkage) * values[:width] + shrinkage * values.clip(min=0).mean()
+    return Whitening(mean, directions[:, :width] / np.sqrt(scale))
 
 
 def _moments(vectors: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -80,7 +80,7 @@ def load_embedder(source: str | Path) -> Embedder:
     folder = Path(source).expanduser() if hub_id is None else fetch(hub_id, (HUB_NAME, WEIGHTS_NAME))
     description = read_description(folder)
     tensors = read_tensors(folder / WEIGHTS_NAME)
-    _check_projection(folder, description, tensors)
+    _check_sizes(folder, description, tensors)
     model = build_embedder(**description.architecture, image_size=description.data_config["image_size"])
     _check_shapes(folder, model.state_dict(), tensors)
     model.load_state_dict(tensors)
@@ -100,11 +100,15 @@ def read_description(folder: Path) -> Description:
     return convert(read_json(folder / name, "the description of a model"), folder / name)
 
 
-def _check_projection(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
-    """Compares the embedding size with the weights, since building a model of a forged size could exhaust memory."""
+def _check_sizes(folder: Path, description: Description, tensors: Mapping[str, Tensor]) -> None:
+    """Compares embedding size and whitening with the weights: a model of forged sizes could exhaust memory."""
     size, bias = description.architecture["embedding_size"], tensors.get("projection.bias")
     if size is not None:
         _compare(folder, "projection.bias", None if bias is None else tuple(bias.shape), (size,))
+    dimensions, matrix = description.architecture["whitening"], tensors.get("whitening.matrix")
+    if isinstance(dimensions, int):
+        expected = (dimensions if matrix is None else matrix.shape[0], dimensions)
+        _compare(folder, "whitening.matrix", None if matrix is None else tuple(matrix.shape), expected)
 
 
 def _check_shapes(folder: Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 from hgsl.models.embedder import MAX_IMAGE_SIZE, Embedder
+from hgsl.models.views import check_views
 
-ARCHITECTURE = ("backbone", "pooling", "embedding_size", "output_stride")
+ARCHITECTURE = ("backbone", "pooling", "embedding_size", "output_stride", "flip", "scales", "whitening")
 DATA_CONFIG = ("image_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -18,7 +19,7 @@ class Description:
     """A model without its weights.
 
     Attributes:
-        architecture: Arguments of ``create_embedder``, except ``weights`` and ``image_size``.
+        architecture: Arguments of ``build_embedder``, except ``image_size``.
         data_config: Preprocessing in timm's terms, and ``image_size``, the side in pixels of the square input.
     """
 
@@ -59,6 +60,13 @@ def from_run_description(content: Mapping[str, Any], path: Path) -> Description:
     for key in ("embedding_size", "output_stride"):
         value = architecture[key]
         _require(value is None or (_is_integer(value) and value > 0), path, key, value, "a positive integer or null")
+    whitening = architecture["whitening"]
+    is_whitening = whitening in (None, "mean") or (_is_integer(whitening) and whitening > 0)
+    _require(is_whitening, path, "whitening", whitening, "a positive integer, 'mean' or null")
+    try:
+        check_views(architecture["flip"], architecture["scales"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     _check_data_config(data_config, path)
     return Description(architecture, data_config)
 

@@ -38,7 +38,7 @@ with torch.inference_mode():
 
 RGB, shortest side resized to {resize} pixels ({interpolation}){squash}, center crop of
 {image_size} x {image_size} pixels, values divided by 255, minus the mean {mean}, divided by the standard deviation
-{std}.
+{std}.{inside}
 
 ## Scores
 
@@ -84,8 +84,21 @@ def model_card(
         squash=", then both sides" if is_squashed(data_config) else "",
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
+        inside=_inside(architecture),
         scores=_scores(report) if report else "Not measured.",
     )
+
+
+def _inside(architecture: Mapping[str, Any]) -> str:
+    """The sentences on what the model itself does with an image and its embedding."""
+    scales, whitening = architecture["scales"], architecture["whitening"]
+    views = [f"the scales {', '.join(f'{scale:g}' for scale in scales)}"] if scales != [1.0] else []
+    views += ["the mirror image"] if architecture["flip"] else []
+    sentences = [f"The model averages over {' and '.join(views)}."] if views else []
+    if whitening is not None:
+        name = "mean removal" if whitening == "mean" else f"PCA-whitening to {whitening} dimensions"
+        sentences.append(f"The embedding is refined by {name}, fitted on training images.")
+    return "".join(f"\n{sentence}" for sentence in sentences)
 
 
 def _metadata(
