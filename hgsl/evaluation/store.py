@@ -3,6 +3,7 @@
 The folder holds ``embeddings.npy`` (N, D) float32, ``labels.npy`` and ``ids.npy`` (N,) int64, which any NumPy reads by
 memory map. Until the last batch is in, their names end in ``.part.npy``, ``done.npy`` has one byte per batch, set
 once the batch is on the disk, and ``extraction.json`` identifies the extraction, so that no other one is written there.
+``checksums.json`` holds the checksums of the complete files, which are verified before they are used again.
 """
 
 import os
@@ -20,8 +21,10 @@ from hgsl.common.disk import named_disk_errors, reserve_space
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import STORE_RECORD, check_store
 from hgsl.common.files import read_json, write_json
+from hgsl.common.fingerprint import word_sum
 
 ARRAYS = ("embeddings", "labels", "ids")
+CHECKSUMS = "checksums.json"  # of the complete files
 FLUSH_SECONDS = 2.0  # at most this much work is lost
 
 
@@ -90,16 +93,29 @@ class EmbeddingStore:
             self._flush()
 
     def finish(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """Gives the files their final names once every rank is done, and returns them as read-only memory maps."""
-        if not self._path("embeddings").is_file():
+        """Gives the files their final names once every rank is done, and returns them as read-only memory maps.
+
+        Raises:
+            InputError: A file that was complete before is damaged.
+        """
+        if self._path("embeddings").is_file():
+            self._verify()
+        else:
             self._flush()
             ranks.barrier()
             if ranks.is_main():
+                write_json(self.folder / CHECKSUMS, {name: word_sum(self._path(name, part=True)) for name in ARRAYS})
                 for name in reversed(ARRAYS):  # the vectors last: their presence marks the store as complete
                     os.replace(self._path(name, part=True), self._path(name))
         ranks.barrier()
         embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return embeddings, labels, ids
+
+    def _verify(self) -> None:
+        checksums = read_json(self.folder / CHECKSUMS, "the checksums of stored embeddings")
+        for name in ARRAYS:
+            if word_sum(self._path(name)) != checksums.get(name):
+                raise InputError(f"{self._path(name)} is damaged: remove the folder and embed the images again")
 
     def _claim(self, identity: dict[str, object]) -> None:
         record = self.folder / STORE_RECORD

@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(capsys, words, message):
 def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "searched" / "model")
-    record = {"format": 2, "snapshot": 1, "root": "photos", "faiss": "Flat", "model": {}, "files": {}}
+    record = {"format": 3, "snapshot": 1, "root": "photos", "faiss": "Flat", "model": {}, "files": {}, "checksums": {}}
     (tmp_path / "searched" / "index.json").write_text(json.dumps(record))
     script = (
         "import sys; sys.platform = 'linux'; sys.modules['torch'] = sys.modules['timm'] = sys.modules['faiss'] = None\n"

@@ -80,6 +80,16 @@ def test_no_images_and_no_matrix_are_refused():
         embed(nn.Conv2d(3, 6, 3), Squares(4))
 
 
+@pytest.mark.parametrize("name", ["embeddings", "labels", "ids"])
+def test_a_flipped_bit_of_a_finished_store_is_found(tmp_path, name):
+    embed(network(), Squares(8), batch_size=4, store=tmp_path)
+    content = bytearray((tmp_path / f"{name}.npy").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / f"{name}.npy").write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}.npy is damaged: remove the folder and embed the images again"):
+        embed(network(), Squares(8), batch_size=4, store=tmp_path)
+
+
 def test_a_store_of_something_else_is_refused(tmp_path):
     embed(network(), Squares(8), batch_size=4, store=tmp_path / "store")
     for options in ({"batch_size": 2}, {"batch_size": 4, "identity": "another split"}):

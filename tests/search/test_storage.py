@@ -1,11 +1,16 @@
 """The index folder on disk: FAISS files, snapshots that change while they are read, damaged and hostile files."""
 
+import json
+
 import numpy as np
 import pytest
 
 from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex
 from hgsl.search.storage import reader
+from hgsl.search.storage.checksums import CHECKSUMS
+from hgsl.search.storage.layout import ImageFile
+from hgsl.search.storage.pending import PendingEmbeddings
 
 
 def test_faiss_factory_index(build, tmp_path, run, photos):
@@ -25,7 +30,14 @@ def test_faiss_factory_index(build, tmp_path, run, photos):
         SearchIndex.open(tmp_path / "index")
 
 
-@pytest.mark.parametrize("read", ["load_array", "file_checksum"])
+def seal(folder):
+    """Records the checksums of the present files, as an attacker would."""
+    record = json.loads((folder / "index.json").read_text())
+    record["checksums"] = {name: CHECKSUMS[name](folder / file) for name, file in record["files"].items()}
+    (folder / "index.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("read", ["load_array", "verified"])
 def test_an_index_is_opened_while_it_is_updated(build, tmp_path, run, photos, monkeypatch, read):
     build(tmp_path / "index", photos, checkpoint=run, faiss="IVF2,Flat nprobe=2")
     (photos / "kind_00/00.jpg").unlink()
@@ -63,7 +75,7 @@ def test_a_damaged_index_is_named_and_rebuilt(build, tmp_path, run, photos, file
         ("index.json", lambda _: "{", "not valid JSON"),
         ("index.json", lambda _: "[" * 100_000, "not valid JSON"),
         ("index.json", lambda _: "[]", "holds a JSON list: expected the record of an index"),
-        ("index.json", lambda text: text.replace('"format": 2', '"format": 3'), "has format 3"),
+        ("index.json", lambda text: text.replace('"format": 3', '"format": 4'), "has format 4"),
         ("index.json", lambda text: text.replace('"root"', '"toor"'), "no usable 'root'"),
         ("index.json", lambda text: text.replace('"no_match": null', '"no_match": {}'), "no usable threshold"),
         ("index.json", lambda text: text.replace("embeddings.1.npy", "../../secret.npy"), "tampered"),
@@ -82,19 +94,54 @@ def test_a_tampered_index_is_refused(tmp_path, index, file, change, message):
     text = path.read_text()
     path.write_text(change(text))
     assert path.read_text() != text
+    if file != "index.json":
+        seal(tmp_path / "index")
     with pytest.raises(InputError, match=message):
         SearchIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["embeddings.1.npy", "images.1.json", "vectors.1.faiss"])
+@pytest.mark.parametrize("position", [0.5, 0.9])
+def test_a_flipped_bit_is_found_and_the_index_is_rebuilt(build, tmp_path, run, photos, name, position, counted):
+    folder = tmp_path / "index"
+    build(folder, photos, checkpoint=run, faiss="IVF2,Flat")
+    content = bytearray((folder / name).read_bytes())
+    content[int(position * len(content))] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is damaged: rebuild it with hgsl-search index$"):
+        SearchIndex.open(folder)
+    counted.clear()
+    build(folder, photos)
+    assert sum(counted) == (0 if name.startswith("vectors") else 24)
+    assert SearchIndex.open(folder).similar(0, 1)
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_ignored(tmp_path):
+    pending = PendingEmbeddings(tmp_path, "model")
+    images = [ImageFile(f"{number}.jpg", 1, 1) for number in range(4)]
+    for part in (images[:2], images[2:]):
+        pending.add(part, np.eye(2, dtype=np.float32))
+        pending.flush()
+    assert set(PendingEmbeddings(tmp_path, "model").vectors) == set(images)
+    path = tmp_path / "000001.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert set(PendingEmbeddings(tmp_path, "model").vectors) == set(images[2:])
 
 
 def test_pickled_or_cut_vectors_are_refused(tmp_path, index):
     path = tmp_path / "index/embeddings.1.npy"
     whole = path.read_bytes()
     np.save(path, np.array([{"a": 1}] * 24, dtype=object), allow_pickle=True)
+    seal(tmp_path / "index")
     with pytest.raises(InputError, match=r"cannot be read as \.npy .*: rebuild it with hgsl-search index$"):
         SearchIndex.open(tmp_path / "index")
     path.write_bytes(whole[:-100])
+    seal(tmp_path / "index")
     with pytest.raises(InputError, match=r"cannot be read as \.npy .*: rebuild it with hgsl-search index$"):
         SearchIndex.open(tmp_path / "index")
     np.save(path, np.ones((3, 16), np.float32))
+    seal(tmp_path / "index")
     with pytest.raises(InputError, match="3 vectors for 24 images"):
         SearchIndex.open(tmp_path / "index")

@@ -13,6 +13,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, read_json, write_json
+from hgsl.common.fingerprint import word_sum
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.storage.layout import ImageFile
 
@@ -59,7 +60,8 @@ class PendingEmbeddings:
         path = self.folder / f"{self._number + 1:06}.json"
         with atomic_path(path.with_suffix(".npy")) as temporary:
             np.save(temporary, np.concatenate(self._matrices))
-        write_json(path, {"model": self.fingerprint, "images": self._images})
+        checksum = word_sum(path.with_suffix(".npy"))
+        write_json(path, {"model": self.fingerprint, "checksum": checksum, "images": self._images})
         self._images, self._matrices = [], []
         self._read(path)
 
@@ -72,7 +74,7 @@ class PendingEmbeddings:
         self._number = max(self._number, int(path.stem))
         try:
             part = read_json(path)
-            if part["model"] != self.fingerprint:
+            if part["model"] != self.fingerprint or part["checksum"] != word_sum(path.with_suffix(".npy")):
                 return
             images = [ImageFile(*image) for image in part["images"]]
             matrix: Floats = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT
 from hgsl.common.files import read_json
-from hgsl.common.fingerprint import file_checksum
 from hgsl.common.paths import is_inside
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.vectors import Vectors, load_array, open_vectors
 from hgsl.search.storage import faiss_file
+from hgsl.search.storage.checksums import verified
 from hgsl.search.storage.layout import ImageFile, ImageTable
 from hgsl.search.storage.record import REBUILD, check_file_name, read_record
 
@@ -73,17 +73,15 @@ def _read_current(folder: Path, read: Callable[[dict[str, Any]], Value]) -> Valu
             failed = record
         except InputError as error:
             raise InputError(str(error) if REBUILD in str(error) else f"{folder}: {error}: {REBUILD}") from error
-    names = [check_file_name(name) for key, name in record["files"].items() if key != "vectors_sha256"]
+    names = [check_file_name(name) for name in record["files"].values()]
     missing = [name for name in names if not (folder / name).is_file()]
     raise InputError(f"{folder} lacks {', '.join(missing)}: {REBUILD}")
 
 
 def _read_files(folder: Path, record: dict[str, Any]) -> Snapshot:
-    table_path = folder / check_file_name(record["files"].get("images"))
+    table_path = verified(folder, record, "images")
     table = _parse_table(read_json(table_path, "the image table of an index"), table_path)
-    vectors = open_vectors(
-        load_array(folder / check_file_name(record["files"].get("embeddings")), "embeddings"), "embeddings"
-    )
+    vectors = open_vectors(load_array(verified(folder, record, "embeddings"), "embeddings"), "embeddings")
     if len(vectors) != len(table.images):
         raise InputError(f"{folder}: {len(vectors)} vectors for {len(table.images)} images: {REBUILD}")
     return Snapshot(record, table, vectors)
@@ -97,13 +95,8 @@ def _open_backend(folder: Path, snapshot: Snapshot) -> Backend:
 
 
 def _check_faiss_file(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """The FAISS file, or None for a flat index; its checksum is verified, since FAISS validates little."""
-    if record["faiss"] == FLAT:
-        return None
-    path = folder / check_file_name(record["files"].get("vectors"))
-    if file_checksum(path) != record["files"].get("vectors_sha256"):
-        raise InputError(f"{path} is damaged: {REBUILD}")
-    return path
+    """The FAISS file, verified, or None for a flat index."""
+    return None if record["faiss"] == FLAT else verified(folder, record, "vectors")
 
 
 def _parse_table(content: Mapping[str, Any], path: Path) -> ImageTable:

@@ -7,8 +7,8 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
 from hgsl.search.storage.layout import PENDING, RECORD
 
-FORMAT = 2
-RECORD_TYPES = {"snapshot": int, "root": str, "faiss": str, "model": dict, "files": dict}
+FORMAT = 3
+RECORD_TYPES = {"snapshot": int, "root": str, "faiss": str, "model": dict, "files": dict, "checksums": dict}
 REBUILD = "rebuild it with hgsl-search index"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from hgsl.common.faiss_factory import FLAT
 from hgsl.common.files import atomic_path, write_json
-from hgsl.common.fingerprint import file_checksum
 from hgsl.evaluation.knn.vectors import Floats, Vectors, load_array, open_vectors
 from hgsl.search.storage import faiss_file
+from hgsl.search.storage.checksums import CHECKSUMS
 from hgsl.search.storage.layout import RECORD, SNAPSHOT_FILES, ImageTable
 from hgsl.search.storage.record import FORMAT
 
@@ -46,8 +46,9 @@ def write_snapshot(
         files["vectors"] = f"vectors.{number}.faiss"
         with atomic_path(folder / files["vectors"]) as temporary:
             faiss_file.write(vectors, record["faiss"], temporary)
-        files["vectors_sha256"] = file_checksum(folder / files["vectors"])
-    content = {"format": FORMAT, "snapshot": number, **record, "no_match": no_match, "files": files}
+    checksums = {name: CHECKSUMS[name](folder / file) for name, file in files.items()}
+    content = {"format": FORMAT, "snapshot": number, **record, "no_match": no_match}
+    content |= {"files": files, "checksums": checksums}
     write_json(folder / RECORD, content)
     _remove_other_snapshots(folder, set(files.values()))
     return content
