@@ -12,7 +12,7 @@ from PIL import Image
 
 from hgsl.models import create_embedder
 from hgsl.search.encoder import Encoder
-from hgsl.search.web import uploads
+from hgsl.search.web import app, uploads
 from hgsl.search.web.errors import RequestError
 
 
@@ -93,6 +93,42 @@ def test_the_memory_of_a_request_is_bounded(encoder, kind):
     before = memory("VmRSS")
     assert uploads.prepare(content, None, encoder).shape == (3, 32, 32)
     assert memory("VmHWM") - before < uploads.MAX_REQUEST_MEMORY
+
+
+LARGEST_FILES = {
+    "rgb": (".png", LARGEST["rgb"]),
+    "rgba": (".png", LARGEST["rgba"]),
+    "gray of 16 bits": (".png", LARGEST["gray of 16 bits"]),
+    "webp": (".webp", LARGEST["webp"]),
+    "tiff": (".tif", lambda: encoded(Image.new("RGB", (LIGHT, LIGHT)), "TIFF", compression="tiff_lzw")),
+    "float tiff": (".tif", lambda: encoded(Image.new("F", (HEAVY, HEAVY)), "TIFF", compression="tiff_lzw")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LARGEST_FILES)
+def test_the_memory_of_a_shown_image_is_bounded(tmp_path, kind):
+    suffix, make = LARGEST_FILES[kind]
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(make())
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system cannot reset the peak of a process's memory")
+    before = memory("VmRSS")
+    assert app._jpeg_response(path, 320, None).status_code == 200
+    assert memory("VmHWM") - before < uploads.MAX_REQUEST_MEMORY
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_a_shown_image_of_too_many_pixels_is_refused(tmp_path, mode, monkeypatch):
+    Image.new(mode, (90, 90)).save(tmp_path / "large.tif")
+    assert app._jpeg_response(tmp_path / "large.tif", 320, None).status_code == 200
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 8000)
+    monkeypatch.setattr(uploads, "MAX_PIXELS_HEAVY", 8000)
+    with pytest.raises(RequestError) as refusal:
+        app._jpeg_response(tmp_path / "large.tif", 320, None)
+    assert refusal.value.status == 413
 
 
 @pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (300_000, 2)])

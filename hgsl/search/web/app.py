@@ -11,10 +11,10 @@ from pathlib import Path
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from PIL import Image
 from starlette.exceptions import HTTPException
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import read_image
 from hgsl.search.index import Hit, SearchIndex
 from hgsl.search.web import parameters, schemas, uploads
 from hgsl.search.web.batcher import Batcher
@@ -173,9 +173,10 @@ def _jpeg_response(path: Path, side: int, cached: str | None) -> Response:
         headers = {"etag": tag, "cache-control": "private, no-cache"}
         if cached == tag:
             return Response(status_code=304, headers=headers)
-        image = read_image(path, side)
+        pixels = uploads.decode_bounded(path, None, side)
     except (InputError, *uploads.FAILURES):
         raise RequestError(410, "this image was deleted or cannot be read any more: update the index") from None
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)

@@ -1,11 +1,13 @@
-"""Conversion of uploaded bytes to model input, limited in pixels, shape and memory.
+"""Decoding of images for the server, limited in pixels, shape and memory, and conversion of uploads to model input.
 
-The format is read from the bytes, never from a header or a name, and only the decoders of five formats are tried. Width
-and height are at the start of a file and are checked before any pixel is decoded, so a decompression bomb is refused.
+The format is read from the bytes, never from a header or a name, and of an upload only the decoders of five formats are
+tried. Width and height are at the start of a file and are checked before any pixel is decoded, so a decompression bomb
+is refused.
 """
 
 import io
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +75,7 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
             preprocessing refuses, or a box without pixels.
     """
     try:
-        return encoder.transform(_decode(content, box, encoder.side))
+        return encoder.transform(decode_bounded(io.BytesIO(content), box, encoder.side, FORMATS))
     except Image.UnidentifiedImageError:
         raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are supported") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -84,9 +86,22 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
         raise RequestError(422, "the image is damaged: it cannot be decoded") from None
 
 
-def _decode(content: bytes, box: Box | None, min_side: int) -> Tensor:
-    """Decodes a file to upright RGB pixels (3, H, W) of the box; a JPEG no larger than the box requires."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+def decode_bounded(
+    file: Path | BinaryIO, box: Box | None, min_side: int, formats: tuple[str, ...] | None = None
+) -> Tensor:
+    """Decodes a file to upright RGB pixels (3, H, W) of the box, with at most ``MAX_REQUEST_MEMORY`` bytes.
+
+    Args:
+        file: An image.
+        box: A part of it, or None for the whole image.
+        min_side: Shortest side of the part, in pixels, that is enough: a larger JPEG is decoded no larger than that.
+        formats: Whose decoders are tried; None stands for all of Pillow's.
+
+    Raises:
+        RequestError: It has too many pixels.
+        InputError, ...: Its shape is extreme, or the file is damaged, see ``FAILURES``.
+    """
+    with Image.open(file, formats=formats) as image:
         limit = MAX_PIXELS if _is_light(image) else MAX_PIXELS_HEAVY
         if image.width * image.height > limit:
             raise _too_many_pixels(limit)
@@ -135,4 +150,4 @@ def _to_pixels(image: Image.Image, region: tuple[int, int, int, int]) -> Tensor:
 
 
 def _too_many_pixels(limit: int) -> RequestError:
-    return RequestError(413, f"the image has more than {limit // 1_000_000} million pixels: send a smaller one")
+    return RequestError(413, f"the image has more than {limit // 1_000_000} million pixels: use a smaller one")
