@@ -25,7 +25,7 @@ class RunConfig:
     compile: bool = False
     """Whether torch.compile compiles the network: minutes at the start, faster steps afterwards."""
     deterministic: bool = False
-    """Whether a GPU uses deterministic kernels only; a run on a CPU is always deterministic."""
+    """Whether PyTorch uses deterministic kernels only; a run on a CPU repeats its results without it, too."""
     log_every: int = 1
     """Steps between two reads of loss, gradient norm and alpha from the device, which a GPU waits for; every step is
     logged. Above 1, with optim.fused, no step waits for the host, and images are copied ahead of their step; 1 until

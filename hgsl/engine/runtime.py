@@ -1,5 +1,6 @@
 """Device, precision and loader processes of a run."""
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ def build_runtime(config: Config) -> Runtime:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     torch.use_deterministic_algorithms(config.run.deterministic)
+    if config.run.deterministic:  # without it, PyTorch raises an error in the first matrix product on a GPU
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = pick_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
