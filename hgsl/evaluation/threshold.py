@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.bootstrap import intervals
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import pair_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
@@ -19,7 +18,8 @@ from hgsl.evaluation.neighbors import TopScores
 from hgsl.evaluation.task import RetrievalTask
 
 LEVEL = 0.95
-FEW_CLASSES = 10  # with fewer classes the interval itself is unreliable
+SAMPLES = 1000  # draws of all classes
+FEW_CLASSES = 20  # with fewer classes the interval itself is unreliable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
     if len(classes) < 2:
         raise InputError(
             f"no_match cannot be calibrated on {count} validation images of {len(classes)} class: the rate of other "
-            "classes cannot be estimated from them; give images of at least two, better of 10 or more"
+            f"classes cannot be estimated from them; give images of at least two, better of {FEW_CLASSES} or more"
         )
     if np.isneginf(scores).any():
         raise InputError(
@@ -156,11 +156,38 @@ def calibrate(scores: Floats, labels: Ints, false_accept_rate: float, num_galler
         asked_rate=false_accept_rate,
         false_accept_rate=float((scores >= np.float32(threshold)).mean()),
         expected_rate=float(accepted.mean()),
-        interval=intervals({"rate": accepted}, labels, level=LEVEL)["rate"],
+        interval=accepted_interval(accepted, labels),
         num_queries=count,
         num_classes=len(classes),
         num_gallery=num_gallery,
     )
+
+
+def accepted_interval(accepted: np.ndarray, labels: Ints, nearest: Ints | None = None) -> tuple[float, float]:
+    """Returns the 95 % interval of the share of accepted strangers, by a bootstrap over classes.
+
+    If none is accepted, resampling says nothing, and the upper end is that of a one-sided interval: the share of
+    accepted classes at which ``n`` classes have none with a probability of 5 %.
+
+    Args:
+        accepted: (M,) whether each stranger is accepted.
+        labels: (M,) their labels.
+        nearest: (M,) labels of their nearest images, where the strangers are images of the gallery themselves: a class
+            is then resampled in both roles at once.
+    """
+    others = labels if nearest is None else nearest
+    classes, numbers = np.unique(np.concatenate([labels, others]), return_inverse=True)
+    of_stranger, of_nearest = numbers[: len(labels)], numbers[len(labels) :]
+    generator, shares = np.random.default_rng(0), []
+    for _ in range(SAMPLES):
+        drawn = np.bincount(generator.integers(0, len(classes), len(classes)), minlength=len(classes))
+        weights = drawn[of_stranger] if nearest is None else drawn[of_stranger] * drawn[of_nearest]
+        if weights.any():
+            shares.append(float(weights @ accepted / weights.sum()))
+    low, high = np.percentile(shares or [0, 1], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    if not accepted.any():
+        high = 1 - (1 - LEVEL) ** (1 / len(np.unique(labels)))
+    return float(low), float(high)
 
 
 def measure(scores: TopScores, threshold: float) -> Acceptance:

@@ -7,7 +7,14 @@ from hgsl.common.errors import InputError
 from hgsl.evaluation import make_task, rank
 from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.evaluation.neighbors import TopScores
-from hgsl.evaluation.threshold import calibrate, measure, stranger_scores, stranger_task
+from hgsl.evaluation.threshold import (
+    FEW_CLASSES,
+    accepted_interval,
+    calibrate,
+    measure,
+    stranger_scores,
+    stranger_task,
+)
 from tests.helpers import clusters
 
 
@@ -54,6 +61,22 @@ def test_a_rate_that_cannot_be_estimated_is_refused():
         measure(TopScores.empty(0), 0.5)
     assert calibrate(scores, np.arange(200) % 3, 0.05, 9).warning is not None
     assert calibrate(scores, labels, 0.05, 9).warning is None
+
+
+def test_an_interval_of_accepted_strangers_resamples_a_class_in_every_role_that_it_has():
+    labels = np.arange(200) % 20
+    low, high = accepted_interval(np.zeros(200), labels)
+    assert (low, high) == (0, pytest.approx(1 - 0.05 ** (1 / 20)))
+    accepted = (labels < 4) * 1.0
+    low, high = accepted_interval(accepted, labels)
+    assert low < 0.1 < 0.2 < 0.3 < high
+    # The same class is the nearest of all accepted strangers: without it none is accepted.
+    nearest = np.where(accepted, 0, labels + 1)
+    assert accepted_interval(accepted, labels, nearest)[0] == 0
+    few = calibrate(*some_scores(classes=FEW_CLASSES - 1), 0.05, 9)
+    enough = calibrate(*some_scores(classes=FEW_CLASSES), 0.05, 9)
+    assert few.warning
+    assert enough.warning is None
 
 
 def test_the_queries_that_a_threshold_accepts_are_counted():

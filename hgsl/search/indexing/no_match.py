@@ -19,14 +19,12 @@ from hgsl.common.split_record import read_split_record
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
-from hgsl.evaluation.threshold import calibrate
+from hgsl.evaluation.threshold import FEW_CLASSES, accepted_interval, calibrate
 from hgsl.search.checks import check_threshold
 from hgsl.search.storage import faiss_file
 from hgsl.search.storage.layout import ImageTable
 
 MAX_QUERIES = 2000  # labeled images searched as strangers
-FEW_CLASSES = 20  # below which the share of accepted strangers is unreliable
-SAMPLES = 1000  # bootstrap samples
 GIVEN = "given"  # source of a threshold that the user set
 
 
@@ -105,7 +103,7 @@ def calibrated(
         return {**entry, "threshold": None}
     threshold = max(source["run_threshold"], calibration.threshold)
     accepted = strangers >= np.float32(threshold)
-    low, high = _interval(accepted, classes, nearest)
+    low, high = accepted_interval(accepted, classes, nearest)
     count = len(np.unique(classes))
     notes.append(_summary(threshold, source["rate"], float(accepted.mean()), low, high, len(strangers), count))
     measured = {"strangers": len(strangers), "classes": count, "accepted": float(accepted.mean())}
@@ -145,24 +143,6 @@ def _strangers(vectors: Vectors, labels: Ints, candidates: Ints) -> tuple[Floats
         scores[part] = neighbor_scores(vectors, positions[:, :1], queries, part, faiss_file.METRIC)[:, 0]
         nearest[part] = labels[positions[:, 0]]
     return scores, labels[rows], nearest
-
-
-def _interval(accepted: NDArray[np.bool_], classes: Ints, nearest: Ints) -> tuple[float, float]:
-    """The 95 % interval of the share of accepted strangers, by a bootstrap over classes.
-
-    A class occurs among the queries and among their nearest images, and is resampled in both roles at once.
-    """
-    generator, count = np.random.default_rng(0), int(max(classes.max(), nearest.max())) + 1
-    shares = []
-    for _ in range(SAMPLES):
-        multiplicity = np.bincount(generator.integers(0, count, count), minlength=count)
-        weights = multiplicity[classes] * multiplicity[nearest]
-        if weights.any():
-            shares.append(float(weights @ accepted / weights.sum()))
-    low, high = np.percentile(shares or [0, 1], [2.5, 97.5])
-    if not accepted.any():  # of none of the classes: the upper bound of a one-sided 95 % interval
-        high = 1 - 0.05 ** (1 / len(np.unique(classes)))
-    return float(low), float(high)
 
 
 def _summary(
