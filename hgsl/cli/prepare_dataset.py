@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hgsl.cli._cleaning import add_cleaning_flags, check_cleaning_flags, clean
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.cli._names import names_in
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE.csv", help="Write the table of all images and their splits."
     )
+    add_cleaning_flags(parser)
     parser.add_argument("--protocol", default="zero-shot", help=f"Protocol: {', '.join(_protocols())}.")
     parser.add_argument(
         "--option",
@@ -81,6 +83,7 @@ def prepare(flags: argparse.Namespace) -> int:
         status = EXIT_PROBLEM
     if flags.audit and not _audit(manifest, flags.audit_report):
         status = EXIT_PROBLEM
+    manifest = clean(manifest, flags)
     if flags.manifest:
         write_table(manifest, flags.manifest)
         print(f"wrote {len(manifest):,} rows to {flags.manifest}, with paths relative to {manifest.root}")
@@ -108,6 +111,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
     for path in (flags.audit_report, flags.manifest):
         if path:
             check_writable(path)
+    check_cleaning_flags(flags)
 
 
 def _options(flags: argparse.Namespace) -> dict[str, Any]:

@@ -83,12 +83,8 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     Raises:
         InputError: The images are rendered, not read from files.
     """
-    if manifest.render is not None:
-        raise InputError(f"{manifest.name} draws its images: there are no files to audit")
-    paths = [manifest.root / path for path in manifest.paths]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
-        results = list(tqdm(pool.map(inspect_file, paths), total=len(paths), desc="audit", unit="image", disable=None))
-    report = Audit(len(paths), {name: [] for name in FINDINGS})
+    results = inspect_images(manifest, workers)
+    report = Audit(len(results), {name: [] for name in FINDINGS})
     for path, result in zip(manifest.paths, results, strict=True):
         for name in result.findings:
             report.findings[name].append([path])
@@ -99,6 +95,19 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
             relation = "within" if manifest.split[a] == manifest.split[b] else "across"
             report.findings[f"{name}_{relation}"].append([manifest.paths[a], manifest.paths[b]])
     return report
+
+
+def inspect_images(manifest: Manifest, workers: int | None = None) -> list[Inspection]:
+    """Reads every file of a manifest, in parallel threads.
+
+    Raises:
+        InputError: The images are rendered, not read from files.
+    """
+    if manifest.render is not None:
+        raise InputError(f"{manifest.name} draws its images: there are no files to audit")
+    paths = [manifest.root / path for path in manifest.paths]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
+        return list(tqdm(pool.map(inspect_file, paths), total=len(paths), desc="audit", unit="image", disable=None))
 
 
 def inspect_file(path: Path) -> Inspection:

@@ -1,12 +1,14 @@
 """Duplicate images: files of equal bytes, and images of nearly equal perceptual hashes."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 4  # Hamming distance of the 64-bit perceptual hashes of near duplicates, at most
 FLAT = 4.0  # gray levels of 255; a thumbnail with a smaller standard deviation has no features to compare
@@ -51,6 +53,22 @@ def near_duplicates(hashes: Sequence[int | None], exact: Pairs) -> Pairs:
     rows = np.array([i for i, value in enumerate(hashes) if value is not None and i not in copies], np.int64)
     values = np.array([hashes[i] for i in rows], np.uint64)
     return [(a, b) for a, b in rows[_hamming_pairs(values)].tolist()]
+
+
+def group_pairs(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Groups of rows that pairs connect, directly or through other rows; rows and groups in ascending order.
+
+    >>> group_pairs([(5, 2), (2, 7), (1, 3)])
+    [[1, 3], [2, 5, 7]]
+    """
+    ends = np.array(list(pairs), np.int64).reshape(-1, 2)
+    rows, numbers = np.unique(ends, return_inverse=True)
+    numbers = numbers.reshape(-1, 2)
+    links = coo_array((np.ones(len(ends)), (numbers[:, 0], numbers[:, 1])), shape=(len(rows), len(rows)))
+    groups: dict[int, list[int]] = {}
+    for row, component in zip(rows.tolist(), connected_components(links, directed=False)[1].tolist(), strict=True):
+        groups.setdefault(component, []).append(row)
+    return list(groups.values())
 
 
 def _hamming_pairs(values: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgsl.data.fixes import read_fixes
 from hgsl.evaluation import make_task, rank
 from hgsl.evaluation.neighbors import Neighbors
 from hgsl.evaluation.show.html import PageOptions, render_html, script_json, write_html
@@ -109,13 +110,13 @@ def test_a_query_opens_by_keyboard_and_the_arrows_turn_pages(page):
     page.keyboard.press("Enter")
     viewer = page.locator("#viewer")
     assert viewer.is_visible()
-    seen = page.locator("#viewer-text").inner_text()
+    path = page.locator("#viewer-images .path").inner_text()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#viewer-text").inner_text() != seen
+    assert page.locator("#viewer-images .path").inner_text() != path
     page.keyboard.press("ArrowLeft")
-    assert page.locator("#viewer-text").inner_text() == seen
-    page.locator("#viewer-images button").first.click()  # a neighbor, as a query of its own
-    assert page.locator("#viewer-text").inner_text() != seen
+    assert page.locator("#viewer-images .path").inner_text() == path
+    page.locator("#viewer-images > div > button").first.click()  # a neighbor, as a query of its own
+    assert page.locator("#viewer-images .path").inner_text() != path
     page.keyboard.press("Escape")
     assert viewer.is_hidden()
 
@@ -254,3 +255,74 @@ def test_curves_are_written(tmp_path, suffix):
     path = tmp_path / f"curves{suffix}"
     write_curves(path, {"a": {1: 0.5, 8: 0.9}, "b": {1: 0.4}}, {"loss": [(0, 3.0), (1, 2.0)]})
     assert path.stat().st_size > 2000
+
+
+@pytest.fixture
+def named_page(browser, watched, tmp_path):
+    """A report with pictures and paths, in a browser that keeps downloads."""
+    report, ranking, options = make_page(
+        load_image=color, image_names={100 + i: f'photos/{i}, "x".jpg' for i in range(60)}
+    )
+    write_html(tmp_path / "report.html", report, ranking, options)
+    with browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True) as context:
+        tab = context.new_page()
+        trouble = watched(tab, "file:", "blob:")
+        tab.goto((tmp_path / "report.html").as_uri())
+        yield tab
+        assert trouble == []
+
+
+def test_pairs_are_marked_by_keyboard_and_downloaded(named_page):
+    page = named_page
+    assert page.locator("#download").is_disabled()
+    first = page.locator("#pair-list button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    paths = page.locator("#pair-images .path").all_inner_texts()
+    classes = page.locator("#pair-images figcaption b").all_inner_texts()
+    page.keyboard.press("1")
+    assert page.locator("#pair-state input").input_value() == classes[1]
+    page.fill("#pair-state input", "DAISY")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    second = page.locator("#pair-images .path").all_inner_texts()
+    assert second != paths
+    page.keyboard.press("f")
+    page.keyboard.press("ArrowRight")
+    third = page.locator("#pair-images .path").all_inner_texts()
+    page.keyboard.press("d")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("2")
+    page.keyboard.press("u")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == first.get_attribute("aria-label")
+    assert page.locator("#pair-list .badge").all_inner_texts()[:4] == ["wrong label", "fine", "duplicate", ""]
+    page.reload()  # marks outlive the page
+    assert page.locator("#mark-list li").count() == 3
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "fixes.csv"
+    fixes = read_fixes(download.value.path())
+    assert [(fix.path, fix.mark, fix.label, fix.other) for fix in fixes] == [
+        (paths[0], "wrong label", "daisy", ""),
+        (second[0], "fine", "", second[1]),
+        (third[1], "duplicate", "", third[0]),
+    ]
+    page.click("#forget")
+    assert page.locator("#mark-list li").count() == 0
+
+
+def test_any_neighbor_opens_beside_its_query_and_its_path_is_copied(named_page):
+    page = named_page
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#query-list button").nth(3).click()
+    query = page.locator("#viewer-images .path").inner_text()
+    page.locator("#viewer-images .compare").nth(2).click()
+    assert page.locator("#pair-images .path").all_inner_texts()[0] == query
+    assert page.locator("#pair-images img").count() == 2
+    page.locator("#pair-images .copy").nth(0).click()
+    assert page.evaluate("navigator.clipboard.readText()") == query
+    page.keyboard.press("Escape")
+    assert page.locator("#viewer").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#viewer").is_hidden()

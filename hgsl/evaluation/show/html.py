@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from tqdm import tqdm
 
 from hgsl.common.files import write_text
 from hgsl.common.tables import columns_of
@@ -19,7 +18,7 @@ from hgsl.evaluation.neighbors import Neighbors
 from hgsl.evaluation.ranking import Ranking
 from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.show.inspection import MAP_IMAGES, confusions, embedding_map, suspicious_pairs
-from hgsl.evaluation.show.pictures import LoadImage, thumbnail
+from hgsl.evaluation.show.pictures import LoadImage, embed_pictures
 from hgsl.evaluation.show.report import class_rows
 from hgsl.evaluation.task import RetrievalTask
 
@@ -27,6 +26,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 NEIGHBORS = 8
 METRIC_NAMES = {"cosine": "cosine similarity", "inner_product": "inner product", "l2": "negative squared distance"}
 MAX_PICTURES = 4000  # about 10 MB; the worst queries and their neighbors have priority
+MAX_LARGE = 160  # pictures of up to 320 pixels a side, about 2 MB; suspicious pairs have priority
+SCRIPTS = ("base", "marks", "pair_viewer", "queries", "viewer", "classes", "pairs", "map", "report")
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,32 @@ def write_html(
 def render_html(report: Mapping[str, Any], ranking: Ranking, options: PageOptions) -> str:
     """Returns the page as text; the arguments are those of ``write_html``."""
     neighbors = ranking.neighbors.first(NEIGHBORS)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
+        SCRIPTS,
+        _data(report, ranking, neighbors, options),
         title=options.title,
         report=report,
         cards=_cards(report, ranking.result),
         neighbors=neighbors.ids.shape[1],
+    )
+
+
+def render_page(template: str, scripts: Sequence[str], data: Mapping[str, Any], **values: Any) -> str:
+    """Returns a page with its style, its data and its scripts, which share one scope, in it.
+
+    Args:
+        template: File name in ``templates``; it shows ``values``.
+        scripts: Names of scripts in ``templates``, in their order.
+        data: What the scripts show.
+    """
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    parts = [(TEMPLATES / f"{name}.js").read_text(encoding="utf-8") for name in scripts]
+    return environment.get_template(template).render(
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
-        data=script_json(_data(ranking, neighbors, options)),
+        script=Markup("\n".join(['"use strict";', "(() => {", *parts, "})();"])),
+        data=script_json(data),
+        **values,
     )
 
 
@@ -105,7 +123,7 @@ def _columns(result: RetrievalResult) -> dict[str, str]:
     return {"map@r": "MAP@R", **columns_of(result.ks)}
 
 
-def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[str, Any]:
+def _data(report: Mapping[str, Any], ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[str, Any]:
     """Everything the script shows; images are numbered, and each is stored once."""
     result, task = ranking.result, ranking.task
     worst = np.lexsort((result.query_ids, -neighbors.scores[:, 0], result.per_query["map@r"]))
@@ -130,13 +148,16 @@ def _data(ranking: Ranking, neighbors: Neighbors, options: PageOptions) -> dict[
     ]
     rank = np.empty(len(worst), dtype=np.int64)
     rank[worst] = np.arange(len(worst))
+    pictures, large = _pictures(ids, options)
     return {
+        "key": f"{options.title} {report['split_hash']}",
         "metric": METRIC_NAMES[task.metric],
         "classes": _class_names(task, options),
         "images": [
             [str(image), label, names.get(image, str(image))] for image, label in zip(ids.tolist(), labels, strict=True)
         ],
-        "pictures": _pictures(ids, options),
+        "pictures": pictures,
+        "large": large,
         "queries": queries,
         "columns": _columns(result),
         "perClass": [
@@ -162,12 +183,11 @@ def _images(
     return np.array(unique, dtype=np.int64), [label_of[image] for image in unique]
 
 
-def _pictures(ids: Ints, options: PageOptions) -> list[str]:
+def _pictures(ids: Ints, options: PageOptions) -> tuple[list[str], list[str]]:
+    """Thumbnails of the first ``max_pictures`` images, and larger pictures of the first ``MAX_LARGE``."""
     if options.load_image is None:
-        return []
-    chosen = ids[: options.max_pictures].tolist()
-    bar = tqdm(chosen, desc="thumbnails", unit="image", disable=None if options.progress else True)
-    return [thumbnail(options.load_image(image)) for image in bar]
+        return [], []
+    return embed_pictures(ids.tolist(), options.load_image, options.max_pictures, MAX_LARGE, options.progress)
 
 
 def _class_names(task: RetrievalTask, options: PageOptions) -> dict[int, str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
@@ -26,6 +27,29 @@ def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
     buffer = io.BytesIO()
     ImageOps.fit(image.convert("RGB"), (side, side)).save(buffer, "WEBP", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def picture(image: Image.Image, side: int = 320, quality: int = 70) -> str:
+    """Returns a whole image, of at most ``side`` pixels a side, as base64 text of a WebP file."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=quality)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def embed_pictures(
+    images: Sequence[int], load_image: LoadImage, max_thumbnails: int, max_large: int, progress: bool
+) -> tuple[list[str], list[str]]:
+    """Returns thumbnails of the first images, and larger pictures of the very first ones; each is loaded once."""
+    thumbnails, large = [], []
+    bar = tqdm(images[:max_thumbnails], desc="thumbnails", unit="image", disable=None if progress else True)
+    for number, image in enumerate(bar):
+        loaded = load_image(image)
+        thumbnails.append(thumbnail(loaded))
+        if number < max_large:
+            large.append(picture(loaded))
+    return thumbnails, large
 
 
 class Tile(NamedTuple):

@@ -1,0 +1,82 @@
+const MAX_NAMES = 25; // classes that are named on the map
+const canvas = $("plot");
+const context = canvas.getContext("2d");
+const order = Object.keys(data.classes).map(Number);
+const hue = new Map(order.map((label, index) => [label, (index * 137.508) % 360])); // neighbors in color far apart
+let points = [];
+
+function drawMap() {
+  const scale = window.devicePixelRatio || 1;
+  const { width, height } = canvas.getBoundingClientRect();
+  canvas.width = width * scale;
+  canvas.height = height * scale;
+  context.scale(scale, scale);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
+  const wanted = $("highlight").value;
+  const margin = 16;
+  points = data.map.map(([number, x, y]) => ({
+    query: data.queries[number],
+    x: margin + x * (width - 2 * margin),
+    y: margin + y * (height - 2 * margin),
+  }));
+  const drawPoint = ({ query, x, y }, faded) => {
+    const label = labelOf(query.image);
+    context.fillStyle = faded ? (dark ? "#57534e66" : "#a8a29e55") : `hsl(${hue.get(label)} 65% ${dark ? 62 : 42}%)`;
+    context.beginPath();
+    context.arc(x, y, faded ? 2.5 : 4, 0, 7);
+    context.fill();
+  };
+  const isWanted = (point) => wanted === "" || String(labelOf(point.query.image)) === wanted;
+  points.filter((point) => !isWanted(point)).forEach((point) => drawPoint(point, true));
+  points.filter(isWanted).forEach((point) => drawPoint(point, false));
+  if (wanted !== "" || order.length <= MAX_NAMES) drawNames(points.filter(isWanted), width);
+}
+
+// Each class is named at the median of its points, with an outline in the background color.
+function drawNames(named, width) {
+  const style = getComputedStyle(document.body);
+  const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+  context.font = `600 13px ${style.fontFamily}`;
+  context.textAlign = "center";
+  context.lineWidth = 4;
+  context.lineJoin = "round";
+  context.strokeStyle = style.getPropertyValue("--card");
+  context.fillStyle = style.getPropertyValue("--ink");
+  for (const label of order) {
+    const group = named.filter((point) => labelOf(point.query.image) === label);
+    if (!group.length) continue;
+    const name = data.classes[label];
+    const half = context.measureText(name).width / 2 + 6;
+    const x = Math.min(width - half, Math.max(half, median(group.map((point) => point.x))));
+    const y = median(group.map((point) => point.y));
+    context.strokeText(name, x, y);
+    context.fillText(name, x, y);
+  }
+}
+
+function nearestPoint(event) {
+  const box = canvas.getBoundingClientRect();
+  let best = null;
+  let least = 24 ** 2;
+  for (const point of points) {
+    const distance = (point.x - event.clientX + box.left) ** 2 + (point.y - event.clientY + box.top) ** 2;
+    if (distance < least) [best, least] = [point, distance];
+  }
+  return best;
+}
+
+canvas.addEventListener("pointermove", (event) => {
+  const point = nearestPoint(event);
+  $("hint").textContent = point ? `${classOf(point.query.image)} · ${pathOf(point.query.image)}` : "";
+});
+canvas.addEventListener("pointerleave", () => { $("hint").textContent = ""; });
+canvas.addEventListener("click", (event) => {
+  const point = nearestPoint(event);
+  if (point) view(point.query);
+});
+$("highlight").append(...order
+  .sort((a, b) => data.classes[a].localeCompare(data.classes[b]))
+  .map((label) => make("option", { value: label, textContent: data.classes[label] })));
+$("highlight").addEventListener("input", drawMap);
+window.addEventListener("resize", drawMap);
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
