@@ -461,6 +461,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="COMMAND", help="Only these commands.")
     parser.add_argument("--faults", nargs="+", metavar="FAULT", help="Only these faults.")
     flags = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not ignored, as in a background job of a shell
     if sys.platform == "linux":  # orphans of killed commands are adopted by this process, which waits for them
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     rng, counts, failed = random.Random(flags.seed), Counter[str](), []
