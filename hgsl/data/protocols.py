@@ -129,9 +129,15 @@ def cut_validation(
     classes = np.unique(manifest.labels[manifest.split == "train"])
     chosen = _last(classes, val_share) if val_fold is None else _fold(classes, val_fold, val_folds)
     if len(chosen) < 2 or len(classes) - len(chosen) < 2:
+        if len(classes) < 4:
+            way_out = "give more classes, or a smaller data.test_share"
+        elif val_fold is not None and len(classes) < 2 * val_folds:
+            way_out = "use val_share instead, such as 0.2"
+        else:
+            way_out = "change val_share"
         raise InputError(
             f"{manifest.name}: {len(chosen)} of {len(classes)} training classes for validation, but 2 are needed on "
-            "either side: change val_share or val_fold"
+            f"either side: {way_out}"
         )
     is_val = (manifest.split == "train") & np.isin(manifest.labels, chosen)
     return replace(manifest, split=np.where(is_val, "val", manifest.split))

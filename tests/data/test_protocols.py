@@ -1,6 +1,7 @@
 """Protocols: class-disjointness, the shares, the folds, and the errors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,25 @@ def test_folds_cover_the_training_classes_once() -> None:
 def test_errors_of_validation(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         cut_validation(apply_protocol(make(20), "zero-shot"), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("classes", "arguments", "way_out"),
+    [
+        (6, {"val_share": 0.2}, "give more classes, or a smaller data.test_share"),
+        (6, {"val_fold": 0}, "give more classes, or a smaller data.test_share"),
+        (12, {"val_fold": 3}, "use val_share instead, such as 0.2"),
+        (20, {"val_share": 0.95}, "change val_share"),
+    ],
+)
+def test_the_way_out_of_too_few_validation_classes_works(classes: int, arguments: dict[str, Any], way_out: str) -> None:
+    with pytest.raises(InputError, match=f"2 are needed on either side: {way_out}$"):
+        cut_validation(apply_protocol(make(classes), "zero-shot"), **arguments)
+    if "test_share" in way_out:
+        manifest = cut_validation(apply_protocol(make(classes), "zero-shot", test_share=0.3), val_share=0.2)
+    else:
+        manifest = cut_validation(apply_protocol(make(classes), "zero-shot"), val_share=0.2)
+    assert len(classes_of(manifest, "val")) == 2
 
 
 def test_too_few_usable_classes_are_refused() -> None:
