@@ -106,7 +106,9 @@ def test_a_disk_without_room_for_the_state_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     assert train.main([*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]) == 2
-    assert "its disk has 1 MiB free, and the state of this run takes about 10 MiB" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "for the state of this run: No space left on device (1,048,576 bytes are free, 1" in error
+    assert error.endswith("are needed): free some space, or name another folder with --run.dir\n")
     assert not Path("out/config.yaml").exists()
 
 

@@ -104,12 +104,13 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         InputError: It has not.
     """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    try:
+        disk.check_writable(folder, needed)
+    except OSError as error:
         raise InputError(
-            f"run folder {folder}: its disk has {free / 2**20:,.0f} MiB free, and the state of this run takes about "
-            f"{needed / 2**20:,.0f} MiB: free some space, or name another folder with --run.dir"
-        )
+            f"run folder {folder}, for the state of this run: {error.strerror}: free some space, or name another "
+            "folder with --run.dir"
+        ) from None
 
 
 @contextmanager
