@@ -9,39 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.images import check_shape, to_pixels
 
 RECIPES = ("resize_random_crop", "random_resized_crop")
 INTERPOLATIONS = ("bilinear", "bicubic")
-MAX_ASPECT = 100  # aspect ratio above which an image is refused
 CROP_ASPECT = 8  # aspect ratio above which only the center of an image is used
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """Returns an RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3).
-
-    Raises:
-        InputError: The image is not RGB, such as a grayscale one.
-    """
-    if image.mode != "RGB":
-        raise InputError(f"an image of mode {image.mode!r} is not RGB: decode it with hgsl.data.files.images.decode")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-
-
-def check_shape(width: int, height: int) -> None:
-    """Checks the aspect ratio of an image.
-
-    Raises:
-        InputError: One side is more than ``MAX_ASPECT`` times the other; the message states both.
-    """
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class Transform:
         if not isinstance(image, Image.Image | Tensor):
             raise InputError(
                 f"image is of type {type(image).__name__}: expected a PIL image, which "
-                "hgsl.data.files.images.read_image returns for a path, or a uint8 tensor (3, H, W)"
+                "hgsl.common.images.read_image returns for a path, or a uint8 tensor (3, H, W)"
             )
         value: Any = self.resize(to_pixels(image) if isinstance(image, Image.Image) else image)
         for step in self.steps:

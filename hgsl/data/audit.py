@@ -11,9 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import MAX_ASPECT, check_shape
+from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode
 from hgsl.data.duplicates import exact_duplicates, is_flat, near_duplicates, perceptual_hash
-from hgsl.data.files.images import DAMAGED, decode
 from hgsl.data.manifest import Manifest
 
 HUGE = 50_000_000  # pixels

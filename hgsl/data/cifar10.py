@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import DAMAGED, IMAGE_SUFFIXES, decode
+from hgsl.common.images import DAMAGED, IMAGE_SUFFIXES, decode
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 PADDING = 4  # of the augmentation, on each side

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import Transform, check_shape, to_pixels
+from hgsl.common.images import check_shape, read_image, to_pixels
+from hgsl.common.transforms import Transform
 from hgsl.data.files.cache import cached, file_key
-from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest
 
 
@@ -79,7 +79,7 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
 
         Args:
             index: The row.
-            min_side: Shortest side that is enough, in pixels; see :func:`hgsl.data.files.images.read_image`.
+            min_side: Shortest side that is enough, in pixels; see :func:`hgsl.common.images.read_image`.
 
         Raises:
             InputError: The file is missing or damaged, or its box lies outside it; the message names the file.

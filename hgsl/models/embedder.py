@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import Transform, eval_transform, train_transform
 from hgsl.models.backbone import create_backbone, is_convolutional
+from hgsl.models.encode import ImageInput, encode
 from hgsl.models.features import check_pooling, default_pooling, pool_features, pooled_width
 from hgsl.models.image_size import check_image_size, create_at_size
 from hgsl.models.pooling import CHOICES, POOLINGS
@@ -87,6 +90,30 @@ class Embedder(nn.Module):
                 f"a batch of one image of {image.shape[-1]} pixels has a single value per channel, too few for batch "
                 "norm in training mode: use larger batches or images, or model.eval()"
             ) from error
+
+    def encode(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        batch_size: int = 64,
+        *,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> NDArray[np.float32]:
+        """Embeds images as an evaluation does: (N, D) float32, of unit norm, in the order of the images.
+
+        >>> hgsl.load_embedder("runs/folder").encode(["a.jpg", "b.jpg"])  # doctest: +SKIP
+
+        Args:
+            images: Paths, or PIL images of any mode and size, of which each is rotated by its EXIF orientation; or one
+                of them.
+            batch_size: Images per forward pass, on the device of the model.
+            workers: Processes that read the images; 0 reads in this one.
+            progress: Whether to show a progress bar on stderr, if that is a terminal.
+
+        Raises:
+            InputError: An image is missing or damaged, and is named; or an argument is of another type.
+        """
+        return encode(self, images, batch_size, workers=workers, progress=progress)
 
     def head(self, pooled: Tensor) -> Tensor:
         """Projects and normalizes: (B, C') -> (B, D), unit norm."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
-from hgsl.data.files.images import read_image
+from hgsl.common.images import read_image
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder

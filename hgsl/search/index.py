@@ -14,9 +14,9 @@ from PIL import Image
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT
+from hgsl.common.images import decode
 from hgsl.common.paths import check_path
 from hgsl.common.suggestions import nearest
-from hgsl.data.files.images import decode
 from hgsl.evaluation.knn.backends import Backend
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores

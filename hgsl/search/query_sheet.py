@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from hgsl.common.errors import InputError
-from hgsl.data.files.images import read_image
+from hgsl.common.images import read_image
 from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
 from hgsl.search.index import Hit, SearchIndex
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import ShortestSide, eval_transform, to_pixels, train_transform
+from hgsl.common.images import to_pixels
+from hgsl.common.transforms import ShortestSide, eval_transform, train_transform
 
 CONFIG: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "interpolation": "bilinear"}
 

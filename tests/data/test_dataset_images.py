@@ -13,10 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import to_pixels
+from hgsl.common.images import read_image, to_pixels
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
 from hgsl.data.files.cache import cached, file_key
-from hgsl.data.files.images import read_image
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.data.protocols import cut_to_boxes
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
+from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.data.adapters.split_folders import split_folders
-from hgsl.data.files.images import IMAGE_SUFFIXES
 from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest
 
 Skipped = list[tuple[str, str]]  # path, reason

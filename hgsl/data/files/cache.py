@@ -12,7 +12,7 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
 
-DECODING_VERSION = 2  # of hgsl.data.files.images.decode, part of every key
+DECODING_VERSION = 2  # of hgsl.common.images.decode, part of every key
 
 
 def default_cache_dir() -> Path:

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.images import read_image
 from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
-from hgsl.data.files.images import read_image
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.encoder import Encoder
 from hgsl.search.storage.layout import ImageFile

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
-from hgsl.data.files.images import IMAGE_SUFFIXES
+from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.search.checks import check_image_folder
 from hgsl.search.storage.layout import ImageFile
 

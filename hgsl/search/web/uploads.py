@@ -16,8 +16,7 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import check_shape
-from hgsl.data.files.images import DAMAGED, decode, to_rgb
+from hgsl.common.images import DAMAGED, check_shape, decode, to_rgb
 from hgsl.search.web.errors import RequestError
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
+from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.transforms import check_shape
 
 # By suffix, so that listing a folder opens no file. Pillow reads every one of these without a plugin.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -18,7 +19,18 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 # What Pillow raises for a damaged file, depending on its format and on where it is damaged.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
+MAX_ASPECT = 100  # aspect ratio above which an image is refused
 BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # of sensors, whose values may be stored in wider integers
+
+
+def check_shape(width: int, height: int) -> None:
+    """Checks the aspect ratio of an image.
+
+    Raises:
+        InputError: One side is more than ``MAX_ASPECT`` times the other; the message states both.
+    """
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
 
 
 def read_image(path: Path, min_side: int | None = None) -> Image.Image:
@@ -84,6 +96,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Returns an RGB image as a (3, H, W) uint8 tensor with the memory layout of the decoded image, (H, W, 3).
+
+    Raises:
+        InputError: The image is not RGB, such as a grayscale one.
+    """
+    if image.mode != "RGB":
+        raise InputError(f"an image of mode {image.mode!r} is not RGB: decode it with decode")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
 
 def scale_to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
