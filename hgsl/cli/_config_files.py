@@ -16,20 +16,25 @@ DATA_SET_SETTINGS = ("options", "root")  # which apply only to the data set in d
 
 
 def resolve(words: Sequence[str]) -> list[str]:
-    """Returns the arguments with the path of a packaged recipe in place of its name.
+    """Returns the arguments with the path of a packaged recipe in place of its name, and the config files first.
 
-    ``folder``, ``folder.yaml`` and ``configs/folder.yaml`` name a packaged recipe where no such file exists.
+    A flag replaces a setting of a file also where it precedes ``--config``. ``folder``, ``folder.yaml`` and
+    ``configs/folder.yaml`` name a packaged recipe where no such file exists.
 
     Raises:
         FileNotFoundError: There is neither a file nor a recipe.
     """
-    resolved = list(words)
-    for position, word in enumerate(words):
-        if word == "--config" and position + 1 < len(words):
-            resolved[position + 1] = str(_existing(words[position + 1]))
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config" and (name := next(remaining, None)) is not None:
+            files += ["--config", str(_existing(name))]
         elif word.startswith("--config="):
-            resolved[position] = f"--config={_existing(word.removeprefix('--config='))}"
-    return resolved
+            files.append(f"--config={_existing(word.removeprefix('--config='))}")
+        else:
+            others.append(word)
+    return [*files, *others]
 
 
 def config_files(words: Sequence[str]) -> list[Path]:

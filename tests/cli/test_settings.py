@@ -227,3 +227,8 @@ def test_a_recipe_may_have_settings_that_a_flag_makes_ineffective(tmp_path: Path
     path.write_text("optim: {lr: 0.5}\nmodel: {embedding_size: 8, sync_bn: true}")
     words = ["--config", str(path), "--train.mode", "head"]
     check_used(read(*words), words)
+
+
+def test_a_flag_before_the_config_file_replaces_its_setting() -> None:
+    config, _ = parse(build_parser("x"), ["--optim.lr", "0.5", "--config", "folder", "--data.root", "."])
+    assert config.optim.lr == 0.5
