@@ -234,6 +234,8 @@ DESCRIPTIONS = [
     ("architecture", "backbone", "os.system"),
     ("architecture", "backbone", ["resnet50"]),
     ("architecture", "backbone", "hf-hub:stranger/model"),
+    ("architecture", "model_args", {"checkpoint_path": "/etc/passwd"}),
+    ("architecture", "model_args", {"norm_layer": {"import": "os"}}),
     ("architecture", "pooling", "__class__"),
     ("architecture", "embedding_size", 10**12),
     ("architecture", "embedding_size", -1),
@@ -263,6 +265,7 @@ def test_a_model_description_is_checked_value_by_value(
     if kind == "hub":  # the same values under timm's names
         part, key, value = {
             "backbone": (None, "architecture", value),
+            "model_args": (None, "model_args", value),
             "image_size": ("pretrained_cfg", "input_size", [3, value, value]),
             "architecture": (None, "hgsl", value),
             "data_config": (None, "pretrained_cfg", value),

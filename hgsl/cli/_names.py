@@ -11,6 +11,7 @@ from typing import Any
 from hgsl.common.data_options import check_data_options
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.library_parts import trainable
+from hgsl.common.model_source import check_backbone_source
 from hgsl.common.suggestions import nearest
 from hgsl.config import Config, SparsifyConfig
 
@@ -118,8 +119,11 @@ def _check_loss(setting: str, name: str, part: str, package_names: list[str]) ->
 
 def _check_backbone(name: str) -> None:
     """Checks that a name occurs in timm's sources, which contain all model names and take seconds to import."""
+    if ":" in name:
+        check_backbone_source(name)
+        return
     package = find_spec("timm")
-    if "timm" in sys.modules or package is None or package.origin is None or ":" in name:
+    if "timm" in sys.modules or package is None or package.origin is None:
         return  # checked when the model is built
     base = name.partition(".")[0]
     sources = [path.read_text(encoding="utf-8") for path in (Path(package.origin).parent / "models").glob("*.py")]

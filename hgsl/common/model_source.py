@@ -10,7 +10,7 @@ from hgsl.common.paths import check_path
 WEIGHTS_NAME = "model.safetensors"
 RUN_NAME, HUB_NAME = "model.json", "config.json"  # the description of the model in a run folder, and in one for the Hub
 MODEL_FOLDER = "model"  # in the folder of a search index
-HUB_PREFIX = "hf-hub:"  # as timm writes it
+HUB_PREFIX, FOLDER_PREFIX = "hf-hub:", "local-dir:"  # as timm writes them
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 
 
@@ -52,6 +52,23 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
     for names in ((RUN_NAME, HUB_NAME), (WEIGHTS_NAME,)):
         if not any((folder / name).is_file() for name in names):
             raise FileNotFoundError(f"no {names[0]} in {folder}: expected the folder of a finished run")
+
+
+def check_backbone_source(name: str) -> None:
+    """Checks the form of a backbone's name with a prefix, and that the folder after ``local-dir:`` has a config.
+
+    Raises:
+        InputError: The prefix is unknown, or is followed by something other than ``OWNER/NAME``.
+        FileNotFoundError: There is no such folder, or it lacks the config.
+    """
+    if name.startswith(HUB_PREFIX):
+        hub_id_of(name)
+    elif not name.startswith(FOLDER_PREFIX):
+        raise InputError(
+            f"backbone {name!r} is neither a model name of timm, nor {HUB_PREFIX}OWNER/NAME, nor {FOLDER_PREFIX}FOLDER"
+        )
+    elif not (folder := Path(name.removeprefix(FOLDER_PREFIX)).expanduser() / HUB_NAME).is_file():
+        raise FileNotFoundError(f"backbone {name!r}: {folder} does not exist, which timm writes beside the weights")
 
 
 def _has_description(folder: Path) -> bool:

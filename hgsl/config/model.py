@@ -29,7 +29,8 @@ class ModelConfig:
     """The embedding model."""
 
     backbone: str = "tf_efficientnet_lite0"
-    """Backbone: the name of any timm model."""
+    """Backbone: the name of any timm model, hf-hub:OWNER/NAME of one on the Hub, or local-dir:FOLDER of one
+    that timm saved."""
     pooling: str = "auto"
     """Pooling to one vector. auto fits the backbone: token where a class token was trained (DINOv2, DINOv3, CLIP), head
     for attention-pooled models (SigLIP) and other token models, maxavg for feature maps (convolutional networks). Of
@@ -39,8 +40,8 @@ class ModelConfig:
     embedding_size: int | None = None
     """Dimensions of the embedding after a linear projection; empty uses the pooled features."""
     weights: str = "timm"
-    """Backbone weights: timm (downloads), packaged (no network: tf_efficientnet_lite0, and lite1 and lite2 with the
-    extras of these names), none, or a file."""
+    """Backbone weights: timm (downloads; of a backbone on the Hub or in a folder its own), packaged (no network:
+    tf_efficientnet_lite0, and lite1 and lite2 with the extras of these names), none, or a file."""
     output_stride: int | None = None
     """Output stride of a convolutional backbone: 16 gives a finer last feature map ("last stride 1")."""
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"

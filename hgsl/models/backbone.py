@@ -7,55 +7,71 @@ import timm
 import torch
 from torch import nn
 
-from hgsl.common.errors import InputError
-from hgsl.common.suggestions import nearest
+from hgsl.common.errors import InputError, first_line
+from hgsl.models.backbone_source import BackboneSource
 
 
-def create_backbone(name: str, output_stride: int | None = None, image_size: int | None = None) -> nn.Module:
-    """Returns the timm model ``name`` without its classifier and with random weights.
+def create_backbone(source: BackboneSource, output_stride: int | None = None, image_size: int | None = None) -> Any:
+    """Returns the timm model of ``source`` without its classifier and with random weights.
 
     Args:
-        name: A timm model name, such as ``resnet50`` or ``vit_small_patch16_224``.
+        source: What timm builds it from.
         output_stride: Input pixels per position of the last feature map (8 or 16 instead of the usual 32: "last stride
             1"), where the family has that option; strides are removed without adding dilation.
         image_size: Side in pixels of the square input, for families that are built for one; None takes that of the
             pretraining.
 
     Raises:
-        InputError: timm has no such model, or the family has no ``output_stride``.
+        InputError: The family has no ``output_stride``, or no such option as a model of the Hub sets.
     """
-    if not timm.is_model(name):
-        close = nearest(name, timm.list_models())
-        hint = f"did you mean {close!r}? " if close else ""
-        raise InputError(f"unknown backbone {name!r}: {hint}timm.list_models() lists all of them")
-    options = {"num_classes": 0, **size_options(name, image_size)}
+    options = backbone_options(source, image_size)
     if output_stride is None:
-        return timm.create_model(name, **options)
+        return create_timm_model(source, options)
     try:
-        backbone = timm.create_model(name, output_stride=output_stride, **options)
+        backbone = timm.create_model(source.architecture, output_stride=output_stride, **options)
     except (TypeError, NotImplementedError, AssertionError) as error:
         raise InputError(
-            f"backbone {name!r} does not take output_stride {output_stride}: leave model.output_stride empty, "
+            f"backbone {source.name!r} does not take output_stride {output_stride}: leave model.output_stride empty, "
             "or use a convolutional family such as resnet or efficientnet"
         ) from error
     _undilate(backbone)
     return backbone
 
 
-def size_options(name: str, image_size: int | None) -> dict[str, Any]:
+def create_timm_model(source: BackboneSource, options: dict[str, Any]) -> Any:
+    """Calls ``timm.create_model``.
+
+    Raises:
+        InputError: The model of the Hub sets options that its family does not have.
+    """
+    if not source.model_args:
+        return timm.create_model(source.architecture, **options)
+    try:
+        return timm.create_model(source.architecture, **options)
+    except TypeError as error:
+        raise InputError(
+            f"backbone {source.name!r}: timm's {source.architecture} does not take its options {source.model_args}: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def backbone_options(source: BackboneSource, image_size: int | None) -> dict[str, Any]:
     """Returns the arguments of ``timm.create_model`` with which the model takes images of ``image_size`` pixels.
 
     Position embeddings are interpolated in the forward pass where the family has that option, so that such models take
     any size, as convolutional ones do; others are built for one size.
     """
+    options: dict[str, Any] = {**source.model_args, "num_classes": 0}
+    if source.pretrained_cfg is not None:
+        options["pretrained_cfg"] = source.pretrained_cfg
     with torch.device("meta"):  # takes no memory and no time
-        model: Any = timm.create_model(name, num_classes=0)
+        model = create_timm_model(source, options)
     parameters = inspect.signature(type(model)).parameters
     if "dynamic_img_size" in parameters:
-        return {"dynamic_img_size": True}
+        return {**options, "dynamic_img_size": True}
     if image_size is None or "img_size" not in parameters or not model.pretrained_cfg["fixed_input_size"]:
-        return {}
-    return {} if image_size == model.pretrained_cfg["input_size"][-1] else {"img_size": image_size}
+        return options
+    return options if image_size == model.pretrained_cfg["input_size"][-1] else {**options, "img_size": image_size}
 
 
 def size_step(backbone: nn.Module) -> int:

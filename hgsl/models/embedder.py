@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.transforms import Transform, eval_transform, train_transform
 from hgsl.models.backbone import create_backbone, is_convolutional
+from hgsl.models.backbone_source import BackboneSource, check_timm_name, resolve_backbone
 from hgsl.models.encode import ImageInput, encode
 from hgsl.models.features import check_pooling, default_pooling, pool_features, pooled_width
 from hgsl.models.image_size import check_image_size, create_at_size
@@ -190,15 +191,16 @@ def create_embedder(
     """Builds a model that maps images (B, 3, H, W) to unit vectors (B, D).
 
     Args:
-        backbone: Name of any timm model with feature maps or tokens.
+        backbone: Any timm model with feature maps or tokens: its name; ``hf-hub:OWNER/NAME`` of a timm model on the
+            Hugging Face Hub; or ``local-dir:FOLDER`` of one that timm has saved.
         pooling: Of feature maps or patch tokens: ``avg``, ``max``, ``maxavg`` (max and average side by side), ``gem``
             or ``scda``. Of transformers: ``token`` (class token) or ``token_avg`` (class token and mean of the patch
             tokens side by side). Of any model: ``head`` (its own pooling, such as the attention pooling of SigLIP).
             ``auto`` is the one that fits the backbone, see :func:`hgsl.models.features.default_pooling`.
         embedding_size: D, the output size of a linear projection; None returns the pooled features.
-        weights: Weights of the backbone: ``timm`` (pretrained, downloaded), ``packaged`` (ImageNet weights that
-            need no network: of tf_efficientnet_lite0, and with the extras ``lite1`` and ``lite2`` of these), ``none``
-            (random), or a file.
+        weights: Weights of the backbone: ``timm`` (pretrained: downloaded, or those in the folder), ``packaged``
+            (ImageNet weights that need no network: of tf_efficientnet_lite0, and with the extras ``lite1`` and
+            ``lite2`` of these), ``none`` (random), or a file.
         output_stride: Input pixels per position of the last feature map (16 is "last stride 1"), for convolutional
             families with that option; None keeps the default of the family, mostly 32.
         image_size: Side in pixels of the square input, checked with one forward pass; None takes the size that the
@@ -217,13 +219,14 @@ def create_embedder(
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise InputError(f"image_size must be 1 to {MAX_IMAGE_SIZE} pixels, found {image_size}")
     check_weights_source(weights, backbone)
+    source = resolve_backbone(backbone)
 
     def build(side: int | None) -> Embedder:
-        return build_embedder(backbone, pooling, embedding_size, output_stride, side)
+        return _build(source, pooling, embedding_size, output_stride, side)
 
     def create(side: int | None) -> Embedder:
         model = build(side)
-        load_backbone_weights(model.backbone, backbone, weights, side)
+        load_backbone_weights(model.backbone, source, weights, side)
         return model
 
     return create(None) if image_size is None else create_at_size(create, build, image_size, backbone)
@@ -236,32 +239,54 @@ def build_embedder(
     output_stride: int | None,
     image_size: int | None,
     *,
-    flip: bool = False,
-    scales: Sequence[float] = (1.0,),
-    whitening: int | str | None = None,
+    model_args: dict[str, Any],
+    flip: bool,
+    scales: Sequence[float],
+    whitening: int | str | None,
 ) -> Embedder:
-    """Builds the model of :func:`create_embedder` with random weights and without a check of the image size.
+    """Builds a model from its ``architecture``, with random weights and without a check of the image size.
 
     Args:
-        backbone, pooling, embedding_size, output_stride, image_size: As in :func:`create_embedder`.
+        backbone: A model name of timm.
+        pooling, embedding_size, output_stride, image_size: As in :func:`create_embedder`.
+        model_args: Further arguments of the backbone, of one that was built from the Hub or a folder.
         flip, scales: The views of :meth:`Embedder.set_views`.
         whitening: E of the whitened embeddings, "mean" for mean removal, or None.
+
+    Raises:
+        InputError: An unknown name, or an option that the backbone does not take.
     """
+    check_timm_name(backbone)
+    source = BackboneSource(backbone, backbone, model_args)
+    model = _build(source, pooling, embedding_size, output_stride, image_size)
+    model.architecture |= {"flip": flip, "scales": list(scales)}
+    model.build_whitening(whitening)
+    return model
+
+
+def _build(
+    source: BackboneSource,
+    pooling: str,
+    embedding_size: int | None,
+    output_stride: int | None,
+    image_size: int | None,
+) -> Embedder:
     if pooling not in POOLINGS and pooling not in CHOICES:
         raise unknown("pooling", pooling, [*CHOICES, *POOLINGS])
-    network = create_backbone(backbone, output_stride, image_size)
+    network = create_backbone(source, output_stride, image_size)
     side = image_size or timm.data.resolve_model_data_config(network)["input_size"][-1]
     name = default_pooling(network, side) if pooling == "auto" else pooling
     check_pooling(network, name)
     architecture = {
-        "backbone": backbone,
+        "backbone": source.architecture,
+        "model_args": source.model_args,
         "pooling": name,
         "embedding_size": embedding_size,
         "output_stride": output_stride,
-        "flip": flip,
-        "scales": list(scales),
+        "flip": False,
+        "scales": [1.0],
     }
     model = Embedder(network, POOLINGS[name](), embedding_size, architecture)
     model.data_config["image_size"] = side
-    model.build_whitening(whitening)
+    model.build_whitening(None)
     return model

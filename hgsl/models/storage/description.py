@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
+from hgsl.models.backbone_source import check_model_args
 from hgsl.models.embedder import MAX_IMAGE_SIZE, Embedder
 from hgsl.models.views import check_views
 
-ARCHITECTURE = ("backbone", "pooling", "embedding_size", "output_stride", "flip", "scales", "whitening")
+ARCHITECTURE = ("backbone", "model_args", "pooling", "embedding_size", "output_stride", "flip", "scales", "whitening")
 DATA_CONFIG = ("image_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
@@ -67,6 +68,7 @@ def from_run_description(content: Mapping[str, Any], path: Path) -> Description:
         check_views(architecture["flip"], architecture["scales"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    architecture["model_args"] = check_model_args(architecture["model_args"], str(path))
     _check_data_config(data_config, path)
     return Description(architecture, data_config)
 
@@ -77,6 +79,7 @@ def to_hub_config(description: Description, num_features: int, version: str) -> 
     size = data_config.pop("image_size")
     return {
         "architecture": architecture.pop("backbone"),
+        "model_args": architecture.pop("model_args"),
         "num_classes": 0,
         "num_features": num_features,
         "pretrained_cfg": {**data_config, "input_size": [3, size, size], "num_classes": 0},
@@ -95,10 +98,11 @@ def from_hub_config(content: Mapping[str, Any], path: Path) -> Description:
         raise InputError(f"{path} has no entries 'hgsl' and 'pretrained_cfg': it describes no embedder written by hgsl")
     size = data_config.get("input_size")
     _require(isinstance(size, list) and len(size) == 3, path, "input_size", size, "[3, side, side]")
-    other_entries = {key: hgsl_entry.get(key) for key in ARCHITECTURE if key != "backbone"}
+    timm_entries = {"backbone": content.get("architecture"), "model_args": content.get("model_args")}
+    other_entries = {key: hgsl_entry.get(key) for key in ARCHITECTURE if key not in timm_entries}
     return from_run_description(
         {
-            "architecture": {"backbone": content.get("architecture"), **other_entries},
+            "architecture": {**timm_entries, **other_entries},
             "data_config": {**data_config, "image_size": size[-1]},  # type: ignore[index]
         },
         path,
