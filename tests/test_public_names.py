@@ -87,7 +87,8 @@ print(*(name for name in before if before[name] != after[name]), sep=", ")
     [
         ("", "hgsl"),
         (
-            "torch torchvision timm faiss matplotlib.pyplot sklearn.cluster sklearn.decomposition sklearn.manifold",
+            "torch torchvision timm faiss matplotlib.pyplot sklearn.cluster sklearn.decomposition sklearn.manifold "
+            "torch.utils.tensorboard",  # which imports boto3 where it is installed
             "hgsl.losses hgsl.models hgsl.sparsity hgsl.data hgsl.evaluation hgsl.search hgsl.engine.run hgsl.cli",
         ),
     ],

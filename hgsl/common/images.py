@@ -1,7 +1,6 @@
 """Image decoding: a file becomes an upright 8-bit RGB image, or an error that names it."""
 
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 
 from hgsl.common.errors import InputError
+from hgsl.common.locations import Location, local_or_uri, name_of, open_image
 
 # By suffix, so that listing a folder opens no file. Pillow reads every one of these without a plugin.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -33,28 +33,34 @@ def check_shape(width: int, height: int) -> None:
         raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
 
 
-def read_image(path: Path, min_side: int | None = None) -> Image.Image:
+def read_image(location: Location, min_side: int | None = None) -> Image.Image:
     """Reads an image file as upright 8-bit RGB.
 
     Args:
-        path: The file.
+        location: A path, an address such as ``s3://bucket/a.jpg``, or a row of a Parquet file.
         min_side: Shortest side, in pixels, that is enough: a larger JPEG is then decoded at a half, a quarter or an
             eighth of its size, never below ``min_side``, in a fraction of the time.
 
     Raises:
-        InputError: The file is missing, not an image, damaged, or refused by :func:`decode`; the message names it.
+        InputError: The file is missing, cannot be fetched, is not an image, damaged, or refused by :func:`decode`; the
+            message names it.
     """
+    location = local_or_uri(location) if isinstance(location, str) else location
     try:
-        with Image.open(path) as image:
+        file = open_image(location)
+    except FileNotFoundError:
+        raise InputError(f"image {name_of(location)} does not exist") from None
+    try:
+        with Image.open(file) as image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             return decode(image)
     except FileNotFoundError:
-        raise InputError(f"image {path} does not exist") from None
+        raise InputError(f"image {name_of(location)} does not exist") from None
     except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).partition(" <_io.BytesIO")[0] or type(error).__name__
         raise InputError(
-            f"cannot read image {path}: {reason} (replace the file or remove it from the data; "
+            f"cannot read image {name_of(location)}: {reason} (replace the file or remove it from the data; "
             "hgsl prepare NAME --audit lists all such files)"
         ) from None
 

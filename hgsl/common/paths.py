@@ -1,9 +1,14 @@
 """Paths as arguments, and relative to a root folder, as in tables, manifests, indexes and archives."""
 
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 from hgsl.common.errors import InputError
+
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Names of the parameters of an HTTP address that grant access, such as X-Amz-Signature of a presigned one.
+SECRET = re.compile(r"sig|token|key|secret|pass|pwd|auth|cred|x-amz-|x-goog-|expires|policy", re.IGNORECASE)
 
 
 def check_path(name: str, value: object, expected: str = "a path") -> None:
@@ -16,6 +21,49 @@ def check_path(name: str, value: object, expected: str = "a path") -> None:
         raise InputError(f"{name} is {value!r:.80}: expected {expected}")
 
 
+def is_uri(path: object) -> bool:
+    """Whether a path is an address such as ``s3://bucket/a.jpg``.
+
+    >>> is_uri("s3://bucket/a.jpg"), is_uri("photos/a.jpg")
+    (True, False)
+    """
+    return isinstance(path, str) and URI.match(path) is not None
+
+
+def public_uri(uri: str) -> str:
+    """Returns an address without what grants access: user and password, and such parameters of HTTP.
+
+    >>> public_uri("https://me:word@host/a.jpg?size=9&X-Amz-Signature=f00")
+    'https://host/a.jpg?size=9'
+    """
+    protocol, _, rest = uri.partition("://")
+    end = re.search(r"[/?#]|$", rest)
+    assert end is not None  # the pattern matches everywhere
+    host, path = rest[: end.start()].rpartition("@")[2], rest[end.start() :]
+    if protocol.lower() in ("http", "https"):
+        path, _, query = path.partition("?")
+        query = "&".join(part for part in query.split("&") if not SECRET.search(part.partition("=")[0]))
+        path += f"?{query}" if query else ""
+    return f"{protocol}://{host}{path}"
+
+
+def check_local(name: str, path: str | os.PathLike[str], way_out: str) -> None:
+    """Checks that a path is not an address.
+
+    Args:
+        name: The argument, for the message.
+        path: As given, or as a ``Path``, in which one of the two slashes of an address is lost.
+        way_out: What to give instead.
+
+    Raises:
+        InputError: It is an address; the message has it without what grants access.
+    """
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", os.fspath(path))
+    if match and not os.path.lexists(path):
+        address = f"{match[1]}://{os.fspath(path)[match.end() :]}"
+        raise InputError(f"{name}: {public_uri(address)} is an address, expected a local path: {way_out}")
+
+
 def is_inside(path: str) -> bool:
     """Whether a POSIX path is relative and stays inside its root: the check of paths from untrusted sources.
 
@@ -26,13 +74,17 @@ def is_inside(path: str) -> bool:
     return bool(path) and "\0" not in path and not posix_path.is_absolute() and ".." not in posix_path.parts
 
 
-def relative_to_root(path: str, root: Path) -> str:
+def relative_to_root(path: str, root: Path | str) -> str:
     """Returns a path with forward slashes, relative to ``root`` where it is an absolute one inside it.
 
     A backslash separates folders, as on Windows, unless ``root`` has a file of exactly that name. A path outside
-    ``root`` is not made relative, so that :func:`is_inside` can refuse it.
+    ``root`` is not made relative, so that :func:`is_inside` can refuse it. A URI stays as it is.
     """
     path = path.rstrip()
+    if is_uri(path):
+        return path
+    if isinstance(root, str):
+        return path.replace("\\", "/")
     if "\\" in path and not (root / path).is_file():
         path = path.replace("\\", "/")
     root = root.absolute()

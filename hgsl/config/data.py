@@ -112,10 +112,13 @@ class DataConfig:
     def _resolve_folders(self) -> None:
         """Makes root, and options such as image_root, absolute, so that any working directory can evaluate the run."""
         if self.root is not None:
-            self.root = os.path.abspath(os.path.expanduser(self.root))
+            self.root = _absolute(self.root)
         folders = {
             key: value for key, value in self.options.items() if key.endswith("_root") and isinstance(value, str)
         }
-        self.options = self.options | {
-            key: os.path.abspath(os.path.expanduser(value)) for key, value in folders.items()
-        }
+        self.options = self.options | {key: _absolute(value) for key, value in folders.items()}
+
+
+def _absolute(path: str) -> str:
+    """The absolute path; an address such as s3://bucket stays as it is."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from hgsl.common.data_options import check_data_options
-from hgsl.common.datasets import datasets_dir, default_root
+from hgsl.common.datasets import ROOT_HINT, datasets_dir, default_root
 from hgsl.common.errors import unknown
+from hgsl.common.paths import check_local
 from hgsl.common.transforms import eval_transform, train_transform
 from hgsl.data.adapters import DATASETS
 from hgsl.data.dataset import RetrievalDataset
@@ -94,6 +95,8 @@ def load_manifest(
 def list_images(name: str, root: str | Path | None = None, **options: Any) -> Manifest:
     """Lists a data set with no split but its own; see :func:`load_manifest`."""
     check_options(name, options)
+    if root is not None:
+        check_local(f"the root of {name}", root, ROOT_HINT)
     return DATASETS[name](default_root(name) if root is None else Path(root).expanduser(), **options)
 
 

@@ -1,10 +1,10 @@
 """Audit: every image of a manifest opened once, to find damaged, unusual and duplicate ones."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode
+from hgsl.common.locations import Location, read_bytes
 from hgsl.data.duplicates import exact_duplicates, is_flat, near_duplicates, perceptual_hash
 from hgsl.data.manifest import Manifest
 
@@ -104,24 +105,25 @@ def inspect_images(manifest: Manifest, workers: int | None = None) -> list[Inspe
     """
     if manifest.render is not None:
         raise InputError(f"{manifest.name} draws its images: there are no files to audit")
-    paths = [manifest.root / path for path in manifest.paths]
+    locations = [manifest.location(row) for row in range(len(manifest))]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
-        return list(tqdm(pool.map(inspect_file, paths), total=len(paths), desc="audit", unit="image", disable=None))
+        inspections = pool.map(inspect_file, locations)
+        return list(tqdm(inspections, total=len(locations), desc="audit", unit="image", disable=None))
 
 
-def inspect_file(path: Path) -> Inspection:
+def inspect_file(location: Location) -> Inspection:
     """Reads one file."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(location)
     except FileNotFoundError:
         return Inspection(("missing",))
-    except OSError:  # such as a missing permission
+    except (OSError, InputError):  # such as a missing permission, or a server that does not answer
         return Inspection(("unreadable",))
     if not content:
         return Inspection(("empty",))
     digest = hashlib.sha256(content).digest()
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             findings, small = _thumbnail(image)
     except Image.DecompressionBombError:
         return Inspection(("huge",), digest)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import check_shape, read_image, to_pixels
+from hgsl.common.locations import name_of, remote_states
 from hgsl.common.transforms import Transform
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.manifest import Manifest
@@ -27,7 +28,8 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         transform: From an RGB image to a (3, H, W) tensor; None returns PIL images. A transform of
             ``train_transform`` or ``eval_transform`` also determines the scale at which a large JPEG is decoded.
         cache_dir: Folder for a cache of the resized images, so that only the first epoch decodes files; the tensors are
-            the same. The cache takes 3 bytes per pixel. None disables it.
+            the same. The cache takes 3 bytes per pixel. Files at addresses are listed once, to notice changed ones.
+            None disables the cache.
 
     Attributes:
         manifest: The rows.
@@ -51,6 +53,7 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         self.class_names = tuple(manifest.class_names[i] for i in classes)
         self.num_classes = len(classes)
         self.ids = manifest.ids
+        self._states = {} if cache_dir is None else remote_states(map(manifest.location, range(len(manifest))))
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -87,9 +90,8 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         manifest = self.manifest
         if manifest.render is not None:
             return manifest.render(int(self.ids[index]))
-        path = manifest.root / manifest.paths[index]
-        box = self._box(index)
-        return read_image(path, min_side) if box is None else crop(read_image(path), box, path)
+        location, box = manifest.location(index), self._box(index)
+        return read_image(location, min_side) if box is None else crop(read_image(location), box, name_of(location))
 
     def _resized(self, index: int, transform: Transform) -> Tensor:
         def make() -> Tensor:
@@ -98,15 +100,15 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         if self.cache_dir is None:
             return make()
         box = self._box(index)
-        path = self.manifest.root / self.manifest.paths[index]
-        return cached(self.cache_dir, file_key(path, transform.resize, None if box is None else box.tolist()), make)
+        location, settings = self.manifest.location(index), (transform.resize, None if box is None else box.tolist())
+        return cached(self.cache_dir, file_key(location, *settings, states=self._states), make)
 
     def _box(self, index: int) -> np.ndarray | None:
         boxes = self.manifest.boxes
         return boxes[index] if boxes is not None and self.manifest.crop_to_boxes else None
 
 
-def crop(image: Image.Image, box: np.ndarray, path: Path) -> Image.Image:
+def crop(image: Image.Image, box: np.ndarray, path: str) -> Image.Image:
     """The part of ``image`` inside ``box`` (x1, y1, x2, y2); the box may extend beyond the image.
 
     Raises:

@@ -1,8 +1,8 @@
 """Manifest: the table with one row per image to which every data set is converted, checked when it is built."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.common.paths import is_inside
+from hgsl.common.locations import Location
+from hgsl.common.locations import locate as locate_path
+from hgsl.common.paths import is_inside, is_uri
+from hgsl.data.files.parquet_images import ParquetImage, ParquetImages
 
 SPLITS = ("train", "val", "test")
 # Names of splits in folders and tables, matched case-insensitively.
@@ -30,8 +33,8 @@ class Manifest:
     Attributes:
         name: The data set's name, as in ``DATASETS``.
         protocol: Meaning of ``split``: "zero-shot", "closed-set", "query-gallery", or "" for rows without a split.
-        root: Folder that ``paths`` are relative to.
-        paths: N relative POSIX paths.
+        root: Folder that ``paths`` are relative to, or an address such as ``s3://bucket/images``.
+        paths: N relative POSIX paths, or addresses.
         labels: (N,) int64, an index into ``class_names``.
         class_names: One name per class.
         split: (N,) str, "train", "val" or "test" ("" for rows without a split).
@@ -45,11 +48,13 @@ class Manifest:
         skipped: (path, reason) of each file or folder that is not in the manifest.
         notes: Notes to be printed in every report, such as "cropped to boxes".
         render: Draws the image of a row id, for data sets without files.
+        content: The encoded images of the row ids, for data sets of Parquet files.
+        addresses: The full address of each path that is an address without its password or token.
     """
 
     name: str
     protocol: str
-    root: Path
+    root: Path | str
     paths: tuple[str, ...]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
@@ -63,6 +68,8 @@ class Manifest:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     render: Callable[[int], Image.Image] | None = None
+    content: ParquetImages | None = None
+    addresses: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,6 +89,13 @@ class Manifest:
             row = (path, self.class_names[self.labels[i]], str(self.split[i]), flags, str(box))
             digest.update(("\0".join(row) + "\n").encode())
         return digest.hexdigest()[:16]
+
+    def location(self, row: int) -> Location:
+        """Where the image of a row is read from."""
+        path = self.paths[row]
+        if self.content is not None:
+            return ParquetImage(self.content, int(self.ids[row]), path)
+        return locate_path(self.root, self.addresses.get(path, path))
 
     def subset(self, split: str) -> "Manifest":
         """The rows of one split, or every row for "all"; ids, labels and class names stay those of the full manifest.
@@ -132,7 +146,7 @@ def number_groups(names: Sequence[str | None]) -> NDArray[np.int64]:
 
 def make_manifest(
     name: str,
-    root: Path,
+    root: Path | str,
     paths: Sequence[str],
     labels: ArrayLike,
     class_names: Sequence[str],
@@ -146,12 +160,14 @@ def make_manifest(
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
     render: Callable[[int], Image.Image] | None = None,
+    content: ParquetImages | None = None,
+    addresses: Mapping[str, str] | None = None,
     locate: Callable[[int], str] | None = None,
 ) -> Manifest:
     """Builds a checked manifest; omitted columns mean no split, and every row both query and gallery.
 
     Args:
-        name, root, paths, class_names, skipped, notes, render: See :class:`Manifest`.
+        name, root, paths, class_names, skipped, notes, render, content, addresses: See :class:`Manifest`.
         labels: (N,) integers, an index into ``class_names``.
         protocol: The protocol for which the source of the data defines ``split``.
         split, is_query, is_gallery, boxes, groups: (N,) or (N, 4) columns, see :class:`Manifest`.
@@ -167,7 +183,7 @@ def make_manifest(
     manifest = Manifest(
         name=name,
         protocol=protocol,
-        root=Path(root),
+        root=root if is_uri(root) else Path(root),
         paths=tuple(paths),
         labels=_integers(labels, "labels", name),
         class_names=tuple(class_names),
@@ -180,6 +196,8 @@ def make_manifest(
         skipped=tuple(skipped),
         notes=tuple(notes),
         render=render,
+        content=content,
+        addresses=addresses or {},
     )
 
     def source(row: int) -> str:
@@ -229,7 +247,7 @@ def _check_columns(manifest: Manifest, source: Callable[[int], str]) -> None:
 def _check_paths(manifest: Manifest, source: Callable[[int], str]) -> None:
     first: dict[tuple[Any, ...], int] = {}
     for row, path in enumerate(manifest.paths):
-        if not is_inside(path):
+        if not (is_uri(path) or is_inside(path)):
             raise InputError(
                 f"{manifest.name}: {source(row)} has the path {path!r}, which is not inside the data root "
                 f"{manifest.root}: a path must be relative to the data root and inside it"

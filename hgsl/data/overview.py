@@ -1,9 +1,11 @@
 """Overview of a manifest: a summary in a few lines, and a check that its files exist."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from hgsl.common.locations import remote_states
 from hgsl.data.manifest import SPLITS, Manifest
 
 
@@ -37,10 +39,22 @@ def single_image_classes(manifest: Manifest) -> list[str]:
 
 
 def missing_files(manifest: Manifest) -> list[int]:
-    """The positions of the rows whose file does not exist."""
+    """The positions of the rows whose file does not exist.
+
+    Raises:
+        InputError: A server or store of an address cannot be asked.
+    """
     if manifest.render is not None:
         return []
-    return [i for i, path in enumerate(manifest.paths) if not (manifest.root / path).is_file()]
+    if manifest.content is not None:  # the manifest was read from the Parquet files
+        return []
+    locations = [manifest.location(row) for row in range(len(manifest))]
+    remote = remote_states(locations)
+    return [
+        row
+        for row, location in enumerate(locations)
+        if not (location.is_file() if isinstance(location, Path) else location in remote)
+    ]
 
 
 def verify_files(manifest: Manifest) -> None:
@@ -48,15 +62,21 @@ def verify_files(manifest: Manifest) -> None:
 
     Raises:
         FileNotFoundError: Some files are missing; the message has their number and the first ten paths.
+        InputError: A server or store of an address cannot be asked.
     """
     missing = missing_files(manifest)
     if missing:
-        root = manifest.root.absolute()
-        where = f"in {root}" if root.is_dir() else f"there, as the folder {root} does not exist"
         paths = first_names([manifest.paths[i] for i in missing], 10)
         raise FileNotFoundError(
-            f"{manifest.name}: {len(missing):,} of {len(manifest):,} images are not {where}: {paths}"
+            f"{manifest.name}: {len(missing):,} of {len(manifest):,} images are not {_where(manifest.root)}: {paths}"
         )
+
+
+def _where(root: Path | str) -> str:
+    if isinstance(root, str):
+        return f"at {root}"
+    root = root.absolute()
+    return f"in {root}" if root.is_dir() else f"there, as the folder {root} does not exist"
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:

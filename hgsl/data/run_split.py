@@ -1,22 +1,22 @@
 """The split of a run: its images as they are recorded, found again in a data set that may have changed since."""
 
-import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from hgsl.common.locations import Location, remote_states
 from hgsl.common.split_record import SplitRecord
+from hgsl.data.files.fingerprints import UNREADABLE, file_fingerprint
 from hgsl.data.manifest import Manifest
 from hgsl.data.overview import first_names
 from hgsl.data.protocols import CROPPED
 
-PIECE = 4096  # bytes
 PART = 256  # images that one thread takes at a time
 READERS = 16  # threads, which hide the latency of a network share
 Key = tuple[str, tuple[float, ...]]  # path and box
@@ -134,28 +134,27 @@ def shared_images(record: SplitRecord, manifest: Manifest, split: str) -> int:
 
 
 def file_fingerprints(manifest: Manifest) -> list[str]:
-    """The fingerprint of each file: its size, and a checksum of a piece in its middle; empty where images are drawn.
+    """The fingerprint of each file, see :mod:`hgsl.data.files.fingerprints`; empty where images are drawn.
 
-    Reading files as a whole would take as long as an epoch. Nothing is secret in it: it tells images apart that have
-    come under each other's name.
+    That of a file at an address is its size and the checksum of its version, as the store or server states it.
+
+    Raises:
+        InputError: A server or store of an address cannot be asked, or a Parquet file is damaged.
     """
     if manifest.render is not None:
         return [""] * len(manifest)
-    root = os.fspath(manifest.root)
-    parts = [manifest.paths[start : start + PART] for start in range(0, len(manifest), PART)]
+    if manifest.content is not None:
+        return manifest.content.fingerprints(manifest.ids.tolist())
+    locations = [manifest.location(row) for row in range(len(manifest))]
+    remote = remote_states(locations)
+    parts = [locations[start : start + PART] for start in range(0, len(manifest), PART)]
     with ThreadPoolExecutor(READERS) as pool:
-        fingerprints = pool.map(lambda paths: [_fingerprint(os.path.join(root, path)) for path in paths], parts)
+        fingerprints = pool.map(lambda part: [_fingerprint(location, remote) for location in part], parts)
         return list(chain.from_iterable(fingerprints))
 
 
-def _fingerprint(path: str) -> str:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - PIECE) // 2)
-            return f"{size}-{zlib.crc32(file.read(PIECE)):08x}"
-    except OSError:
-        return "unreadable"
+def _fingerprint(location: Location, remote: Mapping[str, str]) -> str:
+    return file_fingerprint(location) if isinstance(location, Path) else remote.get(str(location), UNREADABLE)
 
 
 def _boxes(manifest: Manifest) -> tuple[tuple[float, ...], ...] | None:
@@ -168,6 +167,8 @@ def _keys(paths: Sequence[str], boxes: Sequence[tuple[float, ...]] | None) -> li
 
 def _with_roles(record: SplitRecord, listing: Manifest, numbers: np.ndarray, rows: np.ndarray) -> Manifest:
     part, render = listing.take(rows), listing.render
+    listing_ids = np.zeros(numbers.max(initial=-1) + 1, np.int64)  # by recorded id
+    listing_ids[numbers] = part.ids
     row_of = dict(zip(numbers.tolist(), part.ids.tolist(), strict=True))
     return replace(
         part,
@@ -180,6 +181,7 @@ def _with_roles(record: SplitRecord, listing: Manifest, numbers: np.ndarray, row
         ids=numbers,
         notes=record.notes,
         render=None if render is None else partial(_render, render, row_of),
+        content=None if part.content is None else part.content.take(listing_ids),
     )
 
 

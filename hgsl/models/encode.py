@@ -87,7 +87,8 @@ class _Images(Dataset[Item]):
         image = self.images[index]
         try:
             if not isinstance(image, Image.Image):
-                return self.transform(read_image(Path(image), self.transform.resize.side))
+                location = image if isinstance(image, str) else Path(image)
+                return self.transform(read_image(location, self.transform.resize.side))
             return self.transform(decode(image))
         except DAMAGED as error:  # as a value: a loader process would return it with its traceback as the message
             return str(error) if not isinstance(image, Image.Image) else f"cannot decode images[{index}]: {error}"

@@ -3,14 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from hgsl.common.errors import InputError, unknown
-from hgsl.common.paths import relative_to_root
-from hgsl.data.adapters.table import BOX_COLUMNS, ENCODING, Row, find_table, read_labels, read_rows
-from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest, number_groups
-
-TRUE, FALSE, EMPTY = ("true", "1", "1.0"), ("false", "0", "0.0"), ("", "none", "nan")
+from hgsl.common.errors import InputError
+from hgsl.data.adapters.rows import image_folder, manifest_of_rows, split_of
+from hgsl.data.adapters.table import ENCODING, Row, find_table, read_labels, read_rows
+from hgsl.data.manifest import Manifest
 
 
 def load(
@@ -28,7 +24,8 @@ def load(
     Args:
         root: The table, or a folder with exactly one ``.csv`` file in it.
         encoding: Of the text, such as "utf-8" or "gbk".
-        image_root: Folder that paths are relative to; None for the table's own folder.
+        image_root: Folder, or address such as ``s3://bucket/images``, that paths are relative to; None for the table's
+            own folder. A path may also be an address itself.
         test_list: Second table, relative to the folder of the first; ``root`` is then the training split and this table
             the test split. Its columns may differ.
         group_column: Column whose equal values make a group, such as ``camera``; None for ``category``, if there is
@@ -43,39 +40,15 @@ def load(
     table = find_table(root)
     rows = read_rows(table, encoding)
     if test_list is None:
-        splits = [_split(row) for row in rows]
+        splits = [split_of(row) for row in rows]
     else:
         other = read_rows(find_table(table.parent / test_list), encoding)
         splits = ["train"] * len(rows) + ["test"] * len(other)
         rows = [*rows, *other]
         _refuse_split_column(rows, test_list)
     labels, class_names = read_labels(rows)
-    query = [_flag(row, "is_query", split) for row, split in zip(rows, splits, strict=True)]
-    gallery = [_flag(row, "is_gallery", split) for row, split in zip(rows, splits, strict=True)]
-    images = table.parent if image_root is None else Path(image_root).expanduser()
-    return make_manifest(
-        "csv",
-        images,
-        [relative_to_root(row.path, images) for row in rows],
-        labels,
-        class_names,
-        protocol="" if not any(splits) else "zero-shot" if query == gallery else "query-gallery",
-        split=splits,
-        is_query=query,
-        is_gallery=gallery,
-        boxes=_boxes(rows),
-        groups=_groups(rows, group_column),
-        locate=lambda row: str(rows[row]),
-    )
-
-
-def _split(row: Row) -> str:
-    if "split" not in row:
-        return ""
-    split = SPLIT_NAMES.get(row["split"].strip().lower())
-    if split is None:
-        raise InputError(f"{row}: the split {row['split']!r} is none of {', '.join(SPLIT_NAMES)}")
-    return split
+    images = image_folder(image_root, table.parent)
+    return manifest_of_rows("csv", images, rows, labels, class_names, splits, group_column)
 
 
 def _refuse_split_column(rows: Sequence[Row], test_list: str | Path) -> None:
@@ -85,45 +58,3 @@ def _refuse_split_column(rows: Sequence[Row], test_list: str | Path) -> None:
             f"{table_with_split} has a column 'split', which contradicts the option "
             f"test_list {test_list}: leave one out"
         )
-
-
-def _flag(row: Row, column: str, split: str) -> bool:
-    """A boolean value; it is true for training rows, which may leave it empty."""
-    if column not in row:
-        return True
-    value, training = row[column].strip().lower(), split == "train"
-    if value not in TRUE + FALSE + (EMPTY if training else ()):
-        raise InputError(f"{row}: {column} is {row[column]!r}, expected True or False")
-    return value in TRUE or training
-
-
-def _boxes(rows: Sequence[Row]) -> list[list[float]] | None:
-    with_box, without = (
-        next((row.table for row in rows if all(column in row for column in BOX_COLUMNS) is boxed), None)
-        for boxed in (True, False)
-    )
-    if with_box and without:
-        raise InputError(
-            f"{without} lacks one of the columns {', '.join(BOX_COLUMNS)}, which {with_box} has: "
-            "give boxes in both tables or in neither"
-        )
-    return [_box(row) for row in rows] if with_box else None
-
-
-def _box(row: Row) -> list[float]:
-    values = [row[column] for column in BOX_COLUMNS]
-    try:
-        return [float(value) for value in values]
-    except ValueError:
-        raise InputError(f"{row}: the box {', '.join(values)} is not four numbers") from None
-
-
-def _groups(rows: Sequence[Row], column: str | None) -> np.ndarray | None:
-    if column is not None:
-        row_without = next((row for row in rows if column not in row), None)
-        if row_without is not None:
-            raise unknown(f"group_column of {row_without.table}", column, row_without.values)
-    column = column or "category"
-    if not any(column in row for row in rows):
-        return None
-    return number_groups([row[column].strip() or None if column in row else None for row in rows])

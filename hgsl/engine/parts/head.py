@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from hgsl.common import ranks
 from hgsl.common.fingerprint import fingerprint
+from hgsl.common.locations import remote_states
 from hgsl.common.random_state import seeded_torch
 from hgsl.common.transforms import Transform
 from hgsl.config import Config
@@ -134,9 +135,15 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
 def _key(network: nn.Module, manifest: Manifest, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(fingerprint(network, json.dumps(settings, sort_keys=True, default=str)).encode())
     boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
-    for path, box, image in zip(manifest.paths, boxes, manifest.ids.tolist(), strict=True):
-        is_rendered = manifest.render is not None  # its path determines the image
-        source = f"{manifest.name}/{path}/{image}" if is_rendered else file_key(manifest.root / path, box)
-        digest.update(source.encode())
+    if manifest.render is not None:  # its path determines the image
+        keys = [
+            f"{manifest.name}/{path}/{image}" for path, image in zip(manifest.paths, manifest.ids.tolist(), strict=True)
+        ]
+    else:
+        locations = [manifest.location(row) for row in range(len(manifest))]
+        states = remote_states(locations)
+        keys = [file_key(location, box, states=states) for location, box in zip(locations, boxes, strict=True)]
+    for key in keys:
+        digest.update(key.encode())
     digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are stored with the features
     return digest.hexdigest()[:32]

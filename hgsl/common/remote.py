@@ -1,0 +1,222 @@
+"""Remote files, at addresses such as ``s3://bucket/a.jpg``: read and listed through fsspec, with retries."""
+
+import re
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote
+
+from hgsl.common.errors import InputError, unknown
+from hgsl.common.paths import public_uri
+
+Result = TypeVar("Result")
+
+# Protocol -> the module that fsspec needs for it, and the packages to install.
+PROTOCOLS = {
+    "file": ("fsspec", "fsspec"),
+    "memory": ("fsspec", "fsspec"),
+    "http": ("aiohttp", "'hgsl[remote]'"),
+    "https": ("aiohttp", "'hgsl[remote]'"),
+    "hf": ("huggingface_hub", "huggingface_hub"),
+    "s3": ("s3fs", "s3fs"),
+    "gs": ("gcsfs", "gcsfs"),
+}
+QUOTED = ("http", "https")  # protocols whose paths are percent-encoded
+ATTEMPTS = 4
+PAUSE = 0.5  # seconds after the first failed attempt; doubled after each
+RETRIED_STATUS = (408, 425, 429)  # of the statuses from 400 to 499, which are otherwise final
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, NotImplementedError)
+LISTED_FROM = 16  # files of one folder
+READERS = 16  # threads, which hide the latency
+# Fields of fsspec's description of a file that change with its content; the first present one is used.
+VALIDATORS = ("md5Hash", "ETag", "etag", "blob_id", "Content-MD5", "Digest", "LastModified", "Last-Modified", "created")
+
+
+class RemoteFile(NamedTuple):
+    """A file of a listing: its path below the listed address, its size, and a number that changes with its content."""
+
+    path: str
+    size: int
+    version: int
+
+
+def check_uri(uri: str) -> None:
+    """Checks that an address can be read with the installed packages; nothing is fetched.
+
+    Raises:
+        InputError: The protocol is unknown or needs a package that is not installed, or the address names no file.
+    """
+    protocol, _, path = uri.partition("://")
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    if not path.strip("/"):
+        raise InputError(f"the address {public_uri(uri)} names no file or folder")
+    module, package = PROTOCOLS[protocol]
+    if find_spec(module) is None:
+        raise InputError(f"{protocol}:// needs {module}, to read {public_uri(uri)}: pip install {package}")
+
+
+def check_root_uri(option: str, uri: str) -> None:
+    """Checks an address to which paths are relative, which reports and records contain.
+
+    Raises:
+        InputError: It cannot be read, see :func:`check_uri`, or holds a password or a token.
+    """
+    check_uri(uri)
+    if public_uri(uri) != uri:
+        raise InputError(
+            f"{option}: the address {public_uri(uri)} was given with a password or a token, which records would "
+            "contain: set credentials in the environment, such as AWS_ACCESS_KEY_ID or HF_TOKEN"
+        )
+
+
+def join_uri(root: str, path: str) -> str:
+    """The address of a relative POSIX path below ``root``.
+
+    >>> join_uri("https://host/images/", "rose 1.jpg"), join_uri("s3://bucket", "rose 1.jpg")
+    ('https://host/images/rose%201.jpg', 's3://bucket/rose 1.jpg')
+    """
+    return f"{root.rstrip('/')}/{quote(path) if root.startswith(QUOTED) else path}"
+
+
+def read_uri(uri: str) -> bytes:
+    """The content of the file at an address.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: It cannot be read, in several attempts where another one may succeed.
+    """
+    check_uri(uri)
+    content: bytes = _attempt(uri, lambda: _file_system(uri).cat_file(uri))
+    return content
+
+
+def states_of(uris: Iterable[str]) -> dict[str, str]:
+    """Address -> text that changes with the content of the file, for the files that exist.
+
+    A folder of an object store is listed where many of its files are asked for, which takes a request per thousand
+    files; HTTP takes a request per file.
+
+    Raises:
+        InputError: The server or store cannot be asked.
+    """
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for uri in uris:
+        check_uri(uri)
+        by_folder[uri.rpartition("/")[0]].append(uri)
+    listed = {
+        folder: uris for folder, uris in by_folder.items() if len(uris) >= LISTED_FROM and not folder.startswith(QUOTED)
+    }
+    single = [uri for folder, uris in by_folder.items() if folder not in listed for uri in uris]
+    with ThreadPoolExecutor(READERS) as pool:
+        states = dict(zip(single, pool.map(_state, single), strict=True))
+        for part in pool.map(_folder_states, listed, listed.values()):
+            states |= part
+    return {uri: state for uri, state in states.items() if state}
+
+
+def list_uri(root: str) -> list[RemoteFile]:
+    """Every file below an address, sorted by path.
+
+    Raises:
+        FileNotFoundError: There is nothing at the address.
+        InputError: It cannot be listed.
+    """
+    check_uri(root)
+    system = _file_system(root)
+    system.invalidate_cache()
+    entries: dict[str, Mapping[str, Any]] = _attempt(root, lambda: system.find(root, detail=True))
+    if not entries:
+        raise FileNotFoundError(f"there are no files at {public_uri(root)}")
+    return sorted(_listed_files(root, system._strip_protocol(root).rstrip("/") + "/", entries))
+
+
+def _listed_files(root: str, top: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[RemoteFile]:
+    for name, info in entries.items():
+        path = name.removeprefix(top)
+        if info.get("type") == "file" and path != name:
+            size, version = info.get("size") or 0, zlib.crc32(_validator(info).encode())
+            yield RemoteFile(unquote(path) if root.startswith(QUOTED) else path, int(size), version)
+
+
+def _file_system(uri: str) -> Any:
+    """The fsspec file system of an address; fsspec keeps one per process, also after a fork."""
+    import fsspec
+
+    return fsspec.filesystem(uri.partition("://")[0])
+
+
+def _attempt(uri: str, action: Callable[[], Result]) -> Result:
+    """Returns the result of ``action``, which is called again after an error that may pass."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as raised:
+            error = _underlying(uri, raised)
+            status = getattr(error, "status", None)  # of aiohttp
+            if isinstance(error, FileNotFoundError) or status == 404:
+                raise FileNotFoundError(public_uri(uri)) from None
+            if _is_final(error) or attempt == ATTEMPTS:
+                raise InputError(f"cannot read {public_uri(uri)}: {_reason(uri, error)}") from None
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _underlying(uri: str, error: Exception) -> BaseException:
+    """The cause of an error: fsspec reports every failure of a request for the size by HTTP as a missing file."""
+    hidden = isinstance(error, FileNotFoundError) and uri.startswith(QUOTED)
+    return error.__cause__ if hidden and error.__cause__ is not None else error
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt would end in the same error."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in RETRIED_STATUS
+    return isinstance(error, FINAL) or _is_denied(error)
+
+
+def _is_denied(error: BaseException) -> bool:
+    denied = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
+    return denied or "Credentials" in type(error).__name__  # of botocore, where there are none
+
+
+def _reason(uri: str, error: BaseException) -> str:
+    """The message of an error in one line, without passwords and tokens in its addresses, and what to do."""
+    message = " ".join(str(getattr(error, "message", "") or error).split())
+    status = getattr(error, "status", None)
+    message = f"{status} {message}" if isinstance(status, int) else message
+    message = re.sub(r"\w+://[^\s'\"]+", lambda match: public_uri(match[0]), message) or type(error).__name__
+    if _is_denied(error):
+        return f"{message} (access denied: set the credentials of {uri.partition('://')[0]} in the environment)"
+    return message if _is_final(error) else f"{message} (after {ATTEMPTS} attempts)"
+
+
+def _state(uri: str) -> str:
+    try:
+        return _state_text(_attempt(uri, lambda: _file_system(uri).info(uri)))
+    except FileNotFoundError:
+        return ""
+
+
+def _folder_states(folder: str, uris: Sequence[str]) -> dict[str, str]:
+    system = _file_system(folder)
+    system.invalidate_cache()
+    try:
+        entries = _attempt(folder, lambda: system.ls(folder, detail=True))
+    except FileNotFoundError:
+        return {}
+    states = {entry["name"].strip("/"): _state_text(entry) for entry in entries if entry.get("type") == "file"}
+    return {uri: states.get(system._strip_protocol(uri).strip("/"), "") for uri in uris}
+
+
+def _state_text(info: Mapping[str, Any]) -> str:
+    return f"{info.get('size')}-{zlib.crc32(_validator(info).encode()):08x}"
+
+
+def _validator(info: Mapping[str, Any]) -> str:
+    return str(next((info[field] for field in VALIDATORS if info.get(field)), ""))
