@@ -18,7 +18,7 @@ RULES: tuple[Rule, ...] = (
     (("optim.step_factor",), lambda c: c.optim.schedule in ("cosine", "constant"), "optim.schedule {optim.schedule}"),
     (("optim.scale_lr",), lambda c: not c.loss.learnable_scale, "loss.learnable_scale false"),
     (
-        ("data.crop_scale", "data.recipe", "optim.lr", "model.freeze"),
+        ("data.crop_scale", "data.recipe", "data.augment.", "optim.lr", "model.freeze"),
         lambda c: c.train.mode == "head",
         "train.mode head, which trains on features of unaugmented images",
     ),
@@ -27,6 +27,7 @@ RULES: tuple[Rule, ...] = (
         lambda _: int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "one process, started without torchrun",
     ),
+    (("model.lora.alpha", "model.lora.targets"), lambda c: c.model.lora.rank == 0, "model.lora.rank 0"),
     (("sparsify.",), lambda c: c.sparsify.granularity == "none", "sparsify.granularity none"),
     (
         (
@@ -53,9 +54,7 @@ def check_used(config: Config, words: Sequence[str]) -> None:
 
 
 def _reasons(config: Config, setting: str) -> Iterator[str]:
-    section, _, name = setting.partition(".")
-    group, default = getattr(config, section, None), getattr(type(config)(), section, None)
-    if not name or group is None or getattr(group, name, None) == getattr(default, name, None):
+    if "." not in setting or _value(config, setting) == _value(type(config)(), setting):
         return
     for settings, is_unused, reason in RULES:
         applies = any(
@@ -63,3 +62,11 @@ def _reasons(config: Config, setting: str) -> Iterator[str]:
         )
         if applies and is_unused(config):
             yield reason.format(data=config.data, optim=config.optim)
+
+
+def _value(config: Config, setting: str) -> Any:
+    """The value of a dotted setting; None if there is none of this name, such as a flag of the command."""
+    value: Any = config
+    for name in setting.split("."):
+        value = getattr(value, name, None)
+    return value

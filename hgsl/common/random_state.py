@@ -59,3 +59,16 @@ def seeded_torch(seed: int) -> Iterator[None]:
         # torch.manual_seed would also queue a call, with its traceback, for each uninitialized accelerator backend.
         torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextmanager
+def seeded_python(seed: int) -> Iterator[None]:
+    """Seeds the generators of Python and NumPy, and restores them on exit; for libraries that use these."""
+    python, legacy = random.getstate(), np.random.get_state(legacy=False)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)

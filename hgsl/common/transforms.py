@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from hgsl.common.augmentation import Augmentation
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.images import check_shape, to_pixels
 
@@ -89,6 +90,7 @@ def train_transform(
     *,
     scale: tuple[float, float] = (0.25, 1.0),
     flip: bool = True,
+    augmentation: Augmentation | None = None,
 ) -> Transform:
     """Returns the random transform of training images.
 
@@ -99,6 +101,7 @@ def train_transform(
             with HGSL; "random_resized_crop" crops a box of random area and aspect ratio and resizes it.
         scale: Smallest and largest area of the box, as a fraction of the image's area.
         flip: Whether half of the images are flipped horizontally.
+        augmentation: Further random changes.
 
     Raises:
         InputError: An unknown recipe, a size below 1, or a scale outside 0 < min <= max <= 1.
@@ -117,8 +120,10 @@ def train_transform(
         resized_side = math.ceil(side / math.sqrt(scale[0]))
         resize = ShortestSide(resized_side, interpolation, leave=5 * resized_side // 4)
         crop = v2.RandomResizedCrop(side, scale=tuple(scale), interpolation=InterpolationMode(interpolation))
-    flips = [v2.RandomHorizontalFlip()] if flip else []
-    return Transform(resize, (crop, *flips, Normalize(data_config)))
+    steps: list[Callable[[Any], Any]] = [crop, *([v2.RandomHorizontalFlip()] if flip else [])]
+    chosen = augmentation or Augmentation()
+    steps += [*chosen.of_pixels(data_config), Normalize(data_config), *chosen.of_normalized()]
+    return Transform(resize, steps)
 
 
 def eval_transform(data_config: Mapping[str, Any], image_size: int, *, crop_pct: float = 1.0) -> Transform:

@@ -54,6 +54,25 @@ class RunConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Random changes of training images after crop and flip, in this order; 0 is none."""
+
+    color_jitter: float = 0.0
+    """Color jitter: brightness, contrast and saturation change by factors from 1 - x to 1 + x, such as 0.4."""
+    rand_augment: int = 0
+    """RandAugment of timm: magnitude, 1 to 10, of two random operations per image, such as 9."""
+    grayscale: float = 0.0
+    """Gray scale: probability of an image without color, such as 0.1."""
+    random_erasing: float = 0.0
+    """Random erasing: probability that noise replaces a random box, such as 0.25."""
+
+    def __post_init__(self) -> None:
+        for name, largest in {"color_jitter": 1, "rand_augment": 10, "grayscale": 1, "random_erasing": 1}.items():
+            value = getattr(self, name)
+            refuse(not 0 <= value <= largest, f"data.augment.{name} must lie from 0 to {largest}, found {value}")
+
+
+@dataclass
 class DataConfig:
     """Data set, split, transforms and loading."""
 
@@ -75,6 +94,8 @@ class DataConfig:
     """Training crop: random_resized_crop, or resize_random_crop as published (Resize, RandomCrop, flip)."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Smallest and largest area of a crop as a fraction of the image's, for random_resized_crop."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Further augmentation."""
     sampler: str = "random"
     """Sampler of training batches (hgsl.data.SAMPLERS): random (every image once per epoch), m_per_class (a few classes
     with per_class images each) or class_balanced (every class equally often)."""

@@ -1,8 +1,17 @@
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from hgsl.config import Config, DataConfig
+from hgsl.config.data import AugmentConfig
 from hgsl.engine.loop.loader import RunBatches, SeededSamples, mixed_seed, run_loader
+from hgsl.engine.parts.build import build_manifest, build_train_set
+from hgsl.models import create_embedder
 
 LABELS = np.arange(11) % 3
 
@@ -54,6 +63,21 @@ def test_augmentation_leaves_the_global_generator_alone() -> None:
     first, second = samples[0, 3][0], samples[1, 3][0]
     assert torch.equal(torch.rand(1), expected)
     assert not torch.equal(first, second)
+
+
+def test_the_named_augmentations_repeat_in_a_run(photo_folder: Callable[..., Path]) -> None:
+    data = DataConfig(name="folder", root=str(photo_folder()), image_size=32)
+    model = create_embedder("test_resnet", weights="none", image_size=32)
+    manifest = build_manifest(data)
+    plain = SeededSamples(build_train_set(Config(data=data), manifest, model), seed=3)
+    for name, value in {"color_jitter": 0.8, "rand_augment": 9, "grayscale": 1.0, "random_erasing": 1.0}.items():
+        changed = Config(data=replace(data, augment=AugmentConfig(**{name: value})))  # type: ignore[arg-type]
+        samples = SeededSamples(build_train_set(changed, manifest, model), seed=3)
+        keys = [(epoch, position) for epoch in range(2) for position in range(4)]
+        images = [samples[key][0] for key in keys]
+        random.seed(name)
+        assert all(torch.equal(samples[key][0], image) for key, image in zip(keys, images, strict=True))
+        assert not all(torch.equal(plain[key][0], image) for key, image in zip(keys, images, strict=True))
 
 
 def test_fewer_images_than_a_batch_are_one_batch() -> None:

@@ -1,11 +1,13 @@
 """Construction of data sets and model from the settings of a run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hgsl.common.augmentation import Augmentation
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.ranks import world_size
@@ -134,7 +136,10 @@ def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
 def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
     """The training images, augmented."""
     data = config.data
-    transform = train_transform(model.data_config, data.image_size, data.recipe, scale=data.crop_scale)
+    augmentation = Augmentation(**asdict(data.augment))
+    transform = train_transform(
+        model.data_config, data.image_size, data.recipe, scale=data.crop_scale, augmentation=augmentation
+    )
     return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
 
 
