@@ -1,14 +1,14 @@
 """Precision policy: where matrix products and convolutions of float32 tensors may use TensorFloat-32.
 
-===================  ==========================================  ==========================================
-``run.precision``    network                                     loss, metrics, nearest-neighbor search
-===================  ==========================================  ==========================================
-``float32``          IEEE float32                                IEEE float32
-``tf32``             TensorFloat-32 products (GPU)               IEEE float32; their gradients may use TF32
-``bfloat16``         bfloat16 products, by autocast              IEEE float32
-``float16``          float16 products, by autocast, with a       IEEE float32
-                     gradient scaler (GPU)
-===================  ==========================================  ==========================================
+===================  ===========================================  ================================================
+``run.precision``    training of the network                      loss, embedding of an evaluation, search, metrics
+===================  ===========================================  ================================================
+``float32``          IEEE float32                                 IEEE float32
+``tf32`` (GPU)       TensorFloat-32 products                      IEEE float32; the loss as the network
+``bfloat16``         bfloat16 products, by autocast               the embedding in bfloat16, the rest IEEE float32
+``float16`` (GPU)    float16 products, by autocast, with a        the embedding in float16, the rest IEEE float32
+                     gradient scaler
+===================  ===========================================  ================================================
 
 PyTorch lets cuDNN use TensorFloat-32 by default, so that float32 on a GPU would keep 10 bits of a convolution's
 inputs. Parameters, optimizer states and running means are float32 with every choice.

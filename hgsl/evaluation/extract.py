@@ -17,6 +17,7 @@ from hgsl.common.device import check_device, dtype_name
 from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.precision import float32_products
 from hgsl.common.random_state import preserved_random_state
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
@@ -102,8 +103,8 @@ def embed(
 
 
 def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Returns the (B, D) float32 vectors of a batch on the CPU, computed in ``dtype``."""
-    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+    """Returns the (B, D) float32 vectors of a batch on the CPU, computed in ``dtype``; float32 is IEEE arithmetic."""
+    with float32_products(), torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         vectors = model(images)
     if not isinstance(vectors, torch.Tensor) or vectors.ndim != 2:
         shape = tuple(vectors.shape) if isinstance(vectors, torch.Tensor) else type(vectors).__name__

@@ -46,10 +46,12 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def new_state(settings: OptimConfig, *, ema: bool = False, top_k: int | None = 3) -> TrainState:
+def new_state(settings: OptimConfig, *, ema: bool = False, channels_last: bool = False) -> TrainState:
     torch.manual_seed(0)
     model = create_embedder("test_resnet", embedding_size=8, weights="none")
-    objective = Objective(HardGlobalSoftminLoss(5, 8, top_k=top_k, alpha=0.4))
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    objective = Objective(HardGlobalSoftminLoss(5, 8, top_k=3, alpha=0.4))
     optimizer = create_optimizer(parameter_groups(model, objective, settings), settings)
     return TrainState(
         model,
@@ -197,12 +199,17 @@ def test_a_failed_capture_continues_with_ordinary_steps(
 
 @pytest.mark.parametrize("fused", [(False, True), (True, False)])
 def test_a_state_loads_into_another_implementation(fused: tuple[bool, bool]) -> None:
-    first, second = (new_state(OptimConfig(fused=value)) for value in fused)
+    first, second = (new_state(OptimConfig(fused=value), channels_last=True) for value in fused)
     run(first, train_step, batches(2))
-    load_optimizer_state(second.optimizer, copy.deepcopy(optimizer_state(first.optimizer, None)), None)
+    saved = copy.deepcopy(optimizer_state(first.optimizer, None))
+    for values in saved["state"].values():  # as from a file
+        values.update({name: value.contiguous() for name, value in values.items()})
+    load_optimizer_state(second.optimizer, saved, None)
     assert {bool(group["fused"]) for group in second.optimizer.param_groups} == {fused[1]}
     for name, value in first.optimizer.state_dict()["state"][0].items():
-        assert torch.equal(second.optimizer.state_dict()["state"][0][name], value)
+        loaded = second.optimizer.state_dict()["state"][0][name]
+        assert torch.equal(loaded, value)
+        assert loaded.stride() == value.stride(), "fused kernels need the memory format of the parameter"
     second.model.load_state_dict(first.model.state_dict())
     assert run(second, train_step, batches(1)).isfinite().all()
 

@@ -90,6 +90,16 @@ def load_optimizer_state(
         }
         state = {**state, "state": {**state["state"], index: local}}
     optimizer.load_state_dict(state)
+    for part in getattr(optimizer, "parts", [optimizer]):
+        _restore_memory_formats(part)
+
+
+def _restore_memory_formats(optimizer: Optimizer) -> None:
+    """Gives moments the memory format of their parameters, which a file does not keep and fused kernels rely on."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _without_tensors(group: dict[str, Any]) -> dict[str, Any]:
