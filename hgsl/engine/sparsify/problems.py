@@ -30,7 +30,7 @@ CLASSIFIER_SETTINGS = {
     "loss": (),
     "optim": (
         *("name", "lr", "weight_decay", "momentum", "nesterov"),
-        *("schedule", "warmup", "step_epochs", "step_factor", "clip"),
+        *("schedule", "warmup", "step_epochs", "step_factor", "clip", "fused"),
     ),
     "train": ("epochs", "batch_size", "accumulate", "ema", "save_every", "keep"),
 }
@@ -179,8 +179,9 @@ def accuracy(network: nn.Module, part: ImageArray, runtime: Runtime, batch_size:
 def _check_settings(config: SparsifyRunConfig) -> None:
     defaults = Config()
     for section, used in CLASSIFIER_SETTINGS.items():
+        default_values = asdict(getattr(defaults, section))
         for name, value in asdict(getattr(config, section)).items():
-            if name not in used and value != getattr(getattr(defaults, section), name):
+            if name not in used and value != default_values[name]:
                 raise InputError(
                     f"{section}.{name} {value!r} has no effect on sparsify.task classification: leave it out"
                 )
