@@ -47,6 +47,10 @@ class ModelConfig:
     freeze: Literal["none", "batch_norm", "stem", "backbone"] = "none"
     """Frozen part: none, the batch norms (statistics and affine parameters), the stem (the layers before the first
     stage, where timm defines them), or the whole backbone."""
+    freeze_depth: float = 0.0
+    """Share of the backbone's layers, in timm's groups (the stem and the stages or blocks), that is frozen besides
+    freeze, from the first layer on: a step has no backward pass through them, and early layers serve new classes as
+    they are. Adapters and masks are trained in all layers."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Low-rank adapters; they are merged into the weights of the model that is saved."""
     sync_bn: bool = False
@@ -63,6 +67,11 @@ class ModelConfig:
         refuse(
             self.lora.rank > 0 and self.freeze not in ("none", "batch_norm"),
             f"model.lora trains adapters of the backbone, but model.freeze is {self.freeze!r}: use none or batch_norm",
+        )
+        refuse(
+            not 0 <= self.freeze_depth < 1,
+            f"model.freeze_depth must lie from 0 to below 1, found {self.freeze_depth}: for 1, set model.freeze "
+            "backbone",
         )
         refuse(
             self.embedding_size is not None and self.embedding_size < 1,

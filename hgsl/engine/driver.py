@@ -137,6 +137,7 @@ class Driver:
             accumulate=train.accumulate,
             clip=self.config.optim.clip,
             frozen=self.config.model.freeze,
+            frozen_depth=self.config.model.freeze_depth,
             save_every=train.save_every,
             log_every=self.config.run.log_every,
             cuda_graphs=self.config.run.cuda_graphs,

@@ -258,7 +258,7 @@ def test_a_run_resumes_only_with_its_own_settings_and_images(
     words = stopped_run(root, monkeypatch)
     capsys.readouterr()
     other = fails(train.main, [*words, "--resume", "--optim.lr", "0.5"], capsys)
-    assert "optim.lr is 0.5, and the run in out began with 0.0003" in other
+    assert "optim.lr is 0.5, and the run in out began with 0.00015" in other
     one = sorted(root.glob("*/*"))[0]
     shutil.copy(one, one.with_stem("more"))
     content = one.read_bytes()

@@ -8,7 +8,7 @@ import torch
 from hgsl import HardGlobalSoftminLoss, create_embedder
 from hgsl.common.errors import InputError
 from hgsl.config import OptimConfig
-from hgsl.engine.parts.freeze import freeze, train_mode
+from hgsl.engine.parts.freeze import freeze, freeze_depth, train_mode
 from hgsl.engine.parts.optim import create_optimizer, create_schedule, learning_rate_factor, parameter_groups
 
 
@@ -125,6 +125,27 @@ def test_a_function_that_groups_layers_defines_no_stem() -> None:
     model.backbone.group_matcher = lambda coarse: lambda name: 0  # as those of inception_v3 and inception_resnet_v2
     with pytest.raises(InputError, match="does not define the stem"):
         freeze(model, "stem")
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "frozen"),
+    [
+        ("tf_efficientnet_lite0", 0.5, {"conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"}),
+        ("resnet18", 0.5, {"conv1", "bn1", "layer1"}),
+        ("resnet18", 0.1, set()),
+        ("test_vit", 0.5, {"cls_token", "pos_embed", "patch_embed", "blocks.0", "blocks.1"}),
+    ],
+)
+def test_the_first_layers_are_frozen(name: str, depth: float, frozen: set[str]) -> None:
+    model = create_embedder(name, "avg", weights="none", image_size=32)
+    freeze_depth(model, depth)
+    train_mode(model, "none", depth)
+    for parameter_name, parameter in model.backbone.named_parameters():
+        is_frozen = any(f"{parameter_name}.".startswith(f"{part}.") for part in frozen)
+        assert parameter.requires_grad != is_frozen, parameter_name
+    for module_name, module in model.backbone.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            assert module.training != any(f"{module_name}.".startswith(f"{part}.") for part in frozen), module_name
 
 
 def test_nothing_to_train_is_refused() -> None:

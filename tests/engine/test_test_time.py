@@ -31,7 +31,8 @@ def test_training_uses_its_own_size_and_one_view(tmp_path: Path, photo_folder: F
     """The weights do not depend on the size and the views of the evaluation."""
     root = photo_folder()
     words = ("--eval.image_size", "48", "--eval.flip", "true", "--eval.scales", "[1.0, 1.5]", "--eval.whiten", "mean")
-    trained(root, tmp_path / "plain", "--eval.image_size", "null", "--eval.flip", "false")
+    plain_words = ("--eval.image_size", "null", "--eval.flip", "false", "--eval.whiten", "null")
+    trained(root, tmp_path / "plain", *plain_words)
     report = trained(root, tmp_path / "views", *words)
     plain, model = load_embedder(tmp_path / "plain"), load_embedder(tmp_path / "views")
     assert (plain.data_config["image_size"], model.data_config["image_size"]) == (32, 48)

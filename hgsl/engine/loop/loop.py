@@ -71,7 +71,7 @@ class Loop:
             checks = stack.enter_context(deferred_checks())
             stack.enter_context(tuned_convolutions(self.options, self.runtime))
             for epoch in range(first, self.options.epochs):
-                train_mode(self.state.model, self.options.frozen)
+                train_mode(self.state.model, self.options.frozen, self.options.frozen_depth)
                 self.before_epoch(epoch)
                 self._epoch(epoch, batches, step, checks, stop)
             # For a signal after the last step; also a barrier until the first process has saved.

@@ -92,6 +92,7 @@ class LoopOptions:
         accumulate: Micro-batches per step.
         clip: The largest norm of the gradient; None does not clip.
         frozen: The part of the model that keeps its evaluation mode.
+        frozen_depth: The share of the first layers that keeps it too.
         save_every: Steps between two saves.
         log_every: Steps between two reads of loss, gradient norm and alpha from the device.
         cuda_graphs: Whether a step is captured as a CUDA graph; ``auto`` measures whether that pays.
@@ -107,3 +108,4 @@ class LoopOptions:
     log_every: int = 1
     cuda_graphs: Literal["off", "auto", "on"] = "off"
     autotune: bool = False
+    frozen_depth: float = 0.0

@@ -23,7 +23,7 @@ from hgsl.data import (
     train_transform,
     verify_files,
 )
-from hgsl.engine.parts.freeze import freeze
+from hgsl.engine.parts.freeze import freeze, freeze_depth
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder, create_embedder
 from hgsl.models.image_size import check_image_size
@@ -74,6 +74,7 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
         model.data_config["crop_pct"] = config.data.crop_pct  # saved with the model, for later evaluations
     use_test_settings(model, config)
     freeze(model, settings.freeze)
+    freeze_depth(model, settings.freeze_depth)
     if settings.lora.rank:
         if settings.freeze != "batch_norm" and any(isinstance(m, _BatchNorm) for m in model.backbone.modules()):
             raise InputError(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,10 +24,23 @@ def freeze(model: Embedder, part_name: str) -> None:
         part.requires_grad_(False)
 
 
-def train_mode(model: Embedder, frozen: str) -> None:
+def freeze_depth(model: Embedder, depth: float) -> None:
+    """Freezes the first layers of the backbone: of timm's coarse groups, the share ``depth``, rounded down.
+
+    The groups are the stem and the stages of a convolutional network, or the embeddings and the blocks of a
+    transformer. A step has no backward pass through them.
+
+    Raises:
+        InputError: timm does not define the groups of this backbone.
+    """
+    for part in _first_layers(model.backbone, depth):
+        part.requires_grad_(False)
+
+
+def train_mode(model: Embedder, frozen: str, depth: float = 0.0) -> None:
     """Puts the model in training mode, except what is frozen: its batch norms keep their statistics."""
     model.train()
-    for part in _frozen(model, frozen):
+    for part in [*_frozen(model, frozen), *_first_layers(model.backbone, depth)]:
         if isinstance(part, nn.Module):
             part.eval()
 
@@ -53,6 +67,24 @@ def _stem(backbone: nn.Module) -> list[nn.Module | nn.Parameter]:
             f"timm does not define the stem of {type(backbone).__name__}: "
             "set model.freeze to batch_norm, backbone or none"
         )
+    return _owners(backbone, names)
+
+
+def _first_layers(backbone: nn.Module, depth: float) -> list[nn.Module | nn.Parameter]:
+    if depth == 0:
+        return []
+    try:
+        groups = group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"timm does not define the groups of layers of {type(backbone).__name__}: set model.freeze_depth to 0"
+        ) from error
+    first = sorted(groups)[: int(depth * len(groups))]
+    return _owners(backbone, [name for group in first for name in groups[group]])
+
+
+def _owners(backbone: nn.Module, names: Sequence[str]) -> list[nn.Module | nn.Parameter]:
+    """The modules that hold the parameters of these names, and those parameters that are in no module."""
     return [
         backbone.get_submodule(name.rpartition(".")[0]) if "." in name else getattr(backbone, name) for name in names
     ]

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
@@ -13,12 +15,14 @@ from hgsl.evaluation import embed
 from hgsl.evaluation.refine.whitening import fit_whitening
 from hgsl.models import Embedder
 
+MEAN_IMAGES = 1000  # evenly spaced training images, which give the mean to a few thousandths
+
 
 def add_whitening(model: Embedder, view: nn.Module, images: Any, settings: EvalConfig, runtime: Runtime) -> None:
     """Fits mean removal or PCA-whitening on the embeddings of training images, and adds it to ``model``.
 
-    Where the embeddings have no variance, or in fewer directions than the settings ask for, the model is trained
-    nevertheless: whitening keeps the directions that there are, and a note says so.
+    A mean is that of at most ``MEAN_IMAGES`` images. Where the embeddings have no variance, or in fewer directions than
+    the settings ask for, the model is kept: whitening keeps the directions that there are, and a note says so.
 
     Args:
         model: The trained model.
@@ -27,6 +31,8 @@ def add_whitening(model: Embedder, view: nn.Module, images: Any, settings: EvalC
         settings: ``whiten`` and ``shrinkage``.
         runtime: Device and precision.
     """
+    if settings.whiten == "mean" and len(images) > MEAN_IMAGES:
+        images = Subset(images, np.linspace(0, len(images) - 1, MEAN_IMAGES).astype(np.int64).tolist())
     vectors = embed(
         view,
         images,
