@@ -1,6 +1,6 @@
 """Devices and dtypes by name; ``auto`` selects the best that this machine supports."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch
 from hgsl.common.errors import InputError, unknown
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))  # compute capabilities of P100, V100, A100, H100 and B200
 # Name -> dtype of autocast; tf32 is float32 with products in TensorFloat-32, see hgsl.common.precision.
 PRECISIONS = {
     "float32": torch.float32,
@@ -79,11 +80,33 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor has bfloat16 matrix or dot-product instructions."""
-    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # missing in the oldest supported torch
-    if get_capabilities is not None:
-        capabilities: Mapping[str, Any] = get_capabilities()
-        return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
+    if hasattr(torch.cpu, "get_capabilities"):  # missing in the oldest supported torch
+        return _cpu_has("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def cpu_has_amx() -> bool:
+    """Whether this processor has matrix units for bfloat16, several times as fast as its float32 products."""
+    return _cpu_has("amx_bf16")
+
+
+def cpu_has_avx512() -> bool:
+    """Whether this processor has the instructions with which torch's float32 products outrun those of FAISS."""
+    return _cpu_has("avx512_f")
+
+
+def _cpu_has(*names: str) -> bool:
+    get_capabilities: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    capabilities = get_capabilities()
+    return any(bool(capabilities.get(name)) for name in names)
+
+
+def has_fast_float64(device: torch.device) -> bool:
+    """Whether float64 products cost little more than float32 ones: on NVIDIA's cards for data centers.
+
+    Consumer cards run them at 1/64 of the speed of float32, and MPS has none.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in FAST_FLOAT64
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -4,7 +4,7 @@
 ``run.precision``    training of the network                      loss, embedding of an evaluation, search, metrics
 ===================  ===========================================  ================================================
 ``float32``          IEEE float32                                 IEEE float32
-``tf32`` (GPU)       TensorFloat-32 products                      IEEE float32; the loss as the network
+``tf32`` (GPU)       TensorFloat-32 products                      IEEE float32
 ``bfloat16``         bfloat16 products, by autocast               the embedding in bfloat16, the rest IEEE float32
 ``float16`` (GPU)    float16 products, by autocast, with a        the embedding in float16, the rest IEEE float32
                      gradient scaler
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Settings of torch.backends for float32 operations: (backend, operation), read and written without an accelerator.
 SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"))
@@ -39,6 +40,44 @@ def float32_products(tf32: bool = False) -> Iterator[None]:
         yield
     finally:
         _write(before)
+
+
+@contextmanager
+def ieee_products(device: torch.device) -> Iterator[None]:
+    """Computes float32 matrix products on ``device`` in full float32 within the context.
+
+    It costs a few microseconds, so that it can be entered in every forward and backward.
+    """
+    switch = _switch("cuda" if device.type == "cuda" else "mkldnn", "matmul")
+    before = None if torch.compiler.is_compiling() else switch.fp32_precision
+    if before in (None, "none", "ieee"):
+        yield
+        return
+    switch.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+def ieee_product(a: Tensor, b: Tensor) -> Tensor:
+    """Returns ``a @ b.T`` of ``a`` ``(n, D)`` and ``b`` ``(m, D)`` in full float32, and so are its gradients."""
+    return a @ b.T if torch.compiler.is_compiling() else _IeeeProduct.apply(a, b)
+
+
+class _IeeeProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with ieee_products(a.device):
+            return a @ b.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        grad_a = ieee_product(gradient, b.T) if ctx.needs_input_grad[0] else None
+        grad_b = ieee_product(gradient.T, a.T) if ctx.needs_input_grad[1] else None
+        return grad_a, grad_b
 
 
 def _refuse_inherited_tf32() -> None:

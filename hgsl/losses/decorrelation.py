@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hgsl.common.autograd import builds_graph
+from hgsl.common.precision import ieee_products
 from hgsl.losses.checks import check_integer
 from hgsl.losses.scoring.similarity import unit_of_any_norm
 
@@ -81,10 +82,11 @@ def sum_abs_dots(part: Tensor, vectors: Tensor, part_rows: Tensor, rows: Tensor)
     """
     total, gradients = part.new_zeros(()), [part[:0]]
     step = max(1, BLOCK // max(1, len(vectors)))
-    for block, block_rows in zip(part.split(step), part_rows.split(step), strict=True):
-        dots = (block @ vectors.T).masked_fill_(block_rows[:, None] == rows, 0)
-        total = total + dots.abs().sum()
-        gradients.append(2 * dots.sign_() @ vectors)
+    with ieee_products(part.device):
+        for block, block_rows in zip(part.split(step), part_rows.split(step), strict=True):
+            dots = (block @ vectors.T).masked_fill_(block_rows[:, None] == rows, 0)
+            total = total + dots.abs().sum()
+            gradients.append(2 * dots.sign_() @ vectors)
     return total, torch.cat(gradients)
 
 
@@ -104,7 +106,7 @@ class _SumAbsDots(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None]:
         vectors, rows, gradient = ctx.saved_tensors
         if builds_graph():
-            with torch.no_grad():
+            with torch.no_grad(), ieee_products(vectors.device):
                 signs = (vectors @ vectors.T).masked_fill_(rows[:, None] == rows, 0).sign_()
             gradient = 2 * signs @ vectors
         return grad_total * gradient, None

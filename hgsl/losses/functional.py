@@ -13,7 +13,8 @@ from hgsl.losses.checks import (
     hard_set_size,
 )
 from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
-from hgsl.losses.hard_set import hard_logits, nearest_classes, score_classes
+from hgsl.losses.dense import DenseOptions, dense_losses
+from hgsl.losses.hard_set import DENSE_UP_TO, class_losses, nearest_classes, score_classes
 from hgsl.losses.scoring.similarity import matrix_similarity, unit, unit_of_any_norm
 from hgsl.losses.value_checks import check_values
 
@@ -80,12 +81,17 @@ def hard_global_softmin_loss(
     with torch.autocast(embeddings.device.type, enabled=False):
         x = unit_of_any_norm(embeddings.to(working_dtype(embeddings, centers)))  # (B, D)
         sampled = sampled_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
-        nearest, norms = nearest_classes(x, centers, labels, k, chunk_size)  # (B, K), or None for every class
+        dense_up_to = 0 if sparse_grad else DENSE_UP_TO.get(x.device.type, 0)
+        nearest, norms = nearest_classes(x, centers, labels, k, chunk_size, dense_up_to)  # (B, K), or None for all
         x, labels = check_values(x, embeddings, labels, len(centers), alpha, centers, norms)
 
-        scores, excluded, w = score_classes(x, centers, labels, nearest, sampled, similarity, sparse_grad)
-        z = scaled(scores, excluded, alpha, margin)  # (B, 1 + n): the true class, then the others
-        losses = hard_logits(z, k if k < largest_k else None, hard_set).logsumexp(dim=1) - z[:, 0]  # (B,)
+        hard_k = k if k < largest_k else None
+        if nearest is None and not torch.compiler.is_compiling():  # a compiler fuses the plain operations itself
+            options = DenseOptions(hard_k, hard_set, margin, similarity, sparse_grad)
+            losses, w = dense_losses(x, centers, labels, alpha, norms, sampled, options)
+        else:
+            scores, excluded, w = score_classes(x, centers, labels, nearest, sampled, similarity, sparse_grad)
+            losses = class_losses(scores, excluded, alpha, margin, hard_k, hard_set)
         loss = losses.mean() if weights is None else (losses * weights).mean()
         if both_sides:
             loss = loss + both_sides * center_side_loss(
@@ -106,13 +112,6 @@ def class_logits(
     with torch.autocast(embeddings.device.type, enabled=False):
         x, w = unit_of_any_norm(embeddings.to(dtype)), unit(centers.to(dtype))
         return 10 / alpha * matrix_similarity(x, w, similarity)
-
-
-def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
-    """Returns the logits ``z`` ``(B, 1 + n)``: the margin is subtracted in column 0, excluded entries are ``-inf``."""
-    if margin:
-        scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
-    return (10 / alpha * scores).masked_fill(excluded, -torch.inf)
 
 
 def working_dtype(embeddings: Tensor, centers: Tensor) -> torch.dtype:

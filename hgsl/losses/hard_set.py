@@ -4,18 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hgsl.losses.scoring.coarse import coarse_search_pays
 from hgsl.losses.scoring.gathered import gathered_similarity
 from hgsl.losses.scoring.search import nearest_centers
 from hgsl.losses.scoring.similarity import matrix_similarity, unit
 
 # A hard set below 1/16 of the classes is searched and gathered; for a larger one the full matrix is cheaper.
 GATHER_BELOW = 1 / 16
+# A GPU waits for launches, not for arithmetic: up to so many classes, scoring every pair takes fewer of them.
+DENSE_UP_TO = {"cuda": 16384}
 # Centers searched at a time. On a CPU the chunk and its scores should stay in cache; a GPU needs large products.
 CPU_CHUNK, GPU_CHUNK = 8192, 65536
 
 
 def nearest_classes(
-    x: Tensor, centers: Tensor, labels: Tensor, k: int, chunk_size: int | None
+    x: Tensor, centers: Tensor, labels: Tensor, k: int, chunk_size: int | None, dense_up_to: int = 0
 ) -> tuple[Tensor | None, Tensor]:
     """Finds the ``k`` classes nearest to each embedding other than its own, without gradient.
 
@@ -27,16 +30,18 @@ def nearest_classes(
         labels: ``(B,)``; one outside ``[0, C)`` belongs to a class that is not among these centers.
         k: how many other classes are needed.
         chunk_size: centers searched at a time; a number forces the search.
+        dense_up_to: number of classes up to which every pair is scored, whatever ``k`` is.
 
     Returns:
-        The classes ``(B, k)`` int64, or None for every class (the true class may be among them, where fewer than
-        ``k`` others exist); the smallest and the largest norm of all centers ``(2,)``.
+        The classes ``(B, k)`` int64 (the true class may be among them, where fewer than ``k`` others exist) with the
+        smallest and the largest norm of all centers ``(2,)``; or None for every class, with all norms ``(C,)``.
     """
     x, centers, count = x.detach(), centers.detach(), len(centers)
-    if chunk_size is None and k + 1 > GATHER_BELOW * count:
-        return None, torch.stack(torch.linalg.vector_norm(centers, dim=1, dtype=x.dtype).aminmax())
+    if chunk_size is None and (k + 1 > GATHER_BELOW * count or count <= dense_up_to):
+        return None, torch.linalg.vector_norm(centers, dim=1, dtype=x.dtype)
     chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
-    nearest, norms = nearest_centers(x, centers, min(k + 1, count), chunk)
+    coarse = chunk_size is None and coarse_search_pays(x, centers, k + 1)
+    nearest, norms = nearest_centers(x, centers, min(k + 1, count), chunk, coarse)
     true_last = (nearest == labels[:, None]).byte().argsort(dim=1, stable=True)
     return nearest.gather(1, true_last[:, :k]), norms
 
@@ -80,6 +85,24 @@ def score_classes(
         rows = torch.cat([target_row, nearest], dim=1)
         scores, sampled_centers = gathered_similarity(x, centers, rows, sampled, similarity, sparse_grad)
     return scores, torch.cat([target_row != target, nearest == target], dim=1), sampled_centers
+
+
+def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:
+    """Returns the logits ``z`` ``(B, 1 + n)``: the margin is subtracted in column 0, excluded entries are ``-inf``."""
+    if margin:
+        scores = torch.cat([scores[:, :1] - margin, scores[:, 1:]], dim=1)
+    return (10 / alpha * scores).masked_fill(excluded, -torch.inf)
+
+
+def class_losses(
+    scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float, k: int | None, hard_set: str
+) -> Tensor:
+    """Returns the losses ``(B,)`` from similarities ``(B, 1 + n)``, that of the true class first; None is every class.
+
+    ``scores`` and ``excluded`` are those of :func:`score_classes`.
+    """
+    z = scaled(scores, excluded, alpha, margin)
+    return hard_logits(z, k, hard_set).logsumexp(dim=1) - z[:, 0]
 
 
 def hard_logits(logits: Tensor, k: int | None, hard_set: str) -> Tensor:

@@ -21,8 +21,8 @@ from hgsl.common.collectives import (
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_batch, hard_set_size
 from hgsl.losses.decorrelation import count_pairs, sampled_rows, sum_abs_dots
-from hgsl.losses.functional import class_logits, scaled, working_dtype
-from hgsl.losses.hard_set import largest, nearest_classes, score_classes
+from hgsl.losses.functional import class_logits, working_dtype
+from hgsl.losses.hard_set import largest, nearest_classes, scaled, score_classes
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
 from hgsl.losses.scoring.similarity import unit_of_any_norm
 from hgsl.losses.value_checks import check_centers, check_values, usual_norms
@@ -161,8 +161,8 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1), vectors
 
     def _check_centers(self, norms: Tensor) -> None:
-        """Raises on all processes if a center of any is invalid; ``norms`` ``(2,)``: the local minimum and maximum."""
-        extremes = torch.stack(gather(norms, self.process_group))  # (world, 2)
+        """Raises on all processes if a center of any is invalid; ``norms`` ``(n,)`` include the local extremes."""
+        extremes = torch.stack(gather(torch.stack(norms.aminmax()), self.process_group))  # (world, 2)
         if usual_norms([float(extremes[:, 0].amin()), float(extremes[:, 1].amax())]):
             return
         problem = None

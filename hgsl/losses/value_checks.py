@@ -36,7 +36,7 @@ def check_values(
         num_classes: C.
         alpha: softness.
         centers: ``(C, D)``, checked row by row only if ``norms`` are outside ``NORM_RANGE``.
-        norms: their smallest and largest norm ``(2,)``.
+        norms: their norms, of all or only the extremes.
 
     Returns:
         ``x`` and ``labels`` to continue with. If the check is deferred, embeddings with a label out of range are NaN,
@@ -105,8 +105,8 @@ def _extremes(embeddings: Tensor, labels: Tensor, alpha: float | Tensor, norms: 
     device, dtype = labels.device, torch.promote_types(embeddings.dtype, torch.float32)
     wide = torch.float32 if device.type == "mps" else torch.float64
     softness = alpha.detach() if isinstance(alpha, Tensor) else torch.full((), alpha, device=device)
-    norms = torch.ones(2, device=device) if norms is None else norms
-    floats = [*embeddings.detach().aminmax(), softness, softness, *norms.detach()]
+    norms = torch.ones(1, device=device) if norms is None else norms.detach()
+    floats = [*embeddings.detach().aminmax(), softness, softness, *norms.aminmax()]
     return torch.cat(
         [
             torch.stack(labels.aminmax()).to(wide),

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from hgsl.common.errors import InputError
+from hgsl.common.precision import float32_products
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
+from hgsl.losses.scoring.similarity import cosines_and_squares, unit
 
 SETTINGS = list(itertools.product(("all", "negatives"), ("euclidean", "cosine"), (0.0, 0.2)))
 
@@ -184,3 +186,43 @@ def test_bad_input_is_named(change, message):
     arguments = {"embeddings": embeddings, "centers": centers, "labels": labels, "alpha": 0.1} | change
     with pytest.raises(InputError, match=message):
         hard_global_softmin_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"NEAR": 9.0, "MANY": 1.0, "PAIRS": 7}, {"MANY": 0.0, "NEAR": 9.0}, {"HOST_DEVICES": (), "NEAREST": 23}],
+    ids=["differences of all pairs", "many near pairs", "of the nearest"],
+)
+def test_distances_of_near_points_are_exact_by_each_way(change, monkeypatch):
+    noise, centers, _ = batch(size=23, dimension=64, dtype=torch.float32)
+    x, centers[7] = unit(centers + 1e-3 * noise), 0
+    for name, value in change.items():
+        monkeypatch.setattr(f"hgsl.losses.scoring.similarity.{name}", value)
+    _, squares = cosines_and_squares(x, centers, centers.norm(dim=1))
+    exact = torch.cdist(x.double(), unit(centers.double()))
+    assert exact[0, 0] < 2e-3  # 2 - 2 x.w in float32 would be off by a tenth
+    torch.testing.assert_close(squares.sqrt(), exact.float(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("hard_set", ["all", "negatives"])
+def test_a_gpu_scores_every_pair_of_a_moderate_number_of_classes(top_k, hard_set, monkeypatch):
+    embeddings, centers, labels = batch(size=16, classes=400, dimension=32)
+    gathered = loss_and_gradients(embeddings, centers, labels, 0.5, top_k, hard_set)
+    monkeypatch.setattr("hgsl.losses.functional.DENSE_UP_TO", {"cpu": 400})
+    monkeypatch.setattr("hgsl.losses.hard_set.nearest_centers", None)  # not called
+    assert relative_error(loss_and_gradients(embeddings, centers, labels, 0.5, top_k, hard_set), gathered) < 1e-9
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("similarity", ["euclidean", "cosine"])
+def test_lower_precision_of_products_does_not_reach_the_loss(chunk_size, similarity):
+    embeddings, centers, labels = batch(size=16, classes=40, dimension=64, dtype=torch.float32)
+    arguments = (embeddings, centers, labels, 0.5, 3)
+    options = {"similarity": similarity, "chunk_size": chunk_size, "both_sides": 1.0, "decorrelation": 0.5}
+    expected = loss_and_gradients(*arguments, **options)
+    with float32_products():  # sets the precision again that was set before
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        for actual, value in zip(loss_and_gradients(*arguments, **options), expected, strict=True):
+            assert torch.equal(actual, value)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"

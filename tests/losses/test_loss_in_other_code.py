@@ -97,7 +97,7 @@ def test_compiles_in_one_graph(backend, options):
         loss = function(leaf, labels)
         loss.backward()
         results.append([loss.detach(), leaf.grad, loss_fn.centers.grad, loss_fn.alpha.grad])
-    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)  # other operations, at a scale of 100
 
 
 @pytest.mark.slow

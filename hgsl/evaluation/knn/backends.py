@@ -19,6 +19,8 @@ from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
 
+CPU_BLOCK = 256  # queries whose scores are held at a time on a CPU
+
 
 def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
     """Exact search of the gallery by FAISS, without an index; a stored float32 matrix is not copied."""
@@ -40,14 +42,20 @@ def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
 
 def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Backend:
     """Exact search of the gallery by torch on ``device``, where it stays if it fits in half of ``max_memory``."""
-    resident = 4 * len(gallery) * gallery.width <= max_memory // 2
-    whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()] if resident else []
+    on_cpu = device.type == "cpu"
+    resident = (on_cpu and gallery.plain) or 4 * len(gallery) * gallery.width <= max_memory // 2
+    # On a CPU all rows are one matrix, a view where possible: a single top k of all scores is the fastest.
+    chunks = [slice(0, len(gallery))] if on_cpu else gallery.chunks()
+    whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in chunks] if resident else []
 
     def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
+        block_size = CPU_BLOCK if on_cpu and resident else len(queries)
         with float32_products():
-            return search_block(torch.from_numpy(queries).to(device), count)
+            blocks = torch.from_numpy(queries).to(device).split(block_size)
+            scores, positions = zip(*[search_block(block, count) for block in blocks], strict=True)
+        return torch.cat(scores).cpu().numpy(), torch.cat(positions).cpu().numpy()
 
-    def search_block(block: torch.Tensor, count: int) -> tuple[Floats, Ints]:
+    def search_block(block: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         # The (B, chunk) matrix of scores and its sort have the other half of the memory.
         size = max(count, max_memory // (32 * len(block)))
         best: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -63,7 +71,7 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
                     positions = positions.gather(1, order)
                 best = scores, positions
         assert best is not None  # a gallery has rows
-        return best[0].cpu().numpy(), best[1].cpu().numpy()
+        return best
 
     return search
 

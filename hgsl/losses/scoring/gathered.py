@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hgsl.common.autograd import builds_graph
+from hgsl.common.precision import ieee_products
 from hgsl.losses.scoring.similarity import SMOOTHING, divisor, unit
 
 BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"  # a compute_mode of torch.cdist
@@ -51,7 +52,8 @@ class _Gathered(torch.autograd.Function):
         vectors.div_(norm)
         w = vectors[: rows.numel()].unflatten(0, rows.shape)  # (B, n, D)
         if similarity == "cosine":
-            scores = cosine = torch.linalg.vecdot(x[:, None], w)
+            with ieee_products(x.device):
+                scores = cosine = torch.linalg.vecdot(x[:, None], w)
             slope = torch.ones_like(scores)
         else:
             squared = torch.cdist(x[:, None], w, compute_mode=BY_DIFFERENCE).squeeze(1).square_()
@@ -88,7 +90,8 @@ class _Gathered(torch.autograd.Function):
 def _gradient_of_embeddings(x: Tensor, vectors: Tensor, slope: Tensor, similarity: str) -> Tensor:
     """Returns ``(B, D)``: the sum of ``slope * w``, less the sum of the slopes times ``x`` for distances."""
     w = vectors[: slope.numel()].unflatten(0, slope.shape)
-    gradient = torch.bmm(slope[:, None], w).squeeze(1)
+    with ieee_products(x.device):
+        gradient = torch.bmm(slope[:, None], w).squeeze(1)
     if similarity == "euclidean":
         gradient.addcmul_(slope.sum(dim=1, keepdim=True), x, value=-1)
     return gradient

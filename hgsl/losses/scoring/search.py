@@ -3,26 +3,43 @@
 import torch
 from torch import Tensor
 
+from hgsl.common.precision import ieee_products
+from hgsl.losses.scoring.coarse import search_coarsely
 from hgsl.losses.scoring.similarity import nonzero
 
 GROUP = 16  # rows that are reduced to their maximum before the top k
 
 
 @torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # opaque to torch.compile, which would unroll it
-def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse: bool = False) -> tuple[Tensor, Tensor]:
     """Finds the centers with the largest cosine to each embedding; for unit ``x`` these are the nearest unit centers.
-
-    One chunk of centers is multiplied at a time, and its best scores are merged into a running top k.
 
     Args:
         x: unit embeddings ``(B, D)``.
         centers: ``(C, D)``, of any norm in ``NORM_RANGE``.
         k: how many to find, at most C.
         chunk_size: centers multiplied at a time.
+        coarse: whether bfloat16 products preselect; the result is the same up to the rounding of float32.
 
     Returns:
         Their rows ``(B, k)`` int64, best first; the smallest and the largest norm of all centers ``(2,)``.
     """
+    result = search_coarsely(x, centers, k) if coarse else None
+    if result is None:
+        return _search_exactly(x, centers, k, chunk_size)
+    rows, certain, norms = result
+    if not certain.all():
+        rows[~certain] = _search_exactly(x[~certain], centers, k, chunk_size)[0]
+    return rows, torch.stack(norms.aminmax())
+
+
+@nearest_centers.register_fake
+def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse: bool = False) -> tuple[Tensor, Tensor]:
+    return torch.empty(len(x), k, dtype=torch.int64, device=x.device), x.new_empty(2)
+
+
+def _search_exactly(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Multiplies one chunk of centers at a time, and merges its best scores into a running top k."""
     best = x.new_empty(0, len(x))
     rows = torch.empty(0, len(x), dtype=torch.int64, device=x.device)
     norms = []
@@ -33,18 +50,14 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tupl
         count = len(chunk)
         norm = torch.linalg.vector_norm(chunk, dim=1, keepdim=True)
         norms += norm.aminmax()
-        torch.mm(chunk, x.T, out=buffer[:count]).div_(nonzero(norm))  # (count, B)
+        with ieee_products(x.device):
+            torch.mm(chunk, x.T, out=buffer[:count]).div_(nonzero(norm))  # (count, B)
         buffer[count:].fill_(-torch.inf)
         values, indices = _largest_rows(buffer, min(k, count))
         best, rows = torch.cat([best, values]), torch.cat([rows, indices + start])
         best, order = best.topk(min(k, len(best)), dim=0)
         rows = rows.gather(0, order)
     return rows.T.contiguous(), torch.stack(torch.stack(norms).aminmax())
-
-
-@nearest_centers.register_fake
-def _(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(len(x), k, dtype=torch.int64, device=x.device), x.new_empty(2)
 
 
 def _largest_rows(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

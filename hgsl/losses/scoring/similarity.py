@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
+from hgsl.common.device import has_fast_float64
+from hgsl.common.precision import ieee_product, ieee_products
+
 SIMILARITIES = ("euclidean", "cosine")
 SMOOTHING = 1e-6  # under the square root of a distance: its gradient stays finite where points coincide
+HOST_DEVICES = ("cpu",)  # whose values can be read without waiting for another device
+NEAR = 0.5  # squared distances that lose digits when they are computed from a float32 product
+NEAREST = 16  # of each embedding, taken for near on a GPU
+MANY = 1 / 32  # share of near pairs above which a float64 product is faster than differences
+PAIRS = 4096  # near pairs computed at a time
 NORM_RANGE = (1e-12, 1e18)  # norms whose square is a float32; a smaller norm counts as zero
 
 
@@ -41,12 +49,59 @@ def matrix_similarity(x: Tensor, w: Tensor, similarity: str) -> Tensor:
     component along the vector.
     """
     if similarity == "cosine":
-        return x @ w.T
+        return ieee_product(x, w)
     # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not support.
     wide_dtype = torch.float32 if x.device.type == "mps" else torch.float64
     a, b = x.to(wide_dtype), w.to(wide_dtype)
     squares = a.detach().square().sum(dim=1, keepdim=True) + b.detach().square().sum(dim=1)
     return (1 - ((squares - 2 * (a @ b.T)).clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
+
+
+@torch.no_grad()
+def cosines_and_squares(x: Tensor, centers: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns cosines and squared distances, both ``(B, C)``, of ``x`` and ``centers`` at norm 1, without gradient.
+
+    ``|x|^2 + |w|^2 - 2 x.w`` cancels for near points. In float32, their squared distances are computed from
+    differences: of all near pairs on a CPU; of the nearest of each embedding on a GPU, where the number of near pairs
+    is not known without waiting for it. Float64 products are used instead where they are fast, or many pairs are near.
+
+    Args:
+        x: unit embeddings ``(B, D)``.
+        centers: ``(C, D)``, of any norm and the dtype of ``x``.
+        norms: of the centers, ``(C,)``.
+    """
+    if x.dtype == torch.float64 or has_fast_float64(x.device):
+        return _expanded(x, centers, norms, torch.float64)
+    cosines, squares = _expanded(x, centers, norms, x.dtype)
+    if x.device.type in HOST_DEVICES:
+        rows, columns = (squares < NEAR).nonzero(as_tuple=True)
+        if len(rows) > MANY * squares.numel():
+            return _expanded(x, centers, norms, torch.float64)
+    else:
+        columns = squares.topk(min(NEAREST, len(centers)), dim=1, largest=False).indices.flatten()
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(len(columns) // len(x))
+    divisors = nonzero(norms)
+    for i, j in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True):
+        differences = x.index_select(0, i) - centers.index_select(0, j) / divisors[j, None]
+        squares[i, j] = differences.square_().sum(dim=1)
+    return cosines, squares
+
+
+def cosine_matrix(x: Tensor, centers: Tensor, norms: Tensor) -> Tensor:
+    """Returns the cosines ``(B, C)``; arguments as for :func:`cosines_and_squares`."""
+    with ieee_products(x.device):
+        return (x @ centers.T).div_(nonzero(norms))
+
+
+def _expanded(x: Tensor, centers: Tensor, norms: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns cosines and ``|x|^2 + |w|^2 - 2 x.w``, computed in ``dtype``."""
+    a, b = x.to(dtype), centers.to(dtype)
+    if norms.dtype != dtype:
+        norms = torch.linalg.vector_norm(b, dim=1)
+    cosines = cosine_matrix(a, b, norms)
+    lengths = norms / nonzero(norms)  # 1, or 0 for a center of zero
+    squares = torch.sub(lengths, cosines, alpha=2).add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+    return cosines.to(x.dtype), squares.to(x.dtype)
 
 
 @torch.no_grad()

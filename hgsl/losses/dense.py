@@ -1,0 +1,172 @@
+"""Losses of embeddings that are compared with every class center, by few large operations.
+
+A step is three matrix products, two passes over the centers and a dozen over the scores; the centers are not copied.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgsl.common.autograd import builds_graph
+from hgsl.common.precision import ieee_products
+from hgsl.losses.hard_set import class_losses, score_classes
+from hgsl.losses.scoring.similarity import SMOOTHING, cosine_matrix, cosines_and_squares, nonzero
+
+
+@dataclass(frozen=True)
+class DenseOptions:
+    """The settings of the loss: K, or None for every class, and the others as in ``hard_global_softmin_loss``."""
+
+    k: int | None
+    hard_set: str
+    margin: float
+    similarity: str
+    sparse_grad: bool
+
+
+def dense_losses(
+    x: Tensor,
+    centers: Tensor,
+    labels: Tensor,
+    alpha: float | Tensor,
+    norms: Tensor,
+    sampled: Tensor,
+    options: DenseOptions,
+) -> tuple[Tensor, Tensor]:
+    """Returns the losses ``(B,)`` of embeddings compared with every center, and the ``sampled`` centers at norm 1.
+
+    Args:
+        x: unit embeddings ``(B, D)``.
+        centers: ``(C, D)``, of any norm.
+        labels: ``(B,)`` int64 in ``[0, C)``.
+        alpha: softness.
+        norms: ``(C,)``, of the centers.
+        sampled: ``(m,)`` int64, rows of centers.
+        options: See :class:`DenseOptions`.
+    """
+    softness = alpha if isinstance(alpha, Tensor) else torch.full((), alpha, dtype=x.dtype, device=x.device)
+    losses, vectors = _DenseLosses.apply(x, centers, softness, labels, norms, sampled, options)
+    return losses, vectors
+
+
+class _DenseLosses(torch.autograd.Function):
+    """Losses with gradients of embeddings, centers and softness.
+
+    With norms ``n_j`` of the centers ``v_j``, the softmax ``p`` over the hard set, and ``q_ij = p_ij - [j = y_i]``::
+
+        c_ij = x_i . v_j / n_j        h_ij = s q_ij f_ij / n_j        f_ij = 1 / d_ij (euclidean) or 1 (cosine)
+        dL_i / dx_i = sum_j h_ij v_j         dL_i / dv_j = h_ij (x_i - c_ij v_j / n_j)         dL_i / ds = q_i . z_i / s
+
+    The gradient of ``x_i`` lacks its component along ``x_i``, which the normalization of the embeddings removes anyway.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        centers: Tensor,
+        alpha: Tensor,
+        labels: Tensor,
+        norms: Tensor,
+        sampled: Tensor,
+        options: DenseOptions,
+    ) -> tuple[Tensor, Tensor]:
+        table, divisors, target = centers.to(x.dtype), nonzero(norms), labels[:, None]
+        scale = 10 / alpha.to(x.dtype)
+        if options.similarity == "cosine":
+            cosines, distances = cosine_matrix(x, table, norms), None
+            z = cosines * scale
+        else:
+            cosines, squares = cosines_and_squares(x, table, norms)
+            distances = squares.add_(SMOOTHING).sqrt_()
+            z = torch.sub(1, distances).mul_(scale)
+        if options.margin:
+            z.scatter_add_(1, target, (-options.margin * scale).expand(target.shape))
+        losses, q = _hard_softmax(z, target, options.k, options.hard_set)
+        gradient_of_alpha = z.mul_(q).sum(dim=1).div_(-alpha)  # (B,)
+        h = q.mul_(scale / divisors)
+        if distances is not None:
+            h.div_(distances)
+        ctx.save_for_backward(
+            x, centers, alpha, labels, sampled, divisors, h, cosines.mul_(h), gradient_of_alpha.to(alpha.dtype)
+        )
+        ctx.options = options
+        return losses, table.index_select(0, sampled).div_(divisors[sampled, None])
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor, grad_sampled: Tensor) -> tuple[Tensor | None, ...]:
+        x, centers, alpha, labels, sampled, divisors, h, projections, gradient_of_alpha = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if builds_graph():
+            inputs = (x, centers, alpha)
+            gradients = _differentiable_gradients(inputs, labels, sampled, ctx.options, (grad_losses, grad_sampled))
+            return *gradients, None, None, None, None
+        grad_x = grad_centers = grad_alpha = None
+        table = centers.to(x.dtype)
+        with ieee_products(x.device):
+            if needed[0]:
+                grad_x = (h @ table).mul_(grad_losses[:, None])
+            if needed[1]:
+                grad_centers = h.T @ (x * grad_losses[:, None])  # (C, D)
+                along_centers = (grad_losses @ projections).div_(divisors)
+                grad_centers.addcmul_(table, along_centers[:, None], value=-1)
+        if grad_centers is not None:
+            _add_gradient_of_sampled(grad_centers, table, divisors, sampled, grad_sampled)
+            grad_centers = grad_centers.to(centers.dtype)
+            if ctx.options.sparse_grad:
+                rows = torch.arange(len(centers), device=x.device)
+                grad_centers = torch.sparse_coo_tensor(rows[None], grad_centers, centers.shape, check_invariants=False)
+        if needed[2]:
+            grad_alpha = (grad_losses * gradient_of_alpha).sum().to(alpha.dtype).reshape(alpha.shape)
+        return grad_x, grad_centers, grad_alpha, None, None, None, None
+
+
+def _hard_softmax(z: Tensor, target: Tensor, k: int | None, hard_set: str) -> tuple[Tensor, Tensor]:
+    """Returns the losses ``(B,)``, and ``(B, C)`` the softmax over the hard set, less 1 for the true class."""
+    true = z.gather(1, target)
+    if k is None:
+        logsumexp = z.logsumexp(dim=1, keepdim=True)
+        q = (z - logsumexp).exp_()
+    else:
+        others = z.scatter(1, target, -torch.inf) if hard_set == "negatives" else z
+        values, columns = others.topk(k, dim=1)
+        if hard_set == "negatives":
+            values, columns = torch.cat([true, values], dim=1), torch.cat([target, columns], dim=1)
+        logsumexp = values.logsumexp(dim=1, keepdim=True)
+        q = torch.zeros_like(z).scatter_(1, columns, (values - logsumexp).exp_())
+    q.scatter_add_(1, target, torch.full_like(true, -1))
+    return (logsumexp - true).squeeze(1), q
+
+
+def _add_gradient_of_sampled(
+    grad_centers: Tensor, table: Tensor, divisors: Tensor, sampled: Tensor, gradient: Tensor
+) -> None:
+    """Adds, in place, the gradient with respect to ``sampled`` rows of the table at norm 1."""
+    if not len(sampled):
+        return
+    divisor = divisors[sampled, None]
+    w = table.index_select(0, sampled).div_(divisor)
+    along_w = (gradient * w).sum(dim=1, keepdim=True)
+    grad_centers.index_add_(0, sampled, (gradient - along_w * w).div_(divisor))
+
+
+def _differentiable_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    labels: Tensor,
+    sampled: Tensor,
+    options: DenseOptions,
+    grad_outputs: tuple[Tensor, Tensor],
+) -> list[Tensor | None]:
+    """Returns the gradients of ``x``, ``centers`` and ``alpha`` from plain operations, which can be differentiated."""
+    x, centers, alpha = inputs
+    scores, excluded, vectors = score_classes(
+        x, centers, labels, None, sampled, options.similarity, options.sparse_grad
+    )
+    losses = class_losses(scores, excluded, alpha, options.margin, options.k, options.hard_set)
+    pairs = zip((losses, vectors), grad_outputs, strict=True)
+    outputs, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
+    needed = [value for value in inputs if value.requires_grad]
+    results = iter(torch.autograd.grad(outputs, needed, gradients, create_graph=True, allow_unused=True))
+    return [next(results) if value.requires_grad else None for value in inputs]
