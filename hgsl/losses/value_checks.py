@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from hgsl.common.device import widest_float
 from hgsl.common.errors import InputError
 from hgsl.losses.deferral import deferred_on
 from hgsl.losses.scoring.similarity import NORM_RANGE
@@ -103,14 +104,13 @@ def first_five(values: list[int]) -> str:
 def _extremes(embeddings: Tensor, labels: Tensor, alpha: float | Tensor, norms: Tensor | None) -> Tensor:
     """Returns ``(8,)``: minimum and maximum of labels, embeddings, alpha and norms of centers; NaN if any value is."""
     device, dtype = labels.device, torch.promote_types(embeddings.dtype, torch.float32)
-    wide = torch.float32 if device.type == "mps" else torch.float64
     softness = alpha.detach() if isinstance(alpha, Tensor) else torch.full((), alpha, device=device)
     norms = torch.ones(1, device=device) if norms is None else norms.detach()
     floats = [*embeddings.detach().aminmax(), softness, softness, *norms.aminmax()]
     return torch.cat(
         [
-            torch.stack(labels.aminmax()).to(wide),
-            torch.stack([value.to(device, dtype).reshape(()) for value in floats]).to(wide),
+            torch.stack(labels.aminmax()).to(widest_float(device)),
+            torch.stack([value.to(device, dtype).reshape(()) for value in floats]).to(widest_float(device)),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""k-NN backends: FAISS over all vectors, torch on a GPU over all vectors, or an approximate FAISS index.
+"""k-NN backends: FAISS over all vectors, torch on any device over all vectors, or an approximate FAISS index.
 
 A backend is called with queries (B, D) and a count and returns scores (B, count), larger is nearer, best first, and
 positions (B, count) in the gallery; if there are fewer, it pads with score -inf and position -1. Its scores have

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hgsl.common.device import has_fast_float64
+from hgsl.common.device import has_fast_float64, widest_float
 from hgsl.common.precision import ieee_product, ieee_products
 
 SIMILARITIES = ("euclidean", "cosine")
@@ -51,8 +51,7 @@ def matrix_similarity(x: Tensor, w: Tensor, similarity: str) -> Tensor:
     if similarity == "cosine":
         return ieee_product(x, w)
     # |x|^2 + |w|^2 - 2 x.w cancels for near points, so it is summed in float64, which MPS does not support.
-    wide_dtype = torch.float32 if x.device.type == "mps" else torch.float64
-    a, b = x.to(wide_dtype), w.to(wide_dtype)
+    a, b = (value.to(widest_float(x.device)) for value in (x, w))
     squares = a.detach().square().sum(dim=1, keepdim=True) + b.detach().square().sum(dim=1)
     return (1 - ((squares - 2 * (a @ b.T)).clamp_min(0) + SMOOTHING).sqrt()).to(x.dtype)
 
