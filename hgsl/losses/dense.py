@@ -76,7 +76,7 @@ class _DenseLosses(torch.autograd.Function):
         table, divisors, target = centers.to(x.dtype), nonzero(norms), labels[:, None]
         scale = 10 / alpha.to(x.dtype)
         if options.similarity == "cosine":
-            cosines, distances = cosine_matrix(x, table, norms), None
+            cosines, distances = cosine_matrix(x, table, divisors), None
             z = cosines * scale
         else:
             cosines, squares = cosines_and_squares(x, table, norms)
@@ -89,15 +89,16 @@ class _DenseLosses(torch.autograd.Function):
         h = q.mul_(scale / divisors)
         if distances is not None:
             h.div_(distances)
+        vectors = table.index_select(0, sampled).div_(divisors[sampled, None])
         ctx.save_for_backward(
-            x, centers, alpha, labels, sampled, divisors, h, cosines.mul_(h), gradient_of_alpha.to(alpha.dtype)
+            x, centers, alpha, labels, sampled, divisors, h, cosines.mul_(h), gradient_of_alpha, vectors
         )
         ctx.options = options
-        return losses, table.index_select(0, sampled).div_(divisors[sampled, None])
+        return losses, vectors
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, grad_sampled: Tensor) -> tuple[Tensor | None, ...]:
-        x, centers, alpha, labels, sampled, divisors, h, projections, gradient_of_alpha = ctx.saved_tensors
+        x, centers, alpha, labels, sampled, divisors, h, projections, gradient_of_alpha, vectors = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if builds_graph():
             inputs = (x, centers, alpha)
@@ -113,7 +114,10 @@ class _DenseLosses(torch.autograd.Function):
                 along_centers = (grad_losses @ projections).div_(divisors)
                 grad_centers.addcmul_(table, along_centers[:, None], value=-1)
         if grad_centers is not None:
-            _add_gradient_of_sampled(grad_centers, table, divisors, sampled, grad_sampled)
+            if len(sampled):
+                along_w = (grad_sampled * vectors).sum(dim=1, keepdim=True)
+                gradient = (grad_sampled - along_w * vectors).div_(divisors[sampled, None])
+                grad_centers.index_add_(0, sampled, gradient)
             grad_centers = grad_centers.to(centers.dtype)
             if ctx.options.sparse_grad:
                 rows = torch.arange(len(centers), device=x.device)
@@ -138,18 +142,6 @@ def _hard_softmax(z: Tensor, target: Tensor, k: int | None, hard_set: str) -> tu
         q = torch.zeros_like(z).scatter_(1, columns, (values - logsumexp).exp_())
     q.scatter_add_(1, target, torch.full_like(true, -1))
     return (logsumexp - true).squeeze(1), q
-
-
-def _add_gradient_of_sampled(
-    grad_centers: Tensor, table: Tensor, divisors: Tensor, sampled: Tensor, gradient: Tensor
-) -> None:
-    """Adds, in place, the gradient with respect to ``sampled`` rows of the table at norm 1."""
-    if not len(sampled):
-        return
-    divisor = divisors[sampled, None]
-    w = table.index_select(0, sampled).div_(divisor)
-    along_w = (gradient * w).sum(dim=1, keepdim=True)
-    grad_centers.index_add_(0, sampled, (gradient - along_w * w).div_(divisor))
 
 
 def _differentiable_gradients(

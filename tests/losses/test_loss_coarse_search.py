@@ -16,6 +16,7 @@ D = 64
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
+    monkeypatch.setattr(coarse, "PIECE", 48)
     monkeypatch.setattr(coarse, "BLOCK", 256)
     monkeypatch.setattr(coarse, "PROBE", 1024)
     monkeypatch.setattr(coarse, "SCORES", 512 * 8)

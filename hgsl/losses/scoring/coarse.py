@@ -25,7 +25,7 @@ UNIT_ROUNDOFF = 2.0**-8  # of bfloat16
 RELATIVE = 1.02 * UNIT_ROUNDOFF  # of a coarse score: its rounding, and norms of centers within NORM_TOLERANCE of 1
 NORM_TOLERANCE = 1e-5
 GROUP = 16  # centers that are reduced to their maximum before the top k
-BLOCK = 1024  # centers converted and multiplied at a time, in the processor's cache; a multiple of GROUP
+PIECE, BLOCK = 256, 4096  # centers converted, while they are in cache, and multiplied at a time; multiples of GROUP
 PROBE = 8192  # centers of the first chunk, which shows whether scores separate
 SCORES = 2**23  # coarse scores held at a time
 CANDIDATES = (48, 4)  # at least so many, and so many per center sought
@@ -104,7 +104,7 @@ def _exact_scores(x: Tensor, centers: Tensor, rows: Tensor) -> Tensor:
 def _find_candidates(x: Tensor, centers: Tensor, k: int, norms: Tensor, bound: Tensor) -> Candidates | None:
     """Returns the candidates, and fills ``norms``; None where an exact search is faster."""
     count, m = len(centers), _candidate_count(k)
-    rounded = x.bfloat16().T
+    rounded = x.bfloat16().T.contiguous()
     chunk = max(PROBE, SCORES // len(x) // BLOCK * BLOCK)
     scores = rounded.new_empty(min(chunk, count + -count % GROUP), len(x))
     parts: list[Candidates] = []
@@ -139,11 +139,12 @@ def _score_chunk(rounded: Tensor, centers: Tensor, scores: Tensor, norms: Tensor
     maxima = scores.new_empty(padded // GROUP, scores.shape[1])
     buffer = scores.new_empty(min(BLOCK, count), centers.shape[1])
     for start in range(0, count, BLOCK):
-        block = centers[start : start + BLOCK]
-        stop, end = start + len(block), min(start + BLOCK, padded)
-        torch.linalg.vector_norm(block, dim=1, out=norms[start:stop])
-        converted = buffer[: len(block)].copy_(block)
-        torch.mm(converted, rounded, out=scores[start:stop])
+        stop, end = min(start + BLOCK, count), min(start + BLOCK, padded)
+        for first in range(start, stop, PIECE):
+            piece = centers[first : min(first + PIECE, stop)]
+            torch.linalg.vector_norm(piece, dim=1, out=norms[first : first + len(piece)])
+            buffer[first - start : first - start + len(piece)].copy_(piece)
+        torch.mm(buffer[: stop - start], rounded, out=scores[start:stop])
         torch.amax(scores[start:end].unflatten(0, (-1, GROUP)), dim=1, out=maxima[start // GROUP : end // GROUP])
     return maxima
 

@@ -69,13 +69,15 @@ def cosines_and_squares(x: Tensor, centers: Tensor, norms: Tensor) -> tuple[Tens
         centers: ``(C, D)``, of any norm and the dtype of ``x``.
         norms: of the centers, ``(C,)``.
     """
-    if x.dtype == torch.float64 or has_fast_float64(x.device):
-        return _expanded(x, centers, norms, torch.float64)
-    cosines, squares = _expanded(x, centers, norms, x.dtype)
+    if x.dtype == torch.float64:
+        return _expanded(x, centers, norms)
+    if has_fast_float64(x.device):
+        return _expanded_in_float64(x, centers)
+    cosines, squares = _expanded(x, centers, norms)
     if x.device.type in HOST_DEVICES:
         rows, columns = (squares < NEAR).nonzero(as_tuple=True)
         if len(rows) > MANY * squares.numel():
-            return _expanded(x, centers, norms, torch.float64)
+            return _expanded_in_float64(x, centers)
     else:
         columns = squares.topk(min(NEAREST, len(centers)), dim=1, largest=False).indices.flatten()
         rows = torch.arange(len(x), device=x.device).repeat_interleave(len(columns) // len(x))
@@ -86,20 +88,24 @@ def cosines_and_squares(x: Tensor, centers: Tensor, norms: Tensor) -> tuple[Tens
     return cosines, squares
 
 
-def cosine_matrix(x: Tensor, centers: Tensor, norms: Tensor) -> Tensor:
-    """Returns the cosines ``(B, C)``; arguments as for :func:`cosines_and_squares`."""
+def cosine_matrix(x: Tensor, centers: Tensor, divisors: Tensor) -> Tensor:
+    """Returns the cosines ``(B, C)`` of unit ``x`` and of ``centers`` with their norms ``(C,)`` as ``divisors``."""
     with ieee_products(x.device):
-        return (x @ centers.T).div_(nonzero(norms))
+        return (x @ centers.T).div_(divisors)
 
 
-def _expanded(x: Tensor, centers: Tensor, norms: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns cosines and ``|x|^2 + |w|^2 - 2 x.w``, computed in ``dtype``."""
-    a, b = x.to(dtype), centers.to(dtype)
-    if norms.dtype != dtype:
-        norms = torch.linalg.vector_norm(b, dim=1)
-    cosines = cosine_matrix(a, b, norms)
-    lengths = norms / nonzero(norms)  # 1, or 0 for a center of zero
-    squares = torch.sub(lengths, cosines, alpha=2).add_(a.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+def _expanded(x: Tensor, centers: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns cosines and ``|x|^2 + |w|^2 - 2 x.w``, as they come from the product."""
+    divisors = nonzero(norms)
+    cosines = cosine_matrix(x, centers, divisors)
+    lengths = norms / divisors  # 1, or 0 for a center of zero
+    squares = torch.sub(lengths, cosines, alpha=2).add_(x.square().sum(dim=1, keepdim=True)).clamp_min_(0)
+    return cosines, squares
+
+
+def _expanded_in_float64(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    wide = centers.double()
+    cosines, squares = _expanded(x.double(), wide, torch.linalg.vector_norm(wide, dim=1))
     return cosines.to(x.dtype), squares.to(x.dtype)
 
 
