@@ -79,8 +79,8 @@ def cosines_and_squares(x: Tensor, centers: Tensor, norms: Tensor) -> tuple[Tens
         if len(rows) > MANY * squares.numel():
             return _expanded_in_float64(x, centers)
     else:
-        columns = squares.topk(min(NEAREST, len(centers)), dim=1, largest=False).indices.flatten()
-        rows = torch.arange(len(x), device=x.device).repeat_interleave(len(columns) // len(x))
+        nearest = squares.topk(min(NEAREST, len(centers)), dim=1, largest=False).indices
+        rows, columns = torch.arange(len(x), device=x.device)[:, None].expand_as(nearest).flatten(), nearest.flatten()
     divisors = nonzero(norms)
     for i, j in zip(rows.split(PAIRS), columns.split(PAIRS), strict=True):
         differences = x.index_select(0, i) - centers.index_select(0, j) / divisors[j, None]
