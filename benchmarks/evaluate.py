@@ -6,7 +6,7 @@
 Each measurement runs in a separate process, for its own peak of memory; memory is the growth of the resident set after
 the embeddings are created. The runs alternate and the fastest of each is shown; processor seconds
 are those of all threads together, which other work on the machine disturbs less. hgsl multiplies with torch on a
-processor with AVX-512, and with FAISS elsewhere. The embeddings are classes of 20
+processor with matrix units (``lscpu`` shows ``amx_bf16``), and with FAISS elsewhere. The embeddings are classes of 20
 images around random centers, so that hits are neither certain nor rare.
 """
 

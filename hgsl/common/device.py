@@ -86,13 +86,11 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_has_amx() -> bool:
-    """Whether this processor has matrix units for bfloat16, several times as fast as its float32 products."""
+    """Whether this processor has matrix units for bfloat16, several times as fast as its float32 products.
+
+    On these processors, the float32 products of torch were measured to outrun those of FAISS, too.
+    """
     return _cpu_has("amx_bf16")
-
-
-def cpu_has_avx512() -> bool:
-    """Whether this processor has the instructions with which torch's float32 products outrun those of FAISS."""
-    return _cpu_has("avx512_f")
 
 
 def _cpu_has(*names: str) -> bool:

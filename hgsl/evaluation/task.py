@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hgsl.common.device import check_device, cpu_has_avx512
+from hgsl.common.device import check_device, cpu_has_amx
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import check_metric
 from hgsl.evaluation.knn import backends
@@ -71,7 +71,7 @@ class RetrievalTask:
         """Returns the gallery ready to search: exactly on the task's device if the index is ``Flat``, else by it."""
         if index != "Flat":
             backend = backends.approximate(self.gallery, self.metric, index)
-        elif self.device.type == "cpu" and not cpu_has_avx512():
+        elif self.device.type == "cpu" and not cpu_has_amx():
             backend = backends.on_cpu(self.gallery, self.metric, max_memory)
         else:
             backend = backends.on_device(self.gallery, self.metric, max_memory, self.device)

@@ -8,15 +8,15 @@ from hgsl.evaluation import evaluate_embeddings
 from hgsl.evaluation.knn import backends
 
 
-@pytest.mark.parametrize("has_avx512", [False, True])
-def test_torch_searches_where_its_products_are_faster(has_avx512, monkeypatch):
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_torch_searches_where_its_products_are_faster(has_amx, monkeypatch):
     calls = []
     for name in ("on_cpu", "on_device"):
         backend = getattr(backends, name)
         monkeypatch.setattr(backends, name, lambda *args, b=backend, n=name: calls.append(n) or b(*args))
-    monkeypatch.setattr("hgsl.evaluation.task.cpu_has_avx512", lambda: has_avx512)
+    monkeypatch.setattr("hgsl.evaluation.task.cpu_has_amx", lambda: has_amx)
     evaluate_embeddings(np.random.default_rng(0).standard_normal((20, 4)), np.arange(20) // 2)
-    assert calls == ["on_device" if has_avx512 else "on_cpu"]
+    assert calls == ["on_device" if has_amx else "on_cpu"]
 
 
 @pytest.mark.parametrize("block", [1, 3, 256])
