@@ -56,9 +56,11 @@ OUTPUT_FLAGS: list[tuple[str, Any, str]] = [
     ("--json", str, "Write scores, counts, versions and the scores of each query."),
     ("--csv", str, "Write a table of the scores of each query."),
     ("--html", str, "Write a page: worst queries, classes, confusions, suspicious pairs, a map."),
+    ("--heat", None, "Show in the page of --html which parts of the images of a suspicious pair match."),
+    ("--map-images", int, "Images on the map of --html; more than 2,000 need the extra [map]."),
     ("--sheet", str, "Write a contact sheet of queries with their right and wrong neighbors."),
     ("--curves", str, "Write a figure (.png, .pdf, .svg) of Recall@K and of a run's loss."),
-    ("--per-class", None, "Add the scores of each class."),
+    ("--per-class", None, "Add the scores of each class, and of each category if the data has some."),
     ("--bootstrap", int, "Add 95% intervals from bootstrap samples, such as 1000."),
     ("--cluster", None, "Add NMI and AMI of a k-means clustering."),
     ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command continues from there."),
@@ -99,6 +101,8 @@ NEEDS = {
     "--training-embeddings": ("--whiten",),
     "--calibration-embeddings": ("--no-match",),
     "--calibration-labels": ("--no-match",),
+    "--map-images": ("--html",),
+    "--heat": ("--html",),
     "--expansion-alpha": ("--query-expansion", "--augment-gallery"),
     "--data.val_share": ("--no-match", "--whiten"),
     "--data.val_fold": ("--no-match", "--whiten"),
@@ -107,8 +111,16 @@ METAVARS = {
     **{"--checkpoint": "RUN", "--metric": "NAME", "--index": "FACTORY"},
     **{"--max-memory": "GB", "--no-match": "RATE", "--save-embeddings": "DIR"},
 }
-OUTPUTS = ["json", "csv", "html", "sheet", "curves", "per_class"]
-DEFAULTS = {"metric": "cosine", "index": "Flat", "max_memory": 1.0, "crops": 1, "expansion_alpha": 3.0, "bootstrap": 0}
+OUTPUTS = ["json", "csv", "html", "heat", "map_images", "sheet", "curves", "per_class"]
+DEFAULTS = {
+    "map_images": 2000,
+    "metric": "cosine",
+    "index": "Flat",
+    "max_memory": 1.0,
+    "crops": 1,
+    "expansion_alpha": 3.0,
+    "bootstrap": 0,
+}
 
 
 def eval_parser() -> ArgumentParser:
@@ -156,7 +168,7 @@ def check_flags(flags: Namespace, words: list[str]) -> None:
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} name different things to measure: give one")
     files = [flag for flag, *_ in INPUT_FLAGS if flag not in given]
-    network = ["--flip", "--crops", "--save-embeddings", "--ignore-same-group", "--sheet"]
+    network = ["--flip", "--crops", "--save-embeddings", "--ignore-same-group", "--sheet", "--heat"]
     used = {word.split("=")[0] for word in words}
     for flag in files if named != ["--embeddings"] else network:
         if flag in used:
@@ -173,7 +185,9 @@ def check_flags(flags: Namespace, words: list[str]) -> None:
             )
     if not 0 < flags.max_memory < float("inf"):
         raise InputError(f"--max-memory must be a positive number of GB, found {flags.max_memory}")
-    check_output_files({name: flags[name] for name in OUTPUTS if name != "per_class" and flags[name]})
+    check_output_files(
+        {name: flags[name] for name in OUTPUTS if name not in ("per_class", "heat", "map_images") and flags[name]}
+    )
     if flags.save_embeddings:
         check_store(flags.save_embeddings)
 

@@ -9,7 +9,8 @@ from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.common.files import write_json
+from hgsl.common.files import write_json, write_text
+from hgsl.common.paper_tables import check_table_path, format_for
 from hgsl.common.tables import format_cells, recall_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstrap.")
     parser.add_argument("--json", metavar="FILE", help="Also write scores and differences to this file.")
     parser.add_argument("--curves", metavar="FILE", help="Also draw Recall@K of all (.png, .pdf, .svg).")
+    parser.add_argument("--table", metavar="FILE", help="Also write the scores as Markdown (.md) or LaTeX (.tex).")
+    parser.add_argument("--plot", metavar="FILE", help="Also draw MAP@R and Recall@1 of all, a point per seed.")
     flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     return run(lambda: _compare(flags), ends_process=arguments is None)
 
@@ -38,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(flags: argparse.Namespace) -> None:
     if len(flags.reports) < 2:
         raise InputError(f"one report, {flags.reports[0]}: give at least two to compare")
-    for path in (flags.json, flags.curves):
-        if path:
-            check_writable(path)
+    if flags.table:
+        check_table_path("--table", flags.table)
+    outputs = [path for path in (flags.json, flags.curves, flags.table, flags.plot) if path]
+    for path in outputs:
+        check_writable(path)
 
     from hgsl.engine.comparison import differences, read_contenders, score_columns
 
@@ -65,10 +70,26 @@ def _compare(flags: argparse.Namespace) -> None:
         from hgsl.evaluation.show.plots import write_curves
 
         write_curves(flags.curves, {contender.name: recall_of(contender.mean) for contender in contenders})
+    if flags.table:
+        write_text(flags.table, _table(flags.table, contenders, columns))
+    if flags.plot:
+        from hgsl.evaluation.show.plots import write_scores
+
+        shown = {key: heading for key, heading in columns.items() if key in ("map@r", "recall@1")}
+        write_scores(flags.plot, {_row(contender): contender.scores for contender in contenders}, shown)
     _print(contenders, columns, intervals)
-    for path in (flags.json, flags.curves):
-        if path:
-            print(f"written: {path}")
+    for path in outputs:
+        print(f"written: {path}")
+
+
+def _table(path: str, contenders: Sequence["Contender"], columns: Mapping[str, str]) -> str:
+    """The scores as a table for papers, the best mean of each column in bold."""
+    rows = {_row(contender): [_score(contender, key) for key in columns] for contender in contenders}
+    best = []
+    for key in columns:
+        means = {_row(contender): contender.mean[key] for contender in contenders if key in contender.mean}
+        best.append(max(means, key=lambda name: means[name]) if means else None)
+    return format_for(path, rows, list(columns.values()), best)
 
 
 def _print(

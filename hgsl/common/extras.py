@@ -15,6 +15,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "lora": ("peft",),
     "remote": ("aiohttp",),
     "parquet": ("pyarrow",),
+    "map": ("openTSNE",),
+    "heic": ("pillow_heif",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

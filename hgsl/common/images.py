@@ -1,20 +1,31 @@
 """Image decoding: a file becomes an upright 8-bit RGB image, or an error that names it."""
 
 import struct
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 from torch import Tensor
 
 from hgsl.common.errors import InputError
+from hgsl.common.extras import require
 from hgsl.common.locations import Location, local_or_uri, name_of, open_image
 
-# By suffix, so that listing a folder opens no file. Pillow reads every one of these without a plugin.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# By suffix, so that listing a folder opens no file; a file is read by its bytes, whatever its suffix. Pillow reads all
+# of these without a plugin, except HEIC, which needs the extra [heic].
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c")
+NETPBM_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm")
+TIFF_SUFFIXES = (".tif", ".tiff")
+OTHER_SUFFIXES = (".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tga", ".qoi", ".sgi", ".pcx")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+IMAGE_SUFFIXES = frozenset((*JPEG_SUFFIXES, *NETPBM_SUFFIXES, *TIFF_SUFFIXES, *OTHER_SUFFIXES, *HEIF_SUFFIXES))
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 # What Pillow raises for a damaged file, depending on its format and on where it is damaged.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
@@ -31,6 +42,37 @@ def check_shape(width: int, height: int) -> None:
     """
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"of its {width:,} x {height:,} pixels, one side is more than {MAX_ASPECT} times the other")
+
+
+def open_with_pillow(file: Path | BinaryIO, formats: tuple[str, ...] | None = None) -> ImageFile:
+    """``Image.open``, which also opens HEIC where the extra [heic] is installed.
+
+    Args:
+        file: An image.
+        formats: Whose decoders are tried; None stands for all of Pillow's, and for HEIC.
+
+    Raises:
+        InputError: It is a HEIC image, and the extra is missing.
+        OSError, ...: It cannot be opened, see ``DAMAGED``.
+    """
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        if formats is not None or not _is_heif(file):
+            raise
+        require("heic", "a HEIC image")
+        import_module("pillow_heif").register_heif_opener()
+        return Image.open(file)
+
+
+def _is_heif(file: Path | BinaryIO) -> bool:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return _is_heif(opened)
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
 def read_image(location: Location, min_side: int | None = None) -> Image.Image:
@@ -51,7 +93,7 @@ def read_image(location: Location, min_side: int | None = None) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"image {name_of(location)} does not exist") from None
     try:
-        with Image.open(file) as image:
+        with open_with_pillow(file) as image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             return decode(image)

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hgsl.common.errors import InputError
-from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode
+from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode, open_with_pillow
 from hgsl.common.locations import Location, read_bytes
 from hgsl.data.duplicates import exact_duplicates, is_flat, near_duplicates, perceptual_hash
 from hgsl.data.manifest import Manifest
@@ -123,7 +123,7 @@ def inspect_file(location: Location) -> Inspection:
         return Inspection(("empty",))
     digest = hashlib.sha256(content).digest()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_with_pillow(io.BytesIO(content)) as image:
             findings, small = _thumbnail(image)
     except Image.DecompressionBombError:
         return Inspection(("huge",), digest)

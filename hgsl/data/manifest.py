@@ -44,6 +44,7 @@ class Manifest:
         boxes: (N, 4) float64 x1 y1 x2 y2 in pixels, x2 and y2 exclusive, or None.
         groups: (N,) int64, such as the number of a camera or of a coarser category, or None. Every number is a group; a
             row without a group has a number of its own.
+        group_names: Names of the groups 0..G-1, or None where they have none; a larger number is a row without group.
         crop_to_boxes: Whether an image is cropped to its box when it is read.
         skipped: (path, reason) of each file or folder that is not in the manifest.
         notes: Notes to be printed in every report, such as "cropped to boxes".
@@ -64,6 +65,7 @@ class Manifest:
     ids: NDArray[np.int64]
     boxes: NDArray[np.float64] | None = None
     groups: NDArray[np.int64] | None = None
+    group_names: tuple[str, ...] | None = None
     crop_to_boxes: bool = False
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -118,6 +120,17 @@ class Manifest:
             )
         return self.take(rows)
 
+    @property
+    def categories(self) -> dict[int, str]:
+        """Id of a row -> name of its group, of the rows that have one."""
+        if self.groups is None:
+            return {}
+        names = self.group_names
+        pairs = zip(self.ids.tolist(), self.groups.tolist(), strict=True)
+        if names is None:
+            return {row: str(group) for row, group in pairs}
+        return {row: names[group] for row, group in pairs if group < len(names)}
+
     def take(self, rows: NDArray[np.int64]) -> "Manifest":
         """The rows at these positions, in this order."""
         return replace(
@@ -157,6 +170,7 @@ def make_manifest(
     is_gallery: ArrayLike | None = None,
     boxes: ArrayLike | None = None,
     groups: ArrayLike | None = None,
+    group_names: Sequence[str] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
     render: Callable[[int], Image.Image] | None = None,
@@ -167,7 +181,7 @@ def make_manifest(
     """Builds a checked manifest; omitted columns mean no split, and every row both query and gallery.
 
     Args:
-        name, root, paths, class_names, skipped, notes, render, content, addresses: See :class:`Manifest`.
+        name, root, paths, class_names, group_names, skipped, notes, render, content, addresses: See :class:`Manifest`.
         labels: (N,) integers, an index into ``class_names``.
         protocol: The protocol for which the source of the data defines ``split``.
         split, is_query, is_gallery, boxes, groups: (N,) or (N, 4) columns, see :class:`Manifest`.
@@ -193,6 +207,7 @@ def make_manifest(
         ids=np.arange(count),
         boxes=None if boxes is None else np.asarray(boxes, np.float64),
         groups=None if groups is None else _integers(groups, "groups", name),
+        group_names=None if group_names is None else tuple(group_names),
         skipped=tuple(skipped),
         notes=tuple(notes),
         render=render,

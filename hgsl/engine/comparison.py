@@ -34,14 +34,14 @@ class Contender:
     @property
     def mean(self) -> dict[str, float]:
         """Key -> mean score over the seeds, for the scores that all reports have."""
-        return {key: statistics.mean(values) for key, values in self._scores().items()}
+        return {key: statistics.mean(values) for key, values in self.scores.items()}
 
     @property
     def spread(self) -> dict[str, float]:
         """Key -> standard deviation (n - 1) over the seeds; empty with one report."""
         if len(self.reports) < 2:
             return {}
-        return {key: statistics.stdev(values) for key, values in self._scores().items()}
+        return {key: statistics.stdev(values) for key, values in self.scores.items()}
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -75,7 +75,9 @@ class Contender:
             rows.append(np.asarray(per_query[key], dtype=np.float64)[np.argsort(per_query["id"])])
         return np.stack(rows)
 
-    def _scores(self) -> dict[str, list[float]]:
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Key -> the score of each seed, for the scores that all reports have."""
         first, *others = self.reports
         return {
             key: [report[key] for report in self.reports]

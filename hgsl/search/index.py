@@ -116,14 +116,14 @@ class SearchIndex:
             )
         return encoder
 
-    def search(self, images: Queries, k: int = 10, *, label: str | None = None) -> list[list[Hit]]:
+    def search(self, images: Queries, k: int = 10, *, label: str | Sequence[str] | None = None) -> list[list[Hit]]:
         """Returns the k nearest images of each query, most similar first, equal similarities by ascending id.
 
         Args:
             images: One or several paths or PIL images (rotated according to their EXIF orientation); or vectors of the
                 same model, (Q, D) or (D,), NumPy or torch.
             k: Number of images; fewer are returned if the index (or the label) has fewer.
-            label: Only images of this label.
+            label: Only images of this label, or of one of these labels.
 
         Returns:
             One list per query.
@@ -140,7 +140,7 @@ class SearchIndex:
         queries = list(images)
         return self.nearest(self.embed(queries), k, label=label) if queries else []
 
-    def similar(self, image: int, k: int = 10, *, label: str | None = None) -> list[Hit]:
+    def similar(self, image: int, k: int = 10, *, label: str | Sequence[str] | None = None) -> list[Hit]:
         """Returns the k nearest images of an image of the index, itself excluded."""
         return [hit for hit in self.nearest(self.vector(image)[None], k + 1, label=label)[0] if hit.id != image][:k]
 
@@ -149,7 +149,9 @@ class SearchIndex:
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         return np.concatenate([self.encoder.vectors([self._prepare(image) for image in batch]) for batch in batches])
 
-    def nearest(self, vectors: NDArray[Any] | torch.Tensor, k: int, *, label: str | None = None) -> list[list[Hit]]:
+    def nearest(
+        self, vectors: NDArray[Any] | torch.Tensor, k: int, *, label: str | Sequence[str] | None = None
+    ) -> list[list[Hit]]:
         """Returns the k nearest images of each vector, (Q, D); see :meth:`search`."""
         check_neighbors(k)
         queries = open_vectors(vectors, "queries")
@@ -178,10 +180,14 @@ class SearchIndex:
         self._check_number(number)
         return Hit(number, self._table.images[number].path, self._table.labels[number], 1.0)
 
-    def spread(self, count: int, label: str | None = None) -> list[int]:
-        """Returns ``count`` image numbers, or all, spaced evenly over the index or over the images of a label."""
+    def spread(self, count: int, label: str | Sequence[str] | None = None) -> list[int]:
+        """Returns ``count`` image numbers, or all, spaced evenly over the index or over the images of labels."""
         numbers = np.arange(len(self)) if label is None else self._numbers_of(label)
         return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))].tolist()
+
+    def find(self, path: str) -> int | None:
+        """Returns the number of the image of a path in the image folder, or None."""
+        return self._numbers.get(path)
 
     def vector(self, number: int) -> Floats:
         """Returns the vector (D,) of an image of the index."""
@@ -211,15 +217,22 @@ class SearchIndex:
                 numbers.setdefault(label, []).append(number)
         return {label: np.array(rows) for label, rows in numbers.items()}
 
-    def _numbers_of(self, label: str) -> Ints:
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {image.path: number for number, image in enumerate(self._table.images)}
+
+    def _numbers_of(self, label: str | Sequence[str]) -> Ints:
+        """The images of a label, or of several, in ascending order."""
+        if not isinstance(label, str):
+            return np.sort(np.concatenate([self._numbers_of(name) for name in dict.fromkeys(label)]))
         if label not in self._label_numbers:
             close = nearest(label, self.labels)
             hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
             raise InputError(f"no image of the index has the label {label!r}: {hint}")
         return self._label_numbers[label]
 
-    def _labeled_gallery(self, label: str) -> Gallery:
-        """The images of one label as a gallery, always searched exactly."""
+    def _labeled_gallery(self, label: str | Sequence[str]) -> Gallery:
+        """The images of labels as a gallery, always searched exactly."""
         numbers = self._numbers_of(label)
         vectors = self._gallery.vectors.pick(numbers)
         return Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))

@@ -244,7 +244,8 @@ def write_reports():
 def test_compare_pairs_the_queries(capsys):
     paths = write_reports()
     capsys.readouterr()
-    assert compare.main([*paths, "--json", "c.json", "--curves", "c.png"]) == 0
+    outputs = ["--json", "c.json", "--curves", "c.png", "--table", "c.tex", "--plot", "c.pdf"]
+    assert compare.main([*paths, *outputs]) == 0
     printed = capsys.readouterr().out
     assert "minus a/r, points with 95% interval from resampled classes, of these models" in printed
     assert "*" in printed
@@ -254,6 +255,11 @@ def test_compare_pairs_the_queries(capsys):
     assert mean == pytest.approx(second["map@r"] - first["map@r"])
     assert 0 < low < mean < high
     assert Path("c.png").stat().st_size > 2000
+    assert Path("c.pdf").read_bytes().startswith(b"%PDF")
+    table = Path("c.tex").read_text()
+    assert rf"\textbf{{{100 * second['map@r']:.2f}}} \\" in table
+    assert f"a/r & {100 * first['recall@1']:.2f} &" in table
+    assert "ends in .md" in fails(compare.main, [*paths, "--table", "c.html"], capsys)
 
 
 def test_compare_takes_folders_of_several_seeds(capsys):
@@ -271,11 +277,14 @@ def test_compare_takes_folders_of_several_seeds(capsys):
             queries = {"id": ids[::-1], "label": labels[::-1], "map@r": values[::-1].tolist()}
             (folder / "per_query.json").write_text(json.dumps(queries))
         Path(name, "seeds.json").write_text(json.dumps({"seeds": [0, 1, 2]}))
-    assert compare.main(["ours", "theirs", "--json", "c.json"]) == 0
+    assert compare.main(["ours", "theirs", "--json", "c.json", "--table", "c.md", "--plot", "c.png"]) == 0
     printed = capsys.readouterr().out
     means = [values.mean() for values in scores["theirs"]]
     assert f"{100 * np.mean(means):.2f} +-{100 * np.std(means, ddof=1):.2f}" in printed
     assert "theirs (3 seeds)" in printed
+    row = next(line for line in Path("c.md").read_text().splitlines() if line.startswith("| ours (3 seeds)"))
+    mean = 100 * np.mean([values.mean() for values in scores["ours"]])
+    assert f"**{mean:.2f} +-" in row
     content = json.loads(Path("c.json").read_text())
     mean, low, high = content["differences"]["theirs"]["map@r"]
     assert mean == pytest.approx(np.mean(scores["theirs"]) - np.mean(scores["ours"]))

@@ -52,6 +52,8 @@ FILES: Words = {
     "--html": ["p.html"], "--csv": ["p.csv"], "--sheet": ["p.png"], "--curves": ["p.pdf"],
     "--save-embeddings": ["kept"],
 }  # fmt: skip
+# They change the page: flag -> its words, and how many entries of the page's data come of it.
+PAGE: dict[str, tuple[list[str], str, int]] = {"--heat": ([], "heat", 1), "--map-images": (["3"], "map", 3)}
 # They decide how it is computed, not what.
 RESOURCES: Words = {
     "--max-memory": ["0.5"], "--run.device": ["cuda"], "--run.threads": ["2"], "--run.deterministic": ["true"],
@@ -114,7 +116,7 @@ def replaced(base: list[str], flag: str, values: list[str]) -> list[str]:
 
 def test_every_flag_is_tested() -> None:
     shown = {action.option_strings[0] for action in eval_parser()._actions if action.help != "==SUPPRESS=="}
-    assert shown - OTHERS <= {*RESULTS, *FILES, *RESOURCES, *REFUSED}
+    assert shown - OTHERS <= {*RESULTS, *FILES, *PAGE, *RESOURCES, *REFUSED}
 
 
 @pytest.mark.parametrize("flag", RESULTS)
@@ -131,6 +133,20 @@ def test_a_flag_writes_its_file(flag: str, capsys: pytest.CaptureFixture[str]) -
     _, printed = outcome(["--checkpoint", "run", flag, *FILES[flag]], capsys)
     assert f"written: {FILES[flag][0]}" in printed
     assert Path(FILES[flag][0]).exists()
+
+
+@pytest.mark.parametrize("flag", PAGE)
+def test_a_flag_changes_the_page(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, key, least = PAGE[flag]
+    data = []
+    for name, more in (("plain.html", []), ("changed.html", [flag, *words])):
+        outcome(["--checkpoint", "run", "--html", name, *more], capsys)
+        text = Path(name).read_text().split('id="data">')[1].split("</script>")[0]
+        data.append(json.loads(text)[key])
+    assert len(data[1]) >= least
+    assert len(data[0]) != len(data[1])
+    assert eval_retrieval.main(["--checkpoint", "run", flag, *words]) == 2
+    assert "--html" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", RESOURCES)

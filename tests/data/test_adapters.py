@@ -149,6 +149,17 @@ def make_devkit(root: Path) -> Rows:
     return rows
 
 
+def nest_like_kaggle(root: Path) -> Rows:
+    rows = make_devkit(root / "plain")
+    for part in ("train", "test"):
+        shutil.copytree(root / f"plain/cars_{part}", root / f"cars_{part}/cars_{part}")
+    shutil.copytree(root / "plain/devkit", root / "car_devkit/devkit")
+    labels = root / "car_devkit/devkit/cars_test_annos_withlabels.mat"
+    labels.rename(root / "cars_test_annos_withlabels (1).mat")
+    shutil.rmtree(root / "plain")
+    return [(f"{path.split('/')[0]}/{path}", name, part) for path, name, part in rows]
+
+
 def make_aircraft(root: Path) -> Rows:
     base = root / "fgvc-aircraft-2013b/data"
     rows = [(f"images/{i:07}.jpg", f"Boeing 70{i % 4}", ("train", "val", "test")[i % 3]) for i in range(12)]
@@ -212,6 +223,7 @@ MAKERS = {
     "cub": make_cub,
     "cars": make_cars,
     "devkit": make_devkit,
+    "kaggle": nest_like_kaggle,
     "aircraft": make_aircraft,
     "flowers": make_flowers,
     "sop": make_sop,
@@ -222,7 +234,7 @@ OWN_SPLIT = {"sop": "zero-shot", "inshop": "query-gallery"}
 
 @pytest.mark.parametrize("layout", MAKERS)
 def test_small_archives_are_read_row_by_row(tmp_path: Path, layout: str) -> None:
-    name = "cars" if layout == "devkit" else layout
+    name = "cars" if layout in ("devkit", "kaggle") else layout
     expected = MAKERS[layout](tmp_path / "data")
     manifest = load_manifest(name, tmp_path / "data", OWN_SPLIT.get(layout, "closed-set"))
     verify_files(manifest)

@@ -71,12 +71,24 @@ def test_open_metric_learning_format(tmp_path: Path) -> None:
     assert not manifest.crop_to_boxes
 
 
+def test_categories_keep_their_names_in_a_written_table(tmp_path: Path) -> None:
+    manifest = load(write(tmp_path, "path,label,category\na,1,zoo\nb,1,\nc,2,ark\nd,2,zoo\n"))
+    assert manifest.categories == {0: "zoo", 2: "ark", 3: "zoo"}
+    assert manifest.take(np.array([3, 1])).categories == {3: "zoo"}
+    write_table(manifest, tmp_path / "again.csv")
+    again = load(tmp_path / "again.csv")
+    assert again.categories == manifest.categories
+    assert again.groups is not None
+    assert again.groups.tolist() == [1, 2, 0, 1]  # the row without a category is a group of its own
+
+
 def test_any_column_can_be_the_group(tmp_path: Path) -> None:
     table = write(tmp_path, "path,label,camera\na,1,left\nb,1,right\nc,2,left\n")
     assert load(table).groups is None
     groups = load(table, group_column="camera").groups
     assert groups is not None
     assert groups.tolist() == [0, 1, 0]
+    assert load(table, group_column="camera").categories == {0: "left", 1: "right", 2: "left"}
     with pytest.raises(InputError, match=r"unknown group_column of .*list.csv 'camra': did you mean 'camera'\?"):
         load(table, group_column="camra")
 

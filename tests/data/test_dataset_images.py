@@ -1,6 +1,8 @@
 """Images from file to tensor: orientation, color modes, damage, boxes, decoding at a smaller size, the cache."""
 
 import os
+import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hgsl.common.errors import InputError
-from hgsl.common.images import read_image, to_pixels
+from hgsl.common.images import IMAGE_SUFFIXES, read_image, to_pixels
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.manifest import Manifest, make_manifest
@@ -47,6 +49,26 @@ def test_exif_orientation_is_honored(tmp_path: Path, orientation: int, suffix: s
         image = read_image(tmp_path / f"a{suffix}", min_side)
         difference = np.asarray(image.resize(upright.size), int) - np.asarray(upright, int)
         assert np.abs(difference).mean() < 6
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_every_listed_suffix_is_read_and_so_is_its_content_under_another_name(tmp_path: Path, suffix: str) -> None:
+    if suffix in (".heic", ".heif", ".hif"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    formats = {".hif": "HEIF", ".jfif": "JPEG", ".apng": "PNG", ".jpc": "JPEG2000", ".pnm": "PPM", ".pbm": "PPM"}
+    gradient(64, 48).save(tmp_path / "image.bin", formats.get(suffix) or Image.registered_extensions()[suffix])
+    shutil.copy(tmp_path / "image.bin", tmp_path / f"image{suffix}")
+    for name in ("image.bin", f"image{suffix}"):
+        image = read_image(tmp_path / name)
+        assert (image.mode, image.size) == ("RGB", (64, 48))
+        np.testing.assert_allclose(np.asarray(image, int), np.asarray(gradient(64, 48), int), atol=40)
+
+
+def test_a_heic_image_names_the_extra_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    monkeypatch.setattr("hgsl.common.extras.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=re.escape("needs pillow_heif: pip install 'hgsl[heic]'")):
+        read_image(tmp_path / "phone.jpg")
 
 
 def test_modes_become_rgb(tmp_path: Path) -> None:

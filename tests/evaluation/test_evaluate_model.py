@@ -117,6 +117,19 @@ def test_a_model_and_a_data_set_are_enough():
         assert "mean over classes" in text
 
 
+def test_categories_have_scores_of_their_own():
+    data = data_of(categories={image: ("even", "odd")[image % 2] for image in range(100)})  # 20 images without one
+    evaluation = evaluate(data, EvalOptions())
+    rows = {row["category"]: row for row in evaluation.to_dict(per_class=True)["per_category"]}
+    scores = evaluation.result.per_query["map@r"]
+    for first, name in enumerate(("even", "odd")):
+        assert rows[name]["queries"] == 50
+        assert rows[name]["map@r"] == pytest.approx(scores[:100][first::2].mean())
+    assert f"{100 * rows['even']['map@r']:.2f}" in evaluation.text(per_class=True)
+    assert "per_category" not in evaluation.to_dict()
+    assert "per_category" not in evaluate(data_of(), EvalOptions()).to_dict(per_class=True)
+
+
 def test_a_threshold_is_calibrated_on_validation_images_in_the_searched_gallery():
     points, strangers = Points(), Points(3, classes=15)
     strangers.labels = strangers.labels + 100

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgsl.common.errors import InputError
 from hgsl.data.fixes import read_fixes
 from hgsl.evaluation import make_task, rank
 from hgsl.evaluation.neighbors import Neighbors
@@ -326,3 +327,69 @@ def test_any_neighbor_opens_beside_its_query_and_its_path_is_copied(named_page):
     assert page.locator("#viewer").is_visible()
     page.keyboard.press("Escape")
     assert page.locator("#viewer").is_hidden()
+
+
+def test_the_map_zooms_and_its_points_still_open_their_queries(page):
+    data = json.loads(page.locator("#data").text_content())
+    page.locator("#plot").scroll_into_view_if_needed()
+    box = page.locator("#plot").bounding_box()
+    number, x, y = data["map"][7]
+    place = {"x": 16 + x * (box["width"] - 32), "y": 16 + y * (box["height"] - 32)}
+    page.locator("#plot").hover(position=place)
+    hint = page.locator("#hint").inner_text()
+    for _ in range(8):
+        page.mouse.wheel(0, -100)
+    page.wait_for_function("!document.getElementById('zoom-reset').disabled")
+    page.mouse.move(box["x"] + place["x"] + 1, box["y"] + place["y"])
+    assert page.locator("#hint").inner_text() == hint  # the point under the pointer stays there
+    page.mouse.click(box["x"] + place["x"], box["y"] + place["y"])
+    assert page.locator("#viewer-images .path").inner_text() == data["images"][data["queries"][number]["image"]][2]
+    page.keyboard.press("Escape")
+    page.click("#zoom-reset")
+    assert page.locator("#zoom-out").is_disabled()
+
+
+@pytest.mark.slow
+def test_a_large_map_is_placed_by_opentsne():
+    pytest.importorskip("openTSNE")
+    _, ranking, _ = make_page(2500, noise=0.1)
+    rows, points = embedding_map(ranking.task, limit=5000)
+    assert len(rows) == 2500
+    assert (points.min(), points.max()) == (0, 1)
+    labels = np.arange(2500) % len(NAMES)
+    centers = np.stack([np.median(points[labels == label], axis=0) for label in range(len(NAMES))])
+    nearest = np.linalg.norm(points[:, None] - centers, axis=2).argmin(axis=1)
+    assert (nearest == labels).mean() > 0.95
+
+
+def test_a_large_map_names_the_extra(monkeypatch):
+    monkeypatch.setattr("hgsl.common.extras.find_spec", lambda name: None)
+    _, ranking, _ = make_page(2500)
+    with pytest.raises(InputError, match=r"a map of more than 2,000 images needs openTSNE: pip install 'hgsl\[map\]'"):
+        embedding_map(ranking.task, limit=5000)
+
+
+def test_a_pair_shows_why_its_images_match(browser, watched, tmp_path):
+    asked = []
+
+    def explain(one, other):
+        asked.append((one, other))
+        return Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+
+    report, ranking, options = make_page(load_image=color, explain=explain)
+    write_html(tmp_path / "report.html", report, ranking, options)
+    assert asked[0] == suspicious_pairs(ranking.result.query_ids, ranking.neighbors.first(8))[0][:2]
+    with browser.new_context() as context:
+        page = context.new_page()
+        trouble = watched(page, "file:")
+        page.goto((tmp_path / "report.html").as_uri())
+        page.locator("#pair-list button").first.click()
+        before = page.locator("#pair-images img").first.get_attribute("src")
+        page.keyboard.press("w")
+        assert page.locator("#pair-images img").first.get_attribute("src") != before
+        assert "red parts" in page.locator("#pair-text").inner_text()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#pair-images img[alt='Heat map']").count() == 2
+        page.keyboard.press("w")
+        assert page.locator("#pair-images img[alt='Heat map']").count() == 0
+        assert trouble == []

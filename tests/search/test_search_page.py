@@ -28,7 +28,7 @@ def open_page(browser, watched):
         tab.set_default_timeout(60_000)
         tabs.append(watched(tab, address, f"blob:{address}"))
         tab.goto(address)
-        tab.wait_for_selector("#grid button")
+        tab.wait_for_selector("#grid .tile")
         return tab
 
     yield start
@@ -144,7 +144,7 @@ def test_the_box_moves_by_keyboard(page, shared_index):
 def test_a_click_searches_by_that_image_and_back_returns(page, shared_index):
     page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
     first = searched(page)
-    page.locator("#grid button").nth(3).click()
+    page.locator("#grid .tile").nth(3).click()
     until(page, "document.getElementById('name').textContent.includes('/')")
     image = next(hit for hit in range(24) if shared_index.image(hit).path == first[0][3])
     assert searched(page)[0] == [hit.path for hit in shared_index.similar(image, 24)]
@@ -161,7 +161,7 @@ def test_a_click_searches_by_that_image_and_back_returns(page, shared_index):
 
 def test_everything_works_by_keyboard(page):
     page.on("filechooser", lambda chooser: None)  # registered early: the browser may get a key before a late request
-    page.locator("#grid button").nth(2).focus()
+    page.locator("#grid .tile").nth(2).focus()
     page.keyboard.press("Enter")
     assert len(searched(page)[0]) == 23
     page.focus("#pick") if page.locator("#pick").is_visible() else page.focus("#another")
@@ -188,7 +188,7 @@ def test_no_match_is_shown(open_page, serve, shared_index, tmp_path):
         progress=False,
     )  # fmt: skip
     page = open_page(serve(SearchIndex.open(tmp_path / "strict", device="cpu")))
-    page.locator("#grid button").first.click()
+    page.locator("#grid .tile").first.click()
     page.wait_for_selector("#no-match:not([hidden])")
     text = page.locator("#no-match").inner_text()
     assert "No match" in text
@@ -221,7 +221,7 @@ def test_names_are_shown_as_text(open_page, serve, shared_index, tmp_path):
     build_index(tmp_path / "index", tmp_path / "photos", checkpoint=run, device="cpu", progress=False)
     page = open_page(serve(SearchIndex.open(tmp_path / "index", device="cpu")))
     assert page.locator("#grid .label").first.inner_text() == evil
-    page.locator("#grid button").first.click()
+    page.locator("#grid .tile").first.click()
     searched(page)
     assert page.locator("#name").inner_text() == f"{evil}: {evil}/0&lt;b&gt;.jpg"
 
@@ -238,3 +238,90 @@ def test_nothing_overflows_a_small_screen(page, shared_index, width):
 
 def test_dark_and_light_have_readable_colors(page, check_colors):
     check_colors(page)
+
+
+def test_a_search_has_an_address_that_others_can_open(open_page, url):
+    page = open_page(url)
+    page.locator("#grid .tile").nth(2).click()
+    searched(page)
+    page.fill("#label", "KIND_05")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#grid li').length === 4")
+    page.select_option("#k", "12")
+    until(page, "location.hash.includes('k=12')")
+    answer = searched(page)
+    other = open_page(url)
+    other.goto(page.url)  # of the open page, an address that differs after the # only
+    until(other, "!document.getElementById('chosen').hidden")
+    assert searched(other) == answer
+    other.reload()
+    until(other, "!document.getElementById('chosen').hidden")
+    assert searched(other) == answer
+    assert other.locator("#name").inner_text() == page.locator("#name").inner_text()
+    assert other.locator("#chips button").all_inner_texts() == ["kind_05"]
+
+
+def test_labels_filter_as_one_types_and_several_can_be_picked(page):
+    page.locator("#label").press_sequentially("Kind_03")
+    until(page, "document.querySelectorAll('#grid li').length === 4")
+    assert page.evaluate("document.activeElement.id") == "label"
+    page.keyboard.press("Enter")
+    page.locator("#label").press_sequentially("kind_01")
+    until(page, "document.querySelectorAll('#grid li').length === 8")
+    page.keyboard.press("Enter")
+    assert page.locator("#chips button").all_inner_texts() == ["kind_03", "kind_01"]
+    page.locator("#label").press_sequentially("zebra")
+    until(page, "document.getElementById('label-problem').textContent === 'No label contains this text.'")
+    page.fill("#label", "")
+    page.keyboard.press("Backspace")
+    until(page, "document.querySelectorAll('#grid li').length === 4")
+
+
+def test_an_image_opens_large_beside_the_query_and_its_path_is_copied(page, shared_index):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    paths, _ = searched(page)
+    page.locator("#grid .open").nth(1).click()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#large-images code").all_inner_texts() == ["01.jpg", paths[1]]
+    until(page, "[...document.querySelectorAll('#large-images img')].every((image) => image.naturalWidth === 56)")
+    page.locator("#large-images button").nth(1).click()
+    assert page.evaluate("navigator.clipboard.readText()") == paths[1]
+    page.click("#large-search")
+    until(page, "document.getElementById('name').textContent.includes('/')")
+    assert page.locator("#name").inner_text().endswith(paths[1])
+
+
+def test_the_focus_follows_the_results(page):
+    page.locator("#grid .tile").nth(2).focus()
+    path = page.evaluate("document.activeElement.querySelector('.path').title")
+    page.keyboard.press("Enter")
+    until(page, f"document.getElementById('name').textContent.endsWith({path!r})")
+    searched(page)
+    until(page, "document.activeElement === document.querySelector('#grid .tile')")
+    page.go_back()
+    until(page, f"document.activeElement.querySelector('.path')?.title === {path!r}")
+
+
+def test_the_index_has_statistics(page):
+    page.click("summary")
+    facts = dict(row.split("\t") for row in page.locator("#facts").inner_text().splitlines())
+    assert facts["Images"] == "24"
+    assert facts["Images per label"].startswith("4 (kind_0")
+    assert (facts["Search"], facts["No match below"]) == ("exact", "not calibrated")
+
+
+def test_why_two_images_match_is_shown(page, shared_index):
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    searched(page)
+    page.locator("#grid .open").nth(1).click()
+    page.keyboard.press("w")
+    until(page, "document.getElementById('heat-text').textContent.startsWith('Red parts')")
+    sources = page.locator("#large-images img").evaluate_all("images => images.map((image) => image.src)")
+    assert all(source.startswith("data:image/webp") for source in sources)
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelectorAll('#large-images img[src^=data]').length === 2")
+    page.keyboard.press("w")
+    assert page.locator("#large-images img[src^=data]").count() == 0
+    assert page.locator("#heat-text").is_hidden()

@@ -1,6 +1,7 @@
 """The server over real sockets: answers, batches, limits, and hostile requests."""
 
 import asyncio
+import base64
 import copy
 import io
 import json
@@ -271,7 +272,7 @@ def test_wrong_parameters_are_named(client, params):
     ("method", "url", "message"),
     [
         ("POST", "/api/search?k=1&lable=x", "unknown query parameter 'lable': did you mean 'label'?"),
-        ("GET", "/api/images?limit=3", "unknown query parameter 'limit': known are k, label"),
+        ("GET", "/api/images?limit=3", "unknown query parameter 'limit': known are k, label, path"),
         ("GET", "/api/images/0/similar?box=0,0,1,1", "unknown query parameter 'box': known are k, label"),
         ("GET", "/api/images/0/jpeg?sides=20", "unknown query parameter 'sides': did you mean 'side'?"),
         ("GET", "/api/index?k=1", "unknown query parameter 'k': known are none"),
@@ -279,6 +280,56 @@ def test_wrong_parameters_are_named(client, params):
 )
 def test_an_unknown_parameter_is_named_on_every_route(client, method, url, message):
     assert refused(client.request(method, url), 422) == message
+
+
+def test_a_form_with_a_file_is_searched_like_its_bytes(client, photos):
+    content = (photos / "kind_02/03.jpg").read_bytes() + b"\r\n--trailing\r\n"
+    expected = client.post("/api/search", content=content).json()
+    for form in ({"file": ("a.jpg", content)}, {"first": (None, "text"), "image": ("b", content, "image/jpeg")}):
+        assert client.post("/api/search", files=form).json() == expected
+    for form, message in (
+        ({"text": (None, "only text")}, "the form has no file: send one, as curl -F file=@photo.jpg does"),
+        ({"file": ("a.jpg", b"")}, "the file in the form is empty: send an image file"),
+    ):
+        refused = client.post("/api/search", files=form)
+        assert (refused.status_code, refused.json()["error"]) == (422, message)
+    for header in ("multipart/form-data", "multipart/form-data; boundary="):
+        refused = client.post("/api/search", content=content, headers={"content-type": header})
+        assert (refused.status_code, "no valid boundary" in refused.text) == (422, True)
+    broken = client.post("/api/search", content=content, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert (broken.status_code, "no file" in broken.text) == (422, True)
+
+
+def test_several_labels_and_a_path(client, shared_index):
+    listed = client.get("/api/images", params={"label": ["kind_01", "kind_04"], "k": 50}).json()
+    assert [image["label"] for image in listed] == ["kind_01"] * 4 + ["kind_04"] * 4
+    similar = client.get("/api/images/0/similar", params={"label": ["kind_01", "kind_04"], "k": 50}).json()["hits"]
+    expected = [hit for hit in shared_index.similar(0, 50) if hit.label in ("kind_01", "kind_04")]
+    assert [hit["id"] for hit in similar] == [hit.id for hit in expected]
+    [image] = client.get("/api/images", params={"path": "kind_03/02.jpg"}).json()
+    assert (image["id"], image["label"]) == (14, "kind_03")
+    assert client.get("/api/images", params={"path": "../run/model.json"}).status_code == 404
+
+
+def test_heat_maps_of_a_pair(client, shared_index):
+    content = (shared_index.root / "kind_02/03.jpg").read_bytes()
+    expected = shared_index.search(shared_index.root / "kind_02/03.jpg", 24)[0]
+    score = next(hit.similarity for hit in expected if hit.id == 5)
+    number = shared_index.find("kind_02/03.jpg")
+    for answer in (
+        client.post("/api/images/5/heat", content=content),
+        client.get(f"/api/images/5/heat?query={number}"),
+    ):
+        heat = answer.json()
+        assert heat["similarity"] == pytest.approx(score, abs=1e-4)
+        assert heat["exact"]
+        for name in ("query", "image"):
+            picture = Image.open(io.BytesIO(base64.b64decode(heat[name].removeprefix("data:image/webp;base64,"))))
+            assert (picture.format, picture.size) == ("WEBP", (32, 32))
+    part = client.post("/api/images/5/heat?box=0,0,0.5,0.5", content=content).json()
+    assert part["similarity"] != heat["similarity"]
+    assert client.post("/api/images/5/heat", content=b"no image").status_code == 422
+    assert client.get("/api/images/5/heat?query=24").status_code == 404
 
 
 def test_an_unknown_label_is_refused(client):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from hgsl.common.errors import InputError, unknown
@@ -44,6 +43,7 @@ def manifest_of_rows(
     """
     query = [_flag(row, "is_query", split) for row, split in zip(rows, splits, strict=True)]
     gallery = [_flag(row, "is_gallery", split) for row, split in zip(rows, splits, strict=True)]
+    groups = _groups(rows, group_column)
     paths, addresses = read_paths(rows, root)
     return make_manifest(
         name,
@@ -56,7 +56,8 @@ def manifest_of_rows(
         is_query=query,
         is_gallery=gallery,
         boxes=_boxes(rows),
-        groups=_groups(rows, group_column),
+        groups=None if groups is None else number_groups(groups),
+        group_names=None if groups is None else sorted({name for name in groups if name is not None}),
         skipped=skipped,
         notes=notes,
         content=content,
@@ -141,7 +142,8 @@ def _box(row: Row) -> list[float]:
         raise InputError(f"{row}: the box {', '.join(values)} is not four numbers") from None
 
 
-def _groups(rows: Sequence[Row], column: str | None) -> np.ndarray | None:
+def _groups(rows: Sequence[Row], column: str | None) -> list[str | None] | None:
+    """The group of each row, None for a row without one; None if there is no such column."""
     if column is not None:
         row_without = next((row for row in rows if column not in row), None)
         if row_without is not None:
@@ -149,4 +151,4 @@ def _groups(rows: Sequence[Row], column: str | None) -> np.ndarray | None:
     column = column or "category"
     if not any(column in row for row in rows):
         return None
-    return number_groups([row[column].strip() or None if column in row else None for row in rows])
+    return [row[column].strip() or None if column in row else None for row in rows]

@@ -161,7 +161,8 @@ def write_table(manifest: Manifest, file: str | Path) -> None:
         columns["split"] = manifest.split.tolist()
     columns |= {"is_query": manifest.is_query, "is_gallery": manifest.is_gallery}
     if manifest.groups is not None:
-        columns["category"] = manifest.groups
+        named, categories = manifest.group_names is not None, manifest.categories
+        columns["category"] = [categories.get(row, "") for row in manifest.ids.tolist()] if named else manifest.groups
     if manifest.boxes is not None:
         columns |= dict(zip(BOX_COLUMNS, manifest.boxes.T.tolist(), strict=True))
     with atomic_path(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:

@@ -39,6 +39,8 @@ class EvalData:
         class_names: Label -> name.
         image_names: Id -> path.
         load_image: Id -> image.
+        categories: Id -> name of its category, such as a coarser class or a camera.
+        explain: Two ids -> both images with the parts that make their similarity.
         device: Device of an exact search.
     """
 
@@ -52,6 +54,8 @@ class EvalData:
     class_names: Sequence[str] | None = None
     image_names: Mapping[int, str] | None = None
     load_image: Callable[[int], Image.Image] | None = None
+    categories: Mapping[int, str] = field(default_factory=dict)
+    explain: Callable[[int, int], tuple[Image.Image, Image.Image]] | None = None
     device: torch.device | str = "cpu"
 
     def tasks(self, metric: str) -> dict[str, RetrievalTask]:

@@ -13,6 +13,7 @@ from hgsl.engine.evaluation.files import search_device
 from hgsl.engine.evaluation.options import EvalOptions
 from hgsl.engine.loop.stop import Diverged
 from hgsl.evaluation import embed
+from hgsl.evaluation.heatmaps import explain_pair, show_heat
 from hgsl.evaluation.knn.vectors import Array
 from hgsl.evaluation.refine.tta import AveragedViews
 
@@ -60,6 +61,8 @@ def embed_data(
         class_names=None if manifest is None else manifest.class_names,
         image_names=None if manifest is None else dict(zip(manifest.ids.tolist(), manifest.paths, strict=True)),
         load_image=None if manifest is None else _image_loader(manifest),
+        categories={} if manifest is None else manifest.categories,
+        explain=None if manifest is None else _explainer(model, manifest),
         device=search_device(str(options.device or "cpu")),
     )
 
@@ -119,3 +122,15 @@ def _image_loader(manifest: Manifest) -> Any:
     images = RetrievalDataset(manifest)
     row = {image: number for number, image in enumerate(manifest.ids.tolist())}
     return lambda image: images.image(row[image], THUMBNAIL_SIDE)
+
+
+def _explainer(model: nn.Module, manifest: Manifest) -> Any:
+    images = RetrievalDataset(manifest)
+    row = {image: number for number, image in enumerate(manifest.ids.tolist())}
+
+    def explain(one: int, other: int) -> Any:
+        pair = [images.image(row[image]) for image in (one, other)]
+        heat = explain_pair(model, *pair)
+        return tuple(show_heat(model, *shown) for shown in zip(pair, (heat.one, heat.other), strict=True))
+
+    return explain

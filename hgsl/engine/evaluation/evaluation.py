@@ -12,7 +12,7 @@ from hgsl.engine.evaluation.data import EvalData
 from hgsl.engine.evaluation.options import EvalOptions
 from hgsl.engine.folder.environment import versions
 from hgsl.evaluation import Ranking, RetrievalResult
-from hgsl.evaluation.show.report import build_report
+from hgsl.evaluation.show.report import build_report, category_rows
 from hgsl.evaluation.threshold import Calibration, measure
 
 
@@ -91,7 +91,8 @@ class Evaluation:
 
     def text(self, *, per_class: bool = False) -> str:
         """Returns the tables that the command prints."""
-        return tables.text(self.galleries, self.reports, self.data.class_names if per_class else None, per_class)
+        names = self.data.class_names if per_class else None
+        return tables.text(self.galleries, self.reports, names, per_class, self.data.categories)
 
     def __repr__(self) -> str:
         return self.text()
@@ -100,6 +101,7 @@ class Evaluation:
         return f"<pre>{escape(self.text())}</pre>"
 
     def _report(self, part: GalleryEvaluation, *, per_class: bool = False, per_query: bool = False) -> dict[str, Any]:
+        categories = category_rows(part.ranking.result, self.data.categories) if per_class else []
         metadata = {key: value for key, value in self.data.metadata.items() if key not in ("protocol", "split_hash")}
         return build_report(
             part.ranking.result,
@@ -111,6 +113,7 @@ class Evaluation:
             per_query=per_query,
             post_processing=list(self.data.steps),
             metric=part.ranking.task.metric,
+            **({"per_category": categories} if len(categories) > 1 else {}),
             **({} if part.no_match is None else {"no_match": part.no_match}),
             **metadata,
             versions=versions(),

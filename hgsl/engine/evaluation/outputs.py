@@ -9,12 +9,14 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import check_output_files
+from hgsl.common.extras import require
 from hgsl.common.files import write_json, write_text
 from hgsl.common.no_match import write_no_match
 from hgsl.engine.evaluation.evaluation import Evaluation, GalleryEvaluation
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.run_folder import METRICS
 from hgsl.evaluation.show.html import PageOptions, write_html
+from hgsl.evaluation.show.inspection import MAP_IMAGES
 from hgsl.evaluation.show.pictures import write_contact_sheet
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import query_csv
@@ -33,6 +35,8 @@ class EvalOutputs:
         json: The report, with the scores of each query.
         csv: A table of the scores of each query.
         html: The report page.
+        map_images: How many images its map shows at most.
+        heat: Whether the page also shows why the images of suspicious pairs match.
         sheet: A contact sheet of queries with their neighbors.
         curves: A figure of Recall@K, and of the loss of the run's training.
         per_class: Whether the report has the scores of each class.
@@ -42,6 +46,8 @@ class EvalOutputs:
     json: str | None = None
     csv: str | None = None
     html: str | None = None
+    map_images: int = MAP_IMAGES
+    heat: bool = False
     sheet: str | None = None
     curves: str | None = None
     per_class: bool = False
@@ -65,6 +71,10 @@ class EvalOutputs:
         if self.sheet and not has_images:
             raise InputError("--sheet needs images: it works with --checkpoint or --model, not with --embeddings")
         check_output_files(self.paths)
+        if self.map_images < 1:
+            raise InputError(f"--map-images must be at least 1, found {self.map_images}")
+        if self.map_images > MAP_IMAGES:
+            require("map", f"a map of more than {MAP_IMAGES:,} images")
 
     def write(self, evaluation: Evaluation) -> list[str]:
         """Writes every file that can be written, and returns their paths.
@@ -119,6 +129,8 @@ class EvalOutputs:
             class_names=data.class_names,
             image_names=data.image_names,
             load_image=data.load_image,
+            map_images=self.map_images,
+            explain=data.explain if self.heat else None,
             progress=evaluation.options.progress,
         )
         write_html(path, evaluation.reports[name], evaluation.galleries[name].ranking, options)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hgsl.common.tables import columns_of, count_of, format_table
-from hgsl.evaluation.show.report import class_rows
+from hgsl.evaluation.show.report import category_rows, class_rows
 
 if TYPE_CHECKING:
     from hgsl.engine.evaluation.evaluation import GalleryEvaluation
@@ -15,6 +15,7 @@ def text(
     reports: Mapping[str, Mapping[str, Any]],
     class_names: Sequence[str] | None = None,
     per_class: bool = False,
+    categories: Mapping[int, str] | None = None,
 ) -> str:
     """Returns the tables of scores, with counts, notes, intervals and threshold.
 
@@ -22,7 +23,8 @@ def text(
         galleries: Name -> its ranking.
         reports: Name -> its report.
         class_names: Label -> name.
-        per_class: Whether to add the scores of each class.
+        per_class: Whether to add the scores of each class, and of each category if there are several.
+        categories: Id of an image -> its category.
     """
     parts = [_head(name if len(galleries) > 1 else "", part, reports[name]) for name, part in galleries.items()]
     columns = columns_of(next(iter(galleries.values())).ranking.result.ks)
@@ -34,6 +36,9 @@ def text(
         parts.extend(_details(name, report, columns))
     if per_class:
         for part in galleries.values():
+            grouped = category_rows(part.ranking.result, categories or {})
+            if len(grouped) > 1:
+                parts.append(format_table({f"{row['category']} ({row['queries']})": row for row in grouped}, columns))
             classes = class_rows(part.ranking.result, class_names)
             parts.append(format_table({f"{row['class']} ({row['queries']})": row for row in classes}, columns))
     return "\n\n".join(parts)

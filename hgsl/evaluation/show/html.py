@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from PIL import Image
+from tqdm import tqdm
 
 from hgsl.common.files import write_text
 from hgsl.common.tables import columns_of
@@ -18,7 +20,7 @@ from hgsl.evaluation.neighbors import Neighbors
 from hgsl.evaluation.ranking import Ranking
 from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.show.inspection import MAP_IMAGES, confusions, embedding_map, suspicious_pairs
-from hgsl.evaluation.show.pictures import LoadImage, embed_pictures
+from hgsl.evaluation.show.pictures import LoadImage, embed_pictures, picture
 from hgsl.evaluation.show.report import class_rows
 from hgsl.evaluation.task import RetrievalTask
 
@@ -39,6 +41,7 @@ class PageOptions:
         class_names: Label -> name; the labels themselves by default.
         image_names: Id -> name of the image, such as its path; its id by default.
         load_image: Id -> the image; without it the page shows names only.
+        explain: Two ids -> both images with the parts that make their similarity; None shows no such pictures.
         max_pictures: How many different images are embedded at most.
         map_images: How many images the map shows at most.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
@@ -48,6 +51,7 @@ class PageOptions:
     class_names: Sequence[str] | None = None
     image_names: Mapping[int, str] | None = None
     load_image: LoadImage | None = None
+    explain: Callable[[int, int], tuple[Image.Image, Image.Image]] | None = None
     max_pictures: int = MAX_PICTURES
     map_images: int = MAP_IMAGES
     progress: bool = True
@@ -163,6 +167,7 @@ def _data(report: Mapping[str, Any], ranking: Ranking, neighbors: Neighbors, opt
         "perClass": [
             {**row, "label": label} for row, label in zip(class_rows(result), result.per_class()[0], strict=True)
         ],
+        "heat": _heat_pictures(pairs, options),
         "confusions": confusions(result.query_labels, neighbors)[:200],
         "pairs": [[number[one], number[other], round(score, 4)] for one, other, score in pairs],
         "map": [[int(rank[row]), *np.round(point, 4).tolist()] for row, point in zip(mapped, points, strict=True)],
@@ -188,6 +193,14 @@ def _pictures(ids: Ints, options: PageOptions) -> tuple[list[str], list[str]]:
     if options.load_image is None:
         return [], []
     return embed_pictures(ids.tolist(), options.load_image, options.max_pictures, MAX_LARGE, options.progress)
+
+
+def _heat_pictures(pairs: list[tuple[int, int, float]], options: PageOptions) -> list[list[str]]:
+    """Both pictures of the heat maps of each pair."""
+    if options.explain is None:
+        return []
+    bar = tqdm(pairs, desc="heat maps", unit="pair", disable=None if options.progress else True)
+    return [[picture(shown) for shown in options.explain(one, other)] for one, other, _ in bar]
 
 
 def _class_names(task: RetrievalTask, options: PageOptions) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Figures: Recall@K of one or several runs, and training curves."""
+"""Figures: Recall@K of one or several runs, training curves, and scores of runs side by side."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -44,5 +44,34 @@ def write_curves(
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
+    with atomic_path(Path(path)) as temporary:
+        figure.savefig(temporary)
+
+
+def write_scores(
+    path: str | os.PathLike[str], scores: Mapping[str, Mapping[str, Sequence[float]]], columns: Mapping[str, str]
+) -> None:
+    """Draws the scores of runs side by side: a point per seed, and a line from the lowest to the highest.
+
+    Args:
+        path: A file with a suffix that Matplotlib supports.
+        scores: Name of a run -> key of a score -> the score of each seed, in [0, 1].
+        columns: Key -> heading, a panel each.
+    """
+    names = list(scores)
+    figure = Figure(figsize=(1.5 + 3.2 * len(columns), 1.0 + 0.35 * len(names)), layout="constrained", dpi=200)
+    axes = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    for axis, (key, heading) in zip(axes, columns.items(), strict=True):
+        for row, name in enumerate(names):
+            values = [100 * value for value in scores[name].get(key, ())]
+            if values:
+                axis.plot([min(values), max(values)], [row, row], linewidth=1.2, alpha=0.5, color=f"C{row % 10}")
+                axis.plot(values, [row] * len(values), "o", markersize=4, alpha=0.6, color=f"C{row % 10}")
+                axis.plot(sum(values) / len(values), row, "|", markersize=14, color=f"C{row % 10}")
+        axis.set_xlabel(f"{heading} (%)")
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
     with atomic_path(Path(path)) as temporary:
         figure.savefig(temporary)

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,22 @@ def class_rows(result: RetrievalResult, class_names: Sequence[str] | None = None
         }
         for row, (label, count) in enumerate(counts.items())
     ]
+
+
+def category_rows(result: RetrievalResult, categories: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Returns one dictionary per category, such as a coarser class: ``category``, ``queries`` and every score.
+
+    Args:
+        result: The scores.
+        categories: Id of an image -> name of its category; queries without one are left out.
+    """
+    names = np.array([categories.get(query, "") for query in result.query_ids.tolist()])
+    rows = []
+    for name in sorted(set(names.tolist()) - {""}):
+        members = names == name
+        scores = {key: float(values[members].mean()) for key, values in result.per_query.items()}
+        rows.append({"category": name, "queries": int(members.sum()), **scores})
+    return rows
 
 
 def query_csv(result: RetrievalResult, class_names: Sequence[str] | None = None) -> str:

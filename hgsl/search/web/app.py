@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,14 +19,16 @@ from hgsl.search.index import Hit, SearchIndex
 from hgsl.search.web import parameters, schemas, uploads
 from hgsl.search.web.batcher import Batcher
 from hgsl.search.web.errors import RequestError
+from hgsl.search.web.heat import heat_maps
 from hgsl.search.web.limits import RequestLimits
 from hgsl.search.web.queries import Query, answer_batch
 from hgsl.search.web.request_body import read_body
-from hgsl.search.web.schemas import MAX_K, About, Answer, ImageId, K, Label, Match, error_responses
+from hgsl.search.web.schemas import MAX_K, About, Answer, ImageId, K, Labels, Match, error_responses
 from hgsl.version import __version__
 
 PAGE = Path(__file__).parent / "page"
-PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/crop.js": "crop.js"}
+SCRIPTS = ("page", "crop", "labels", "large", "statistics")
+PAGE_FILES = {"/": "index.html", "/page.css": "page.css", **{f"/{name}.js": f"{name}.js" for name in SCRIPTS}}
 MAX_UPLOADS = 32  # at a time: each holds up to MAX_BYTES
 DECODERS = 2  # images decoded at a time: each takes up to uploads.MAX_REQUEST_MEMORY
 
@@ -62,6 +64,7 @@ def create_app(index: SearchIndex, names: Iterable[str] = ()) -> FastAPI:
         app.add_route(route, _page_file, include_in_schema=False)
     _add_index_routes(app, index, decoders)
     _add_search_routes(app, index, batcher, decoders)
+    _add_heat_routes(app, index, decoders)
     return app
 
 
@@ -82,10 +85,11 @@ def _add_index_routes(app: FastAPI, index: SearchIndex, decoders: ThreadPoolExec
         )
 
     @app.get("/api/images", responses=error_responses(404))
-    async def images(k: K = 24, label: Label = None) -> list[schemas.Image]:
-        """Lists images to start from, spaced evenly over the index or over the images of a label."""
-        _check_label(index, label)
-        return [schemas.Image(**index.image(number)._asdict()) for number in index.spread(k, label)]
+    async def images(k: K = 24, label: Labels = (), path: schemas.ImagePath = None) -> list[schemas.Image]:
+        """Lists images to start from, spaced evenly over the index or the images of labels, or the one of a path."""
+        _check_labels(index, label)
+        numbers = index.spread(k, label or None) if path is None else [_find(index, path)]
+        return [schemas.Image(**index.image(number)._asdict()) for number in numbers]
 
     @app.get("/api/images/{image}/jpeg", response_class=Response, responses=schemas.jpeg_responses())
     async def jpeg(request: Request, image: ImageId, side: schemas.Side = 320) -> Response:
@@ -112,29 +116,60 @@ def _add_search_routes(
         responses=error_responses(404, 408, 413, 415, 429, 503),
         openapi_extra=schemas.IMAGE_BODY,
     )
-    async def search(request: Request, k: K = 24, label: Label = None, box: schemas.Box = None) -> Answer:
+    async def search(request: Request, k: K = 24, label: Labels = (), box: schemas.Box = None) -> Answer:
         """Returns the images nearest to the uploaded one: the body is the file itself, whatever its content type."""
         part = uploads.parse_box(box)
-        _check_label(index, label)
+        _check_labels(index, label)
         if uploading.locked():
             raise RequestError(429, "too many images are being sent: try again in a moment")
         async with uploading:
             content = await read_body(request)
             loop = asyncio.get_running_loop()
             tensor = await loop.run_in_executor(decoders, uploads.prepare, content, part, index.encoder)
-        return await answer(Query(tensor, k, label))
+        return await answer(Query(tensor, k, tuple(label)))
 
     @app.get("/api/images/{image}/similar", responses=error_responses(404, 429, 503))
-    async def similar(image: ImageId, k: K = 24, label: Label = None) -> Answer:
+    async def similar(image: ImageId, k: K = 24, label: Labels = ()) -> Answer:
         """Returns the images nearest to an image of the index, itself excluded."""
         _check_image(index, image)
-        _check_label(index, label)
-        return await answer(Query(image, k, label))
+        _check_labels(index, label)
+        return await answer(Query(image, k, tuple(label)))
 
 
-def _check_label(index: SearchIndex, label: str | None) -> None:
-    if label is not None and label not in index.labels:
+def _add_heat_routes(app: FastAPI, index: SearchIndex, decoders: ThreadPoolExecutor) -> None:
+    async def answer(query: Path | bytes, box: str | None, image: int) -> schemas.Heat:
+        part = uploads.parse_box(box)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(decoders, heat_maps, index.encoder, query, part, index.path(image))
+
+    @app.get("/api/images/{image}/heat", responses=error_responses(404, 410, 413))
+    async def heat_of_image(image: ImageId, query: schemas.QueryId, box: schemas.Box = None) -> schemas.Heat:
+        """Shows which parts make an image of the index similar to another one."""
+        _check_image(index, image)
+        _check_image(index, query)
+        return await answer(index.path(query), box, image)
+
+    @app.post(
+        "/api/images/{image}/heat",
+        responses=error_responses(404, 408, 410, 413),
+        openapi_extra=schemas.IMAGE_BODY,
+    )
+    async def heat_of_upload(request: Request, image: ImageId, box: schemas.Box = None) -> schemas.Heat:
+        """Shows which parts make an image of the index similar to the uploaded one."""
+        _check_image(index, image)
+        return await answer(await read_body(request), box, image)
+
+
+def _check_labels(index: SearchIndex, labels: Sequence[str]) -> None:
+    if not set(labels) <= set(index.labels):
         raise RequestError(404, "no image of the index has this label")
+
+
+def _find(index: SearchIndex, path: str) -> int:
+    number = index.find(path)
+    if number is None:
+        raise RequestError(404, "the index has no image of this path")
+    return number
 
 
 def _check_image(index: SearchIndex, image: int) -> None:

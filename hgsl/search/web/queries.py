@@ -18,16 +18,16 @@ class Query:
     Attributes:
         image: The model input of an image, (3, S, S), or the number of an image of the index, which is then excluded.
         k: Number of hits.
-        label: Only images of this label.
+        labels: Only images of these labels; all if there are none.
     """
 
     image: Tensor | int
     k: int
-    label: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]]:
-    """Answers all queries with one forward pass, and one search per label that they are limited to.
+    """Answers all queries with one forward pass, and one search per choice of labels that they are limited to.
 
     Raises:
         RequestError: 503, the batch does not fit in memory.
@@ -39,10 +39,10 @@ def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]
         raise RequestError(503, "the server has not enough memory for this search: try again in a moment") from None
     vectors = [next(embedded) if isinstance(query.image, Tensor) else index.vector(query.image) for query in queries]
     answers: list[list[Hit]] = [[] for _ in queries]
-    for label in {query.label for query in queries}:
-        rows = [row for row, query in enumerate(queries) if query.label == label]
+    for labels in {query.labels for query in queries}:
+        rows = [row for row, query in enumerate(queries) if query.labels == labels]
         depth = max(queries[row].k for row in rows) + 1  # one more: an image of the index is its own neighbor
-        results = index.nearest(np.stack([vectors[row] for row in rows]), depth, label=label)
+        results = index.nearest(np.stack([vectors[row] for row in rows]), depth, label=labels or None)
         for row, hits in zip(rows, results, strict=True):
             excluded = queries[row].image if isinstance(queries[row].image, int) else None
             answers[row] = [hit for hit in hits if hit.id != excluded][: queries[row].k]

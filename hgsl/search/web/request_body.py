@@ -5,6 +5,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from hgsl.search.web.errors import RequestError
+from hgsl.search.web.multipart import boundary_of, file_of_form
 from hgsl.search.web.uploads import MAX_BYTES
 
 BODY_SECONDS = 30.0  # that an upload may take
@@ -12,7 +13,7 @@ MAX_DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
 
 
 async def read_body(request: Request) -> bytes:
-    """Returns the body of a request.
+    """Returns the uploaded file: the body of a request, or the file in the form that it is.
 
     A body somewhat over the limit is read to its end and discarded, since a browser reads no response while sending.
 
@@ -31,7 +32,8 @@ async def read_body(request: Request) -> bytes:
         raise RequestError(400, "the image did not arrive completely") from None
     if not content:
         raise RequestError(422, "the body is empty: send the bytes of an image file")
-    return content
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    return content if boundary is None else file_of_form(content, boundary)
 
 
 async def _collect(request: Request) -> bytes:

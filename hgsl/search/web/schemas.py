@@ -1,10 +1,11 @@
 """Data types of the JSON API, from which ``/openapi.json`` is generated."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import Path as PathParameter
 from fastapi import Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 MAX_K = 200
 
@@ -31,6 +32,15 @@ class Answer(BaseModel):
     hits: list[Match]
 
 
+class Heat(BaseModel):
+    """Heat maps of a query and an image: red parts make them similar, blue ones differ."""
+
+    similarity: float
+    exact: bool = Field(description="Whether the parts add up to the similarity; false for class tokens.")
+    query: str = Field(description="A data URL.")
+    image: str = Field(description="A data URL.")
+
+
 class About(BaseModel):
     """The contents of the index and the limits of this server."""
 
@@ -52,8 +62,15 @@ class Error(BaseModel):
 
 
 K = Annotated[int, Query(ge=1, le=MAX_K, description="Number of images.")]
-Label = Annotated[str | None, Query(max_length=1000, description="Only images of this label.")]
+Labels = Annotated[
+    Sequence[Annotated[str, StringConstraints(max_length=1000)]],
+    Query(max_length=100, description="Only images of this label, or of one of these labels; repeatable."),
+]
+ImagePath = Annotated[
+    str | None, Query(max_length=4096, description="Only the image of this path in the image folder.")
+]
 ImageId = Annotated[int, PathParameter(ge=0, le=2**53, description="Number of an image in the index.")]
+QueryId = Annotated[int, Query(ge=0, le=2**53, description="Number of the image of the index that is the query.")]
 Side = Annotated[int, Query(ge=16, le=1600, description="Pixels.")]
 Box = Annotated[
     str | None,

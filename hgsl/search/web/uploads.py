@@ -16,7 +16,7 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.images import DAMAGED, check_shape, decode, to_rgb
+from hgsl.common.images import DAMAGED, check_shape, decode, open_with_pillow, to_rgb
 from hgsl.search.web.errors import RequestError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def decode_bounded(
         RequestError: It has too many pixels.
         InputError, ...: Its shape is extreme, or the file is damaged, see ``FAILURES``.
     """
-    with Image.open(file, formats=formats) as image:
+    with open_with_pillow(file, formats) as image:
         limit = MAX_PIXELS if _is_light(image) else MAX_PIXELS_HEAVY
         if image.width * image.height > limit:
             raise _too_many_pixels(limit)

@@ -4,6 +4,8 @@ const context = canvas.getContext("2d");
 const order = Object.keys(data.classes).map(Number);
 const hue = new Map(order.map((label, index) => [label, (index * 137.508) % 360])); // neighbors in color far apart
 let points = [];
+let zoom = { scale: 1, x: 0, y: 0 }; // of the map, and the shift of its left upper corner, in pixels
+const MOST_ZOOM = 60;
 
 function drawMap() {
   const scale = window.devicePixelRatio || 1;
@@ -16,14 +18,15 @@ function drawMap() {
   const margin = 16;
   points = data.map.map(([number, x, y]) => ({
     query: data.queries[number],
-    x: margin + x * (width - 2 * margin),
-    y: margin + y * (height - 2 * margin),
+    x: zoom.x + zoom.scale * (margin + x * (width - 2 * margin)),
+    y: zoom.y + zoom.scale * (margin + y * (height - 2 * margin)),
   }));
+  const radius = Math.max(1.5, Math.min(4, 160 / Math.sqrt(points.length))) * Math.min(2, Math.sqrt(zoom.scale));
   const drawPoint = ({ query, x, y }, faded) => {
     const label = labelOf(query.image);
     context.fillStyle = faded ? (dark ? "#57534e66" : "#a8a29e55") : `hsl(${hue.get(label)} 65% ${dark ? 62 : 42}%)`;
     context.beginPath();
-    context.arc(x, y, faded ? 2.5 : 4, 0, 7);
+    context.arc(x, y, (faded ? 0.6 : 1) * radius, 0, 7);
     context.fill();
   };
   const isWanted = (point) => wanted === "" || String(labelOf(point.query.image)) === wanted;
@@ -70,8 +73,45 @@ canvas.addEventListener("pointermove", (event) => {
   $("hint").textContent = point ? `${classOf(point.query.image)} · ${pathOf(point.query.image)}` : "";
 });
 canvas.addEventListener("pointerleave", () => { $("hint").textContent = ""; });
+// Zooms around a point of the canvas, which stays where it is.
+function zoomBy(factor, x, y) {
+  const scale = Math.min(MOST_ZOOM, Math.max(1, zoom.scale * factor));
+  const change = scale / zoom.scale;
+  moveTo(scale, x - change * (x - zoom.x), y - change * (y - zoom.y));
+}
+
+// The map never leaves its frame.
+function moveTo(scale, x, y) {
+  const { width, height } = canvas.getBoundingClientRect();
+  const within = (value, size) => Math.min(0, Math.max(size * (1 - scale), value));
+  zoom = { scale, x: within(x, width), y: within(y, height) };
+  $("zoom-out").disabled = $("zoom-reset").disabled = scale === 1;
+  drawMap();
+}
+
+const zoomCenter = (factor) => zoomBy(factor, canvas.clientWidth / 2, canvas.clientHeight / 2);
+$("zoom-in").addEventListener("click", () => zoomCenter(2));
+$("zoom-out").addEventListener("click", () => zoomCenter(0.5));
+$("zoom-reset").addEventListener("click", () => moveTo(1, 0, 0));
+canvas.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey && zoom.scale === 1 && event.deltaY > 0) return; // the page scrolls on
+  event.preventDefault();
+  zoomBy(event.deltaY < 0 ? 1.25 : 0.8, event.offsetX, event.offsetY);
+}, { passive: false });
+
+let drag = null; // where the pointer went down, and the shift of the map then
+canvas.addEventListener("pointerdown", (event) => {
+  drag = { x: event.clientX, y: event.clientY, from: { ...zoom }, moved: false };
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!drag || !event.buttons || zoom.scale === 1) return;
+  const [x, y] = [event.clientX - drag.x, event.clientY - drag.y];
+  drag.moved ||= Math.hypot(x, y) > 4;
+  if (drag.moved) moveTo(zoom.scale, drag.from.x + x, drag.from.y + y);
+});
 canvas.addEventListener("click", (event) => {
-  const point = nearestPoint(event);
+  const point = drag?.moved ? null : nearestPoint(event);
+  drag = null;
   if (point) view(point.query);
 });
 $("highlight").append(...order

@@ -1,11 +1,13 @@
 // Two images side by side, with their marks: keys 1 and 2 for a wrong label, D for a duplicate, F for fine, U to undo.
 let shownPairs = []; // those that the arrows turn through
-let shownPair = null; // [one, other, text]
+let shownPair = null; // [one, other, text, two pictures of their heat maps or nothing]
+let heat = false; // whether heat maps are shown
 const ACTIONS = [
   ["1", "Left label is wrong", (one, other) => markWrong(one, other)],
   ["2", "Right label is wrong", (one, other) => markWrong(other, one)],
   ["d", "Duplicate", (one, other) => setMark(pairKey(one, other), [pathOf(other), "duplicate", "", pathOf(one)])],
   ["f", "Fine", (one, other) => setMark(pairKey(one, other), [pathOf(one), "fine", "", pathOf(other)])],
+  ["w", "Why?", () => { heat = !heat; drawHeat(); }],
   ["u", "Undo", (one, other) => {
     for (const key of [labelKey(one), labelKey(other), pairKey(one, other)]) setMark(key, null);
   }],
@@ -18,14 +20,28 @@ function markWrong(image, other) {
 
 function viewPair(pair, pairs) {
   [shownPair, shownPairs] = [pair, pairs];
-  const [one, other, text] = pair;
+  const [one, other] = pair;
   $("pair-title").textContent = classOf(one) === classOf(other) ? classOf(one) : `${classOf(one)} | ${classOf(other)}`;
-  $("pair-text").textContent = `${pairs.indexOf(pair) + 1} of ${pairs.length} · ${text}`;
-  $("pair-images").replaceChildren(largePicture(one), largePicture(other));
+  drawHeat();
   $("pair-previous").disabled = pairs.indexOf(pair) <= 0;
   $("pair-next").disabled = pairs.indexOf(pair) >= pairs.length - 1;
   drawState();
   if (!$("pair-viewer").open) $("pair-viewer").showModal();
+}
+
+// Shows both images with the parts that make their similarity, or as they are.
+function drawHeat() {
+  const [one, other, text, pictures] = shownPair;
+  $("pair-images").replaceChildren(largePicture(one), largePicture(other));
+  const button = $("pair-actions").children[ACTIONS.findIndex(([key]) => key === "w")];
+  button.hidden = !pictures;
+  button.ariaPressed = heat;
+  $("pair-text").textContent = `${shownPairs.indexOf(shownPair) + 1} of ${shownPairs.length} · ${text}${
+    pictures && heat ? " · red parts make the two similar, blue ones differ" : ""}`;
+  if (!pictures || !heat) return;
+  $("pair-images").querySelectorAll(".thumb").forEach((frame, side) => {
+    frame.replaceChildren(make("img", { src: `data:image/webp;base64,${pictures[side]}`, alt: "Heat map" }));
+  });
 }
 
 // The inputs are made anew only for another pair or another set of marks, so that the keyboard stays where it is.

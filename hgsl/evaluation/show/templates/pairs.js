@@ -5,7 +5,8 @@ $("confusion-list").append(...data.confusions.slice(0, 60).map(([from, to, times
 }));
 if (!data.confusions.length) $("confusion-list").append(make("li", { textContent: "None: every nearest image is right." }));
 
-const suspicious = data.pairs.map(([one, other, score]) => [one, other, `${score.toFixed(4)} ${data.metric}`]);
+const suspicious = data.pairs.map(([one, other, score], number) =>
+  [one, other, `${score.toFixed(4)} ${data.metric}`, data.heat[number]]);
 const badges = suspicious.map(() => make("span", { className: "badge" }));
 
 $("pair-list").append(...suspicious.map((pair, number) => {

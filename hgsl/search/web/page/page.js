@@ -1,25 +1,60 @@
 // The search page: query image, search requests and results. Names from the index are only ever set as text.
 
 import { cropper } from "/crop.js";
+import { labelPicker } from "/labels.js";
+import { copyText, openLarge } from "/large.js";
+import { statistics } from "/statistics.js";
 
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const crop = cropper($("crop"), $("box"), () => searchSoon());
+const labels = labelPicker($("label"), $("chips"), $("labels"), () => labelsChanged());
 let about = { images: 0, labels: {}, max_bytes: Infinity };
 let query = null; // {blob, name} of an uploaded image, or {id, name, label} of one of the index; either may have a box
 let queries = []; // of this visit, for the browser's Back button
 let running = null;
 let timer = 0;
+let focusPath = null; // of the tile that has the keyboard's focus after the next answer; "" for the first one
 
 async function start() {
   about = await (await fetch("/api/index")).json();
   const names = Object.keys(about.labels);
-  const labels = names.length ? `, ${number.format(names.length)} ${names.length === 1 ? "label" : "labels"}` : "";
-  $("about").textContent = `${number.format(about.images)} images${labels}`;
+  const counted = names.length ? `, ${number.format(names.length)} ${names.length === 1 ? "label" : "labels"}` : "";
+  $("about").textContent = `${number.format(about.images)} images${counted}`;
+  $("facts").replaceChildren(...statistics(about).map(([name, value]) =>
+    make("tr", "", {}, make("th", "", { scope: "row" }, name), make("td", "", {}, value))));
   $("limits").textContent = `JPEG, PNG, WebP, GIF or BMP, up to ${about.max_bytes >> 20} MB`;
   $("label-field").hidden = !names.length;
-  $("labels").replaceChildren(...names.map((name) => new Option(`${number.format(about.labels[name])} images`, name)));
-  if (!query) browse(); // an image may have been chosen meanwhile
+  labels.counts = about.labels;
+  if (!query) await openShared(); // an image may have been chosen meanwhile
+}
+
+// --- the address, which others can open ------------------------------------------------------------------------------
+
+function address() {
+  const values = parameters();
+  if (query?.id !== undefined) values.set("image", query.name);
+  if (query?.id !== undefined && query.box) values.set("box", query.box.map((part) => part.toFixed(4)).join());
+  return `#${values}`;
+}
+
+async function openShared() {
+  const values = new URLSearchParams(location.hash.slice(1));
+  if ([...$("k").options].some((option) => option.value === values.get("k"))) $("k").value = values.get("k");
+  labels.value = values.getAll("label");
+  const path = values.get("image");
+  if (!path) return choose(null);
+  const response = await fetch(`/api/images?${new URLSearchParams({ path })}`);
+  if (!response.ok) return fail(`The index has no image ${path} any more.`);
+  const [hit] = await response.json();
+  const box = values.get("box")?.split(",").map(Number) ?? null;
+  choose({ id: hit.id, name: hit.path, label: hit.label, box: box?.length === 4 ? box : null });
+}
+
+function labelsChanged() {
+  $("label-problem").textContent = labels.problem;
+  clearTimeout(timer);
+  timer = setTimeout(search, 150);
 }
 
 function choose(next, remember = true) {
@@ -33,7 +68,7 @@ function choose(next, remember = true) {
   }
   if (remember) {
     queries.push(query);
-    history.pushState(queries.length - 1, "");
+    history.pushState({ number: queries.length - 1 }, "", address());
   }
   query.url ??= query.blob ? URL.createObjectURL(query.blob) : `/api/images/${query.id}/jpeg?side=1200`;
   $("image").src = query.url;
@@ -55,8 +90,7 @@ function searchSoon() {
 
 function parameters() {
   const values = new URLSearchParams({ k: $("k").value });
-  const label = $("label").value.trim();
-  if (label) values.set("label", label);
+  for (const label of labels.value) values.append("label", label);
   return values;
 }
 
@@ -87,6 +121,8 @@ async function ask(send, receive) {
 }
 
 function search() {
+  history.replaceState(history.state, "", address());
+  $("share").hidden = query?.id === undefined;
   if (!query) return browse();
   $("whole").disabled = !crop.value;
   $("status").textContent = "Searching …";
@@ -96,7 +132,7 @@ function search() {
 function browse() {
   return ask((signal) => fetch(`/api/images?${parameters()}`, { signal }), (images) => {
     clear("Or start from one of these:");
-    $("grid").replaceChildren(...images.map(tile));
+    fill(images);
   });
 }
 
@@ -113,25 +149,33 @@ function fail(message) {
   $("error").hidden = false;
 }
 
+// Draws the tiles; a tile that had the focus hands it to the first one, or on the way back to the one it left.
+function fill(hits) {
+  $("grid").replaceChildren(...hits.map((hit) => tile(hit, hits)));
+  if (focusPath === null) return;
+  const index = Math.max(0, hits.findIndex((hit) => hit.path === focusPath));
+  $("grid").children[index]?.firstChild.focus({ preventScroll: focusPath === "" });
+  focusPath = null;
+}
+
 function show({ match, threshold, hits }, milliseconds) {
-  const label = $("label").value.trim();
+  const label = labels.value.join(" or ");
   const among = label ? `labeled ${label}` : `of ${number.format(about.images)}`;
   clear(match === false ? "" : `The ${hits.length} nearest images ${among}, in ${Math.round(milliseconds)} ms`);
-  const tiles = hits.map(tile);
-  if (match !== false) return $("grid").replaceChildren(...tiles);
+  if (match !== false) return fill(hits);
   const nearest = label ? `The nearest image labeled ${label}` : "The nearest image";
   const best = hits.length ? `${nearest} reaches ${hits[0].similarity.toFixed(3)}; ` : "";
   $("no-match-text").textContent = `${best}a match needs ${threshold.toFixed(3)} or more.`;
   $("no-match").hidden = false;
   $("anyway").hidden = !hits.length;
   $("anyway").onclick = () => {
-    $("grid").replaceChildren(...tiles);
+    focusPath = "";
+    fill(hits);
     $("anyway").hidden = true;
-    tiles[0].firstChild.focus();
   };
 }
 
-function tile(hit) {
+function tile(hit, hits) {
   const score = hit.similarity?.toFixed(3);
   const image = make("img", "", { loading: "lazy", alt: "", src: `/api/images/${hit.id}/jpeg` });
   const thumb = make("span", "thumb", {}, image);
@@ -145,12 +189,27 @@ function tile(hit) {
   if (hit.label) lines.push(make("span", "label", { title: hit.label }, hit.label));
   lines.push(make("span", "path", { title: hit.path }, hit.path.split("/").pop()));
   const title = [`Search by ${hit.path}`, hit.label, score && `similarity ${score}`].filter(Boolean).join(", ");
-  const button = make("button", "", { type: "button", ariaLabel: title }, thumb, ...lines);
-  button.addEventListener("click", () => {
-    choose({ id: hit.id, name: hit.path, label: hit.label });
-    scrollTo({ top: 0 });
-  });
-  return make("li", "", {}, button);
+  const button = make("button", "tile", { type: "button", ariaLabel: title }, thumb, ...lines);
+  button.addEventListener("click", () => searchBy(hit, document.activeElement === button));
+  const open = make("button", "open", { type: "button", ariaLabel: `Open ${hit.path}`, title: "Open large" }, "⤢");
+  const callbacks = { query: () => query, search: (other) => searchBy(other, true), heat: askHeat };
+  open.addEventListener("click", () => openLarge(hits, hit, callbacks));
+  return make("li", "", {}, button, open);
+}
+
+async function askHeat(hit) {
+  const values = new URLSearchParams();
+  if (query.box) values.set("box", query.box.map((fraction) => fraction.toFixed(5)).join());
+  if (query.id === undefined) return fetch(`/api/images/${hit.id}/heat?${values}`, { method: "POST", body: query.blob });
+  values.set("query", query.id);
+  return fetch(`/api/images/${hit.id}/heat?${values}`);
+}
+
+function searchBy(hit, focused) {
+  history.replaceState({ ...history.state, focus: hit.path }, "");
+  if (focused) focusPath = "";
+  choose({ id: hit.id, name: hit.path, label: hit.label });
+  scrollTo({ top: 0 });
 }
 
 function make(name, className = "", properties = {}, ...children) {
@@ -176,15 +235,16 @@ $("controls").addEventListener("submit", (event) => {
   search();
 });
 $("controls").addEventListener("change", search);
-$("label").addEventListener("input", () => {
-  const text = $("label").value.trim();
-  if (!text || Object.hasOwn(about.labels, text)) search();
-});
 addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
   if (file) upload(file);
 });
-addEventListener("popstate", (event) => choose(queries[event.state] ?? null, false));
+addEventListener("popstate", (event) => {
+  if (event.state === null) return openShared(); // another address was entered
+  focusPath = event.state?.focus ?? null;
+  choose(queries[event.state?.number] ?? null, false);
+});
+$("share").addEventListener("click", () => copyText(location.href, $("share")));
 
 let depth = 0; // number of nested elements under a dragged file
 addEventListener("dragenter", (event) => {
@@ -210,5 +270,5 @@ $("image").addEventListener("error", () => {
   if (query?.blob) $("name").textContent = `${query.name} (the browser cannot show it)`;
 });
 
-history.replaceState(null, "");
+history.replaceState({}, "");
 start().catch(() => fail("The server does not answer. Is it still running?"));
