@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import tickets
@@ -71,3 +72,24 @@ def test_the_published_experiment_in_miniature(tiny_cifar: Path, tmp_path: Path)
     again = launch(ROOT / "benchmarks" / "tickets.py", *words)
     assert again.stdout == result.stdout
     assert "started" not in again.stderr
+
+
+GPU = ROOT / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_of_a_gpu_needs_one() -> None:
+    result = launch(GPU)
+    assert result.returncode == 2
+    assert result.stderr == "error: no CUDA device here: --device cpu --tiny tries this command without one\n"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_in_miniature() -> None:
+    result = launch(GPU, "--device", "cpu", "--tiny")
+    assert result.returncode == 0, result.stderr
+    assert "FAILED" not in result.stdout
+    for line in ("| loss, sparse |", "| training step, queued |", "| ArcFaceLoss |", "| 50 queries, 400 images |"):
+        assert line in result.stdout
+    assert "All checks passed" in result.stdout
+    assert "| hgsl |" in result.stdout, "the training table"
