@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.gpu import cifar_steps
 from hgsl.cli import train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
@@ -79,6 +80,20 @@ def test_queued_steps_give_the_losses_of_ordinary_ones(words: list[str]) -> None
     assert train.main([*words, *deterministic, "--run.dir", "a"]) == 0
     assert train.main([*words, *deterministic, "--run.log_every", "5", "--run.dir", "b"]) == 0
     assert losses("a") == pytest.approx(losses("b"), rel=1e-5)
+
+
+def test_a_queued_step_never_waits_for_the_gpu(device: torch.device, needs_cuda: None) -> None:
+    steps = cifar_steps(device, 8)
+    for name in ("queued", "CUDA graph"):
+        for _ in range(5):  # allocations, library loading, the capture
+            steps[name]()
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            numbers = [steps[name]() for _ in range(3)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.stack(numbers)[:, 0].isfinite().all()
 
 
 def test_a_step_that_is_not_finite_is_named_and_the_state_kept(
