@@ -8,7 +8,7 @@ COPY . .
 ARG TORCH_INDEX=
 RUN python -m venv /opt/hgsl \
     && /opt/hgsl/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
-    && /opt/hgsl/bin/pip install --no-cache-dir ".[serve]"
+    && /opt/hgsl/bin/pip install --no-cache-dir ".[serve,milvus]"
 
 FROM python:3.12-slim
 # libgomp: OpenMP threads of PyTorch and FAISS.

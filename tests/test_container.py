@@ -78,8 +78,9 @@ def test_the_file_holds_known_instructions_in_two_stages() -> None:
 def test_the_extras_that_it_installs_exist() -> None:
     declared = configparser.ConfigParser(interpolation=None)
     declared.read(ROOT / "setup.cfg")
-    installed = {extra for _, rest in instructions() for extra in re.findall(r'"\.\[([\w,]+)\]"', rest)}
-    assert installed == {"serve"}
+    names = [names for _, rest in instructions() for names in re.findall(r'"\.\[([\w,]+)\]"', rest)]
+    installed = {extra for extras in names for extra in extras.split(",")}
+    assert installed == {"serve", "milvus"}
     assert installed <= set(declared["options.extras_require"])
 
 
@@ -114,7 +115,7 @@ def test_the_command_is_one_of_hgsl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_serve", lambda options: calls.append(options))
     assert entry.main([*words[1:], "--allow-host", "search.example"]) == 0
     (options,) = calls
-    assert (options.index, options.host, options.port) == (Path("/index"), "0.0.0.0", 8000)
+    assert (options.index, options.host, options.port) == (["/index"], "0.0.0.0", 8000)
     assert arguments_of("EXPOSE") == "8000"
 
 

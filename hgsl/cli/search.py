@@ -14,7 +14,8 @@ from hgsl.common.extras import require
 from hgsl.common.faiss_factory import check_factory
 from hgsl.common.model_source import check_model_source
 from hgsl.search import checks
-from hgsl.search.storage.record import read_record
+from hgsl.search.folder.record import read_record
+from hgsl.search.stores.address import is_milvus, split_address
 
 if TYPE_CHECKING:
     from hgsl.search import Hit, IndexReport, SearchIndex
@@ -43,14 +44,26 @@ def _parser() -> argparse.ArgumentParser:
 def _add_index(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--images", type=Path, required=True, metavar="DIR", help="Image folder, searched recursively.")
-    add("--out", type=Path, required=True, metavar="INDEX", help="Index folder; created if missing.")
+    add("--out", metavar="INDEX", help="Index folder; created if missing.")
+    add("--store", choices=("folder", "milvus"), help="Store of the index; milvus with --uri, a folder with --out.")
+    add(
+        "--uri",
+        metavar="URI",
+        help="Milvus instead of a folder: index.db or http://HOST:19530, with #COLLECTION.",
+    )
     add("--checkpoint", metavar="RUN", help="Trained model; an existing index has its own copy.")
-    add("--labels", metavar="TABLE.csv", help="Table with columns path and label, or 'folders': class folder names.")
+    add(
+        "--labels",
+        metavar="TABLE.csv",
+        help="Table with the columns path and label and any others, or 'folders': class folder names.",
+    )
     add(
         "--faiss",
         metavar="FACTORY",
         help="FAISS factory such as 'IVF256,Flat nprobe=16'; a new index is 'Flat' (exact).",
     )
+    add("--milvus-index", metavar="TYPE", help="Milvus index such as 'HNSW M=16 ef=64'; a new one is 'FLAT' (exact).")
+    add("--retrain", action="store_true", help="Train an approximate index anew on its present images.")
     add(
         "--no-match",
         type=float,
@@ -66,9 +79,15 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE", help="Query image files.")
-    add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
+    add("--index", required=True, metavar="INDEX", help="Index folder, or the URI of an index in Milvus.")
+    _add_model(parser)
     add("-k", type=int, default=10, metavar="K", help="Number of images per query.")
     add("--label", help="Search only images of this label.")
+    add(
+        "--where",
+        metavar="CONDITION",
+        help='Search only images that satisfy a condition, such as \'label in ["rose", "oak"] and year >= 2020\'.',
+    )
     add("--sheet", type=Path, metavar="FILE.png", help="Write the results as a contact sheet.")
     add("--json", action="store_true", help="Print JSON instead of a table.")
     _add_device(parser)
@@ -77,7 +96,14 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--index", type=Path, required=True, metavar="INDEX", help="Index folder.")
+    add(
+        "--index",
+        action="append",
+        required=True,
+        metavar="[NAME=]INDEX",
+        help="Index folder, or the URI of an index in Milvus; repeatable with names.",
+    )
+    _add_model(parser)
     add("--host", default="127.0.0.1", help="Address to listen on; 127.0.0.1 is this machine only.")
     add("--port", type=int, default=8000, help="Port to listen on; 0 chooses a free port.")
     add(
@@ -91,13 +117,17 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_serve)
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="RUN", help="Model of the index, if it is elsewhere than named.")
+
+
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="Device: auto, cpu, cuda or mps.")
 
 
 def _index(options: argparse.Namespace) -> None:
     checks.check_image_folder(options.images)
-    checks.check_index_folder(options.out)
+    address = checks.index_address(options.store, options.out, options.uri)
     checks.check_label_table(options.labels)
     checks.check_threshold(options.no_match)
     checks.check_counts(options.batch_size, options.workers or 0)
@@ -106,27 +136,32 @@ def _index(options: argparse.Namespace) -> None:
     check_device_name(options.device, "--device")
     if options.checkpoint is not None:
         check_model_source(options.checkpoint)
+    if is_milvus(address):
+        require("milvus", "an index in Milvus")
     else:
-        checks.check_has_model(options.out)
-    check_writable(options.out)
+        if options.checkpoint is None:
+            checks.check_has_model(Path(address))
+        check_writable(address)
     from hgsl.engine.loop.loader import default_workers
     from hgsl.search import build_index
 
     report = build_index(
-        options.out,
+        address,
         options.images,
         checkpoint=options.checkpoint,
         labels=options.labels,
         faiss=options.faiss,
+        milvus_index=options.milvus_index,
+        retrain=options.retrain,
         no_match=options.no_match,
         device=options.device,
         batch_size=options.batch_size,
         workers=default_workers() if options.workers is None else options.workers,
     )
-    _print_report(report, options.out)
+    _print_report(report, address)
 
 
-def _print_report(report: "IndexReport", folder: Path) -> None:
+def _print_report(report: "IndexReport", address: str) -> None:
     counts = (
         f"{report.new:,} new, {report.changed:,} changed, {report.unchanged:,} unchanged, {report.dropped:,} dropped"
     )
@@ -141,29 +176,29 @@ def _print_report(report: "IndexReport", folder: Path) -> None:
         for path, reason in list(report.broken.items())[:MAX_BROKEN_SHOWN]:
             print(f"  {path}: {reason}")
         if len(report.broken) > MAX_BROKEN_SHOWN:
-            print(f"  ... {folder / report.record['files']['images']} lists all")
+            print(f"  ... and {len(report.broken) - MAX_BROKEN_SHOWN:,} more")
     for note in report.notes:
         print(f"note: {note}")
     no_match = report.record["no_match"] or {"threshold": None}
     below = "none" if no_match["threshold"] is None else f"below {no_match['threshold']:.4f} ({no_match['source']})"
-    print(f"index {folder}: {report.images:,} images, {report.record['dimensions']:,} dimensions, "
-          f"{report.record['faiss']}; no match: {below}")  # fmt: skip
+    print(f"index {address}: {report.images:,} images, {report.record['dimensions']:,} dimensions, "
+          f"{report.record['index_type']}; no match: {below}")  # fmt: skip
 
 
 def _query(options: argparse.Namespace) -> None:
     checks.check_query_images(options.images)
     checks.check_neighbors(options.k)
-    read_record(options.index)
+    _check_index(options.index, options.checkpoint)
     if options.sheet:
         checks.check_sheet(options.sheet)
     check_device_name(options.device, "--device")
     from hgsl.search import SearchIndex
 
-    index = SearchIndex.open(options.index, device=options.device)
-    results = index.search(options.images, options.k, label=options.label)
+    index = SearchIndex.open(options.index, device=options.device, model=options.checkpoint)
+    results = index.search(options.images, options.k, label=options.label, where=options.where)
     if options.json:
         queries = [_as_json(index, path, hits) for path, hits in zip(options.images, results, strict=True)]
-        print(json.dumps({"index": str(options.index), "threshold": index.threshold, "queries": queries}, indent=2))
+        print(json.dumps({"index": options.index, "threshold": index.threshold, "queries": queries}, indent=2))
     else:
         for path, hits in zip(options.images, results, strict=True):
             _print_hits(index, path, hits)
@@ -191,12 +226,32 @@ def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None
         print(f"  {rank:>3}  {hit.similarity:.4f}  {hit.label or '-':{width}}  {hit.path}")
 
 
+def _check_index(address: str, checkpoint: str | None) -> None:
+    """Checks what can be checked before PyTorch is imported."""
+    if is_milvus(address):
+        require("milvus", "an index in Milvus")
+        split_address(address)
+    else:
+        read_record(Path(address))
+    if checkpoint is not None:
+        check_model_source(checkpoint)
+
+
 def _serve(options: argparse.Namespace) -> None:
     require("serve", "the page")
-    read_record(options.index)
+    addresses = checks.named_indexes(options.index)
+    for address in addresses.values():
+        _check_index(address, options.checkpoint)
     checks.check_port(options.port)
     checks.check_host_names(options.allow_host)
     check_device_name(options.device, "--device")
     from hgsl.search.web.server import serve
 
-    serve(options.index, options.host, options.port, allowed_hosts=options.allow_host, device=options.device)
+    serve(
+        addresses,
+        options.host,
+        options.port,
+        allowed_hosts=options.allow_host,
+        device=options.device,
+        model=options.checkpoint,
+    )

@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "parquet": ("pyarrow",),
     "map": ("openTSNE",),
     "heic": ("pillow_heif",),
+    "milvus": ("pymilvus", "milvus_lite"),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

@@ -1,10 +1,13 @@
 """SHA-256 fingerprints of network weights, and checksums of files: SHA-256, and a word sum for gigabytes."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 BLOCK = 1 << 17  # 64-bit words that a word sum reads at a time
@@ -38,13 +41,20 @@ def word_sum(path: Path) -> str:
     It is the sum of the file's 64-bit words, and that of its blocks' sums, each times its number; both modulo 2^64. Any
     change within one word is detected, and so are cut, repeated and exchanged blocks.
     """
-    total = weighted = 0
     with path.open("rb") as file:
-        number = 0
-        while content := file.read(8 * BLOCK):
-            number += 1
-            words = np.frombuffer(content.ljust(-(-len(content) // 8) * 8, b"\0"), dtype="<u8")
-            block = int(words.sum(dtype=np.uint64))
-            total, weighted = total + block, weighted + number * block
-        size = file.tell()
+        return _word_sum(iter(lambda: file.read(8 * BLOCK), b""))
+
+
+def array_sum(array: NDArray[Any]) -> str:
+    """Returns the word sum of the bytes of an array, which may be mapped from a file."""
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return _word_sum(content[start : start + 8 * BLOCK].tobytes() for start in range(0, len(content), 8 * BLOCK))
+
+
+def _word_sum(blocks: Iterable[bytes]) -> str:
+    total = weighted = size = 0
+    for number, content in enumerate(blocks, 1):
+        words = np.frombuffer(content.ljust(-(-len(content) // 8) * 8, b"\0"), dtype="<u8")
+        block = int(words.sum(dtype=np.uint64))
+        total, weighted, size = total + block, weighted + number * block, size + len(content)
     return f"{size}-{total % 2**64:016x}-{weighted % 2**64:016x}"

@@ -7,12 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hgsl.search.index import Hit, SearchIndex
+    from hgsl.search.index import SearchIndex
     from hgsl.search.indexing.build import build_index
     from hgsl.search.indexing.report import IndexReport
+    from hgsl.search.stores.protocol import Hit
 
 _MODULE_OF = {
-    "Hit": "hgsl.search.index",
+    "Hit": "hgsl.search.stores.protocol",
     "IndexReport": "hgsl.search.indexing.report",
     "SearchIndex": "hgsl.search.index",
     "build_index": "hgsl.search.indexing.build",

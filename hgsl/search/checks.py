@@ -9,7 +9,8 @@ from PIL import Image
 
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.search.storage.layout import FOLDERS, LOCK, MODEL, PENDING, has_index, has_model
+from hgsl.search.folder.layout import FOLDERS, MODEL, has_index, has_model, state_files
+from hgsl.search.stores.address import is_milvus, split_address
 
 
 def check_index_folder(folder: Path) -> None:
@@ -22,9 +23,50 @@ def check_index_folder(folder: Path) -> None:
         raise InputError(f"{folder} is a file: an index is a folder")
     if not folder.is_dir() or has_index(folder) or (folder / MODEL).is_dir():
         return
-    files = [path.name for path in folder.iterdir() if path.name not in (LOCK, PENDING) and path.name[0] != "."]
+    interrupted = state_files(folder)
+    files = [path.name for path in folder.iterdir() if path not in interrupted and path.name[0] != "."]
     if files:
         raise InputError(f"{folder} holds other files ({files[0]}): name an empty or a new folder for the index")
+
+
+def index_address(store: str | None, folder: str | None, uri: str | None) -> str:
+    """Returns the address of the index to write, from the flags --store, --out and --uri.
+
+    Raises:
+        InputError: They contradict each other, or the folder is a file or holds other files.
+    """
+    if (folder is None) == (uri is None):
+        raise InputError("name the index: --out FOLDER for a folder, or --store milvus --uri URI for Milvus")
+    if uri is not None:
+        if store == "folder":
+            raise InputError("--uri is the address of Milvus: use --store milvus, or --out FOLDER")
+        if not is_milvus(uri):
+            raise InputError(f"--uri must be a local file that ends with .db, or http://HOST:PORT, found {uri!r}")
+        split_address(uri)
+        return uri
+    address = str(folder)
+    if store == "milvus" or is_milvus(address):
+        raise InputError(f"--out {address} is not a folder of an index: give the address of Milvus with --uri")
+    check_index_folder(Path(address))
+    return address
+
+
+def named_indexes(words: Sequence[str]) -> dict[str, str]:
+    """Name -> address from the flags --index ADDRESS, or --index NAME=ADDRESS for each of several.
+
+    Raises:
+        InputError: Of several, one has no name, or two have the same.
+    """
+    indexes: dict[str, str] = {}
+    for word in words:
+        match = re.fullmatch(r"([\w-]{1,200})=(.+)", word)
+        name, address = ("", word) if match is None or Path(word).exists() else (match[1], match[2])
+        if len(words) > 1 and not name:
+            raise InputError(f"--index {word}: several indexes need names, such as --index roses={word}")
+        if name in indexes:
+            raise InputError(f"--index {word}: there are two indexes of the name {name!r}")
+        indexes[name] = address
+    return indexes
 
 
 def check_counts(batch_size: int, workers: int) -> None:

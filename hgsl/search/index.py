@@ -1,10 +1,9 @@
-"""Search in an index by image files, PIL images or vectors, among all images or those of one label."""
+"""Search in an index by image files, PIL images or vectors, among all images or those that satisfy a condition."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +12,20 @@ from PIL import Image
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
-from hgsl.common.faiss_factory import FLAT
 from hgsl.common.images import decode
 from hgsl.common.paths import check_path
 from hgsl.common.suggestions import nearest
-from hgsl.evaluation.knn.backends import Backend
-from hgsl.evaluation.knn.knn import k_nearest
-from hgsl.evaluation.knn.order import Gallery, neighbor_scores
-from hgsl.evaluation.knn.vectors import Floats, Ints, open_vectors
+from hgsl.evaluation.knn.vectors import Floats, open_vectors
 from hgsl.models import load_embedder
 from hgsl.search.checks import check_neighbors
 from hgsl.search.encoder import Encoder
-from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import MODEL
-from hgsl.search.storage.reader import Snapshot, open_snapshot
+from hgsl.search.indexing.model import model_source
+from hgsl.search.stores.address import open_store
+from hgsl.search.stores.protocol import Hit, Snapshot, Store
+from hgsl.search.where.nodes import Comparison, Condition, fields_of, with_labels
+from hgsl.search.where.parser import parse
+
+__all__ = ["Hit", "SearchIndex"]
 
 BATCH = 64  # queries per forward pass
 
@@ -35,114 +34,154 @@ ImageQuery = str | Path | Image.Image
 Queries = ImageQuery | Sequence[ImageQuery] | NDArray[Any] | torch.Tensor
 
 
-class Hit(NamedTuple):
-    """An image of the index: its number, its path in the image folder, its label, and its cosine similarity."""
-
-    id: int
-    path: str
-    label: str | None
-    similarity: float
-
-
 class SearchIndex:
-    """An index, opened with :meth:`open`; it keeps its snapshot while the folder is updated.
+    """An index, opened with :meth:`open`; it keeps its state while the index is updated.
 
     >>> index = SearchIndex.open("my/index")                 # doctest: +SKIP
     >>> for hit in index.search("photo.jpg", k=5)[0]:        # doctest: +SKIP
     ...     print(f"{hit.similarity:.3f}  {hit.label}  {hit.path}")
 
     Attributes:
-        folder: The index folder.
+        store: Where the index is.
         root: The image folder.
-        record: The contents of ``index.json``: model, preprocessing, threshold.
+        record: The settings of the index: model, preprocessing, threshold.
         labels: Label -> number of images.
         threshold: The similarity below which a search reports no match, or None.
+        model: The folder of a trained model or its name on the Hub; None for the model that the index names.
     """
 
-    def __init__(self, folder: Path, snapshot: Snapshot, backend: Backend, device: torch.device) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, snapshot: Snapshot, device: torch.device, model: str | Path | None = None) -> None:
+        self.store = store
         self.root = Path(snapshot.record["root"])
         self.record = snapshot.record
-        self.labels = Counter(label for label in snapshot.table.labels if label is not None)
+        self.labels = snapshot.labels
         no_match = snapshot.record.get("no_match")
         self.threshold: float | None = None if no_match is None else no_match["threshold"]
-        self._table = snapshot.table
+        self.model = model
+        self._snapshot = snapshot
         self._device = device
-        exact = snapshot.record["faiss"] == FLAT
-        rows = np.arange(len(snapshot.vectors))
-        self._gallery = Gallery(snapshot.vectors, rows, faiss_file.METRIC, backend, exact)
 
     @classmethod
-    def open(cls, folder: str | Path, *, device: str = "auto") -> "SearchIndex":
+    def open(cls, folder: str | Path, *, device: str = "auto", model: str | Path | None = None) -> "SearchIndex":
         """Opens the index in ``folder``; the model is loaded by the first image query.
+
+        Args:
+            folder: The index.
+            device: Device of the model.
+            model: The model of the index, if it is elsewhere than the index names.
 
         Raises:
             FileNotFoundError: There is no index.
             InputError: One of its files is missing or damaged.
         """
         check_path("folder", folder, "the path of an index")
-        folder = Path(folder).expanduser()
-        return cls(folder, *open_snapshot(folder), pick_device(device))
+        store = open_store(folder)
+        return cls(store, store.open(), pick_device(device), model)
+
+    def reopened(self) -> "SearchIndex":
+        """Opens the current state of the same index, with the model of this one if that is loaded and the same.
+
+        Raises:
+            FileNotFoundError: The index no longer exists.
+            InputError: It is damaged.
+        """
+        index = SearchIndex(self.store, self.store.open(), self._device, self.model)
+        same = index.record["model"].get("fingerprint") == self.record["model"].get("fingerprint")
+        if same and "encoder" in self.__dict__:
+            index.__dict__["encoder"] = self.encoder
+        return index
 
     def __repr__(self) -> str:
         threshold = "none" if self.threshold is None else f"{self.threshold:.4f}"
         backbone = self.record["model"]["architecture"]["backbone"]
         return (
-            f"SearchIndex({str(self.folder)!r}: {len(self):,} images, {len(self.labels):,} labels, {self.dimensions} "
-            f"dimensions, {backbone}, {self.record['faiss']}, no-match threshold {threshold}, on {self._device})"
+            f"SearchIndex({self.store.address!r}: {len(self):,} images, {len(self.labels):,} labels, {self.dimensions} "
+            f"dimensions, {backbone}, {self.record['index_type']}, no-match threshold {threshold}, on {self._device})"
         )
 
     def __len__(self) -> int:
-        return len(self._table.images)
+        return len(self._snapshot)
+
+    def __contains__(self, number: object) -> bool:
+        return isinstance(number, int) and bool(self._snapshot.images([number]))
 
     @property
     def dimensions(self) -> int:
         """D, the length of a vector."""
-        return self._gallery.vectors.width
+        return int(self.record["dimensions"])
 
     @cached_property
     def encoder(self) -> Encoder:
         """The model that embedded the images.
 
         Raises:
-            InputError: ``model/`` holds another model.
+            InputError: Another model was found.
         """
-        encoder = Encoder(load_embedder(self.folder / MODEL), self._device)
+        source = self.model or model_source(self.store, self.record)
+        encoder = Encoder(load_embedder(source), self._device)
         expected = self.record["model"].get("fingerprint")
         if encoder.fingerprint != expected:
             raise InputError(
-                f"{self.folder / MODEL} is not the model that embedded the images ({encoder.fingerprint}, not "
-                f"{expected}): give that model to hgsl-search index with --checkpoint"
+                f"{source} is not the model that embedded the images ({encoder.fingerprint}, not {expected}): give "
+                "that model to hgsl-search index with --checkpoint"
             )
         return encoder
 
-    def search(self, images: Queries, k: int = 10, *, label: str | Sequence[str] | None = None) -> list[list[Hit]]:
-        """Returns the k nearest images of each query, most similar first, equal similarities by ascending id.
+    def condition(self, where: str | None = None, label: str | Sequence[str] | None = None) -> Condition | None:
+        """The condition for a search among the images of a label, or of one of several, that also satisfy ``where``.
+
+        Args:
+            where: Such as ``label in ["rose", "tulip"] and year >= 2020``, over path, label, size (bytes), time
+                (seconds since 1970) and the columns of the table of labels.
+            label: A label of the index, or several.
+
+        Raises:
+            InputError: The condition is malformed, or no image has the label.
+        """
+        labels = (label,) if isinstance(label, str) else label
+        for name in labels or ():
+            if name not in self.labels:
+                close = nearest(name, self.labels)
+                hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
+                raise InputError(f"no image of the index has the label {name!r}: {hint}")
+        condition = None if where is None else parse(where, fields_of(self.record["columns"]))
+        return with_labels(labels, condition)
+
+    def search(
+        self, images: Queries, k: int = 10, *, label: str | Sequence[str] | None = None, where: str | None = None
+    ) -> list[list[Hit]]:
+        """Returns the k nearest images of each query, most similar first, equal similarities by their paths.
 
         Args:
             images: One or several paths or PIL images (rotated according to their EXIF orientation); or vectors of the
                 same model, (Q, D) or (D,), NumPy or torch.
-            k: Number of images; fewer are returned if the index (or the label) has fewer.
+            k: Number of images; fewer are returned if the index (or the condition) has fewer.
             label: Only images of this label, or of one of these labels.
+            where: Only images that satisfy this condition; see :meth:`condition`.
 
         Returns:
             One list per query.
 
         Raises:
-            InputError: A query cannot be read or has another dimension, ``k`` is below 1, or no image has the label.
+            InputError: A query cannot be read or has another dimension, ``k`` is below 1, the condition is malformed,
+                or no image has the label.
         """
+        condition = self.condition(where, label)
         if isinstance(images, (np.ndarray, torch.Tensor)):
-            return self.nearest(images[None] if images.ndim == 1 else images, k, label=label)
+            return self.nearest(images[None] if images.ndim == 1 else images, k, condition)
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
         if not isinstance(images, Iterable):
             raise InputError(f"images is {images!r:.80}: expected {QUERY_TYPES}, or a list of them")
         queries = list(images)
-        return self.nearest(self.embed(queries), k, label=label) if queries else []
+        return self.nearest(self.embed(queries), k, condition) if queries else []
 
-    def similar(self, image: int, k: int = 10, *, label: str | Sequence[str] | None = None) -> list[Hit]:
+    def similar(
+        self, image: int, k: int = 10, *, label: str | Sequence[str] | None = None, where: str | None = None
+    ) -> list[Hit]:
         """Returns the k nearest images of an image of the index, itself excluded."""
-        return [hit for hit in self.nearest(self.vector(image)[None], k + 1, label=label)[0] if hit.id != image][:k]
+        [hits] = self.nearest(self.vector(image)[None], k + 1, self.condition(where, label))
+        return [hit for hit in hits if hit.id != image][:k]
 
     def embed(self, images: Sequence[ImageQuery]) -> Floats:
         """Returns the vectors of images, (Q, D) float32 of unit norm."""
@@ -150,9 +189,9 @@ class SearchIndex:
         return np.concatenate([self.encoder.vectors([self._prepare(image) for image in batch]) for batch in batches])
 
     def nearest(
-        self, vectors: NDArray[Any] | torch.Tensor, k: int, *, label: str | Sequence[str] | None = None
+        self, vectors: NDArray[Any] | torch.Tensor, k: int, condition: Condition | None = None
     ) -> list[list[Hit]]:
-        """Returns the k nearest images of each vector, (Q, D); see :meth:`search`."""
+        """Returns the k nearest images of each vector, (Q, D), that satisfy a condition; see :meth:`search`."""
         check_neighbors(k)
         queries = open_vectors(vectors, "queries")
         if queries.width != self.dimensions:
@@ -160,14 +199,11 @@ class SearchIndex:
                 f"the queries have {queries.width} dimensions, the index has {self.dimensions}: they are vectors of "
                 "another model"
             )
-        gallery = self._gallery if label is None else self._labeled_gallery(label)
-        depths = np.full(len(queries), min(k, len(gallery.vectors)))
-        results: list[list[Hit]] = [[] for _ in range(len(queries))]
-        for rows, positions in k_nearest(gallery, queries, depths, max_memory=faiss_file.MAX_MEMORY):
-            similarities = neighbor_scores(gallery.vectors, positions, queries, rows, gallery.metric)
-            for row, neighbors, values in zip(rows, positions, similarities, strict=True):
-                results[row] = self._hits(gallery.ids, neighbors, values)
-        return results
+        return self._snapshot.search(queries, k, condition)
+
+    def count(self, condition: Condition | None = None) -> int:
+        """Returns the number of images that satisfy a condition."""
+        return self._snapshot.count(condition)
 
     def accepts(self, hits: Sequence[Hit]) -> bool | None:
         """Whether the nearest image is similar enough to be a match; None if the index has no threshold."""
@@ -176,71 +212,39 @@ class SearchIndex:
         return bool(hits) and bool(hits[0].similarity >= np.float32(self.threshold))
 
     def image(self, number: int) -> Hit:
-        """Returns an image of the index by its number, with similarity 1."""
-        self._check_number(number)
-        return Hit(number, self._table.images[number].path, self._table.labels[number], 1.0)
+        """Returns an image of the index by its number, with similarity 1.
 
-    def spread(self, count: int, label: str | Sequence[str] | None = None) -> list[int]:
-        """Returns ``count`` image numbers, or all, spaced evenly over the index or over the images of labels."""
-        numbers = np.arange(len(self)) if label is None else self._numbers_of(label)
-        return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).astype(int))].tolist()
+        Raises:
+            InputError: It is not in the index.
+        """
+        images = self._snapshot.images([number])
+        if not images:
+            raise InputError(f"image {number} is not in the index, which has {len(self):,} images")
+        return images[0]
+
+    def images(self, numbers: Sequence[int]) -> list[Hit]:
+        """Returns images of the index by their numbers, with similarity 1; unknown numbers are left out."""
+        return self._snapshot.images(numbers)
+
+    def spread(self, count: int, condition: Condition | None = None) -> list[int]:
+        """Returns ``count`` numbers of images, or all, spaced over those of the index that satisfy a condition."""
+        return self._snapshot.spread(count, condition)
 
     def find(self, path: str) -> int | None:
         """Returns the number of the image of a path in the image folder, or None."""
-        return self._numbers.get(path)
+        return next(iter(self.spread(1, Comparison("path", "==", (path,)))), None)
 
     def vector(self, number: int) -> Floats:
         """Returns the vector (D,) of an image of the index."""
-        self._check_number(number)
-        return self._gallery.vectors.rows(np.array([number]))[0]
+        self.image(number)
+        return self._snapshot.vectors([number])[0]
 
     def path(self, number: int) -> Path:
         """Returns the path of an image, as it was when it was indexed."""
-        self._check_number(number)
-        return self.root / self._table.images[number].path
+        return self.root / self.image(number).path
 
     def _prepare(self, image: ImageQuery) -> torch.Tensor:
         if isinstance(image, Image.Image):
             return self.encoder.prepare(decode(image))
         check_path("images", image, QUERY_TYPES)
         return self.encoder.read(Path(image))
-
-    def _check_number(self, number: int) -> None:
-        if not 0 <= number < len(self):
-            raise InputError(f"image {number} is not in the index, which has {len(self)}")
-
-    @cached_property
-    def _label_numbers(self) -> dict[str, Ints]:
-        numbers: dict[str, list[int]] = {}
-        for number, label in enumerate(self._table.labels):
-            if label is not None:
-                numbers.setdefault(label, []).append(number)
-        return {label: np.array(rows) for label, rows in numbers.items()}
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {image.path: number for number, image in enumerate(self._table.images)}
-
-    def _numbers_of(self, label: str | Sequence[str]) -> Ints:
-        """The images of a label, or of several, in ascending order."""
-        if not isinstance(label, str):
-            return np.sort(np.concatenate([self._numbers_of(name) for name in dict.fromkeys(label)]))
-        if label not in self._label_numbers:
-            close = nearest(label, self.labels)
-            hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
-            raise InputError(f"no image of the index has the label {label!r}: {hint}")
-        return self._label_numbers[label]
-
-    def _labeled_gallery(self, label: str | Sequence[str]) -> Gallery:
-        """The images of labels as a gallery, always searched exactly."""
-        numbers = self._numbers_of(label)
-        vectors = self._gallery.vectors.pick(numbers)
-        return Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
-
-    def _hits(self, numbers: Ints, positions: Ints, similarities: Floats) -> list[Hit]:
-        """Hits at ``positions`` (K,) of a gallery whose rows have image ``numbers``; -1 marks a missing neighbor."""
-        valid = positions >= 0
-        return [
-            Hit(number, self._table.images[number].path, self._table.labels[number], similarity)
-            for number, similarity in zip(numbers[positions[valid]].tolist(), similarities[valid].tolist(), strict=True)
-        ]

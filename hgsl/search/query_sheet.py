@@ -10,7 +10,8 @@ from PIL import Image
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
 from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
-from hgsl.search.index import Hit, SearchIndex
+from hgsl.search.index import SearchIndex
+from hgsl.search.stores.protocol import Hit
 
 SIDE = 160
 GRAY = "#a8a29e"

@@ -62,6 +62,19 @@ def test_index_then_query(capsys):
     assert answer["queries"][0]["match"] is None
 
 
+def test_a_condition_limits_a_query(capsys):
+    Path("labels.csv").write_text("path,label,year\nkind_00/00.jpg,rose,2019\nkind_01/00.jpg,rose,2021\n")
+    assert search.main([*INDEX, "--labels", "labels.csv"]) == 0
+    capsys.readouterr()
+    query = [*QUERY, "photos/kind_00/00.jpg", "--where"]
+    assert search.main([*query, 'label in ["rose"] and year >= 2020']) == 0
+    [_, hit] = capsys.readouterr().out.splitlines()
+    assert hit.split()[2:] == ["rose", "kind_01/00.jpg"]
+    assert "where, column 6: unexpected '= 2020': equality is written ==" in fails(
+        search.main, [*query, "year = 2020"], capsys
+    )
+
+
 def test_no_match_is_printed(capsys):
     assert search.main([*INDEX, "--no-match", "1"]) == 0
     assert "no match: below 1.0000 (given)" in capsys.readouterr().out
@@ -72,7 +85,7 @@ def test_no_match_is_printed(capsys):
 
 def test_an_empty_result_is_printed(capsys, monkeypatch):
     assert search.main([*INDEX, "--no-match", "0.5"]) == 0
-    monkeypatch.setattr(SearchIndex, "search", lambda self, images, k, label: [[] for _ in images])
+    monkeypatch.setattr(SearchIndex, "search", lambda self, images, k, label, where: [[] for _ in images])
     assert search.main([*QUERY, "photos/kind_00/00.jpg", "--sheet", "sheet.png"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "photos/kind_00/00.jpg",
@@ -139,7 +152,8 @@ def test_mistakes_are_one_line(capsys, words, message):
 def test_wrong_paths_are_found_before_torch_is_imported(tmp_path):
     (tmp_path / "empty").mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "searched" / "model")
-    record = {"format": 3, "snapshot": 1, "root": "photos", "faiss": "Flat", "model": {}, "files": {}, "checksums": {}}
+    record = {"format": 4, "state": 1, "root": "photos", "index_type": "Flat", "model": {}, "files": {}, "columns": {}}
+    record |= {"dimensions": 16, "rows": 0, "bytes": 0, "next_id": 0}
     (tmp_path / "searched" / "index.json").write_text(json.dumps(record))
     script = (
         "import sys; sys.platform = 'linux'; sys.modules['torch'] = sys.modules['timm'] = sys.modules['faiss'] = None\n"

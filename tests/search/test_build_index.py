@@ -16,15 +16,18 @@ from hgsl.common.errors import InputError
 from hgsl.models import load_embedder
 from hgsl.search import SearchIndex
 from hgsl.search.encoder import Encoder
-from hgsl.search.storage import writer
+from hgsl.search.folder import update
 
 
 def vectors_of(folder):
     """Path -> vector, read without hgsl."""
     record = json.loads((folder / "index.json").read_text())
-    table = json.loads((folder / record["files"]["images"]).read_text())
+    lines = (folder / record["files"]["images"]).read_bytes()[: record["bytes"]].splitlines()
     vectors = np.load(folder / record["files"]["embeddings"], allow_pickle=False)
-    return dict(zip(table["paths"], vectors, strict=True))
+    paths = [path for line in lines for path in json.loads(line).get("paths", [])]
+    removed = {row for line in lines for row in json.loads(line).get("removed", [])}
+    assert len(paths) == len(vectors) == record["rows"]
+    return {paths[row]: vectors[row] for row in range(len(paths)) if row not in removed}
 
 
 def test_every_image_has_the_vector_of_the_model(build, tmp_path, run, photos):
@@ -131,14 +134,14 @@ def test_a_pipe_is_not_read(build, tmp_path, run, photos):
     assert build(tmp_path / "index", photos, checkpoint=run).broken == {"kind_00/pipe.jpg": "is not a regular file"}
 
 
-@pytest.mark.parametrize("part", ["", "{", "[]", "{}", '{"model": "MODEL", "images": [["kind_00/00.jpg", 1, 1]]}'])
-def test_a_damaged_part_of_an_interrupted_run_is_computed_again(build, tmp_path, run, photos, part):
+@pytest.mark.parametrize("line", ["", "{", "[]\n", "{}\n", "a\n", '{"model": "MODEL", "numbers": [0]}\n'])
+def test_a_damaged_line_of_an_interrupted_run_is_computed_again(build, tmp_path, run, photos, line):
     fingerprint = Encoder(load_embedder(run), torch.device("cpu")).fingerprint
     folder = tmp_path / "index"
-    (folder / "pending").mkdir(parents=True)
-    (folder / "pending/000001.json").write_text(part.replace("MODEL", fingerprint))
+    folder.mkdir()
+    (folder / "images.1.jsonl").write_text(line.replace("MODEL", fingerprint))
     assert build(folder, photos, checkpoint=run).images == 24
-    assert not (folder / "pending").exists()
+    assert len(SearchIndex.open(folder)) == len(vectors_of(folder)) == 24
 
 
 def test_exif_orientation_is_honored(build, tmp_path, run):
@@ -204,8 +207,8 @@ def test_a_killed_run_resumes_with_its_finished_work(build, tmp_path, run, photo
     folder = tmp_path / "index"
     script = (
         "import sys, time; from hgsl.search import build_index; from hgsl.search.encoder import Encoder\n"
-        "from hgsl.search.storage import pending\n"
-        "pending.FLUSH_SECONDS = 0; vectors = Encoder.vectors\n"
+        "from hgsl.search.folder import update\n"
+        "update.FLUSH_SECONDS = 0; vectors = Encoder.vectors\n"
         "def slow(self, tensors): time.sleep(0.2); return vectors(self, tensors)\n"
         "Encoder.vectors = slow\n"
         "build_index(sys.argv[1], sys.argv[2], checkpoint=sys.argv[3], device='cpu', batch_size=4, progress=False)"
@@ -213,7 +216,7 @@ def test_a_killed_run_resumes_with_its_finished_work(build, tmp_path, run, photo
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script, folder, photos, run], env=environment)
     try:
-        while len(list((folder / "pending").glob("*.json"))) < 2 and process.poll() is None:
+        while _lines(folder / "images.1.jsonl") < 2 and process.poll() is None:
             time.sleep(0.02)
         with pytest.raises(InputError, match="another process is writing"):
             build(folder, photos)
@@ -230,7 +233,10 @@ def test_a_killed_run_resumes_with_its_finished_work(build, tmp_path, run, photo
     straight, resumed = vectors_of(tmp_path / "straight"), vectors_of(folder)
     for path, vector in straight.items():
         np.testing.assert_allclose(resumed[path], vector, atol=1e-6)
-    assert not (folder / "pending").exists()
+
+
+def _lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def test_a_failed_update_leaves_the_previous_snapshot(build, tmp_path, run, photos, monkeypatch):
@@ -241,14 +247,14 @@ def test_a_failed_update_leaves_the_previous_snapshot(build, tmp_path, run, phot
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    real = writer.write_json
+    real = update.write_json
 
     def fails_at_the_record(path, value):
         if path.name == "index.json":
             full()
         real(path, value)
 
-    monkeypatch.setattr(writer, "write_json", fails_at_the_record)
+    monkeypatch.setattr(update, "write_json", fails_at_the_record)
     with pytest.raises(OSError, match="No space"):
         build(folder, photos)
     monkeypatch.undo()

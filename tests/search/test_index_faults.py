@@ -93,10 +93,10 @@ def test_a_disk_that_fills_up_is_named_and_loses_nothing(build, tmp_path, run, p
     build(tmp_path / "index", photos, checkpoint=run)
     Image.new("RGB", (60, 50), "red").save(photos / "new.jpg")
     with monkeypatch.context() as context:
-        context.setattr("hgsl.search.storage.pending.np.save", full)
+        context.setattr("hgsl.search.folder.embeddings.os.fsync", full)
         with pytest.raises(OSError, match="No space left on device") as caught:
             build(tmp_path / "index", photos)
-    assert str(caught.value.filename).startswith(str(tmp_path / "index/pending"))
+    assert str(caught.value.filename).startswith(str(tmp_path / "index/embeddings.1.npy"))
     assert len(SearchIndex.open(tmp_path / "index")) == 24
     assert build(tmp_path / "index", photos).images == 25
 

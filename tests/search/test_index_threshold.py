@@ -8,26 +8,38 @@ import pytest
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.search import SearchIndex
+from hgsl.search.folder import faiss_file
+from hgsl.search.folder.snapshot import FolderSnapshot
+from hgsl.search.folder.table import ImageTable
 from hgsl.search.indexing.no_match import calibrated
-from hgsl.search.storage.layout import ImageFile, ImageTable
+from hgsl.search.stores.protocol import ImageFile, ImageRow
 
 SOURCE = {"source": "run/no_match.json", "run_threshold": -1.0, "rate": 0.05}
 
 
 def index_of(classes, images, labeled=True, seed=0):
-    """Random unit vectors around a center per class, as an image table and vectors."""
+    """Random unit vectors around a center per class: their labels as text, vectors, and labels as numbers."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(classes), images)
     vectors = generator.standard_normal((classes, 16))[labels] + 0.7 * generator.standard_normal((len(labels), 16))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    files = [ImageFile(f"{number}.jpg", 1, 1) for number in range(len(labels))]
-    return ImageTable(files, [f"c{label}" if labeled else None for label in labels], {}), vectors, labels
+    return [f"c{label}" if labeled else None for label in labels], vectors, labels
+
+
+def calibrate(source, names, vectors, notes):
+    """Calibrates on images with these labels and vectors."""
+    table = ImageTable()
+    rows = [ImageRow(ImageFile(f"{number:04}.jpg", 1, 1), name, {}) for number, name in enumerate(names)]
+    table.append(range(len(rows)), rows)
+    matrix = open_vectors(vectors)
+    snapshot = FolderSnapshot({"index_type": "Flat", "columns": {}}, table, matrix, faiss_file.flat(matrix))
+    return calibrated(source, snapshot, notes)
 
 
 def test_the_calibration_accepts_the_share_that_was_asked_for():
-    table, vectors, labels = index_of(classes=40, images=10)
+    names, vectors, labels = index_of(classes=40, images=10)
     notes = []
-    entry = calibrated(SOURCE, table, open_vectors(vectors), notes)
+    entry = calibrate(SOURCE, names, vectors, notes)
     scores = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
     scores[labels[:, None] == labels] = -2
     best = scores.max(axis=1).astype(np.float32)
@@ -45,25 +57,25 @@ def test_the_interval_covers_the_share_among_new_classes():
     """Calibrated on 30 classes, the share of accepted images of 100 new ones lies in the interval, 95 of 100 times."""
     covered = []
     for seed in range(20):
-        table, vectors, labels = index_of(classes=130, images=8, seed=seed)
+        names, vectors, labels = index_of(classes=130, images=8, seed=seed)
         known = labels < 30
-        part = ImageTable([], [label for label, is_known in zip(table.labels, known, strict=True) if is_known], {})
-        entry = calibrated(SOURCE, part, open_vectors(vectors[known]), [])
+        part = [name for name, is_known in zip(names, known, strict=True) if is_known]
+        entry = calibrate(SOURCE, part, vectors[known], [])
         share = ((vectors[~known] @ vectors[known].T).max(axis=1) >= entry["threshold"]).mean()
         covered.append(entry["interval"][0] <= share <= entry["interval"][1])
     assert np.mean(covered) >= 0.9
 
 
 def test_a_larger_index_has_a_higher_threshold():
-    thresholds = [calibrated(SOURCE, table, open_vectors(vectors), [])["threshold"]
-                  for table, vectors, _ in (index_of(classes, 10) for classes in (5, 50, 500))]  # fmt: skip
+    thresholds = [calibrate(SOURCE, names, vectors, [])["threshold"]
+                  for names, vectors, _ in (index_of(classes, 10) for classes in (5, 50, 500))]  # fmt: skip
     assert thresholds == sorted(thresholds)
     assert thresholds[2] > thresholds[0] + 0.1
 
 
 def test_the_threshold_of_the_run_is_never_lowered():
-    table, vectors, _ = index_of(classes=5, images=4)
-    entry = calibrated({**SOURCE, "run_threshold": 0.999}, table, open_vectors(vectors), notes := [])
+    names, vectors, _ = index_of(classes=5, images=4)
+    entry = calibrate({**SOURCE, "run_threshold": 0.999}, names, vectors, notes := [])
     assert (entry["threshold"], entry["accepted"]) == (0.999, 0)
     assert entry["interval"][0] == 0
     assert entry["interval"][1] == pytest.approx(1 - 0.05 ** (1 / 5))
@@ -71,11 +83,11 @@ def test_the_threshold_of_the_run_is_never_lowered():
 
 
 def test_trained_classes_are_no_strangers():
-    table, vectors, labels = index_of(classes=40, images=10)
+    names, vectors, labels = index_of(classes=40, images=10)
     trained = [f"c{number}" for number in range(20)]
     vectors[labels >= 20] = vectors[labels >= 20] + 0.4 * vectors[5]  # unseen classes are more alike
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    entry = calibrated({**SOURCE, "trained_classes": trained}, table, open_vectors(vectors), notes := [])
+    entry = calibrate({**SOURCE, "trained_classes": trained}, names, vectors, notes := [])
     scores = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
     scores[labels[:, None] == labels] = -2
     best = scores.max(axis=1).astype(np.float32)
@@ -83,23 +95,22 @@ def test_trained_classes_are_no_strangers():
     assert (entry["strangers"], entry["classes"], entry["trained_classes"]) == (200, 20, trained)
     assert "the 20 classes that the model was trained on are not among the strangers" in notes[0]
     trained += [f"c{number}" for number in range(20, 39)]
-    entry = calibrated({**SOURCE, "trained_classes": trained}, table, open_vectors(vectors), notes := [])
+    entry = calibrate({**SOURCE, "trained_classes": trained}, names, vectors, notes := [])
     assert "trained on 39 of the 40 classes, which are easier strangers" in notes[0]
     assert entry["strangers"] == 400
 
 
 @pytest.mark.parametrize("labels", [None, "all"])
 def test_a_threshold_that_cannot_be_calibrated_is_dropped(labels):
-    table, vectors, _ = index_of(classes=3, images=4)
-    table = ImageTable(table.images, [labels] * 12, {})
-    entry = calibrated(SOURCE, table, open_vectors(vectors), notes := [])
+    _, vectors, _ = index_of(classes=3, images=4)
+    entry = calibrate(SOURCE, [labels] * 12, vectors, notes := [])
     assert entry["threshold"] is None
     assert "cannot be calibrated on this index and is not used: its images need labels of two classes" in notes[0]
 
 
 def test_a_rate_that_so_few_images_cannot_tell_from_zero_drops_the_threshold():
-    table, vectors, _ = index_of(classes=3, images=4)
-    entry = calibrated({**SOURCE, "rate": 0.01}, table, open_vectors(vectors), notes := [])
+    names, vectors, _ = index_of(classes=3, images=4)
+    entry = calibrate({**SOURCE, "rate": 0.01}, names, vectors, notes := [])
     assert entry["threshold"] is None
     assert "0.01 cannot be measured on 12" in notes[0]
 

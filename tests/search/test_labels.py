@@ -2,12 +2,12 @@
 
 import pytest
 
-from hgsl.search.indexing.labels import read_labels
+from hgsl.search.indexing.labels import read_attributes
 
 
 def labels_of(*paths):
     notes = []
-    return read_labels("folders", None, paths, notes), notes
+    return read_attributes("folders", None, paths, notes).labels, notes
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("Train", "Valid", "TEST"), ("training", "validation")])

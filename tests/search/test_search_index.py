@@ -12,7 +12,7 @@ from hgsl.search.query_sheet import write_query_sheet
 
 
 def stored(index):
-    return np.load(index.folder / index.record["files"]["embeddings"]).astype(np.float64)
+    return np.load(index.store.folder / index.record["files"]["embeddings"]).astype(np.float64)
 
 
 def oracle(index, query, k, rows=None):
@@ -81,8 +81,8 @@ def test_the_threshold_decides_what_is_a_match(tmp_path, index, run, photos):
     assert index.accepts(hits) is None
     best = np.float32(hits[0].similarity)
     for threshold, matches in ((best, True), (np.nextafter(best, np.float32(1)), False)):
-        build_index(index.folder, photos, no_match=float(threshold), device="cpu", progress=False)
-        again = SearchIndex.open(index.folder)
+        build_index(index.store.folder, photos, no_match=float(threshold), device="cpu", progress=False)
+        again = SearchIndex.open(index.store.folder)
         assert again.accepts(again.search(query, k=2)[0]) is matches
         assert again.accepts([]) is False
 

@@ -184,8 +184,8 @@ def test_label_and_number_of_images(page, shared_index):
 
 def test_no_match_is_shown(open_page, serve, shared_index, tmp_path):
     build_index(
-        tmp_path / "strict", shared_index.root, checkpoint=shared_index.folder.parent / "run", no_match=1, device="cpu",
-        progress=False,
+        tmp_path / "strict", shared_index.root, checkpoint=shared_index.store.folder.parent / "run", no_match=1,
+        device="cpu", progress=False,
     )  # fmt: skip
     page = open_page(serve(SearchIndex.open(tmp_path / "strict", device="cpu")))
     page.locator("#grid .tile").first.click()
@@ -217,7 +217,7 @@ def test_names_are_shown_as_text(open_page, serve, shared_index, tmp_path):
     folder.mkdir(parents=True)
     for number in range(3):
         shutil.copy(shared_index.root / f"kind_00/0{number}.jpg", folder / f"{number}&lt;b&gt;.jpg")
-    run = shared_index.folder.parent / "run"
+    run = shared_index.store.folder.parent / "run"
     build_index(tmp_path / "index", tmp_path / "photos", checkpoint=run, device="cpu", progress=False)
     page = open_page(serve(SearchIndex.open(tmp_path / "index", device="cpu")))
     assert page.locator("#grid .label").first.inner_text() == evil

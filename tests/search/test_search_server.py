@@ -84,6 +84,19 @@ def test_an_uploaded_image_finds_what_the_index_finds(client, index, photos):
     assert [hit["label"] for hit in only["hits"]] == ["kind_05"] * 4
 
 
+def test_a_condition_limits_every_search(client, photos):
+    where = {"where": 'label in ["kind_05", "kind_01"] and path != "kind_05/00.jpg"', "k": 50}
+    hits = client.post("/api/search", params=where, content=(photos / "kind_02/03.jpg").read_bytes()).json()["hits"]
+    assert Counter(hit["label"] for hit in hits) == {"kind_05": 3, "kind_01": 4}
+    assert len(client.get("/api/images/5/similar", params=where).json()["hits"]) == 6
+    assert len(client.get("/api/images", params=where).json()) == 7
+    assert client.get("/api/index").json()["fields"]["label"] == "text"
+    for url in ("/api/images", "/api/images/5/similar"):
+        error = refused(client.get(url, params={"where": "lable == 'x'"}), 422)
+        assert error == "where, column 1: unknown field 'lable': did you mean 'label'?"
+    refused(client.get("/api/images", params={"where": "x" * 2001}), 422)
+
+
 @pytest.mark.parametrize("image_format", uploads.FORMATS)
 def test_every_supported_format(client, photos, image_format):
     with Image.open(photos / "kind_02/03.jpg") as image:
@@ -272,10 +285,10 @@ def test_wrong_parameters_are_named(client, params):
     ("method", "url", "message"),
     [
         ("POST", "/api/search?k=1&lable=x", "unknown query parameter 'lable': did you mean 'label'?"),
-        ("GET", "/api/images?limit=3", "unknown query parameter 'limit': known are k, label, path"),
-        ("GET", "/api/images/0/similar?box=0,0,1,1", "unknown query parameter 'box': known are k, label"),
+        ("GET", "/api/images?limit=3", "unknown query parameter 'limit': known are k, label, path, where, index"),
+        ("GET", "/api/images/0/similar?box=0,0,1,1", "unknown query parameter 'box': known are k, label, where, index"),
         ("GET", "/api/images/0/jpeg?sides=20", "unknown query parameter 'sides': did you mean 'side'?"),
-        ("GET", "/api/index?k=1", "unknown query parameter 'k': known are none"),
+        ("GET", "/api/index?k=1", "unknown query parameter 'k': known are index"),
     ],
 )
 def test_an_unknown_parameter_is_named_on_every_route(client, method, url, message):
@@ -386,7 +399,7 @@ def test_a_client_that_disconnects_leaves_no_traceback(index):
 
 
 def test_uploads_are_counted(serve, index, monkeypatch):
-    monkeypatch.setattr(web, "MAX_UPLOADS", 1)
+    monkeypatch.setattr("hgsl.search.web.routes.MAX_UPLOADS", 1)
     url = httpx.URL(serve(index))
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
         connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
@@ -422,8 +435,8 @@ def test_concurrent_requests_share_forward_passes(client, index, photos, monkeyp
 def test_a_batch_answers_each_query_like_a_single_one(index, photos):
     tensors = [index.encoder.read(path) for path in sorted(photos.glob("*/02.jpg"))]
     queries = [
-        *(Query(tensors[0], 1), Query(tensors[1], 5, "kind_01"), Query(tensors[2], 3)),
-        *(Query(3, 4), Query(3, 4, "kind_00"), Query(9, 24)),
+        *(Query(tensors[0], 1), Query(tensors[1], 5, index.condition(label="kind_01")), Query(tensors[2], 3)),
+        *(Query(3, 4), Query(3, 4, index.condition(label="kind_00")), Query(9, 24)),
     ]
     together = answer_batch(index, queries)
     for query, hits in zip(queries, together, strict=True):

@@ -1,34 +1,30 @@
 """Construction and update of an index: only images that are new or changed are embedded."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from hgsl.common.device import pick_device
-from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.common.faiss_factory import FLAT, check_factory
+from hgsl.common.faiss_factory import FLAT
 from hgsl.common.paths import check_path
-from hgsl.evaluation.knn.vectors import Floats
-from hgsl.models import load_embedder, save_embedder
-from hgsl.search.checks import check_counts, check_has_model, check_index_folder
-from hgsl.search.encoder import Encoder, fingerprint_of
+from hgsl.search.checks import check_counts
+from hgsl.search.encoder import Encoder
+from hgsl.search.indexing.changes import Changes, changes_between
 from hgsl.search.indexing.embedding import embed_images
 from hgsl.search.indexing.image_folder import FolderListing, list_images
-from hgsl.search.indexing.labels import label_source, read_labels
+from hgsl.search.indexing.labels import label_source, read_attributes
+from hgsl.search.indexing.model import prepare_encoder
 from hgsl.search.indexing.no_match import calibrated, threshold_source
+from hgsl.search.indexing.overlap import measure_overlap
 from hgsl.search.indexing.report import IndexReport, make_report
-from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import MODEL, PENDING, ImageFile, ImageTable, has_index, has_model, locked
-from hgsl.search.storage.pending import PendingEmbeddings, VectorRow
-from hgsl.search.storage.reader import Snapshot, is_intact, read_snapshot
-from hgsl.search.storage.record import FormatError, read_record
-from hgsl.search.storage.writer import snapshot_bytes, write_snapshot
+from hgsl.search.stores.address import open_store
+from hgsl.search.stores.protocol import ImageFile, ImageRow, State, Store, Update
 from hgsl.version import __version__
+
+DEFAULT_TYPES = {"folder": FLAT, "milvus": "FLAT"}  # store -> index type of a new index, which is exact
+COPIED = 4096  # vectors of relabeled images that are copied at a time
 
 
 def build_index(
@@ -38,6 +34,8 @@ def build_index(
     checkpoint: str | Path | None = None,
     labels: str | Path | None = None,
     faiss: str | None = None,
+    milvus_index: str | None = None,
+    retrain: bool = False,
     no_match: float | None = None,
     device: str = "auto",
     batch_size: int = 64,
@@ -47,18 +45,22 @@ def build_index(
     """Indexes a folder of images, or updates its index: new and changed images are embedded, deleted ones dropped.
 
     An image is unchanged while its path, size and modification time are. An interrupted call loses a few seconds of
-    work. Readers open the previous snapshot until the new one is complete. Images that could not be read are tried
-    again by every call.
+    work. Readers open the previous state until the new one is complete. Images that could not be read are tried again
+    by every call.
 
     Args:
-        folder: The index; created if missing.
+        folder: The index: a folder, created if missing; or the address of Milvus: a local file that ends with ".db", or
+            "http://HOST:19530", each with an optional "#COLLECTION".
         images: The image folder, searched recursively.
-        checkpoint: The folder of a trained model, or a model on the Hub. The index stores a copy, so that later calls
-            need none; another model is refused, since vectors of two models cannot be compared.
-        labels: A table with columns ``path`` and ``label``, or "folders" for the names of the class folders. None keeps
-            the source recorded in the index; "folders" for a new index.
+        checkpoint: The folder of a trained model, or a model on the Hub. A folder stores a copy and Milvus the name, so
+            that later calls need none; another model is refused, since vectors of two models cannot be compared.
+        labels: A table with the columns ``path`` and ``label``, whose further columns can be searched by, or "folders"
+            for the names of the class folders. None keeps the source recorded in the index; "folders" for a new index.
         faiss: "Flat" (exact) or a FAISS factory string such as "IVF256,Flat nprobe=16". None keeps the recorded
             one; "Flat" for a new index.
+        milvus_index: "FLAT" (exact) or a Milvus index with parameters, such as "HNSW M=16 efConstruction=200 ef=64".
+            None keeps the recorded one; "FLAT" for a new index.
+        retrain: Whether an approximate index is trained anew on its present images.
         no_match: The similarity below which a search reports no match. None uses the one calibrated by an evaluation
             of the checkpoint, else keeps the recorded one.
         device: Device of the model.
@@ -69,185 +71,110 @@ def build_index(
     Raises:
         FileNotFoundError: The image folder, the checkpoint or the table does not exist.
         InputError: The model differs from that of the index, no image is readable, or an argument is invalid.
-        OSError: The index folder cannot be written, or the disk is full.
+        OSError: The index cannot be written, or the disk is full.
     """
     for name, path in {"folder": folder, "images": images, "checkpoint": checkpoint, "labels": labels}.items():
         if path is not None or name in ("folder", "images"):
             check_path(name, path)
-    folder, root = Path(folder).expanduser(), Path(images).expanduser().absolute()
+    root = Path(images).expanduser().absolute()
     check_counts(batch_size, workers)
     target = pick_device(device)
     listing = list_images(root)
-    check_index_folder(folder)
-    with locked(folder):
-        notes: list[str] = []
-        previous_record, previous = _read_previous(folder, notes)
-        encoder = _prepare_encoder(folder, checkpoint, target, previous_record)
-        record = _settings(root, faiss, labels, checkpoint, encoder, previous_record)
-        threshold = threshold_source(no_match, checkpoint, previous_record, notes)
-        label_of = read_labels(record["labels"], root, [image.path for image in listing.images], notes)
-        pending = PendingEmbeddings(folder / PENDING, encoder.fingerprint)
-        resumed = sum(image in pending.vectors for image in listing.images)
-        missing = _missing_images(folder, listing, previous, pending, record)
-        broken = embed_images(missing, root, encoder, pending, batch_size, workers, progress)
-        vectors = _known_vectors(previous) | pending.vectors
-        table = _make_table(root, listing, vectors, label_of, broken)
-        record |= {"images": len(table.images)}
-        if _differs(folder, previous, table, record, threshold):
-            calibrate = partial(calibrated, threshold, table, notes=notes)
-            record = write_snapshot(folder, table, record, _rows_of(table, vectors), calibrate)
+    with closing(open_store(folder)) as store, store.update() as update:
+        previous = update.previous or State({})
+        encoder = prepare_encoder(store, checkpoint, target, previous.record)
+        settings = _settings(
+            store.kind, root, _index_type(store, faiss, milvus_index), labels, checkpoint, encoder, previous.record
+        )
+        threshold = threshold_source(no_match, checkpoint, previous.record, update.notes)
+        attributes = read_attributes(settings["labels"], root, [image.path for image in listing.images], update.notes)
+        wanted = [attributes.row(image) for image in listing.images]
+        settings["columns"] = attributes.columns
+        staged = update.begin(settings)
+        changes = changes_between(previous.rows | staged, wanted)
+        update.reserve(len(changes.missing) + len(changes.relabeled), len(wanted))
+        broken = embed_images(changes.missing, root, encoder, update, batch_size, workers, progress)
+        _check_any(root, listing, broken)
+        _apply(update, changes)
+        is_changed = _is_changed(previous, staged, changes, broken, settings, threshold)
+        if is_changed or retrain or update.needs_upkeep():
+            snapshot = update.prepare(broken, retrain)
+            overlap = measure_overlap(snapshot, {} if retrain else previous.record, update.notes)
+            entry = calibrated(threshold, snapshot, update.notes)
+            record = update.publish({"no_match": entry, "overlap": overlap})
         else:
-            record = read_record(folder)
-        pending.remove()
-    return make_report(None if previous is None else previous.table, listing, table, resumed, record, notes)
+            record = previous.record
+    return make_report(previous, listing, staged, broken, record, update.notes)
 
 
 def _settings(
+    kind: str,
     root: Path,
-    faiss: str | None,
+    index_type: str | None,
     labels: str | Path | None,
     checkpoint: str | Path | None,
     encoder: Encoder,
     previous: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The settings in ``index.json``: the given ones, else those of the previous ``index.json``, else the defaults."""
+    """The settings of the index: the given ones, else those of its previous state, else the defaults."""
     recorded = previous.get("model", {}).get("checkpoint")
+    if checkpoint is not None:
+        folder = Path(checkpoint).expanduser()
+        # A folder index has a copy of the model; Milvus has its path alone, for commands that run elsewhere.
+        recorded = str(folder.absolute() if kind == "milvus" and folder.is_dir() else checkpoint)
     return {
         "root": str(root),
-        "faiss": faiss or previous.get("faiss", FLAT),
+        "index_type": index_type or previous.get("index_type", DEFAULT_TYPES[kind]),
         "labels": label_source(labels, previous),
-        "model": {**encoder.description(), "checkpoint": recorded if checkpoint is None else str(checkpoint)},
+        "model": {**encoder.description(), "checkpoint": recorded},
         "dimensions": encoder.dimensions,
         "hgsl": __version__,
     }
 
 
-def _missing_images(
-    folder: Path,
-    listing: FolderListing,
-    previous: Snapshot | None,
-    pending: PendingEmbeddings,
-    record: Mapping[str, Any],
-) -> list[ImageFile]:
-    """The images to embed.
+def _index_type(store: Store, faiss: str | None, milvus_index: str | None) -> str | None:
+    """The index type that the user gave for this store.
 
     Raises:
-        InputError: The FAISS index cannot be built for so many images.
-        OSError: The disk is full.
+        InputError: It is one for another store.
     """
-    known = _known_vectors(previous)
-    missing = [image for image in listing.images if image not in known and image not in pending.vectors]
-    factory, width, count = record["faiss"], record["dimensions"], len(listing.images)
-    check_factory(factory, faiss_file.METRIC, width, count)
-    check_writable(folder, snapshot_bytes(count, len(missing), width, factory))
-    return missing
+    other = milvus_index if store.kind == "folder" else faiss
+    if other is not None:
+        flags = "--faiss, not --milvus-index" if store.kind == "folder" else "--milvus-index, not --faiss"
+        raise InputError(f"the index type of {store.address} is given with {flags} ({other!r})")
+    return faiss if store.kind == "folder" else milvus_index
 
 
-def _read_previous(folder: Path, notes: list[str]) -> tuple[dict[str, Any], Snapshot | None]:
-    """The settings and the snapshot of the existing index; a damaged index is reported in ``notes`` and rebuilt."""
-    if not has_index(folder):
-        return {}, None
-    record: dict[str, Any] = {}
-    try:
-        record = read_record(folder)
-        snapshot = read_snapshot(folder)
-    except FormatError:
-        raise
-    except InputError as error:
-        if isinstance(error.__cause__, OSError):  # such as a permission or a network share: not damaged
-            raise
-        settings = "with its settings" if record else "with the labels, FAISS factory and threshold of a new index"
-        notes.append(f"the index was damaged and has been rebuilt {settings} ({error})")
-        return record, None
-    return record, snapshot
-
-
-def _prepare_encoder(
-    folder: Path, checkpoint: str | Path | None, device: torch.device, record: Mapping[str, Any]
-) -> Encoder:
-    """Loads the model of the index, and stores a copy in the index folder.
-
-    Raises:
-        InputError: The index has no model, or one that ``record`` does not name.
-    """
-    copy = folder / MODEL
-    expected = record["model"].get("fingerprint") if record else None
-    if checkpoint is None:
-        check_has_model(folder)
-        try:
-            encoder = Encoder(load_embedder(copy), device)
-        except (InputError, FileNotFoundError) as error:
-            raise InputError(f"{error}: replace the copy of the model with --checkpoint RUN") from error
-        if record and encoder.fingerprint != expected:
-            raise InputError(f"{copy} is not the model that embedded the images: give that model with --checkpoint RUN")
-        return encoder
-    encoder = Encoder(load_embedder(checkpoint), device)
-    if record and encoder.fingerprint != expected:
-        raise InputError(
-            f"{folder} was made with another model than {checkpoint} ({expected}, not {encoder.fingerprint}): their "
-            "vectors cannot be compared, so name another folder for the index"
-        )
-    if not (has_model(folder) and _is_copy(copy, encoder.fingerprint)):
-        save_embedder(encoder.model, copy)
-    return encoder
-
-
-def _is_copy(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder holds an undamaged model of this fingerprint."""
-    try:
-        return fingerprint_of(load_embedder(folder)) == fingerprint
-    except (InputError, OSError):
-        return False
-
-
-def _known_vectors(previous: Snapshot | None) -> dict[ImageFile, VectorRow]:
-    if previous is None:
-        return {}
-    matrix = np.asarray(previous.vectors.data)
-    return {image: (matrix, row) for row, image in enumerate(previous.table.images)}
-
-
-def _make_table(
-    root: Path,
-    listing: FolderListing,
-    vectors: Mapping[ImageFile, VectorRow],
-    label_of: Mapping[str, str],
-    broken: dict[ImageFile, str],
-) -> ImageTable:
-    """The image table of the next snapshot.
-
-    Raises:
-        InputError: No image could be embedded.
-    """
-    images = [image for image in listing.images if image in vectors]
-    if not images:
+def _check_any(root: Path, listing: FolderListing, broken: Mapping[ImageFile, str]) -> None:
+    """Checks that at least one image is in the index."""
+    if len(broken) == len(listing.images):
         first, reason = next(iter(broken.items()))
-        raise InputError(
-            f"none of the {len(listing.images)} images in {root} can be read, the first is {first.path}: {reason}"
-        )
-    return ImageTable(images, [label_of.get(image.path) for image in images], broken)
+        raise InputError(f"none of the {len(broken)} images in {root} can be read, the first is {first.path}: {reason}")
 
 
-def _rows_of(table: ImageTable, vectors: Mapping[ImageFile, VectorRow]) -> Callable[[slice], Floats]:
-    """A function: slice of the table -> the vectors of its images, (B, D)."""
+def _apply(update: Update, changes: Changes) -> None:
+    """Copies the vectors of images with a new label, and removes what is gone."""
+    relabeled = list(changes.relabeled.items())
+    for start in range(0, len(relabeled), COPIED):
+        part = relabeled[start : start + COPIED]
+        update.upsert([row for _, row in part], update.vectors([number for number, _ in part]))
+    update.flush()
+    update.delete(changes.deleted)
 
-    def rows(part: slice) -> Floats:
-        return np.stack([matrix[row] for matrix, row in (vectors[image] for image in table.images[part])])
 
-    return rows
-
-
-def _differs(
-    folder: Path,
-    previous: Snapshot | None,
-    table: ImageTable,
-    record: Mapping[str, Any],
+def _is_changed(
+    previous: State,
+    staged: Mapping[int, ImageRow],
+    changes: Changes,
+    broken: Mapping[ImageFile, str],
+    settings: Mapping[str, Any],
     threshold: Mapping[str, Any] | None,
 ) -> bool:
-    """Whether a new snapshot must be written."""
-    if previous is None or not is_intact(folder, previous):
+    """Whether a new state must be written."""
+    embedded = len(changes.missing) > len(broken)
+    if staged or embedded or changes.relabeled or changes.deleted or broken != previous.broken:
         return True
     recorded = previous.record.get("no_match") or {}
     if any(recorded.get(key) != value for key, value in (threshold or {}).items()):
         return True
-    return previous.table != table or any(previous.record.get(key) != value for key, value in record.items())
+    return any(previous.record.get(key) != value for key, value in settings.items())

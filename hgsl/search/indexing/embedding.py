@@ -14,27 +14,26 @@ from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.encoder import Encoder
-from hgsl.search.storage.layout import ImageFile
-from hgsl.search.storage.pending import PendingEmbeddings
+from hgsl.search.stores.protocol import ImageFile, ImageRow, Update
 
 Item = Floats | str
 
 
 def embed_images(
-    images: list[ImageFile],
+    images: list[ImageRow],
     root: Path,
     encoder: Encoder,
-    pending: PendingEmbeddings,
+    update: Update,
     batch_size: int,
     workers: int,
     progress: bool,
 ) -> dict[ImageFile, str]:
-    """Embeds image files into ``pending``, batch by batch.
+    """Embeds image files and adds them to the index, batch by batch.
 
     Returns:
         Image file -> why it could not be embedded.
     """
-    dataset = _TransformedImages(root, images, encoder.transform)
+    dataset = _TransformedImages(root, [image.file for image in images], encoder.transform)
     options: Any = {"num_workers": workers, "collate_fn": list, "worker_init_fn": init_worker}
     loader: Any = DataLoader(dataset, batch_size=batch_size, **options) if images else ()
     broken: dict[ImageFile, str] = {}
@@ -44,7 +43,7 @@ def embed_images(
             for items in loader:
                 batch = images[start : start + len(items)]
                 start += len(items)
-                broken |= _embed_batch(batch, items, encoder, pending)
+                broken |= _embed_batch(batch, items, encoder, update)
                 bar.update(len(items))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -54,24 +53,22 @@ def embed_images(
             "--workers"
         ) from None
     finally:
-        pending.flush()  # also after Ctrl-C
+        update.flush()  # also after Ctrl-C
     return broken
 
 
-def _embed_batch(
-    batch: list[ImageFile], items: list[Item], encoder: Encoder, pending: PendingEmbeddings
-) -> dict[ImageFile, str]:
+def _embed_batch(batch: list[ImageRow], items: list[Item], encoder: Encoder, update: Update) -> dict[ImageFile, str]:
     """Embeds the arrays among ``items``; returns image file -> why it has no usable vector."""
-    broken = {image: item for image, item in zip(batch, items, strict=True) if isinstance(item, str)}
-    readable = [(image, item) for image, item in zip(batch, items, strict=True) if not isinstance(item, str)]
+    broken = {row.file: item for row, item in zip(batch, items, strict=True) if isinstance(item, str)}
+    readable = [(row, item) for row, item in zip(batch, items, strict=True) if not isinstance(item, str)]
     if not readable:
         return broken
     vectors = encoder.vectors([torch.from_numpy(array) for _, array in readable])
     usable = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
-    for (image, _), is_usable in zip(readable, usable, strict=True):
+    for (row, _), is_usable in zip(readable, usable, strict=True):
         if not is_usable:
-            broken[image] = "the model returns no finite vector"
-    pending.add([image for (image, _), is_usable in zip(readable, usable, strict=True) if is_usable], vectors[usable])
+            broken[row.file] = "the model returns no finite vector"
+    update.upsert([row for (row, _), is_usable in zip(readable, usable, strict=True) if is_usable], vectors[usable])
     return broken
 
 

@@ -9,7 +9,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
 from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.search.checks import check_image_folder
-from hgsl.search.storage.layout import ImageFile
+from hgsl.search.stores.protocol import ImageFile
 
 
 class FolderListing(NamedTuple):

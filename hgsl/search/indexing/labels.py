@@ -1,6 +1,7 @@
-"""Labels of the images of an index: the names of their class folders, or a table."""
+"""Labels of the images of an index: the names of their class folders, or a table, whose other columns are values."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,7 +10,29 @@ from hgsl.common.paths import relative_to_root
 from hgsl.data.adapters.split_folders import split_folders
 from hgsl.data.adapters.table import find_table, read_rows
 from hgsl.data.manifest import SPLIT_NAMES
-from hgsl.search.storage.layout import FOLDERS
+from hgsl.search.folder.layout import FOLDERS
+from hgsl.search.indexing.columns import typed_columns
+from hgsl.search.stores.protocol import ImageFile, ImageRow, Value
+from hgsl.search.where.nodes import FieldType
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What is known of the images besides their files.
+
+    Attributes:
+        labels: Path -> label.
+        values: Path -> column -> value.
+        columns: Name -> type of the columns.
+    """
+
+    labels: Mapping[str, str]
+    values: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    columns: dict[str, FieldType] = field(default_factory=dict)
+
+    def row(self, image: ImageFile) -> ImageRow:
+        """The image with its label and values."""
+        return ImageRow(image, self.labels.get(image.path), self.values.get(image.path, {}))
 
 
 def label_source(given: str | Path | None, previous: Mapping[str, Any]) -> str:
@@ -19,8 +42,8 @@ def label_source(given: str | Path | None, previous: Mapping[str, Any]) -> str:
     return FOLDERS if str(given) == FOLDERS else str(Path(given).expanduser().absolute())
 
 
-def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str]) -> dict[str, str]:
-    """Path -> label for the images of ``root``; messages to the user are appended to ``notes``.
+def read_attributes(source: str, root: Path, paths: Sequence[str], notes: list[str]) -> Attributes:
+    """Labels and values of the images of ``root``; messages to the user are appended to ``notes``.
 
     Raises:
         FileNotFoundError: There is no such table.
@@ -28,18 +51,19 @@ def read_labels(source: str, root: Path, paths: Sequence[str], notes: list[str])
     """
     if source == FOLDERS:
         notes += _split_notes(paths)
-        return folder_labels(paths)
-    labels = table_labels(Path(source), root)
-    missing = sorted(set(labels) - set(paths))
+        return Attributes(folder_labels(paths))
+    cells = table_cells(Path(source), root)
+    missing = sorted(set(cells) - set(paths))
     if missing:
         notes.append(f"{source} labels {len(missing):,} images that are not in {root}, such as {missing[0]}")
+    labels = {path: values["label"] for path, values in cells.items() if values["label"].strip()}
     unlabeled = [path for path in paths if path not in labels]
     if unlabeled:
         notes.append(
             f"{len(unlabeled):,} of {len(paths):,} images have no label in {source}, such as {unlabeled[0]}: its paths "
             f"are relative to {root}"
         )
-    return labels
+    return Attributes(labels, *typed_columns(cells, notes))
 
 
 def folder_labels(paths: Iterable[str]) -> dict[str, str]:
@@ -82,16 +106,17 @@ def _split_notes(paths: Sequence[str]) -> list[str]:
     return []
 
 
-def table_labels(table: Path, root: Path) -> dict[str, str]:
-    """Path -> label, from a table with columns ``path`` (relative to ``root``, or inside it) and ``label``.
+def table_cells(table: Path, root: Path) -> dict[str, dict[str, str]]:
+    """Path -> column -> text, from a table with columns ``path`` (relative to ``root``, or inside it) and ``label``.
 
     Raises:
         FileNotFoundError: There is no such table.
         InputError: A column is missing, a line is malformed, or an image is listed with two labels.
     """
-    labels: dict[str, str] = {}
+    cells: dict[str, dict[str, str]] = {}
     for row in read_rows(find_table(table)):
         path = PurePosixPath(relative_to_root(row.path, root)).as_posix()
-        if labels.setdefault(path, row["label"]) != row["label"]:
-            raise InputError(f"{row}: {path} is {row['label']!r} here and {labels[path]!r} before")
-    return {path: label for path, label in labels.items() if label.strip()}
+        first = cells.setdefault(path, row.values)
+        if first["label"] != row["label"]:
+            raise InputError(f"{row}: {path} is {row['label']!r} here and {first['label']!r} before")
+    return cells

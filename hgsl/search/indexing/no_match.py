@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 from hgsl.common.errors import InputError
 from hgsl.common.no_match import FILE_NAME, read_no_match
 from hgsl.common.split_record import read_split_record
-from hgsl.evaluation.knn.knn import k_nearest
-from hgsl.evaluation.knn.order import Gallery, neighbor_scores
-from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
+from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.threshold import FEW_CLASSES, accepted_interval, calibrate
 from hgsl.search.checks import check_threshold
-from hgsl.search.storage import faiss_file
-from hgsl.search.storage.layout import ImageTable
+from hgsl.search.stores.protocol import Snapshot
 
 MAX_QUERIES = 2000  # labeled images searched as strangers
 GIVEN = "given"  # source of a threshold that the user set
@@ -36,7 +33,7 @@ def threshold_source(
     Args:
         given: The threshold that the user set, used without calibration.
         checkpoint: A run folder, which may hold a threshold from an evaluation.
-        previous: The previous ``index.json``.
+        previous: The previous settings of the index.
         notes: Messages to the user are appended.
 
     Raises:
@@ -61,9 +58,7 @@ def threshold_source(
     return {"source": str(path), "run_threshold": threshold, "rate": rate, "trained_classes": trained}
 
 
-def calibrated(
-    source: dict[str, Any] | None, table: ImageTable, vectors: Vectors, notes: list[str]
-) -> dict[str, Any] | None:
+def calibrated(source: dict[str, Any] | None, snapshot: Snapshot, notes: list[str]) -> dict[str, Any] | None:
     """Calibrates the threshold of a run on the images of the index.
 
     It is raised until at most the run's share of strangers is accepted, and never lowered, since images of classes that
@@ -73,28 +68,29 @@ def calibrated(
 
     Args:
         source: From :func:`threshold_source`.
-        table: The images of the snapshot.
-        vectors: Their vectors.
+        snapshot: The images of the index.
         notes: Messages to the user are appended.
 
     Returns:
-        The entry of ``index.json``: threshold, source, rate, number of images, strangers and classes, and the share of
-        accepted strangers with its 95 % interval.
+        The entry of the record of the index: threshold, source, rate, number of images, strangers and classes, and the
+        share of accepted strangers with its 95 % interval.
     """
     if source is None or source["source"] == GIVEN:
         return source
-    rows = np.array([row for row, label in enumerate(table.labels) if label is not None], dtype=np.int64)
-    names, labels = np.unique([table.labels[row] or "" for row in rows], return_inverse=True)
+    numbers, image_labels = snapshot.labeled()
+    names, labels = np.unique(np.array(image_labels, dtype=str), return_inverse=True)
     trained = source.get("trained_classes", [])
-    entry = {key: source[key] for key in ("source", "run_threshold", "rate")} | {"images": len(table.images)}
+    entry = {key: source[key] for key in ("source", "run_threshold", "rate")} | {"images": len(snapshot)}
     entry["trained_classes"] = trained
     try:
         if len(names) < 2:
             raise InputError("its images need labels of two classes or more (--labels)")
         is_trained = np.isin(names, trained)
         candidates = _unseen(labels, is_trained, source["rate"], notes)
-        strangers, classes, nearest = _strangers(vectors.pick(rows), labels, candidates)
-        calibration = calibrate(strangers, classes, source["rate"], len(table.images))
+        chosen = candidates[np.unique(np.linspace(0, len(candidates) - 1, MAX_QUERIES).astype(np.int64))]
+        strangers, nearest_names = snapshot.nearest_of_other_label([numbers[row] for row in chosen])
+        classes, nearest = labels[chosen], np.searchsorted(names, nearest_names)
+        calibration = calibrate(strangers, classes, source["rate"], len(snapshot))
     except InputError as error:
         notes.append(
             f"the threshold of {source['source']} belongs to another gallery, cannot be calibrated on this index and "
@@ -124,25 +120,6 @@ def _unseen(labels: Ints, is_trained: NDArray[np.bool_], rate: float, notes: lis
         "ones: more of those will be accepted than stated below"
     )
     return np.arange(len(labels))
-
-
-def _strangers(vectors: Vectors, labels: Ints, candidates: Ints) -> tuple[Floats, Ints, Ints]:
-    """Similarity (Q,) of queries to their nearest image of another class, their own class, and that other class.
-
-    Args:
-        vectors: (N, D) of the labeled images.
-        labels: (N,) their classes.
-        candidates: Rows that queries are taken from.
-    """
-    rows = candidates[np.unique(np.linspace(0, len(candidates) - 1, MAX_QUERIES).astype(np.int64))]
-    queries, numbers = vectors.pick(rows), np.arange(len(labels))
-    gallery = Gallery(vectors, numbers, faiss_file.METRIC, faiss_file.flat(vectors))
-    scores, nearest = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
-    depths, excluded = np.ones(len(rows), np.int64), [(labels[rows], labels)]
-    for part, positions in k_nearest(gallery, queries, depths, excluded=excluded, max_memory=faiss_file.MAX_MEMORY):
-        scores[part] = neighbor_scores(vectors, positions[:, :1], queries, part, faiss_file.METRIC)[:, 0]
-        nearest[part] = labels[positions[:, 0]]
-    return scores, labels[rows], nearest
 
 
 def _summary(

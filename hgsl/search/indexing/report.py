@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hgsl.search.indexing.image_folder import FolderListing
-from hgsl.search.storage.layout import ImageTable
+from hgsl.search.stores.protocol import ImageFile, ImageRow, State
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,11 @@ class IndexReport:
 
     Attributes:
         images: Images in the index.
-        new, changed, unchanged, dropped: Image files compared with the previous snapshot, broken ones included.
+        new, changed, unchanged, dropped: Image files compared with the previous state, broken ones included.
         resumed: Images whose vectors were left by an interrupted run.
         broken: Path -> why an image could not be read; it is not in the index, and the next call tries it again.
         other_files: Suffix -> number of files that are not images.
-        record: The contents of ``index.json``.
+        record: The settings of the index.
         notes: Messages to the user.
     """
 
@@ -35,26 +35,27 @@ class IndexReport:
 
 
 def make_report(
-    previous: ImageTable | None,
+    previous: State,
     listing: FolderListing,
-    table: ImageTable,
-    resumed: int,
+    staged: Mapping[int, ImageRow],
+    broken: Mapping[ImageFile, str],
     record: Mapping[str, Any],
     notes: list[str],
 ) -> IndexReport:
-    """Compares the new image table with the previous one."""
-    previous_files = set() if previous is None else {*previous.images, *previous.broken}
+    """Compares the listed images with those of the previous state and of an interrupted run."""
+    previous_files = {row.file for row in previous.rows.values()} | previous.broken.keys()
+    staged_files = {row.file for row in staged.values()}
     previous_paths, paths = {image.path for image in previous_files}, {image.path for image in listing.images}
     unchanged = sum(image in previous_files for image in listing.images)
     new = len(paths - previous_paths)
     return IndexReport(
-        images=len(table.images),
+        images=len(listing.images) - len(broken),
         new=new,
         changed=len(listing.images) - unchanged - new,
         unchanged=unchanged,
         dropped=len(previous_paths - paths),
-        resumed=resumed,
-        broken={image.path: reason for image, reason in table.broken.items()} | listing.unusable,
+        resumed=sum(image in staged_files for image in listing.images),
+        broken={image.path: reason for image, reason in broken.items()} | listing.unusable,
         other_files=listing.other_files,
         record=record,
         notes=notes,

@@ -7,8 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from hgsl.search.encoder import OutOfMemory
-from hgsl.search.index import Hit, SearchIndex
+from hgsl.search.index import SearchIndex
+from hgsl.search.stores.protocol import Hit
 from hgsl.search.web.errors import RequestError
+from hgsl.search.where.nodes import Condition
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,26 @@ class Query:
     Attributes:
         image: The model input of an image, (3, S, S), or the number of an image of the index, which is then excluded.
         k: Number of hits.
-        labels: Only images of these labels; all if there are none.
+        condition: Only images that satisfy it.
     """
 
     image: Tensor | int
     k: int
-    labels: tuple[str, ...] = ()
+    condition: Condition | None = None
+
+
+def answer_all(requests: Sequence[tuple[SearchIndex, Query]]) -> list[list[Hit]]:
+    """Answers the queries of each index, or state of an index, as one batch."""
+    answers: list[list[Hit]] = [[] for _ in requests]
+    for index in {id(index): index for index, _ in requests}.values():
+        rows = [row for row, (other, _) in enumerate(requests) if other is index]
+        for row, hits in zip(rows, answer_batch(index, [requests[row][1] for row in rows]), strict=True):
+            answers[row] = hits
+    return answers
 
 
 def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]]:
-    """Answers all queries with one forward pass, and one search per choice of labels that they are limited to.
+    """Answers all queries with one forward pass, and one search per condition that they are limited to.
 
     Raises:
         RequestError: 503, the batch does not fit in memory.
@@ -39,10 +51,10 @@ def answer_batch(index: SearchIndex, queries: Sequence[Query]) -> list[list[Hit]
         raise RequestError(503, "the server has not enough memory for this search: try again in a moment") from None
     vectors = [next(embedded) if isinstance(query.image, Tensor) else index.vector(query.image) for query in queries]
     answers: list[list[Hit]] = [[] for _ in queries]
-    for labels in {query.labels for query in queries}:
-        rows = [row for row, query in enumerate(queries) if query.labels == labels]
+    for condition in {query.condition for query in queries}:
+        rows = [row for row, query in enumerate(queries) if query.condition == condition]
         depth = max(queries[row].k for row in rows) + 1  # one more: an image of the index is its own neighbor
-        results = index.nearest(np.stack([vectors[row] for row in rows]), depth, label=labels or None)
+        results = index.nearest(np.stack([vectors[row] for row in rows]), depth, condition)
         for row, hits in zip(rows, results, strict=True):
             excluded = queries[row].image if isinstance(queries[row].image, int) else None
             answers[row] = [hit for hit in hits if hit.id != excluded][: queries[row].k]

@@ -49,10 +49,33 @@ class About(BaseModel):
     threshold: float | None
     backbone: str
     dimensions: int
-    faiss: str
+    index_type: str = Field(description="FAISS factory string or Milvus index.")
+    fields: dict[str, str] = Field(description="Field of a condition -> text or number.")
     max_bytes: int
     max_pixels: int
     max_k: int
+
+
+class IndexName(BaseModel):
+    """An index of this server."""
+
+    name: str
+    images: int
+
+
+class IndexHealth(BaseModel):
+    """The state of an index that is served."""
+
+    state: int
+    images: int
+    current: bool = Field(description="False if the store could not be looked at, so that there may be a newer state.")
+
+
+class Health(BaseModel):
+    """The server answers."""
+
+    status: str
+    indexes: dict[str, IndexHealth]
 
 
 class Error(BaseModel):
@@ -69,6 +92,11 @@ Labels = Annotated[
 ImagePath = Annotated[
     str | None, Query(max_length=4096, description="Only the image of this path in the image folder.")
 ]
+Where = Annotated[
+    str | None,
+    Query(max_length=2000, description='Condition on the images, such as label in ["rose"] and year >= 2020.'),
+]
+Index = Annotated[str | None, Query(max_length=200, description="Name of the index; by default the first one.")]
 ImageId = Annotated[int, PathParameter(ge=0, le=2**53, description="Number of an image in the index.")]
 QueryId = Annotated[int, Query(ge=0, le=2**53, description="Number of the image of the index that is the query.")]
 Side = Annotated[int, Query(ge=16, le=1600, description="Pixels.")]

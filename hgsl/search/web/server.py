@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -52,21 +52,23 @@ class ExitingServer(uvicorn.Server):
 
 
 def serve(
-    folder: str | Path,
+    indexes: str | Path | Mapping[str, str | Path],
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
     allowed_hosts: Iterable[str] = (),
     device: str = "auto",
+    model: str | Path | None = None,
 ) -> None:
-    """Opens an index, prints the address of its page, and serves it until the process is interrupted.
+    """Opens indexes, prints the address of their page, and serves it until the process is interrupted.
 
     Args:
-        folder: The index folder.
+        indexes: The address of an index, or name -> address of several.
         host: Address to listen on; the default is reachable from this machine only.
         port: Port to listen on; 0 chooses a free one.
         allowed_hosts: Host names by which the server may be reached, besides localhost and IP addresses.
         device: Device of the model.
+        model: The model of the indexes, if it is elsewhere than they name.
 
     Raises:
         FileNotFoundError: There is no index.
@@ -76,23 +78,26 @@ def serve(
     allowed_hosts = list(allowed_hosts)
     check_host_names(allowed_hosts)
     listener = listen(host, port)
-    index = SearchIndex.open(folder, device=device)
-    index.encoder  # noqa: B018 (loads the model now: a damaged one is reported here, and the first search is fast)
+    addresses = indexes if isinstance(indexes, Mapping) else {"": indexes}
+    opened = {name: SearchIndex.open(address, device=device, model=model) for name, address in addresses.items()}
+    for index in opened.values():
+        index.encoder  # noqa: B018 (loads the model now: a damaged one is reported, and the first search is fast)
     warnings.filterwarnings("ignore", module="PIL")  # about unusual files: the client gets an error response
     url_host = f"[{host}]" if ":" in host else host
-    print(f"{len(index):,} images: http://{url_host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+    images = sum(len(index) for index in opened.values())
+    print(f"{images:,} images: http://{url_host}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     if not _is_loopback(host):
         print("note: everyone who can reach this address can see these images", flush=True)
-    server = make_server(index, [host, *allowed_hosts])
+    server = make_server(opened, [host, *allowed_hosts])
     server.run(sockets=[listener])
     if server.received == signal.SIGINT:  # uvicorn raises it again, but asyncio drops it if the server ends meanwhile
         raise KeyboardInterrupt
 
 
-def make_server(index: SearchIndex, names: Iterable[str] = ()) -> ExitingServer:
-    """Creates the server over an opened index; ``names`` are its allowed host names, as in ``create_app``."""
+def make_server(indexes: SearchIndex | Mapping[str, SearchIndex], names: Iterable[str] = ()) -> ExitingServer:
+    """Creates the server over opened indexes; ``names`` are its allowed host names, as in ``create_app``."""
     config = uvicorn.Config(
-        create_app(index, names),
+        create_app(indexes, names),
         http=JsonProtocol,
         ws="none",
         log_level="warning",

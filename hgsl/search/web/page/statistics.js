@@ -16,7 +16,7 @@ export function statistics(about) {
       `median ${number.format(middle)}`]);
   }
   rows.push(["Model", about.backbone], ["Dimensions", number.format(about.dimensions)],
-    ["Search", about.faiss === "Flat" ? "exact" : `approximate, ${about.faiss}`],
+    ["Search", /^flat$/i.test(about.index_type) ? "exact" : `approximate, ${about.index_type}`],
     ["No match below", about.threshold === null ? "not calibrated" : about.threshold.toFixed(4)]);
   return rows;
 }

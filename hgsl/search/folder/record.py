@@ -5,10 +5,13 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
-from hgsl.search.storage.layout import PENDING, RECORD
+from hgsl.search.folder.layout import RECORD, last_number
 
-FORMAT = 3
-RECORD_TYPES = {"snapshot": int, "root": str, "faiss": str, "model": dict, "files": dict, "checksums": dict}
+FORMAT = 4
+RECORD_TYPES = {
+    **{"state": int, "root": str, "index_type": str, "columns": dict, "model": dict, "dimensions": int},
+    **{"files": dict, "rows": int, "bytes": int, "next_id": int},
+}  # fmt: skip
 REBUILD = "rebuild it with hgsl-search index"
 
 
@@ -25,7 +28,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     if not path.is_file():
-        interrupted = (folder / PENDING).is_dir()
+        interrupted = folder.is_dir() and last_number(folder) > 0
         hint = "its first run was interrupted, start it again" if interrupted else "make one with hgsl-search index"
         raise FileNotFoundError(f"no index in {folder}: {hint}")
     try:

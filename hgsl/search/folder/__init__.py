@@ -1,0 +1,1 @@
+"""An index in a folder, searched by FAISS: its layout, readers and writer."""

@@ -1,0 +1,1 @@
+"""An index in Milvus, through pymilvus: a local file, a server or a cluster."""

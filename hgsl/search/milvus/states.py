@@ -1,0 +1,134 @@
+"""The states of an index in Milvus: a collection of records, and the lease of the process that writes.
+
+A record is JSON in as many rows as it needs, inserted by one request; a state whose rows are incomplete does not exist.
+"""
+
+import json
+import os
+import secrets
+import socket
+import time
+from typing import Any
+
+from hgsl.common.errors import InputError
+
+SUFFIX = "_states"
+PART = 60_000  # characters of a record per row
+STRIDE = 1_000_000  # row numbers per state
+LEASE, LEASE_SECONDS = -1, 60.0  # row number of the lease, and seconds until another process may take it
+
+
+def create_states(client: Any, collection: str) -> None:
+    """Creates the collection of the states."""
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+    for name in ("state", "parts"):
+        schema.add_field(name, DataType.INT64)
+    schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+    parameters = client.prepare_index_params()
+    parameters.add_index("vector", index_name="vector", index_type="FLAT", metric_type="IP")
+    client.create_collection(collection + SUFFIX, schema=schema, index_params=parameters, consistency_level="Strong")
+
+
+def current_state(client: Any, collection: str) -> int:
+    """The number of the current state, possibly a few seconds old; 0 if there is none."""
+    return max(_complete_states(client, collection, "Bounded"), default=0)
+
+
+def read_state(client: Any, collection: str) -> tuple[int, dict[str, Any]]:
+    """The number and the record of the current state; 0 and nothing if there is none."""
+    number = max(_complete_states(client, collection, "Strong"), default=0)
+    if not number:
+        return 0, {}
+    rows = client.query(
+        collection + SUFFIX, filter=f"state == {number}", output_fields=["id", "text"], consistency_level="Strong"
+    )
+    record: dict[str, Any] = json.loads("".join(row["text"] for row in sorted(rows, key=lambda row: row["id"])))
+    return number, record
+
+
+def write_state(client: Any, collection: str, number: int, record: dict[str, Any]) -> None:
+    """Makes a record the current state, and removes those before the previous one."""
+    text = json.dumps(record)
+    parts = [text[start : start + PART] for start in range(0, len(text), PART)]
+    rows = [_row(number * STRIDE + part, number, len(parts), content) for part, content in enumerate(parts)]
+    client.insert(collection + SUFFIX, rows)
+    client.delete(collection + SUFFIX, filter=f"state >= 0 and state < {number - 1}")
+
+
+def _complete_states(client: Any, collection: str, consistency: str) -> list[int]:
+    if not client.has_collection(collection + SUFFIX):
+        return []
+    rows = client.query(
+        collection + SUFFIX, filter="state > 0", output_fields=["state", "parts"], consistency_level=consistency
+    )
+    expected = {row["state"]: row["parts"] for row in rows}
+    counts = {number: sum(row["state"] == number for row in rows) for number in expected}
+    return [number for number, count in counts.items() if count == expected[number]]
+
+
+def _row(number: int, state: int, parts: int, text: str) -> dict[str, Any]:
+    return {"id": number, "vector": [0.0, 0.0], "state": state, "parts": parts, "text": text}
+
+
+class Lease:
+    """The right of this process to write to an index; it expires if it is not renewed.
+
+    Args:
+        client: The connection.
+        collection: Of the images.
+
+    Raises:
+        InputError: Another process has it.
+    """
+
+    def __init__(self, client: Any, collection: str) -> None:
+        self._client, self._name = client, collection + SUFFIX
+        self._holder = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
+        other = self._read()
+        if other and other["expires"] > time.time() and not _is_dead(other):
+            raise InputError(f"process {other['process']} on {other['host']} is writing to the index: wait until it "
+                             "has finished")  # fmt: skip
+        self.renew()
+        self.check()
+
+    def renew(self) -> None:
+        """Extends the lease."""
+        text = json.dumps({**self._holder, "expires": time.time() + LEASE_SECONDS})
+        self._client.upsert(self._name, [_row(LEASE, LEASE, 1, text)])
+
+    def check(self) -> None:
+        """Checks that no other process has taken the lease.
+
+        Raises:
+            InputError: One has.
+        """
+        if self._read().get("token") != self._holder["token"]:
+            raise InputError("another process has begun to write to the index: run the command again")
+
+    def release(self) -> None:
+        """Gives the lease back."""
+        self._client.delete(self._name, ids=[LEASE])
+
+    def _read(self) -> dict[str, Any]:
+        rows = self._client.query(
+            self._name, filter=f"id == {LEASE}", output_fields=["text"], consistency_level="Strong"
+        )
+        lease: dict[str, Any] = json.loads(rows[0]["text"]) if rows else {}
+        return lease
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that no longer runs."""
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,1 +1,0 @@
-"""The index folder on disk: its layout, readers and writers."""

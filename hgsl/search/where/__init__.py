@@ -1,0 +1,1 @@
+"""Conditions on the images of a search, such as ``label in ["rose", "tulip"] and year >= 2020``."""

@@ -1,0 +1,48 @@
+"""A Milvus server for tests: a process in a network namespace of its own, reached through a Unix socket.
+
+The server of the PyPI package ``milvus`` listens on all interfaces, hence the namespace, which has the loopback one
+alone. Run as ``python milvus_server.py FOLDER SOCKET``; it prints a line when it answers, and ends with its input.
+"""
+
+import socket
+import subprocess
+import sys
+import threading
+
+PORT = 19530
+
+
+def forward(source, target):
+    while data := source.recv(1 << 16):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+
+def relay(path):
+    """Connects each client of a Unix socket with the server."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    while True:
+        client, _ = listener.accept()
+        server = socket.create_connection(("127.0.0.1", PORT))
+        for ends in ((client, server), (server, client)):
+            threading.Thread(target=forward, args=ends, daemon=True).start()
+
+
+def main(folder, path):
+    from milvus import MilvusServer
+
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    server = MilvusServer()
+    server.set_base_dir(folder)
+    server.listen_port = PORT
+    server.start()
+    threading.Thread(target=relay, args=(path,), daemon=True).start()
+    print("ready", flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
