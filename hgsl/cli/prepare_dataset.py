@@ -16,6 +16,7 @@ from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.files import write_json
 from hgsl.common.paths import check_local
+from hgsl.common.tables import count_of
 
 if TYPE_CHECKING:
     from hgsl.data import Manifest
@@ -50,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         "--manifest", type=Path, metavar="FILE.csv", help="Write the table of all images and their splits."
     )
     add_cleaning_flags(parser)
+    parser.add_argument("--to", choices=["parquet"], help="Convert the data set to Parquet files, images included.")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="New folder of --to; by default the root with '-parquet' added."
+    )
     parser.add_argument("--protocol", default="zero-shot", help=f"Protocol: {', '.join(_protocols())}.")
     parser.add_argument(
         "--option",
@@ -75,6 +80,7 @@ def prepare(flags: argparse.Namespace) -> int:
 
     options = _options(flags)
     card = read_card(flags.name)
+    converted = _converted_folder(flags)
     if flags.download:
         _download(card, flags)
     manifest = _load(card, flags, options)
@@ -88,7 +94,26 @@ def prepare(flags: argparse.Namespace) -> int:
     if flags.manifest:
         write_table(manifest, flags.manifest)
         print(f"wrote {len(manifest):,} rows to {flags.manifest}, with paths relative to {manifest.root}")
+    if converted is not None:
+        from hgsl.data.files.parquet_writer import write_parquet
+
+        files = count_of(write_parquet(manifest, converted), "file")
+        print(f"wrote {count_of(len(manifest), 'image')} to {files} in {converted}, which the data set parquet reads")
     return status
+
+
+def _converted_folder(flags: argparse.Namespace) -> Path | None:
+    """The folder to which the data set is converted, if it is; checked before anything is read."""
+    if flags.to is None:
+        return None
+    from hgsl.data.files.parquet_writer import check_parquet_folder
+
+    root: Path = (flags.root or default_root(flags.name)).expanduser().absolute()
+    folder: Path = root.with_name(f"{root.stem if root.is_file() else root.name}-parquet")
+    folder = flags.out.expanduser() if flags.out else folder
+    check_parquet_folder(folder)
+    check_writable(folder)
+    return folder
 
 
 def _datasets() -> list[str]:
@@ -107,6 +132,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise unknown("protocol", flags.protocol, _protocols())
     if flags.audit_report and not flags.audit:
         raise InputError("--audit-report is written by --audit: add --audit")
+    if flags.out and not flags.to:
+        raise InputError("--out is the folder of --to parquet: add --to parquet")
     if flags.root:
         check_local("--root", flags.root, ROOT_HINT)
     if flags.root and not flags.download and not flags.root.expanduser().exists():

@@ -294,7 +294,7 @@ def test_sop_keeps_its_categories(tmp_path: Path) -> None:
         load_manifest("sop", tmp_path, "closed-set")
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"folder", "csv", "synthetic"}))
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"folder", "csv", "imagefolder", "parquet", "synthetic"}))
 def test_a_missing_root_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"{name}: the data root .*nowhere does not exist"):
         load_manifest(name, tmp_path / "nowhere")

@@ -22,7 +22,7 @@ from hgsl.data import DATASETS, load_manifest
 from hgsl.data.files import cards
 from hgsl.data.files.cards import fetch, read_card
 
-WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "synthetic"})
+WITH_CARD = sorted(set(DATASETS) - {"csv", "folder", "imagefolder", "parquet", "synthetic"})
 
 
 def test_the_default_root_is_beside_the_cards_in_a_checkout_only(

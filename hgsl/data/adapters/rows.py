@@ -1,6 +1,7 @@
 """Rows of a table as a manifest: paths and addresses, splits, query and gallery flags, boxes and groups."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from numpy.typing import ArrayLike
@@ -25,6 +26,7 @@ def manifest_of_rows(
     group_column: str | None = None,
     *,
     content: ParquetImages | None = None,
+    paths: Sequence[str] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> Manifest:
@@ -35,6 +37,7 @@ def manifest_of_rows(
         root: Folder or address that paths are relative to.
         rows: Its images.
         labels, class_names, content, skipped, notes: See :class:`hgsl.data.manifest.Manifest`.
+        paths: Of the rows whose images are ``content``, in place of those in their columns.
         splits: Of each row; all are empty where the source has none.
         group_column: See :func:`hgsl.data.adapters.csv.load`.
 
@@ -44,7 +47,7 @@ def manifest_of_rows(
     query = [_flag(row, "is_query", split) for row, split in zip(rows, splits, strict=True)]
     gallery = [_flag(row, "is_gallery", split) for row, split in zip(rows, splits, strict=True)]
     groups = _groups(rows, group_column)
-    paths, addresses = read_paths(rows, root)
+    paths, addresses = read_paths(rows, root) if paths is None else (paths, {})
     return make_manifest(
         name,
         root,
@@ -95,6 +98,13 @@ def read_paths(rows: Sequence[Row], root: Path | str) -> tuple[list[str], Mappin
             if paths[number] != path:
                 addresses[paths[number]] = path
     return paths, addresses
+
+
+def with_protocol(manifest: Manifest) -> Manifest:
+    """Makes a split closed-set where a class is in two of its parts."""
+    pairs = set(zip(manifest.labels.tolist(), manifest.split.tolist(), strict=True))
+    is_shared = len(pairs) > len({label for label, _ in pairs})
+    return replace(manifest, protocol="closed-set") if manifest.protocol == "zero-shot" and is_shared else manifest
 
 
 def split_of(row: Row) -> str:

@@ -67,8 +67,10 @@ def find_table(root: Path) -> Path:
     return root
 
 
-def read_rows(table: Path, encoding: str = ENCODING) -> list[Row]:
-    """The rows of a table that has a header line with a path column and ``label``.
+def read_rows(
+    table: Path, encoding: str = ENCODING, required: Sequence[Sequence[str]] = (PATH_COLUMNS, ("label",))
+) -> list[Row]:
+    """The rows of a table that has a header line with the required columns: of each group of names, one.
 
     Values are separated by commas; by semicolons or tabs, as spreadsheets export them, if the header has no comma. A
     file that begins with the byte order mark of UTF-16 is read as UTF-16 unless another encoding is given.
@@ -92,7 +94,7 @@ def read_rows(table: Path, encoding: str = ENCODING) -> list[Row]:
         ) from None
     except csv.Error as error:
         raise InputError(f"{table} is not a comma-separated table: {error}") from None
-    _check_columns(table, columns)
+    _check_columns(table, columns, required)
     if not rows:
         raise InputError(f"{table} has a header but no rows")
     for row in rows:
@@ -107,13 +109,13 @@ def _encoding(table: Path, given: str) -> str:
     return "utf-16" if is_utf16 and given == ENCODING else given
 
 
-def _check_columns(table: Path, columns: Sequence[str]) -> None:
+def _check_columns(table: Path, columns: Sequence[str], required: Sequence[Sequence[str]]) -> None:
     if len(set(columns) & set(PATH_COLUMNS)) == 2:
         raise InputError(f"{table} has both a column 'img_path' and a column 'path': keep one")
     repeated = next((column for column in columns if column and columns.count(column) > 1), None)
     if repeated is not None:
         raise InputError(f"{table} has two columns {repeated!r}: keep one")
-    for wanted in (PATH_COLUMNS, ("label",)):
+    for wanted in required:
         if not set(wanted) & set(columns):
             close = nearest(wanted[-1], columns)
             hint = f" (is it {close!r}?)" if close else ""
