@@ -33,14 +33,14 @@ def freeze_depth(model: Embedder, depth: float) -> None:
     Raises:
         InputError: timm does not define the groups of this backbone.
     """
-    for part in _first_layers(model.backbone, depth):
+    for part in _first_layers(model, depth):
         part.requires_grad_(False)
 
 
 def train_mode(model: Embedder, frozen: str, depth: float = 0.0) -> None:
     """Puts the model in training mode, except what is frozen: its batch norms keep their statistics."""
     model.train()
-    for part in [*_frozen(model, frozen), *_first_layers(model.backbone, depth)]:
+    for part in [*_frozen(model, frozen), *_first_layers(model, depth)]:
         if isinstance(part, nn.Module):
             part.eval()
 
@@ -70,9 +70,10 @@ def _stem(backbone: nn.Module) -> list[nn.Module | nn.Parameter]:
     return _owners(backbone, names)
 
 
-def _first_layers(backbone: nn.Module, depth: float) -> list[nn.Module | nn.Parameter]:
-    if depth == 0:
+def _first_layers(model: Embedder, depth: float) -> list[nn.Module | nn.Parameter]:
+    if depth == 0:  # also of a classifier, which has no backbone
         return []
+    backbone = model.backbone
     try:
         groups = group_parameters(backbone, backbone.group_matcher(coarse=True))  # type: ignore[operator]
     except (AssertionError, AttributeError, KeyError, TypeError) as error:
