@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_recipes_cards_and_pages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for folder, pattern in (("configs", "*.yaml"), ("datasets", "*/card.json")):
+    for folder, pattern in (("configs", "**/*.yaml"), ("datasets", "*/card.json")):
         for path in (ROOT / folder).glob(pattern):
             assert f"hgsl/{path.relative_to(ROOT).as_posix()}" in names
     package = subprocess.run(

@@ -66,7 +66,14 @@ def test_the_metadata_is_complete_and_its_description_renders(distributions: Pat
 def test_the_source_distribution_holds_recipes_and_no_part_of_the_tests(distributions: Path) -> None:
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"hgsl/configs/folder.yaml", "hgsl/py.typed", "CHANGELOG.md", "CITATION.cff", "LICENSE"} <= names
+    assert {
+        "hgsl/configs/folder.yaml",
+        "hgsl/configs/modes/lora.yaml",
+        "hgsl/py.typed",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+    } <= names
     assert not {name for name in names if name.split("/")[0] in ("tests", "docs", "benchmarks", "runs")}
 
 

@@ -19,7 +19,7 @@ def resolve(words: Sequence[str]) -> list[str]:
     """Returns the arguments with the path of a packaged recipe in place of its name, and the config files first.
 
     A flag replaces a setting of a file also where it precedes ``--config``. ``folder``, ``folder.yaml`` and
-    ``configs/folder.yaml`` name a packaged recipe where no such file exists.
+    ``configs/folder.yaml`` name a packaged recipe where no such file exists, and ``modes/lora`` one in a folder.
 
     Raises:
         FileNotFoundError: There is neither a file nor a recipe.
@@ -41,6 +41,15 @@ def config_files(words: Sequence[str]) -> list[Path]:
     """Returns the config files that the arguments name, in their order."""
     separate = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
     return [Path(name) for name in separate] + [Path(w.partition("=")[2]) for w in words if w.startswith("--config=")]
+
+
+def name_of_run(files: Sequence[str | Path]) -> str:
+    """Returns the name of the run folder of these config files: their names, side by side.
+
+    >>> name_of_run(["configs/folder.yaml", "configs/modes/lora.yaml"])
+    'folder-lora'
+    """
+    return "-".join(Path(file).stem for file in files)
 
 
 def check_file(path: Path, known: set[str]) -> None:
@@ -88,13 +97,13 @@ def _existing(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    packaged = {recipe.stem: recipe for recipe in CONFIGS.glob("*.yaml")}
-    is_recipe_name = path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml")
-    if is_recipe_name and path.stem in packaged:
-        return packaged[path.stem]
+    packaged = {recipe.relative_to(CONFIGS).with_suffix("").as_posix(): recipe for recipe in CONFIGS.rglob("*.yaml")}
+    recipe_name = name.removesuffix(".yaml").removeprefix("configs/")
+    if recipe_name in packaged:
+        return packaged[recipe_name]
     if path.is_dir():
         raise InputError(f"--config {name} is a folder: name a YAML file, such as {path / 'config.yaml'}")
-    close = nearest(path.stem, packaged)
+    close = nearest(recipe_name, packaged) or nearest(path.stem, packaged)
     hint = f"did you mean --config {close}?" if close else f"packaged recipes: {', '.join(sorted(packaged))}"
     raise FileNotFoundError(f"no config file {name} in {Path.cwd()}: {hint}")
 

@@ -31,7 +31,7 @@ def build_parser(description: str, settings: type[Config] = Config) -> jsonargpa
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML file of settings, or the name of a packaged recipe; flags after it override it.",
+        help="YAML file of settings, or the name of a packaged recipe; flags and later files override it.",
     )
     parser.add_class_arguments(settings, as_group=True)
     hide(parser, [f"--{field.name}" for field in dataclasses.fields(settings)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonargparse
 
+from hgsl.cli._config_files import name_of_run
 from hgsl.cli._help import list_in_epilog, promote
 from hgsl.cli._paths import check_paths
 from hgsl.cli._settings import AnyConfig, build_parser, parse_as, setting_names
@@ -50,7 +51,7 @@ def read(
     config, flags = parse_as(settings, parser, words)
     if flags.resume and flags.overwrite:
         raise InputError("--resume continues the run in the folder, --overwrite replaces it: give one of the two")
-    folder = Path(config.run.dir or Path("runs") / Path(str(flags.config[-1])).stem)
+    folder = Path(config.run.dir or Path("runs") / name_of_run(list(map(str, flags.config))))
     check_used(config, words)
     check_paths(config)
     check_device_name(config.run.device, "run.device")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from hgsl.cli._config_files import name_of_run
 from hgsl.cli._main import run
 from hgsl.cli._messages import explain
 from hgsl.cli._names import check_names
@@ -51,7 +52,7 @@ def _tune(words: list[str]) -> int:
     _check(config, flags)
     space = parse_space(flags.search, config)
     _check_values(config, space)
-    folder = Path(config.run.dir or Path("runs") / f"{Path(str(flags.config[-1])).stem}_tune")
+    folder = Path(config.run.dir or Path("runs") / f"{name_of_run(list(map(str, flags.config)))}_tune")
     study_folder.check(folder, overwrite=flags.overwrite, resume=flags.resume)
     require("tune", "hgsl-tune")
 

@@ -10,16 +10,18 @@ from typing import Any
 import yaml
 
 from hgsl.config.checks import refuse
-from hgsl.config.data import DataConfig, RunConfig
+from hgsl.config.data import AugmentConfig, DataConfig, RunConfig
 from hgsl.config.evaluation import EvalConfig
-from hgsl.config.model import ModelConfig
+from hgsl.config.model import LoraConfig, ModelConfig
 from hgsl.config.sparsify import MaskConfig, SparsifyConfig
 from hgsl.config.training import LossConfig, OptimConfig, TrainConfig
 
 __all__ = [
+    "AugmentConfig",
     "Config",
     "DataConfig",
     "EvalConfig",
+    "LoraConfig",
     "LossConfig",
     "MaskConfig",
     "ModelConfig",

@@ -12,7 +12,7 @@ class RunConfig:
     """Folder, seed and hardware of a run."""
 
     dir: str | None = None
-    """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE."""
+    """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE, with the names of several joined by -."""
     seed: int = 0
     """Seed of the initial weights and centers, the order of images and their augmentation."""
     device: str = "auto"

@@ -9,8 +9,7 @@ import torch
 from hgsl.common.augmentation import Augmentation
 from hgsl.common.errors import InputError
 from hgsl.common.transforms import train_transform
-from hgsl.config import Config, DataConfig
-from hgsl.config.data import AugmentConfig
+from hgsl.config import AugmentConfig, Config, DataConfig
 
 NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 SIDE = 32

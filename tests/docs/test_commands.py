@@ -21,7 +21,16 @@ from tests.helpers import ROOT, TINY
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages that take more than a few seconds.
-LONG = {"README.md", "tutorial.md", "search.md", "export.md", "sparsification.md", "evaluation.md", "tuning.md"}
+LONG = {
+    "README.md",
+    "backbones.md",
+    "tutorial.md",
+    "search.md",
+    "export.md",
+    "sparsification.md",
+    "evaluation.md",
+    "tuning.md",
+}
 
 # Prefix of a line that cannot run here -> the reason.
 LEFT_OUT = {

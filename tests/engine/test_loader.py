@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from hgsl.config import Config, DataConfig
-from hgsl.config.data import AugmentConfig
+from hgsl.config import AugmentConfig, Config, DataConfig
 from hgsl.engine.loop.loader import RunBatches, SeededSamples, mixed_seed, run_loader
 from hgsl.engine.parts.build import build_manifest, build_train_set
 from hgsl.models import create_embedder
