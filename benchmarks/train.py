@@ -3,13 +3,15 @@
     python benchmarks/train.py                  # ResNet-50 and EfficientNet-Lite0 at 224 pixels
     python benchmarks/train.py --compile        # also with run.compile, which adds minutes
     python benchmarks/train.py --root IMAGES    # one folder per class, instead of synthetic images
+    python benchmarks/train.py --backbones vit_small_patch14_reg4_dinov2 --lora 8   # also with adapters of rank 8
 
 Both loops train the same model with the same loss, batch and images, decoded again in each epoch. The plain loop has
 float32, the default memory format, torchvision's transforms of Pillow images, and a loader with persistent workers. An
 epoch has at least ``EPOCH_STEPS`` steps, so that its end is seldom. Each turn is a separate process, so that peak
 memory is that of one loop; turns alternate, and the fastest of each loop counts. On a GPU images are cached resized,
 and further rows queue the steps (``optim.fused``, ``run.log_every``), and replace the loader by one constant batch: the
-upper bound of the step rate.
+upper bound of the step rate. With ``--lora``, a row trains low-rank adapters in place of all weights of the backbone
+(extra lora), and is compared with the row "hgsl", which it otherwise equals.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from hgsl.common.device import dtype_name, pick_device, pick_precision
-from hgsl.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from hgsl.config import Config, DataConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from hgsl.data import RetrievalDataset
 from hgsl.engine.loop.meter import Meter
 from hgsl.engine.loop.state import build_state
@@ -64,7 +66,9 @@ def settings(args: argparse.Namespace) -> Config:
             device=args.device, compile=args.loop == "hgsl, compiled", log_every=50 if args.loop in QUEUED else 1
         ),
         data=data,
-        model=ModelConfig(backbone=args.backbone, weights="none"),
+        model=ModelConfig(
+            backbone=args.backbone, weights="none", lora=LoraConfig(rank=args.lora if args.loop == "hgsl, LoRA" else 0)
+        ),
         loss=LossConfig(alpha=0.4, top_k=None),
         optim=OptimConfig(fused=args.loop in QUEUED),
         train=TrainConfig(epochs=10_000, batch_size=batch_size(args, args.backbone)),
@@ -190,7 +194,7 @@ def compare(args: argparse.Namespace, root: str) -> None:
     print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers; hgsl in {precision}")
     if device.type == "cpu" and precision == "float32":
         print("This CPU has no bfloat16 units, so both loops compute in float32.")
-    loops = ["hgsl", "plain"]
+    loops = ["hgsl", "plain", *(["hgsl, LoRA"] if args.lora else [])]
     loops += list(QUEUED) if device.type == "cuda" else []
     for backbone in args.backbones:
         turns: dict[str, list[dict[str, float]]] = {loop: [] for loop in loops}
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="also train adapters of this rank")
     parser.add_argument("--root", help="images, one folder per class")
     parser.add_argument("--backbone", help=argparse.SUPPRESS)
     parser.add_argument("--loop", help=argparse.SUPPRESS)
