@@ -84,6 +84,7 @@ class _DenseLosses(torch.autograd.Function):
             z = torch.sub(1, distances).mul_(scale)
         if options.margin:
             z.scatter_add_(1, target, (-options.margin * scale).expand(target.shape))
+        z.sub_(z.gather(1, target))  # changes neither the losses nor sums of q z, which cancel less
         losses, q = _hard_softmax(z, target, options.k, options.hard_set)
         gradient_of_alpha = z.mul_(q).sum(dim=1).div_(-alpha)  # (B,)
         h = q.mul_(scale / divisors)
@@ -128,20 +129,23 @@ class _DenseLosses(torch.autograd.Function):
 
 
 def _hard_softmax(z: Tensor, target: Tensor, k: int | None, hard_set: str) -> tuple[Tensor, Tensor]:
-    """Returns the losses ``(B,)``, and ``(B, C)`` the softmax over the hard set, less 1 for the true class."""
-    true = z.gather(1, target)
+    """Returns the losses ``(B,)``, and ``(B, C)`` the softmax over the hard set, less 1 for the true class.
+
+    The logits ``z`` are relative to those of the true class.
+    """
     if k is None:
-        logsumexp = z.logsumexp(dim=1, keepdim=True)
-        q = (z - logsumexp).exp_()
+        logarithms = z.log_softmax(dim=1)
+        losses = -logarithms.gather(1, target)
+        q = logarithms.exp_()
     else:
         others = z.scatter(1, target, -torch.inf) if hard_set == "negatives" else z
         values, columns = others.topk(k, dim=1)
         if hard_set == "negatives":
-            values, columns = torch.cat([true, values], dim=1), torch.cat([target, columns], dim=1)
-        logsumexp = values.logsumexp(dim=1, keepdim=True)
-        q = torch.zeros_like(z).scatter_(1, columns, (values - logsumexp).exp_())
-    q.scatter_add_(1, target, torch.full_like(true, -1))
-    return (logsumexp - true).squeeze(1), q
+            values, columns = torch.cat([z.gather(1, target), values], dim=1), torch.cat([target, columns], dim=1)
+        losses = values.logsumexp(dim=1, keepdim=True)
+        q = torch.zeros_like(z).scatter_(1, columns, (values - losses).exp_())
+    q.scatter_add_(1, target, torch.full_like(losses, -1))
+    return losses.squeeze(1), q
 
 
 def _differentiable_gradients(
