@@ -25,8 +25,9 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
 
 
 def check_number(name: str, value: object) -> None:
-    """Checks for a number, or a tensor of one number."""
-    if not isinstance(value, (Real, Tensor)) or (isinstance(value, Tensor) and value.numel() != 1):
+    """Checks for a number, or a tensor of one number; True and False do not count as numbers."""
+    is_number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+    if not is_number or isinstance(value, bool):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise InputError(f"{name} is {shown}: expected a number")
 
@@ -68,12 +69,14 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
     """Checks for floating-point ``(B, embedding_size)``, int64 labels ``(B,)`` and weights ``(B,)``, B at least 1."""
     check_embeddings(embeddings, embedding_size)
     count = len(embeddings)
-    _check_tensor("labels", labels)
+    check_tensor("labels", labels)
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise InputError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}: "
             f"expected int64 of shape ({count},), one per embedding"
         )
+    if weights is not None:
+        check_tensor("weights", weights)
     if weights is not None and (weights.shape != (count,) or weights.is_complex()):
         raise InputError(f"weights have shape {tuple(weights.shape)}: expected ({count},), one per embedding")
     if not count:
@@ -82,7 +85,7 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
 
 def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
     """Checks that embeddings are floating point of shape ``(B, embedding_size)``."""
-    _check_tensor("embeddings", embeddings)
+    check_tensor("embeddings", embeddings)
     if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
@@ -99,6 +102,7 @@ def check_center_shape(centers: Tensor) -> None:
         )
 
 
-def _check_tensor(name: str, values: object) -> None:
+def check_tensor(name: str, values: object) -> None:
+    """Checks that ``values`` is a tensor, and not a list or an array."""
     if not isinstance(values, Tensor):
         raise InputError(f"{name}: expected a tensor, found {type(values).__name__}: convert with torch.as_tensor")

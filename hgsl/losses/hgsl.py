@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
-from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, hard_set_size
+from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, check_tensor, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.scoring.similarity import normalize_
@@ -209,7 +209,13 @@ def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Te
     Raises:
         InputError: The tuple holds anything other than indices into the batch.
     """
-    if indices_tuple is None or not sum(len(part) for part in indices_tuple):
+    if indices_tuple is None:
+        return None
+    if not isinstance(indices_tuple, Sequence):
+        raise InputError(f"indices_tuple: expected a tuple of tensors, found {type(indices_tuple).__name__}")
+    for part in indices_tuple:
+        check_tensor("indices_tuple", part)
+    if not sum(part.numel() for part in indices_tuple):
         return None
     indices = torch.cat([part.flatten() for part in indices_tuple])
     if indices.is_floating_point() or indices.dtype == torch.bool:

@@ -99,6 +99,22 @@ def test_weights_of_another_shape_are_refused(weights):
         hard_global_softmin_loss(embeddings, centers, labels, weights=weights)
 
 
+@pytest.mark.parametrize("weights", [[1.0] * 4, np.ones(4)], ids=["list", "array"])
+def test_weights_of_another_type_are_refused(weights):
+    embeddings, centers, labels = random_batch()
+    with pytest.raises(InputError, match="weights: expected a tensor, found "):
+        hard_global_softmin_loss(embeddings, centers, labels, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "indices", [torch.tensor([0, 1]), ([0], [1]), (np.array([0]), np.array([1])), 3, (None,)], ids=str
+)
+def test_tuples_of_a_miner_in_other_containers_are_refused(indices):
+    embeddings, _, labels = random_batch()
+    with pytest.raises(InputError, match="indices_tuple: expected a t"):
+        HardGlobalSoftminLoss(9, 5)(embeddings, labels, indices)
+
+
 @pytest.mark.parametrize("loss_class", [HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss])
 @pytest.mark.parametrize(
     ("indices", "message"),
@@ -158,6 +174,8 @@ def test_a_numpy_integer_is_an_integer():
         ({"alpha": "x"}, "alpha is 'x': expected a number"),
         ({"alpha": torch.ones(2)}, r"alpha is a tensor of shape \(2,\): expected a number"),
         ({"margin": None}, "margin is None: expected a number"),
+        ({"margin": True}, "margin is True: expected a number"),
+        ({"alpha": False}, "alpha is False: expected a number"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

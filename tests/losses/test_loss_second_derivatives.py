@@ -31,6 +31,18 @@ def test_second_derivatives_are_those_of_finite_differences(similarity, chunk_si
     assert torch.autograd.gradgradcheck(loss, [embeddings, centers, alpha])
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4], ids=["dense", "gathered"])
+def test_second_derivatives_of_the_centers_alone_and_without_a_regularizer(chunk_size):
+    embeddings, centers, labels = random_batch()
+
+    def loss(centers):
+        return hard_global_softmin_loss(
+            embeddings.detach(), centers, labels, 3.0, 2, chunk_size=chunk_size, decorrelation=0
+        )
+
+    assert torch.autograd.gradgradcheck(loss, [centers])
+
+
 def test_second_derivatives_of_the_regularizer_are_those_of_finite_differences():
     _, centers, _ = random_batch()
     assert torch.autograd.gradgradcheck(decorrelation, [centers])

@@ -140,7 +140,9 @@ def _differentiable_gradients(
     grad_outputs: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
     """Returns the gradients of ``x`` and ``centers`` from plain operations, which can be differentiated again."""
-    w, others = (unit(F.embedding(part, centers, sparse=sparse_grad).to(x.dtype)) for part in (rows, sampled))
+    # Both parts in one lookup: that of no rows, where nothing is sampled, cannot be differentiated twice.
+    vectors = unit(F.embedding(torch.cat([rows.flatten(), sampled]), centers, sparse=sparse_grad).to(x.dtype))
+    w, others = vectors[: rows.numel()].unflatten(0, rows.shape), vectors[rows.numel() :]
     if similarity == "cosine":
         scores = torch.linalg.vecdot(x[:, None], w)
     else:
