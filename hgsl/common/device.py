@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hgsl.common.device_names import ABSENT
 from hgsl.common.errors import InputError, unknown
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -35,21 +36,28 @@ def pick_device(name: str = "auto") -> torch.device:
         "cpu": True,
     }
     if not present[device_type]:
-        raise InputError(f"device {name!r} is not present on this machine: use auto or cpu")
+        raise InputError(f"device {name!r} {ABSENT}")
     return torch.device(name)
 
 
 def check_device(device: torch.device | str) -> torch.device:
-    """Returns ``device`` as a ``torch.device``.
+    """Returns ``device``, or what ``auto`` selects, as a ``torch.device``.
 
     Raises:
         InputError: The name is unknown, or this machine has no such device.
     """
+    if device == "auto":
+        return pick_device()
     try:
         checked = torch.device(device)
-    except RuntimeError:
-        raise unknown("device", device, DEVICES) from None
-    return pick_device(str(checked)) if checked.type in DEVICES else checked
+    except (RuntimeError, TypeError):
+        raise unknown("device", str(device), DEVICES) from None
+    if checked.type in DEVICES:
+        return pick_device(str(checked))
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if checked.type != "meta" and (accelerator is None or accelerator.type != checked.type):
+        raise InputError(f"device {str(checked)!r} {ABSENT}")
+    return checked
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

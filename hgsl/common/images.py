@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from torch import Tensor
 
 from hgsl.common.errors import InputError
@@ -31,7 +31,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 MAX_ASPECT = 100  # aspect ratio above which an image is refused
-BIT_DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # of sensors, whose values may be stored in wider integers
+# Of sensors, whose values may be stored in wider integers, and above 16 every one, so that 128 gray levels are left.
+BIT_DEPTHS = (8, 10, 12, 14, *range(16, 33))
 
 
 def check_shape(width: int, height: int) -> None:
@@ -120,13 +121,13 @@ def decode(image: Image.Image) -> Image.Image:
     """
     check_shape(*image.size)
     stored = str(getattr(image, "tile", None) or "")  # Pillow's description of the stored pixels, such as RGB;16B
-    white_is_zero = (
-        getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0
-    )  # Pillow inverts up to 8 bits only
+    tags = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow inverts up to 8 bits only
+    is_signed_byte = image.mode == "L" and tags.get(SAMPLEFORMAT) == (2,)  # which Pillow returns as unsigned
     image = ImageOps.exif_transpose(image)
     image.load()
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
+    if image.mode == "F" or image.mode.startswith("I") or is_signed_byte:
+        values = np.asarray(image).view(np.int8) if is_signed_byte else np.asarray(image)
         values = values.view(np.uint32) if "I;32N" in stored else values  # unsigned, but Pillow returns it as signed
         pixels = scale_to_bytes(values)
         return Image.fromarray(255 - pixels if white_is_zero else pixels).convert("RGB")

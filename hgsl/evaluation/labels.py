@@ -62,8 +62,16 @@ def as_array(values: Array) -> NDArray[Any]:
 
 
 def signed(groups: Array) -> NDArray[Any]:
-    """Returns group numbers with unsigned 64-bit ones reinterpreted as signed: only their equality is used."""
+    """Returns group numbers with unsigned 64-bit ones reinterpreted as signed: only their equality is used.
+
+    >>> signed([2**64 - 2, -7])
+    array([-2, -7])
+    """
     values = as_array(groups)
+    if values.dtype.kind in "fO" and isinstance(groups, list | tuple):  # NumPy has no dtype for all of [2**63, -7]
+        exact = np.array(groups, dtype=object)
+        if all(isinstance(number, int | np.integer) and -(2**63) <= number < 2**64 for number in exact.flat):
+            return ((exact + 2**63) % 2**64 - 2**63).astype(np.int64)
     return values.view(np.int64) if values.dtype == np.uint64 else values
 
 

@@ -18,6 +18,23 @@ def test_unknown_device_names_the_nearest() -> None:
         check_device("gpu")
 
 
+@pytest.mark.parametrize("device", [None, "", "cpu:x", "CPU", 2.5])
+def test_what_is_no_device_is_refused_in_one_line(device: object) -> None:
+    with pytest.raises(InputError, match="unknown device"):
+        check_device(device)  # type: ignore[arg-type]
+
+
+def test_devices_of_every_type_that_are_absent_are_refused() -> None:
+    present = torch.accelerator.current_accelerator(check_available=True)
+    for name in {"xpu", "hpu", "cuda", "mps", "cuda:77"} - {present.type if present else ""}:
+        with pytest.raises(InputError, match="not present on this machine"):
+            check_device(name)
+
+
+def test_auto_is_checked_as_it_is_picked() -> None:
+    assert check_device("auto") == pick_device("auto")
+
+
 def test_a_device_that_is_present_is_taken_as_it_is_given() -> None:
     assert check_device(torch.device("cpu")) == check_device("cpu") == torch.device("cpu")
     assert check_device("meta").type == "meta"

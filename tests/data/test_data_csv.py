@@ -217,6 +217,17 @@ def test_folder_to_manifest_to_table_keeps_the_split(tmp_path: Path, classes: li
     verify_files(copy)
 
 
+@pytest.mark.parametrize("other", ["a ", "\u00a0a"])
+def test_class_folders_that_a_table_cannot_keep_apart_are_refused(tmp_path: Path, other: str) -> None:
+    for name, number in itertools.product(["a", other, "b", "c"], range(2)):
+        file = tmp_path / "photos" / name / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+    with pytest.raises(InputError, match="differ by blanks only: rename or merge one"):
+        write_table(load_manifest("folder", tmp_path / "photos"), tmp_path / "copy.csv")
+    assert not (tmp_path / "copy.csv").exists()
+
+
 def test_a_manifest_without_a_split_is_written_and_read_back(tmp_path: Path) -> None:
     manifest = load(write(tmp_path, table_of(["a", "b"])))
     write_table(manifest, tmp_path / "copy.csv")

@@ -102,6 +102,7 @@ SCALED = {
     "10 bits in 16": (RAMP * 1023).astype(np.uint16),
     "12 bits in 16": (RAMP * 4095).astype(np.uint16),
     "16 bits": (RAMP * 65535).astype(np.uint16),
+    "17 bits in 32": (RAMP * (2**17 - 1)).astype(np.int32),
     "24 bits in 32": (RAMP * (2**24 - 1)).astype(np.int32),
     "signed": (RAMP * 4000 - 2000).astype(np.int32),
     "float 0..1": RAMP.astype(np.float32),
@@ -125,6 +126,13 @@ def test_a_tiff_in_which_zero_is_white_is_inverted(tmp_path: Path, values: np.nd
     Image.fromarray(values).save(tmp_path / "ramp.tif", tiffinfo={262: 0})
     pixels = np.asarray(read_image(tmp_path / "ramp.tif"))[..., 0].astype(int)
     assert np.abs(pixels - (255 - SCALED["8 bits"].astype(int))).max() <= 1
+
+
+def test_signed_bytes_of_a_tiff_do_not_wrap(tmp_path: Path) -> None:
+    values = (RAMP * 255 - 128).astype(np.int8)
+    Image.fromarray(values.view(np.uint8)).save(tmp_path / "ramp.tif", tiffinfo={339: 2})
+    pixels = np.asarray(read_image(tmp_path / "ramp.tif")).astype(int)
+    assert np.abs(pixels - SCALED["8 bits"].astype(int)[..., None]).max() <= 1
 
 
 def test_dark_values_of_a_known_range_stay_dark(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_any_64_bit_number_is_a_group():
     for numbers in ([-7, -22, 33, -44], [-(2**63), 2**63 - 1, -1, 0]):
         task = make_task(vectors, labels, groups=np.array(numbers)[cameras])
         assert task.relevant.tolist() == expected.relevant.tolist()
+    for numbers in ([2**64 - 2, 2**63, 5, 6], [2**64 - 2, -7, 2**63 - 1, 0]):  # for which NumPy chooses float64
+        task = make_task(vectors, labels, groups=[numbers[camera] for camera in cameras])
+        assert task.relevant.tolist() == expected.relevant.tolist()
+    for numbers in ([2**64, -7, 3, 0], [0.5, 1, 2, 3]):
+        with pytest.raises(InputError, match="groups: expected 60 integers"):
+            make_task(vectors, labels, groups=[numbers[camera] for camera in cameras])
+    for numbers in ([-7, -22, 33, -44], [-(2**63), 2**63 - 1, -1, 0]):
         paired = make_task(
             vectors,
             labels,

@@ -153,8 +153,16 @@ def write_table(manifest: Manifest, file: str | Path) -> None:
     """Writes a manifest as a table that the adapter ``csv`` reads back to the same split, with ``image_root`` its root.
 
     Raises:
+        InputError: Two class names differ by leading or trailing whitespace only, which a table is not read with.
         OSError: The file cannot be written; nothing is left behind.
     """
+    stripped: dict[str, str] = {}
+    for name in manifest.class_names:
+        other = stripped.setdefault(name.strip(), name)
+        if other != name:
+            raise InputError(
+                f"the classes {other!r} and {name!r} differ by blanks only: rename or merge one, then list"
+            )
     columns: dict[str, Any] = {
         "path": manifest.paths,
         "label": [manifest.class_names[label] for label in manifest.labels],
