@@ -10,6 +10,11 @@ from typing import Any
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyConfig, SparsifyRunConfig
 
+# Settings of HardGlobalSoftminLoss alone; loss.options holds those of any other.
+LOSS_SETTINGS = (
+    *("top_k", "hard_set", "alpha", "learnable_scale", "decorrelation", "margin", "both_sides", "similarity"),
+    "centers",
+)
 # Settings, the condition under which they have no effect, and its description.
 Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
 RULES: tuple[Rule, ...] = (
@@ -21,6 +26,14 @@ RULES: tuple[Rule, ...] = (
         ("data.crop_scale", "data.recipe", "data.augment.", "optim.lr", "model.freeze"),
         lambda c: c.train.mode == "head",
         "train.mode head, which trains on features of unaugmented images",
+    ),
+    (("optim.lr", "optim.layer_decay"), lambda c: c.model.freeze == "backbone", "model.freeze backbone"),
+    (("run.autotune", "run.cuda_graphs"), lambda c: c.run.device in ("cpu", "mps"), "run.device {run.device}"),
+    (("sparsify.penalty",), lambda c: c.sparsify.lmbda == 0, "sparsify.lmbda 0"),
+    (
+        tuple(f"loss.{name}" for name in LOSS_SETTINGS),
+        lambda c: c.loss.name != "HardGlobalSoftminLoss",
+        "loss.name {loss.name}, whose arguments are loss.options",
     ),
     (
         ("model.sync_bn",),
@@ -61,7 +74,7 @@ def _reasons(config: Config, setting: str) -> Iterator[str]:
             setting == pattern or (pattern.endswith(".") and setting.startswith(pattern)) for pattern in settings
         )
         if applies and is_unused(config):
-            yield reason.format(data=config.data, optim=config.optim)
+            yield reason.format(data=config.data, optim=config.optim, run=config.run, loss=config.loss)
 
 
 def _value(config: Config, setting: str) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
-from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.eval_checks import check_output_files
 from hgsl.common.files import write_json, write_text
 from hgsl.common.paper_tables import check_table_path, format_for
 from hgsl.common.tables import format_cells, recall_of
@@ -43,9 +43,10 @@ def _compare(flags: argparse.Namespace) -> None:
         raise InputError(f"one report, {flags.reports[0]}: give at least two to compare")
     if flags.table:
         check_table_path("--table", flags.table)
-    outputs = [path for path in (flags.json, flags.curves, flags.table, flags.plot) if path]
-    for path in outputs:
-        check_writable(path)
+    outputs = {name: path for name in ("json", "curves", "table", "plot") if (path := getattr(flags, name))}
+    check_output_files(outputs)
+    if flags.seed < 0:
+        raise InputError(f"--seed must be at least 0, found {flags.seed}")
 
     from hgsl.engine.comparison import differences, read_contenders, score_columns
 
@@ -78,7 +79,7 @@ def _compare(flags: argparse.Namespace) -> None:
         shown = {key: heading for key, heading in columns.items() if key in ("map@r", "recall@1")}
         write_scores(flags.plot, {_row(contender): contender.scores for contender in contenders}, shown)
     _print(contenders, columns, intervals)
-    for path in outputs:
+    for path in outputs.values():
         print(f"written: {path}")
 
 

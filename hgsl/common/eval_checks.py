@@ -151,4 +151,4 @@ def _image_suffixes() -> set[str]:
     return {suffix.lstrip(".") for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
 
 
-FORMATS = {"sheet": _image_suffixes, "curves": lambda: FIGURE_SUFFIXES}
+FORMATS = {"sheet": _image_suffixes, "curves": lambda: FIGURE_SUFFIXES, "plot": lambda: FIGURE_SUFFIXES}

@@ -1,4 +1,4 @@
-"""Memory: allocator settings of the C library, and the error about a full GPU."""
+"""Memory: allocator settings of the C library, and the errors about a full GPU or a full machine."""
 
 import ctypes
 import platform
@@ -9,6 +9,7 @@ import torch
 
 from hgsl.common.errors import InputError, first_line
 
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # in the error of PyTorch, which is a plain RuntimeError
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -30,9 +31,13 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def named_memory_errors(advice: str) -> Iterator[None]:
-    """Converts the error about a full GPU to an InputError of one line, which ends with ``advice``."""
+    """Converts errors about full memory, also those of loader processes, to an InputError that ends with ``advice``."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         requested = first_line(error).split(". ")
         raise InputError(f"{'. '.join(requested[:2]).rstrip('.')}: {advice}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and CPU_ALLOCATOR not in str(error):
+            raise
+        raise InputError(f"the memory of this machine is full: {advice}") from None

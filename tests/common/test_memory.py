@@ -45,3 +45,14 @@ def test_a_full_gpu_is_one_line_with_a_way_out() -> None:
         raise torch.OutOfMemoryError(message)
     with pytest.raises(RuntimeError, match="another"), named_memory_errors("lower the batch size"):
         raise RuntimeError("another")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Caught MemoryError in DataLoader worker process 0.")])
+def test_a_full_machine_is_one_line_with_a_way_out(error: MemoryError) -> None:
+    with pytest.raises(InputError, match="memory of this machine is full: fewer"), named_memory_errors("fewer"):
+        raise error
+
+
+def test_a_refused_allocation_of_pytorch_is_one_line_with_a_way_out() -> None:
+    with pytest.raises(InputError, match="memory of this machine is full: fewer"), named_memory_errors("fewer"):
+        torch.empty(1 << 55)
