@@ -70,7 +70,8 @@ def test_every_mode_goes_with_every_recipe(base: str) -> None:
         assert (config.data.name, config.loss) == (alone.data.name, alone.loss)
         assert config.model.backbone == "vit_base_patch14_reg4_dinov2.lvd142m"
         assert config.model.pooling == "auto"
-        assert config.data.image_size == 224
+        assert (config.data.image_size, config.eval.image_size) == (224, None)  # whole patches, also in the test
+        assert config.model.freeze_depth == 0
         assert (config.model.lora.rank > 0) == (mode == "lora")
         assert (config.train.mode == "head") == (mode == "head")
         assert config.optim.layer_decay == (0.75 if mode == "full" else None)
