@@ -26,6 +26,8 @@ async function start() {
   $("limits").textContent = `JPEG, PNG, WebP, GIF or BMP, up to ${about.max_bytes >> 20} MB`;
   $("label-field").hidden = !names.length;
   labels.counts = about.labels;
+  const fields = Object.entries(about.fields).map(([name, type]) => `${name} (${type})`);
+  $("where").title = `Such as label in ["rose", "oak"] and size > 10000; fields: ${fields.join(", ")}`;
   if (!query) await openShared(); // an image may have been chosen meanwhile
 }
 
@@ -42,6 +44,7 @@ async function openShared() {
   const values = new URLSearchParams(location.hash.slice(1));
   if ([...$("k").options].some((option) => option.value === values.get("k"))) $("k").value = values.get("k");
   labels.value = values.getAll("label");
+  $("where").value = values.get("where") ?? "";
   const path = values.get("image");
   if (!path) return choose(null);
   const response = await fetch(`/api/images?${new URLSearchParams({ path })}`);
@@ -91,6 +94,7 @@ function searchSoon() {
 function parameters() {
   const values = new URLSearchParams({ k: $("k").value });
   for (const label of labels.value) values.append("label", label);
+  if ($("where").value.trim()) values.set("where", $("where").value.trim());
   return values;
 }
 
