@@ -12,6 +12,7 @@ from hgsl.common.device_names import check_device_name
 from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
 from hgsl.common.faiss_factory import check_factory
+from hgsl.common.locations import local_or_uri
 from hgsl.common.model_source import check_model_source
 from hgsl.search import checks
 from hgsl.search.folder.record import read_record
@@ -43,7 +44,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="Image folder, searched recursively.")
+    add(
+        "--images",
+        type=local_or_uri,
+        required=True,
+        metavar="DIR",
+        help="Image folder, or its address such as s3://bucket/images; searched recursively.",
+    )
     add("--out", metavar="INDEX", help="Index folder; created if missing.")
     add("--store", choices=("folder", "milvus"), help="Store of the index; milvus with --uri, a folder with --out.")
     add(

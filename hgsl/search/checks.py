@@ -9,6 +9,7 @@ from PIL import Image
 
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
+from hgsl.common.remote import check_root_uri
 from hgsl.search.folder.layout import FOLDERS, MODEL, has_index, has_model, state_files
 from hgsl.search.stores.address import is_milvus, split_address
 
@@ -106,9 +107,11 @@ def check_threshold(threshold: float | None) -> None:
         raise InputError(f"no_match is a cosine similarity from -1 to 1, found {threshold!r}")
 
 
-def check_image_folder(root: Path) -> None:
-    """Checks that the image folder exists."""
-    if not root.is_dir():
+def check_image_folder(root: Path | str) -> None:
+    """Checks that the image folder exists, or that its address can be read with the installed packages."""
+    if isinstance(root, str):
+        check_root_uri("--images", root)
+    elif not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: --images names the folder that holds the images")
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.images import read_image
+from hgsl.common.locations import Location
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder
@@ -47,13 +47,13 @@ class Encoder:
             model.to(memory_format=torch.channels_last)
         model.to(device)
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, location: Location) -> Tensor:
         """Reads an image file as model input, (3, S, S).
 
         Raises:
             InputError: It is missing, not an image, or damaged.
         """
-        return self.transform(read_image(path, self.side))
+        return self.transform(read_image(location, self.side))
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Converts an upright RGB image to model input, (3, S, S)."""

@@ -13,6 +13,7 @@ from PIL import Image
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.common.images import decode
+from hgsl.common.locations import local_or_uri, locate
 from hgsl.common.paths import check_path
 from hgsl.common.suggestions import nearest
 from hgsl.evaluation.knn.vectors import Floats, open_vectors
@@ -43,7 +44,7 @@ class SearchIndex:
 
     Attributes:
         store: Where the index is.
-        root: The image folder.
+        root: The image folder, or its address.
         record: The settings of the index: model, preprocessing, threshold.
         labels: Label -> number of images.
         threshold: The similarity below which a search reports no match, or None.
@@ -52,7 +53,7 @@ class SearchIndex:
 
     def __init__(self, store: Store, snapshot: Snapshot, device: torch.device, model: str | Path | None = None) -> None:
         self.store = store
-        self.root = Path(snapshot.record["root"])
+        self.root = local_or_uri(snapshot.record["root"])
         self.record = snapshot.record
         self.labels = snapshot.labels
         no_match = snapshot.record.get("no_match")
@@ -239,12 +240,12 @@ class SearchIndex:
         self.image(number)
         return self._snapshot.vectors([number])[0]
 
-    def path(self, number: int) -> Path:
-        """Returns the path of an image, as it was when it was indexed."""
-        return self.root / self.image(number).path
+    def path(self, number: int) -> Path | str:
+        """Returns the path or the address of an image, as it was when it was indexed."""
+        return locate(self.root, self.image(number).path)
 
     def _prepare(self, image: ImageQuery) -> torch.Tensor:
         if isinstance(image, Image.Image):
             return self.encoder.prepare(decode(image))
         check_path("images", image, QUERY_TYPES)
-        return self.encoder.read(Path(image))
+        return self.encoder.read(local_or_uri(str(image)))

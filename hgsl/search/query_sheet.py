@@ -9,6 +9,7 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
+from hgsl.common.locations import Location
 from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
 from hgsl.search.index import SearchIndex
 from hgsl.search.stores.protocol import Hit
@@ -43,8 +44,8 @@ def _sheet_row(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Til
     return tiles
 
 
-def _load(path: Path) -> Image.Image:
+def _load(location: Location) -> Image.Image:
     try:
-        return read_image(path, SIDE)
+        return read_image(location, SIDE)
     except InputError:  # deleted or changed since it was indexed; the other images are shown all the same
         return Image.new("RGB", (SIDE, SIDE), GRAY)

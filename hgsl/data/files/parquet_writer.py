@@ -136,14 +136,14 @@ def _write_file(path: Path, manifest: Manifest, groups: Iterator[list[tuple[int,
 
 
 def _columns(manifest: Manifest, group: Sequence[tuple[int, bytes]]) -> dict[str, Any]:
-    rows = np.array([row for row, _ in group])
+    rows, categories = np.array([row for row, _ in group]), manifest.categories
     columns: dict[str, Any] = {
         "image": [{"bytes": content, "path": manifest.paths[row]} for row, content in group],
         "label": manifest.labels[rows],
         "split": manifest.split[rows].tolist(),
         "is_query": manifest.is_query[rows],
         "is_gallery": manifest.is_gallery[rows],
-        "category": None if manifest.groups is None else manifest.groups[rows],
+        "category": [categories.get(image) for image in manifest.ids[rows].tolist()],
         FINGERPRINT: [content_fingerprint(content) for _, content in group],
     }
     if manifest.boxes is not None:
@@ -161,7 +161,7 @@ def _schema(manifest: Manifest) -> Any:
         columns["split"] = pyarrow.string()
     columns |= {"is_query": pyarrow.bool_(), "is_gallery": pyarrow.bool_()}
     if manifest.groups is not None:
-        columns["category"] = pyarrow.int64()
+        columns["category"] = pyarrow.string()
     if manifest.boxes is not None:
         columns |= dict.fromkeys(BOX_COLUMNS, pyarrow.float64())
     columns[FINGERPRINT] = pyarrow.string()

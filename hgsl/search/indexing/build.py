@@ -8,6 +8,7 @@ from typing import Any
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT
+from hgsl.common.locations import local_or_uri
 from hgsl.common.paths import check_path
 from hgsl.search.checks import check_counts
 from hgsl.search.encoder import Encoder
@@ -76,7 +77,8 @@ def build_index(
     for name, path in {"folder": folder, "images": images, "checkpoint": checkpoint, "labels": labels}.items():
         if path is not None or name in ("folder", "images"):
             check_path(name, path)
-    root = Path(images).expanduser().absolute()
+    location = local_or_uri(str(images))
+    root = location.absolute() if isinstance(location, Path) else location
     check_counts(batch_size, workers)
     target = pick_device(device)
     listing = list_images(root)
@@ -109,7 +111,7 @@ def build_index(
 
 def _settings(
     kind: str,
-    root: Path,
+    root: Path | str,
     index_type: str | None,
     labels: str | Path | None,
     checkpoint: str | Path | None,
@@ -145,7 +147,7 @@ def _index_type(store: Store, faiss: str | None, milvus_index: str | None) -> st
     return faiss if store.kind == "folder" else milvus_index
 
 
-def _check_any(root: Path, listing: FolderListing, broken: Mapping[ImageFile, str]) -> None:
+def _check_any(root: Path | str, listing: FolderListing, broken: Mapping[ImageFile, str]) -> None:
     """Checks that at least one image is in the index."""
     if len(broken) == len(listing.images):
         first, reason = next(iter(broken.items()))

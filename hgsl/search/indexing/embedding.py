@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
+from hgsl.common.locations import locate
 from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.knn.vectors import Floats
@@ -21,7 +22,7 @@ Item = Floats | str
 
 def embed_images(
     images: list[ImageRow],
-    root: Path,
+    root: Path | str,
     encoder: Encoder,
     update: Update,
     batch_size: int,
@@ -79,16 +80,18 @@ class _TransformedImages(Dataset[Item]):
     errors about them.
     """
 
-    def __init__(self, root: Path, images: list[ImageFile], transform: Transform) -> None:
+    def __init__(self, root: Path | str, images: list[ImageFile], transform: Transform) -> None:
         self.root, self.images, self.transform = root, images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Item:
-        path = self.root / self.images[index].path
+        location = locate(self.root, self.images[index].path)
         try:
-            return self.transform(read_image(path, self.transform.resize.side)).numpy()
+            return self.transform(read_image(location, self.transform.resize.side)).numpy()
         except Exception as error:  # no single file may end the run; it is reported with the reason
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            return " ".join(reason.removeprefix(f"cannot read image {path}: ").split("(replace the file")[0].split())
+            for prefix in (f"cannot read image {location}: ", f"cannot read {location}: "):
+                reason = reason.removeprefix(prefix)
+            return " ".join(reason.split("(replace the file")[0].split())

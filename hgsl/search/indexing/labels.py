@@ -42,7 +42,7 @@ def label_source(given: str | Path | None, previous: Mapping[str, Any]) -> str:
     return FOLDERS if str(given) == FOLDERS else str(Path(given).expanduser().absolute())
 
 
-def read_attributes(source: str, root: Path, paths: Sequence[str], notes: list[str]) -> Attributes:
+def read_attributes(source: str, root: Path | str, paths: Sequence[str], notes: list[str]) -> Attributes:
     """Labels and values of the images of ``root``; messages to the user are appended to ``notes``.
 
     Raises:
@@ -106,7 +106,7 @@ def _split_notes(paths: Sequence[str]) -> list[str]:
     return []
 
 
-def table_cells(table: Path, root: Path) -> dict[str, dict[str, str]]:
+def table_cells(table: Path, root: Path | str) -> dict[str, dict[str, str]]:
     """Path -> column -> text, from a table with columns ``path`` (relative to ``root``, or inside it) and ``label``.
 
     Raises:

@@ -7,13 +7,14 @@ from pathlib import Path
 from PIL import Image
 
 from hgsl.common.errors import InputError
+from hgsl.common.locations import open_image
 from hgsl.evaluation.heatmaps import explain_pair, show_heat
 from hgsl.search.encoder import Encoder
 from hgsl.search.web import schemas, uploads
 from hgsl.search.web.errors import RequestError
 
 
-def heat_maps(encoder: Encoder, query: Path | bytes, box: uploads.Box | None, image: Path) -> schemas.Heat:
+def heat_maps(encoder: Encoder, query: Path | str | bytes, box: uploads.Box | None, image: Path | str) -> schemas.Heat:
     """Returns both images, each as the model sees it, with the parts that make their similarity.
 
     Args:
@@ -41,9 +42,9 @@ def heat_maps(encoder: Encoder, query: Path | bytes, box: uploads.Box | None, im
     return schemas.Heat(similarity=heat.similarity, exact=heat.exact, query=query_picture, image=image_picture)
 
 
-def _decode(source: Path | bytes, box: uploads.Box | None, side: int) -> Image.Image:
-    if isinstance(source, Path):
-        pixels = uploads.decode_bounded(source, box, side)
+def _decode(source: Path | str | bytes, box: uploads.Box | None, side: int) -> Image.Image:
+    if not isinstance(source, bytes):
+        pixels = uploads.decode_bounded(open_image(source), box, side)
     else:
         try:
             pixels = uploads.decode_bounded(io.BytesIO(source), box, side, uploads.FORMATS)

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from PIL import Image
 
 from hgsl.common.errors import InputError
+from hgsl.common.locations import open_image
 from hgsl.search.index import SearchIndex
 from hgsl.search.stores.protocol import Hit
 from hgsl.search.web import schemas, uploads
@@ -128,7 +129,7 @@ def add_search_routes(
 def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExecutor) -> None:
     """Adds the routes that show which parts of two images make them similar."""
 
-    async def answer(index: SearchIndex, query: Path | bytes, box: str | None, image: Path) -> schemas.Heat:
+    async def answer(index: SearchIndex, query: Path | str | bytes, box: str | None, image: Path | str) -> schemas.Heat:
         part = uploads.parse_box(box)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(decoders, heat_maps, index.encoder, query, part, image)
@@ -172,22 +173,24 @@ def _images_of_path(index: SearchIndex, path: str) -> list[Hit]:
     return index.images([number])
 
 
-def _path_of(index: SearchIndex, image: int) -> Path:
+def _path_of(index: SearchIndex, image: int) -> Path | str:
     try:
         return index.path(image)
     except InputError:
         raise RequestError(404, f"the index has no image {image}: it has {len(index)}") from None
 
 
-def _jpeg_response(path: Path, side: int, cached: str | None) -> Response:
-    """Re-encodes an image, so that only pixels leave this machine, whatever file is at the path."""
+def _jpeg_response(location: Path | str, side: int, cached: str | None) -> Response:
+    """Re-encodes an image of the index, so that only pixels leave this machine, whatever file is at the location."""
+    headers = {"cache-control": "private, max-age=600"}
     try:
-        status = path.stat()
-        tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}-{side}"'
-        headers = {"etag": tag, "cache-control": "private, no-cache"}
-        if cached == tag:
-            return Response(status_code=304, headers=headers)
-        pixels = uploads.decode_bounded(path, None, side)
+        if isinstance(location, Path):
+            status = location.stat()
+            tag = f'"{status.st_mtime_ns:x}-{status.st_size:x}-{side}"'
+            headers = {"etag": tag, "cache-control": "private, no-cache"}
+            if cached == tag:
+                return Response(status_code=304, headers=headers)
+        pixels = uploads.decode_bounded(open_image(location), None, side)
     except (InputError, *uploads.FAILURES):
         raise RequestError(410, "this image was deleted or cannot be read any more: update the index") from None
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
