@@ -1,4 +1,4 @@
-"""The index folder on disk: FAISS files, snapshots that change while they are read, damaged and hostile files."""
+"""The index folder on disk: FAISS files, states that change while they are read, damaged and hostile files."""
 
 import json
 
