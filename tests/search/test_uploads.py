@@ -12,7 +12,7 @@ from PIL import Image
 
 from hgsl.models import create_embedder
 from hgsl.search.encoder import Encoder
-from hgsl.search.web import app, uploads
+from hgsl.search.web import routes, uploads
 from hgsl.search.web.errors import RequestError
 
 
@@ -116,18 +116,18 @@ def test_the_memory_of_a_shown_image_is_bounded(tmp_path, kind):
     except OSError:
         pytest.skip("this system cannot reset the peak of a process's memory")
     before = memory("VmRSS")
-    assert app._jpeg_response(path, 320, None).status_code == 200
+    assert routes._jpeg_response(path, 320, None).status_code == 200
     assert memory("VmHWM") - before < uploads.MAX_REQUEST_MEMORY
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16"])
 def test_a_shown_image_of_too_many_pixels_is_refused(tmp_path, mode, monkeypatch):
     Image.new(mode, (90, 90)).save(tmp_path / "large.tif")
-    assert app._jpeg_response(tmp_path / "large.tif", 320, None).status_code == 200
+    assert routes._jpeg_response(tmp_path / "large.tif", 320, None).status_code == 200
     monkeypatch.setattr(uploads, "MAX_PIXELS", 8000)
     monkeypatch.setattr(uploads, "MAX_PIXELS_HEAVY", 8000)
     with pytest.raises(RequestError) as refusal:
-        app._jpeg_response(tmp_path / "large.tif", 320, None)
+        routes._jpeg_response(tmp_path / "large.tif", 320, None)
     assert refusal.value.status == 413
 
 
