@@ -77,6 +77,7 @@ def test_the_published_experiment_in_miniature(tiny_cifar: Path, tmp_path: Path)
 GPU = ROOT / "benchmarks" / "gpu.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_of_a_gpu_needs_one() -> None:
     result = launch(GPU)

@@ -56,7 +56,7 @@ FILES: Words = {
 PAGE: dict[str, tuple[list[str], str, int]] = {"--heat": ([], "heat", 1), "--map-images": (["3"], "map", 3)}
 # They decide how it is computed, not what.
 RESOURCES: Words = {
-    "--max-memory": ["0.5"], "--run.device": ["cuda"], "--run.threads": ["2"], "--run.deterministic": ["true"],
+    "--max-memory": ["0.5"], "--run.device": ["auto"], "--run.threads": ["2"], "--run.deterministic": ["true"],
     "--data.cache": ["resized"], "--data.workers": ["1"], "--eval.batch_size": ["3"],
 }  # fmt: skip
 OTHERS = {"--checkpoint", "--model", "--embeddings", "--config", "--json", "--help", "-h", "--print_config"}

@@ -49,6 +49,7 @@ def test_an_unreadable_training_image(photo_folder: Callable[..., Path]) -> None
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_unexpected_error(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), script="failing.py")
     _, errors = process.communicate(timeout=120)

@@ -49,11 +49,11 @@ STAND_INS = {"pip install -e . && ": "", "PATH/TO/PHOTOS": "my/photos"}
 # Settings that make a command small, added to every line: fewer, synthetic images in place of flowers.
 SMALL = " ".join([*TINY, "--data.cache", "none", "--train.epochs", "1", "--train.batch_size", "8", ""])
 MINIATURE = {
-    "train": SMALL + "--model.freeze none --loss.top_k 2",
+    "train": SMALL + "--model.freeze none",
     "tune": SMALL + "--model.freeze none",
     "sparsify": SMALL + "--train.epochs 2 --sparsify.curve_every 1",
 }
-DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6 --loss.top_k 2"
+DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6"
 # Pages that continue from the results of another.
 EARLIER = {
     "search.md": ["hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
@@ -153,6 +153,8 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         words += MINIATURE.get(name, "").split()
         if name in MINIATURE and ("flowers17" in line or "--config" not in line):
             words += DRAWN.split()
+        if name in MINIATURE and "--loss.name" not in words:
+            words += ["--loss.top_k", "2"]
     monkeypatch.setattr(sys, "argv", words)
     try:
         return entry.main(words[1:])

@@ -232,6 +232,7 @@ def test_an_unwritable_run_folder(photo_folder: Callable[..., Path], capsys: pyt
     assert "file is a file: name another with --run.dir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder: Callable[..., Path]) -> None:
     """As Ctrl-C in a terminal, which signals the loader processes as well."""
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--run.dir", "out", "--data.workers", "2"]

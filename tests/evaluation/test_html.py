@@ -185,6 +185,7 @@ def test_a_page_without_pictures_shows_names(browser, tmp_path):
         assert tab.locator("#query-list .none").first.inner_text().startswith("photos/")
 
 
+@pytest.mark.slow
 def test_six_thousand_queries_open(browser, tmp_path):
     report, ranking, options = make_page(6000, load_image=color, max_pictures=500, map_images=100)
     write_html(tmp_path / "large.html", report, ranking, options)

@@ -65,6 +65,7 @@ def test_the_file_computes_what_the_model_does(
         torch.testing.assert_close(exported(images), model(images), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
 def test_views_and_whitening_are_in_the_file(tmp_path: Path, format: str) -> None:
     torch.manual_seed(0)
@@ -176,6 +177,7 @@ def test_metadata_and_model_card_state_the_square_resize_of_models_that_squash_i
     )
 
 
+@pytest.mark.slow
 def test_int8_reports_its_scores_on_the_data_of_the_run(
     photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

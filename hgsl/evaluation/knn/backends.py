@@ -5,6 +5,7 @@ positions (B, count) in the gallery; if there are fewer, it pads with score -inf
 float32 rounding errors and its order of equal scores is arbitrary: ``knn.k_nearest`` corrects both.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,12 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
     resident = (on_cpu and gallery.plain) or 4 * len(gallery) * gallery.width <= max_memory // 2
     # On a CPU all rows are one matrix, a view where possible: a single top k of all scores is the fastest.
     chunks = [slice(0, len(gallery))] if on_cpu else gallery.chunks()
-    whole = [torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in chunks] if resident else []
+    whole = [_shared_tensor(gallery.rows(chunk)).to(device) for chunk in chunks] if resident else []
 
     def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
         block_size = CPU_BLOCK if on_cpu and resident else len(queries)
         with float32_products():
-            blocks = torch.from_numpy(queries).to(device).split(block_size)
+            blocks = _shared_tensor(queries).to(device).split(block_size)
             scores, positions = zip(*[search_block(block, count) for block in blocks], strict=True)
         return torch.cat(scores).cpu().numpy(), torch.cat(positions).cpu().numpy()
 
@@ -60,7 +61,7 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
         size = max(count, max_memory // (32 * len(block)))
         best: tuple[torch.Tensor, torch.Tensor] | None = None
         start = 0
-        for part in whole or (torch.from_numpy(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
+        for part in whole or (_shared_tensor(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
             for rows in part.split(size):
                 scores, positions = _scores(block, rows, metric).topk(min(count, len(rows)), dim=1)
                 positions = positions + start
@@ -147,3 +148,10 @@ def _training_rows(index: Any, count: int) -> Ints:
     inverted = faiss.try_extract_index_ivf(index)
     size = max(100_000, 40 * inverted.nlist if inverted else 0)
     return np.sort(np.random.default_rng(0).choice(count, min(count, size), replace=False))
+
+
+def _shared_tensor(rows: Floats) -> torch.Tensor:
+    """The rows as a tensor in the same memory, which is only read; PyTorch warns of arrays that are not writable."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(rows)
