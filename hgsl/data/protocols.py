@@ -132,7 +132,7 @@ def cut_validation(
         if len(classes) < 4:
             way_out = "give more classes, or a smaller data.test_share"
         elif val_fold is not None and len(classes) < 2 * val_folds:
-            way_out = "use val_share instead, such as 0.2"
+            way_out = "give more classes, or val_share in place of val_fold, such as 0.2"
         else:
             way_out = "change val_share"
         raise InputError(

@@ -194,6 +194,7 @@ def test_classes_that_are_evaluated_are_refused_in_a_fold() -> None:
         (["--search", "loss.name=ProxyAnchorLoss,TripletLoss"], "unknown loss.name 'TripletLoss': did you mean"),
         ([*SEARCH, "--run.dir", "photos"], "photos holds other files and is no study folder"),
         ([*SEARCH, "--data.protocol", "closed-set"], "no fold 0 of the training classes: synthetic has"),
+        ([*SEARCH, "--data.options.num_classes", "12", "--folds", "3"], "such as 0.2; --folds 2 does without it"),
     ],
 )
 def test_a_mistake_is_refused_before_the_first_trial(

@@ -78,7 +78,7 @@ def test_errors_of_validation(arguments: dict[str, float], message: str) -> None
     [
         (6, {"val_share": 0.2}, "give more classes, or a smaller data.test_share"),
         (6, {"val_fold": 0}, "give more classes, or a smaller data.test_share"),
-        (12, {"val_fold": 3}, "use val_share instead, such as 0.2"),
+        (12, {"val_fold": 3}, "give more classes, or val_share in place of val_fold, such as 0.2"),
         (20, {"val_share": 0.95}, "change val_share"),
     ],
 )

@@ -82,7 +82,8 @@ def _check_data(config: Config, folds: int) -> str:
         try:
             manifests.append(build_manifest(fold_config(config, fold).data))
         except InputError as error:
-            raise InputError(f"no fold {fold} of the training classes: {error}") from None
+            way_out = f"; --folds {fold} does without it" if fold else ""
+            raise InputError(f"no fold {fold} of the training classes: {error}{way_out}") from None
         without_evaluated(manifests[-1])
     return manifests[0].split_hash
 
