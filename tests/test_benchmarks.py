@@ -68,7 +68,8 @@ def test_the_published_experiment_in_miniature(tiny_cifar: Path, tmp_path: Path)
     assert [row[0] for row in rows] == ["| dense", "| ticket, s0 = -0.1", "| ticket, s0 = 0.0", "| ticket, s0 = 0.1"]
     assert {row[1] for row in rows} == {"1 of 1"}
     densities = [float(row[2]) for row in rows]
-    assert densities[0] == 1.0 > densities[3] >= densities[2] >= densities[1]
+    assert densities[0] == 1.0 >= densities[3] >= densities[2] >= densities[1]
+    assert densities[1] < 0.5, "masks that start closed and train for a few steps"
     again = launch(ROOT / "benchmarks" / "tickets.py", *words)
     assert again.stdout == result.stdout
     assert "started" not in again.stderr

@@ -48,7 +48,9 @@ def evaluated_splits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The splits whose images were asked for."""
     splits: list[str] = []
     images = Retrieval.images
-    monkeypatch.setattr(Retrieval, "images", lambda self, split: splits.append(split) or images(self, split))
+    monkeypatch.setattr(
+        Retrieval, "images", lambda self, split, *size: splits.append(split) or images(self, split, *size)
+    )
     return splits
 
 

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.helpers import environment, run_code
 def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Eight cores of an idle machine; returns the file with the quota, which does not exist."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 9.0, 9.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
     return tmp_path / "cpu.max"
 
@@ -33,17 +34,39 @@ def test_a_container_limits_the_cores(eight_cores: Path, quota: str | None, expe
         (8, 0.2, None),
         (1, 30.0, None),
         (4, 4.0, None),
-        (4, 5.5, "other work occupies 5.5 of 8 cores"),
-        (8, 1.5, "other work occupies 1.5 of 8 cores"),
+        (4, 5.5, "other work occupies 5.5 of the machine's 8 cores"),
+        (8, 1.5, "other work occupies 1.5 of the machine's 8 cores"),
         (9, 0.0, "9 threads share 8 cores, which slows every step: set run.threads 8"),
     ],
 )
 def test_shared_cores_are_reported(
     eight_cores: Path, monkeypatch: pytest.MonkeyPatch, threads: int, load: float, warning: str | None
 ) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(cores, "cores_of_others", lambda seconds: load)
     text = shared_cores(threads)
     assert text is None if warning is None else warning in (text or "")
+
+
+def test_the_work_of_others_is_what_the_processors_did_beyond_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three cores busy for a second by the counts, of which this process had half a core."""
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 10 20 5000 70 3 4 0 0 0\ncpu0 1 1 1 1 1 1 1 0 0 0\n")
+    later, hertz = "cpu  {} 10 20 9000 90 3 4 {} 0 0\n", os.sysconf("SC_CLK_TCK")
+    seconds = [0.0, 1.0]  # of the clock, before and after
+    own = [5.0, 5.5]
+
+    def sleep(_: float) -> None:
+        stat.write_text(later.format(100 + 2 * hertz, hertz))
+
+    monkeypatch.setattr(cores, "STAT", stat)
+    clock = SimpleNamespace(monotonic=lambda: seconds.pop(0), process_time=lambda: own.pop(0), sleep=sleep)
+    monkeypatch.setattr(cores, "time", clock)
+    assert cores.cores_of_others(1.0) == pytest.approx(2.5)
+    monkeypatch.undo()
+    monkeypatch.setattr(cores, "STAT", tmp_path / "none")
+    assert cores.cores_of_others(1.0) == 0.0
 
 
 def test_the_environment_of_the_user_decides_how_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -520,8 +520,8 @@ def test_schemathesis_finds_no_server_error(serve, index):
 
             try:
                 call()
-            except Unsatisfiable:  # nothing about GET /api/index can be wrong
-                assert operation.path == "/api/index"
+            except Unsatisfiable:  # nothing about a request without parameters can be wrong
+                assert operation.path in ("/api/indexes", "/healthz", "/metrics")
     assert sum(statuses.values()) > 300
     assert {200, 404, 415, 422} <= set(statuses)
 
