@@ -39,8 +39,8 @@ def measure_overlap(snapshot: Snapshot, previous: Mapping[str, Any], notes: list
         notes.append(f"the overlap of the index with exact search is not measured: {error}")
         return None
     approximate = snapshot.search(queries, DEPTH)
-    found = sum(len({hit.id for hit in first} & {hit.id for hit in second})
+    in_both = sum(len({hit.id for hit in first} & {hit.id for hit in second})
                 for first, second in zip(approximate, exact, strict=True))  # fmt: skip
-    share = found / sum(len(hits) for hits in exact)
+    share = in_both / sum(len(hits) for hits in exact)
     notes.append(f"the index finds {share:.1%} of the {DEPTH} nearest images of {len(numbers)} images of the index")
     return {"overlap": share, "queries": len(numbers), "depth": DEPTH, "images": len(snapshot)}

@@ -146,10 +146,10 @@ class MilvusSnapshot:
                 consistency_level=self._consistency,
             )
         results = []
-        for query, found in zip(queries, candidates, strict=True):
-            hits = _scored(query, [dict(candidate["entity"]) for candidate in found])
-            is_cut = len(found) == limit < MAX_LIMIT
-            if self.exact and is_cut and found[-1]["distance"] > hits[k - 1].similarity - NOISE:
+        for query, nearest in zip(queries, candidates, strict=True):
+            hits = _scored(query, [dict(candidate["entity"]) for candidate in nearest])
+            is_cut = len(nearest) == limit < MAX_LIMIT
+            if self.exact and is_cut and nearest[-1]["distance"] > hits[k - 1].similarity - NOISE:
                 [hits] = self._nearest(query[None], k, min(WIDER * limit, MAX_LIMIT), expression)
             results.append(hits[:k])
         return results

@@ -165,13 +165,13 @@ class MilvusUpdate:
             self._client.upsert(self._collection, [{**row, "until": until} for row in self._entities(part, ["*"])])
 
     def _entities(self, numbers: Sequence[int], fields: list[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for start in range(0, len(numbers), schema.BATCH):
             listed = ", ".join(str(number) for number in numbers[start : start + schema.BATCH])
-            found += self._client.query(
+            rows += self._client.query(
                 self._collection, filter=f"id in [{listed}]", output_fields=fields, consistency_level="Strong"
             )
-        return found
+        return rows
 
     def _send(self, entities: Sequence[dict[str, Any]]) -> None:
         for start in range(0, len(entities), schema.BATCH):
