@@ -85,7 +85,7 @@ def hgsl_loop(config: Config, constant: bool) -> Iterator[Meter]:
         problem.steps_per_epoch, stage.epochs, 1, config.optim.clip, "none", 10**9, log_every=config.run.log_every
     )
     stream: Iterator[Batch] = copied_ahead(
-        problem.batches(stage.seed, 0), options, runtime, problem.model.is_convolutional
+        problem.batches(stage.seed, 0, stage.epochs), options, runtime, problem.model.is_convolutional
     )
     if constant:
         same = next(stream)

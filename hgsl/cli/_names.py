@@ -11,7 +11,7 @@ from typing import Any
 from hgsl.common.data_options import check_data_options
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.library_parts import trainable
-from hgsl.common.model_source import check_backbone_source
+from hgsl.common.model_source import check_backbone_source, is_timm_name
 from hgsl.common.suggestions import nearest
 from hgsl.config import Config, SparsifyConfig
 
@@ -48,6 +48,8 @@ def check_names(config: Config) -> None:
         _check_loss("loss.miner", config.loss.miner, "miners", [])
     if not (classifies and config.model.backbone == "resnet20"):
         _check_backbone(config.model.backbone)
+    if config.loss.teacher is not None and is_timm_name(config.loss.teacher):
+        _check_backbone(config.loss.teacher, "loss.teacher: no folder and no timm model is named")
 
 
 def names_in(module: str, table: str) -> list[str]:
@@ -117,7 +119,7 @@ def _check_loss(setting: str, name: str, part: str, package_names: list[str]) ->
         raise unknown(setting, name, trainable(known))
 
 
-def _check_backbone(name: str) -> None:
+def _check_backbone(name: str, problem: str = "unknown model.backbone") -> None:
     """Checks that a name occurs in timm's sources, which contain all model names and take seconds to import."""
     if ":" in name:
         check_backbone_source(name)
@@ -132,4 +134,4 @@ def _check_backbone(name: str) -> None:
     models = [model for source in sources for model in re.findall(r"^def ([a-z]\w*)\(pretrained", source, re.MULTILINE)]
     close = nearest(name, models)
     hint = f"did you mean {close!r}?" if close else "any model name of timm is accepted, see timm.list_models()"
-    raise InputError(f"unknown model.backbone {name!r}: {hint}")
+    raise InputError(f"{problem} {name!r}: {hint}")

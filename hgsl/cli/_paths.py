@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hgsl.common.datasets import ROOT_HINT, default_root
 from hgsl.common.errors import InputError
+from hgsl.common.model_source import FOLDER_PREFIX, check_backbone_source, check_model_source, is_timm_name
 from hgsl.common.paths import check_local
 from hgsl.config import Config, SparsifyConfig
 
@@ -22,6 +23,10 @@ def check_paths(config: Config) -> None:
             f"no weights file {config.model.weights}{_folder_of(config.model.weights)}: "
             f"model.weights is {', '.join(WEIGHTS)} or an existing file"
         )
+    if config.loss.teacher is not None:
+        _check_teacher(config.loss.teacher)
+        if config.loss.teacher_images is not None:
+            _check_exists("loss.teacher_images", config.loss.teacher_images)
     if isinstance(config.sparsify, SparsifyConfig) and config.sparsify.rounds and config.sparsify.dense_run:
         _check_exists("sparsify.dense_run", config.sparsify.dense_run)
 
@@ -44,6 +49,17 @@ def check_data_root(config: Config) -> None:
             f"data.root is not given, and its default for {name}, {default_root(name)}, does not exist: "
             "give --data.root"
         )
+
+
+def _check_teacher(source: str) -> None:
+    """Checks that the folder of a teacher holds a model, or the form of its name; timm's are checked by name."""
+    try:
+        if source.startswith(FOLDER_PREFIX):
+            check_backbone_source(source)
+        elif not is_timm_name(source):
+            check_model_source(source)
+    except (InputError, FileNotFoundError) as error:
+        raise type(error)(f"loss.teacher: {error}") from None
 
 
 def _check_exists(setting: str, path: str) -> None:

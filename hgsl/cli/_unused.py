@@ -36,6 +36,12 @@ RULES: tuple[Rule, ...] = (
         "loss.name {loss.name}, whose arguments are loss.options",
     ),
     (
+        tuple(f"loss.teacher_{name}" for name in ("images", "kind", "weight", "temperature")),
+        lambda c: c.loss.teacher is None,
+        "loss.teacher null",
+    ),
+    (("loss.teacher_temperature",), lambda c: c.loss.teacher_kind == "embedding", "loss.teacher_kind embedding"),
+    (
         ("model.sync_bn",),
         lambda _: int(os.environ.get("WORLD_SIZE", "1")) == 1,
         "one process, started without torchrun",
@@ -46,7 +52,7 @@ RULES: tuple[Rule, ...] = (
         (
             *("sparsify.mask_initial_value", "sparsify.include", "sparsify.exclude", "sparsify.final_temp"),
             *("sparsify.lmbda", "sparsify.penalty", "sparsify.mask_lr", "sparsify.rewind_epoch"),
-            *("sparsify.prune_temperature", "sparsify.dense_run"),
+            *("sparsify.ticket_epochs", "sparsify.prune_temperature", "sparsify.dense_run"),
         ),
         lambda c: isinstance(c.sparsify, SparsifyConfig) and c.sparsify.rounds == 0,
         "sparsify.rounds 0, which trains the dense network",

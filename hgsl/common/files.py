@@ -72,6 +72,16 @@ def locked(path: str | os.PathLike[str], refusal: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_in_turn(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock file ``path`` as :func:`locked` does, after a process that holds it has released it."""
+    lock = Path(path)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:

@@ -54,6 +54,11 @@ def check_model_source(source: str | os.PathLike[str]) -> None:
             raise FileNotFoundError(f"no {names[0]} in {folder}: expected the folder of a finished run")
 
 
+def is_timm_name(source: str) -> bool:
+    """Whether the source of a network is the plain name of a timm model: neither a folder, nor a path, nor a Hub id."""
+    return not {"/", ":"} & set(source) and not Path(source).expanduser().exists()
+
+
 def check_backbone_source(name: str) -> None:
     """Checks the form of a backbone's name with a prefix, and that the folder after ``local-dir:`` has a config.
 

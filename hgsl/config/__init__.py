@@ -101,6 +101,10 @@ class Config:
             "train.mode 'head' stores no activations: leave out model.checkpointing, or set train.mode full",
         )
         refuse(
+            self.loss.teacher_images is not None,
+            "train.mode 'head' trains on features of the labeled images: leave out loss.teacher_images",
+        )
+        refuse(
             self.optim.layer_decay is not None,
             "optim.layer_decay is for the layers of the backbone, which train.mode 'head' freezes: leave it empty",
         )

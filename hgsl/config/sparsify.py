@@ -40,7 +40,7 @@ class MaskConfig:
 
 @dataclass
 class SparsifyConfig(MaskConfig):
-    """Search for a ticket: rounds of train.epochs each, then training of the ticket for as many epochs."""
+    """Search for a ticket: rounds of train.epochs each, then training of the ticket."""
 
     granularity: Literal["none", "weight", "channel"] = "weight"
     """Unit of the masks: single weights (sparsest), or channels, whose removal makes the ticket faster."""
@@ -50,6 +50,8 @@ class SparsifyConfig(MaskConfig):
     """Rounds of the search; 0 trains the dense network for comparison."""
     rewind_epoch: int | None = 2
     """Epoch of the first round to whose weights the ticket is rewound; empty keeps the weights of the last round."""
+    ticket_epochs: int | None = None
+    """Epochs of the ticket after the search; empty means train.epochs, as those of a round."""
     prune_temperature: float | None = None
     """Temperature beta in the pruning between rounds; empty means final_temp, 1 reproduces the published code."""
     curve_every: int = 1
@@ -61,6 +63,10 @@ class SparsifyConfig(MaskConfig):
         super().__post_init__()
         refuse(self.granularity == "none", "sparsify.granularity 'none' searches nothing: choose weight or channel")
         refuse(self.rounds < 0, f"sparsify.rounds cannot be negative, found {self.rounds}")
+        refuse(
+            self.ticket_epochs is not None and self.ticket_epochs < 1,
+            f"sparsify.ticket_epochs must be positive or empty, found {self.ticket_epochs}",
+        )
         refuse(self.curve_every < 1, f"sparsify.curve_every must be positive, found {self.curve_every}")
         _check_positive("prune_temperature", self.prune_temperature)
 

@@ -1,6 +1,7 @@
 """Settings of loss, optimizer and training loop."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from hgsl.config.checks import refuse
@@ -50,6 +51,19 @@ class LossConfig:
     centers: Literal["random", "class_means"] = "random"
     """Initial class centers of HardGlobalSoftminLoss: random, as published, or the mean embedding of each class's
     images, which costs one pass over the training images."""
+    teacher: str | None = None
+    """Teacher for distillation: a run folder, OWNER/NAME on the Hub, local-dir:FOLDER or a timm name, whose embeddings
+    of the training images, computed once and without augmentation, guide the model beside the loss."""
+    teacher_images: str | None = None
+    """Folder of further images, without labels, at any depth: each step also takes a batch of them, on which the model
+    follows the teacher alone."""
+    teacher_kind: Literal["embedding", "similarities"] = "embedding"
+    """What is learned from the teacher: each embedding (through a linear projection where the sizes differ), or the
+    similarities among the images of a (micro-)batch."""
+    teacher_weight: float = 10.0
+    """Weight of the distillation term."""
+    teacher_temperature: float = 0.1
+    """Temperature of the similarities: at a lower one only the nearest images count."""
 
     def __post_init__(self) -> None:
         refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
@@ -70,6 +84,10 @@ class LossConfig:
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
+        for name in ("teacher_weight", "teacher_temperature"):
+            value = getattr(self, name)
+            refuse(not 0 < value < inf, f"loss.{name} must be positive and finite, found {value}")
+        refuse(self.teacher == "", "loss.teacher is an empty text: leave it out, or name a run folder or model")
         refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centers: set loss.sharded to false")
         refuse(
             self.hard_set == "negatives" and self.top_k is None and not self.top_k_schedule,

@@ -159,7 +159,7 @@ class Driver:
                 save=lambda: self._save(number),
                 name_images=self.problem.name_images,
                 folder=self.folder,
-            ).run(self.problem.batches(stage.seed, state.step))
+            ).run(self.problem.batches(stage.seed, state.step, stage.epochs))
 
     def _before_epoch(self, stage: Stage, epoch: int) -> None:
         self.problem.objective.start_epoch(epoch)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hgsl.engine.loop.train_state import Batch
+from hgsl.engine.parts.distillation import TeacherEmbeddings
 from hgsl.engine.parts.objective import Objective
 
 
@@ -18,13 +19,14 @@ class Problem:
     Attributes:
         model: The model that is evaluated and saved, on its device.
         network: The module that a training step calls: the model or a part of it, with shared parameters.
-        objective: (outputs, labels) -> loss.
+        objective: (outputs, labels, the teacher's embeddings or None) -> loss.
         start: Prepares model and objective before the first step of a run; returns the scores before training, or {}.
         steps_per_epoch: Batches in an epoch.
-        batches: (seed, step) -> the batches of a stage from that step on.
+        batches: (seed, step, epochs) -> the batches of a stage of so many epochs, from that step on.
         groups: () -> the parameter groups with their learning rates.
         name_images: Ids of a batch -> image names, for error messages.
         split: Identity of the images, which must not change when a run is resumed.
+        teacher: The teacher, in a run with distillation.
         record_split: Writes the record of the images into a run folder; None if there is none.
     """
 
@@ -33,8 +35,9 @@ class Problem:
     objective: Objective
     start: Callable[[], dict[str, Any]]
     steps_per_epoch: int
-    batches: Callable[[int, int], Iterator[Batch]]
+    batches: Callable[[int, int, int], Iterator[Batch]]
     groups: Callable[[], list[dict[str, Any]]]
     name_images: Callable[[Tensor], list[str]]
     split: str
+    teacher: TeacherEmbeddings | None = None
     record_split: Callable[[Path], None] | None = None

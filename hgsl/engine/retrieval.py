@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from hgsl.common import ranks
 from hgsl.common.split_record import write_split_record
@@ -16,10 +17,12 @@ from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.train_state import Batch
 from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
 from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
+from hgsl.engine.parts.distillation import Distillation
 from hgsl.engine.parts.mode import build_mode
 from hgsl.engine.parts.objective import build_objective, check_loss
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.parts.run_images import images_of_resumed_run
+from hgsl.engine.parts.teacher import Teacher
 from hgsl.engine.parts.whitening import add_whitening
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
@@ -47,9 +50,19 @@ class Retrieval:
         self.train_set = build_train_set(config, self.manifest, self.model)
         self.mode = build_mode(config, self.model, runtime)
         classes, width = self.train_set.num_classes, self.model.embedding_size
-        self.objective = build_objective(config.loss, classes, width).to(runtime.device)
-        self.steps_per_epoch = self._plan(config.run.seed).steps_per_epoch
-        self._names = dict(zip(self.train_set.ids.tolist(), self.train_set.manifest.paths, strict=True))
+        self.objective = build_objective(config.loss, classes, width)
+        self.teacher = None if config.loss.teacher is None else Teacher(config, self.manifest, runtime)
+        if self.teacher:
+            self.objective.distillation = Distillation(config.loss, width, self.teacher.embedding_size, self.teacher.id)
+        self.objective.to(runtime.device)
+        self.unlabeled_set = None
+        if self.teacher and self.teacher.unlabeled:
+            self.unlabeled_set = build_train_set(config, self.teacher.unlabeled, self.model, "all")
+        self.steps_per_epoch = self._plan(config.run.seed, config.train.epochs).steps_per_epoch
+        image_sets = [part for part in (self.train_set, self.unlabeled_set) if part]
+        self._names = {
+            row: path for part in image_sets for row, path in zip(part.ids.tolist(), part.manifest.paths, strict=True)
+        }
         self._inputs: dict[str, Any] = {}
 
     def problem(self, *, measure_before: bool) -> Problem:
@@ -67,7 +80,8 @@ class Retrieval:
             batches=self.batches,
             groups=lambda: parameter_groups(self.model, self.objective, self.config.optim),
             name_images=self.name_images,
-            split=self.manifest.split_hash,
+            split=self._identity(),
+            teacher=self.teacher,
             record_split=lambda folder: write_split_record(folder, record_of(self.manifest)),
         )
 
@@ -80,11 +94,15 @@ class Retrieval:
         start_centers(self.objective.loss_fn, self.config.loss, view, plain, self.runtime, batch_size)
         return before
 
-    def batches(self, seed: int, start: int) -> Iterator[Batch]:
-        """The batches of a stage from step ``start`` on."""
-        plan = self._plan(seed)
+    def batches(self, seed: int, start: int, epochs: int) -> Iterator[Batch]:
+        """The batches of a stage of ``epochs`` from step ``start`` on."""
+        if self.teacher:
+            self.teacher.prepare()
+        plan = self._plan(seed, epochs)
         plan.start_step = start
-        images = self.mode.training_inputs(self.train_set, lambda: self.inputs("train"))
+        images: Any = self.mode.training_inputs(self.train_set, lambda: self.inputs("train"))
+        if self.unlabeled_set:
+            images = ConcatDataset([images, self.unlabeled_set])
         return iter(run_loader(images, plan, workers=self.mode.loader_workers, device=self.runtime.device))
 
     def images(self, split: str, image_size: int | None = None) -> RetrievalDataset:
@@ -127,6 +145,12 @@ class Retrieval:
         """Paths of a batch's images."""
         return [self._names[row] for row in ids.tolist()]
 
-    def _plan(self, seed: int) -> RunBatches:
-        train, data = self.config.train, self.config.data
-        return RunBatches(self.train_set.labels, train.batch_size, train.epochs, seed, data.sampler, data.per_class)
+    def _identity(self) -> str:
+        """Hash of the images, and of the unlabeled ones if there are any."""
+        images = [self.manifest, *([self.unlabeled_set.manifest] if self.unlabeled_set else [])]
+        return " and ".join(part.split_hash for part in images)
+
+    def _plan(self, seed: int, epochs: int) -> RunBatches:
+        batch_size, data = self.config.train.batch_size, self.config.data
+        unlabeled = len(self.unlabeled_set) if self.unlabeled_set else 0
+        return RunBatches(self.train_set.labels, batch_size, epochs, seed, data.sampler, data.per_class, unlabeled)

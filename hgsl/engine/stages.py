@@ -1,6 +1,6 @@
 """Stages of a run as data: one for plain training; rounds and a ticket for a ticket search."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hgsl.config import Config, SparsifyRunConfig
@@ -60,7 +60,8 @@ def search_stages(config: SparsifyRunConfig) -> list[Stage]:
         )
         for number in range(rounds)
     ]
-    return [*searching, _search_stage(config, rounds, "ticket", "ticket", rewinds=rewind_epoch is not None)]
+    ticket = _search_stage(config, rounds, "ticket", "ticket", rewinds=rewind_epoch is not None)
+    return [*searching, replace(ticket, epochs=config.sparsify.ticket_epochs or config.train.epochs)]
 
 
 def _search_stage(

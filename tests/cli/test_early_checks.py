@@ -32,6 +32,12 @@ MISTAKES = {
     ),
     "weights": (["--model.weights", "best.pth"], "no weights file best.pth in "),
     "loss": (["--loss.name", "ProxyAnchrLoss"], "unknown loss.name 'ProxyAnchrLoss': did you mean 'ProxyAnchorLoss'?"),
+    "teacher": (
+        ["--loss.teacher", "resnet5O"],
+        "loss.teacher: no folder and no timm model is named 'resnet5O': did you mean 'resnet50'?",
+    ),
+    "no run of a teacher": (["--loss.teacher", "photos/a"], "loss.teacher: no model at photos/a: expected"),
+    "folder of a teacher": (["--loss.teacher", "photos"], "loss.teacher: no model.json in photos"),
     "miner": (
         ["--loss.name", "TripletMarginLoss", "--loss.miner", "TripletMiner"],
         "unknown loss.miner 'TripletMiner': did you mean 'TripletMarginMiner'?",

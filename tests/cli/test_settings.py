@@ -189,6 +189,11 @@ def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
         (["--optim.step_factor", "0.5"], "beside optim.schedule cosine"),
         (["--optim.step_factor", "0.5", "--optim.schedule=step", "--optim.step_epochs=[1]"], None),
         (["--optim.scale_lr", "1e-3", "--loss.learnable_scale", "false"], "beside loss.learnable_scale false"),
+        (["--loss.teacher_weight", "2"], "--loss.teacher_weight has no effect beside loss.teacher null"),
+        (
+            ["--loss.teacher", "resnet18", "--loss.teacher_temperature", "1"],
+            "--loss.teacher_temperature has no effect beside loss.teacher_kind embedding",
+        ),
         (["--train.mode=head", "--model.embedding_size=8", "--optim.lr", "1e-2"], "--optim.lr has no effect"),
         (["--model.lora.alpha=8"], "--model.lora.alpha has no effect beside model.lora.rank 0"),
         (["--model.lora.alpha=8", "--model.lora.rank=4", "--model.freeze=none"], None),

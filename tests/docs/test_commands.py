@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 LONG = {
     "README.md",
     "backbones.md",
+    "distillation.md",
     "tutorial.md",
     "search.md",
     "export.md",

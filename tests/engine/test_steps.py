@@ -174,6 +174,9 @@ def test_what_cannot_be_captured_is_named(capsys: pytest.CaptureFixture) -> None
     on_cuda = Runtime(torch.device("cuda"), torch.bfloat16, 0)
     assert capture_obstacle(state, on_cuda) is None
     assert capture_obstacle(new_state(OptimConfig()), on_cuda) == "the optimizer is not fused"
+    state.teacher = lambda ids: torch.zeros(len(ids), 8)
+    assert capture_obstacle(state, on_cuda) == "the teacher's embeddings are read on the host"
+    state.teacher = None
     state.model.backbone.grad_checkpointing = True
     assert capture_obstacle(state, on_cuda) == "model.checkpointing restores random states"
     state.objective.loss_fn = nn.TripletMarginLoss()

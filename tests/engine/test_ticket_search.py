@@ -124,7 +124,7 @@ def slow_search(config: SparsifyRunConfig) -> tuple[dict[str, torch.Tensor], lis
             for name, tensor in weights_of(network).items():
                 tensor.data.copy_(checkpoint[name])
             masks.ticket = True
-        batches = problem.batches(mixed_seed(config.run.seed, stage), 0)
+        batches = problem.batches(mixed_seed(config.run.seed, stage), 0, 3)
         for epoch in range(3):
             masks.temperature = 200 ** (epoch / 2)
             if (stage, epoch) == (0, settings.rewind_epoch):
@@ -356,14 +356,14 @@ def test_batches_can_start_at_any_step(cifar: Path) -> None:
     config = settings(cifar)
     task = classification(config, build_runtime(config))
     assert task.steps_per_epoch == 4
-    whole, late = task.batches(0, 0), task.batches(0, 6)
+    whole, late = task.batches(0, 0, 3), task.batches(0, 6, 3)
     batches = [next(whole) for _ in range(9)]
     for expected, found in zip(batches[6:], (next(late) for _ in range(3)), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     first, second = (torch.cat([rows for _, _, rows in batches[i : i + 4]]) for i in (0, 4))
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(40))
     assert first.tolist() != second.tolist()
-    other = next(task.batches(1, 0))
+    other = next(task.batches(1, 0, 3))
     assert not torch.equal(other[0], batches[0][0])
 
 

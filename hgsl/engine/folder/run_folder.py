@@ -48,6 +48,10 @@ def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> Non
         InputError: The folder is in use, cannot be written, or has a run under other settings.
         FileNotFoundError: There is no run to resume.
     """
+    if config.loss.teacher is not None and Path(config.loss.teacher).expanduser().resolve() == folder.resolve():
+        raise InputError(
+            f"loss.teacher {config.loss.teacher} is the run folder itself: name another folder with --run.dir"
+        )
     if not resume:
         check_free(folder, overwrite=overwrite)
     elif finished_report(folder) is None:

@@ -47,6 +47,7 @@ def capture_obstacle(state: TrainState, runtime: Runtime) -> str | None:
         f"the device is {runtime.device.type}": runtime.device.type != "cuda",
         "several processes exchange gradients": ranks.world_size() > 1,
         "the gradient scaler of float16 reads from the GPU": state.scaler.is_enabled(),
+        "the teacher's embeddings are read on the host": state.teacher is not None,
         "the centers have sparse gradients": getattr(loss, "sparse_grad", False),
         f"{type(loss).__name__} may read from the GPU": not fixed_shapes,
         "run.compile captures the network by itself": hasattr(state.network, "_orig_mod"),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ class RunBatches(Sampler[list[Key]]):
         seed: Of the shuffle.
         sampler: One of ``hgsl.data.SAMPLERS``.
         per_class: Images per class, for the sampler ``m_per_class``.
+        unlabeled: Number of images without labels, at the positions after the N of the others. As many of them as a
+            batch has images are appended to it; they are shuffled anew after all were taken.
 
     Attributes:
         steps_per_epoch: The same in every epoch.
@@ -60,6 +63,7 @@ class RunBatches(Sampler[list[Key]]):
         seed: int,
         sampler: str = "random",
         per_class: int = 4,
+        unlabeled: int = 0,
     ) -> None:
         world = ranks.world_size()
         if batch_size % world:
@@ -67,7 +71,7 @@ class RunBatches(Sampler[list[Key]]):
         if sampler == "random":
             batch_size = min(batch_size, len(labels) // world * world)
         self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
-        self.sampler, self.per_class = sampler, per_class
+        self.sampler, self.per_class, self.unlabeled = sampler, per_class, unlabeled
         self.steps_per_epoch = len(self._plan(0))
         self.start_step = 0
 
@@ -81,8 +85,24 @@ class RunBatches(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         for epoch in range(self.start_step // self.steps_per_epoch, self.epochs):
             first = max(0, self.start_step - epoch * self.steps_per_epoch)
-            for batch in self._plan(epoch)[first:].tolist():
-                yield [(epoch, position) for position in batch[ranks.rank() :: ranks.world_size()]]
+            for number, batch in enumerate(self._plan(epoch)[first:].tolist(), start=first):
+                share = slice(ranks.rank(), None, ranks.world_size())
+                positions = [*batch[share], *self._unlabeled(epoch * self.steps_per_epoch + number)[share]]
+                yield [(epoch, position) for position in positions]
+
+    def _unlabeled(self, step: int) -> list[int]:
+        """The positions of the images without labels in the batch of a step."""
+        if not self.unlabeled:
+            return []
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        passes = (divmod(place, self.unlabeled) for place in places)
+        return [len(self.labels) + int(_shuffled(self.unlabeled, self.seed, number)[row]) for number, row in passes]
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, number: int) -> NDArray[np.int64]:
+    """The order of ``count`` images in a pass over them."""
+    return np.random.default_rng([seed, number, 1]).permutation(count)
 
 
 def run_loader(dataset: Dataset[Any], batches: RunBatches, *, workers: int, device: torch.device) -> DataLoader[Any]:

@@ -50,6 +50,7 @@ def build_state(
         schedule=create_schedule(optimizer, config.optim, stage.epochs, problem.steps_per_epoch),
         scaler=GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16),
         ema=ModelEmaV3(problem.model, decay=stage.ema, use_warmup=True) if stage.ema else None,
+        teacher=problem.teacher,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,19 +43,19 @@ def host_decides(options: LoopOptions, runtime: Runtime) -> bool:
 
 def update_parameters(state: TrainState, batch: Batch, options: LoopOptions, runtime: Runtime) -> Tensor:
     """Forward, backward and the optimizer's step of :func:`train_step`."""
-    images, labels, _ = batch
+    images, labels, ids = batch
     state.optimizer.zero_grad(set_to_none=True)
     labels = labels.to(runtime.device, non_blocking=True)
     total = torch.zeros((), dtype=widest_float(runtime.device), device=runtime.device)
-    micro_batches = list(zip(images.chunk(options.accumulate), labels.chunk(options.accumulate), strict=True))
-    for number, (part, part_labels) in enumerate(micro_batches, start=1):
+    micro_batches = _micro_batches(state, images, labels, ids, options.accumulate)
+    for number, part in enumerate(micro_batches, start=1):
         with _averaged_gradients(state, number == len(micro_batches)):
             with runtime.autocast():
-                embeddings = state.network(runtime.prepare(part, state.model.is_convolutional))
+                embeddings = state.network(runtime.prepare(part.images, state.model.is_convolutional))
             finite = embeddings.isfinite().all()
             if host_decides(options, runtime) and not all_true(finite):  # agreed, since the next call is collective
                 return _numbers(state, total * torch.nan, total * torch.nan)
-            loss = state.loss_call(embeddings, part_labels) * (len(part_labels) / len(labels))
+            loss = state.loss_call(embeddings, part.labels, part.teacher) * part.share
             if not host_decides(options, runtime):  # the whole gradient is then NaN, and the step is skipped
                 usable = finite & loss.detach().isfinite()
                 loss = loss * torch.ones_like(loss.detach()).masked_fill(~usable, torch.nan)
@@ -64,6 +65,39 @@ def update_parameters(state: TrainState, batch: Batch, options: LoopOptions, run
     norm = clip_gradients(state.optimizer, options.clip, state.shard)
     total = _step_if_finite(state, total, norm.to(total.device), options, runtime)
     return _numbers(state, total, norm.to(total.device))
+
+
+class MicroBatch(NamedTuple):
+    """A part of a batch that is computed at once.
+
+    Attributes:
+        images: ``(B, 3, H, W)``.
+        labels: ``(B,)``, or None for images without labels.
+        teacher: The teacher's embeddings of the images, if there is a teacher.
+        share: Weight of the part's mean loss: B divided by the number of such images in the batch.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    teacher: Tensor | None
+    share: float
+
+
+def _micro_batches(state: TrainState, images: Tensor, labels: Tensor, ids: Tensor, accumulate: int) -> list[MicroBatch]:
+    """Divides a batch: first the images without labels, which are its last ones, and then those with labels."""
+    if state.teacher is None:
+        parts = zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
+        return [MicroBatch(part, part_labels, None, len(part) / len(images)) for part, part_labels in parts]
+    teacher, count = state.teacher(ids), len(ids) - state.teacher.count_unlabeled(ids)
+    micro_batches = []
+    for rows, labeled in ((slice(count, None), False), (slice(0, count), True)):
+        sides = zip(*(tensor[rows].chunk(accumulate) for tensor in (images, labels, teacher)), strict=True)
+        micro_batches += [
+            MicroBatch(part, part_labels if labeled else None, part_teacher, len(part) / len(ids[rows]))
+            for part, part_labels, part_teacher in sides
+            if len(part)
+        ]
+    return micro_batches
 
 
 def _step_if_finite(state: TrainState, total: Tensor, norm: Tensor, options: LoopOptions, runtime: Runtime) -> Tensor:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from hgsl.common.random_state import random_state, restore_random_state
+from hgsl.engine.parts.distillation import TeacherEmbeddings
 from hgsl.engine.parts.masking import MaskedObjective
 from hgsl.engine.parts.objective import Objective
 from hgsl.engine.parts.shards import load_optimizer_state, optimizer_state, sharded_loss
@@ -25,19 +26,21 @@ class TrainState:
     """Everything that changes during a stage of training, saved and restored together.
 
     A step calls ``network`` and ``loss_call``: the model and the objective, compiled or wrapped in
-    DistributedDataParallel where needed. Their parameters are the model's and the objective's.
+    DistributedDataParallel where needed. Their parameters are the model's and the objective's. ``teacher`` gives the
+    embeddings of a teacher for the ids of a batch, in a run with distillation.
     """
 
     model: Embedder
     objective: Objective | MaskedObjective
     network: Callable[[Tensor], Tensor]
-    loss_call: Callable[[Tensor, Tensor], Tensor]
+    loss_call: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
     optimizer: Optimizer
     schedule: LambdaLR
     scaler: GradScaler
     ema: ModelEmaV3 | None = None
     step: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    teacher: TeacherEmbeddings | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -134,14 +134,14 @@ def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
     return model.to(runtime.device)
 
 
-def build_train_set(config: Config, manifest: Manifest, model: Embedder) -> RetrievalDataset:
-    """The training images, augmented."""
+def build_train_set(config: Config, manifest: Manifest, model: Embedder, split: str = "train") -> RetrievalDataset:
+    """The training images, or those of another split, augmented."""
     data = config.data
     augmentation = Augmentation(**asdict(data.augment))
     transform = train_transform(
         model.data_config, data.image_size, data.recipe, scale=data.crop_scale, augmentation=augmentation
     )
-    return RetrievalDataset(manifest.subset("train"), transform, _cache_dir(data))
+    return RetrievalDataset(manifest.subset(split), transform, _cache_dir(data))
 
 
 def build_eval_set(

@@ -1,28 +1,17 @@
 """Head training: the backbone runs once over the images, and the projection trains on its pooled features."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hgsl.common import ranks
-from hgsl.common.fingerprint import fingerprint
-from hgsl.common.locations import remote_states
 from hgsl.common.random_state import seeded_torch
-from hgsl.common.transforms import Transform
 from hgsl.config import Config
-from hgsl.data import Manifest, RetrievalDataset, default_cache_dir
-from hgsl.data.files.cache import file_key
+from hgsl.data import Manifest, RetrievalDataset
+from hgsl.engine.parts.cached_embeddings import embed_once
 from hgsl.engine.runtime import Runtime
-from hgsl.evaluation import embed
 from hgsl.models import Embedder
 from hgsl.models.features import pool_features
-from hgsl.models.storage.description import DATA_CONFIG
 
 AXES_ROWS = 10_000
 
@@ -78,9 +67,6 @@ class PooledSet(Dataset[tuple[Tensor, int, int]]):
 def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtime: Runtime, views: bool) -> PooledSet:
     """Runs backbone and pooling over ``images``, or memory-maps the features stored by an earlier run.
 
-    They are stored beside the cache of resized images, under a hash of the files, the weights and the transform; a
-    killed run continues where it stopped. They take 4 bytes per number.
-
     Args:
         model: The model, of which backbone and pooling are used.
         images: The images, with the transform of an evaluation.
@@ -88,25 +74,7 @@ def pooled_set(model: Embedder, images: RetrievalDataset, config: Config, runtim
         runtime: Device and precision.
         views: Whether the features are those of all views of an evaluation.
     """
-    network = Pooled(model, views)
-    transform: dict[str, Any] = {name: model.data_config[name] for name in DATA_CONFIG if name != "image_size"}
-    assert isinstance(images.transform, Transform)
-    transform["resize"] = images.transform.resize.side
-    if views:
-        transform |= {name: model.architecture[name] for name in ("flip", "scales")}
-    batch_size = config.eval.batch_size
-    settings = {**transform, "batch": batch_size, "precision": runtime.precision}
-    folder = default_cache_dir().with_name("features") / _key(network, images.manifest, settings)
-    ranks.print_main(f"pooled features of {len(images)} images in {folder}")
-    pooled = embed(
-        network,
-        images,
-        batch_size=batch_size,
-        num_workers=runtime.workers,
-        device=runtime.device,
-        dtype=runtime.dtype,
-        store=folder,
-    )
+    pooled = embed_once(Pooled(model, views), model, images, "features", runtime, config.eval.batch_size, views=views)
     return PooledSet(images, pooled.embeddings)
 
 
@@ -130,20 +98,3 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
         axes = torch.svd_lowrank(unit, q=rank, niter=4)[2].T[: layer.out_features]  # (D or fewer, C')
     layer.weight.zero_()[: len(axes)] = axes.to(layer.weight)
     layer.bias.zero_()
-
-
-def _key(network: nn.Module, manifest: Manifest, settings: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(fingerprint(network, json.dumps(settings, sort_keys=True, default=str)).encode())
-    boxes = manifest.boxes.tolist() if manifest.boxes is not None and manifest.crop_to_boxes else [None] * len(manifest)
-    if manifest.render is not None:  # its path determines the image
-        keys = [
-            f"{manifest.name}/{path}/{image}" for path, image in zip(manifest.paths, manifest.ids.tolist(), strict=True)
-        ]
-    else:
-        locations = [manifest.location(row) for row in range(len(manifest))]
-        states = remote_states(locations)
-        keys = [file_key(location, box, states=states) for location, box in zip(locations, boxes, strict=True)]
-    for key in keys:
-        digest.update(key.encode())
-    digest.update(manifest.ids.tobytes() + manifest.labels.tobytes())  # they are stored with the features
-    return digest.hexdigest()[:32]

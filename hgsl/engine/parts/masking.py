@@ -13,7 +13,7 @@ from hgsl.sparsity import Masks, sparsify
 
 
 class MaskedObjective(nn.Module):
-    """The loss of ``inner`` plus ``lmbda`` times the sum of the masks."""
+    """The loss of ``inner`` plus, for labeled images, ``lmbda`` times the sum of the masks."""
 
     def __init__(self, inner: Objective, masks: Masks, lmbda: float) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class MaskedObjective(nn.Module):
         """The loss itself, without the penalty."""
         return self.inner.loss_fn
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.inner(embeddings, labels)
-        return loss + self.lmbda * self.masks.penalty()
+    def forward(self, embeddings: Tensor, labels: Tensor | None, teacher: Tensor | None = None) -> Tensor:
+        loss: Tensor = self.inner(embeddings, labels, teacher)
+        return loss if labels is None else loss + self.lmbda * self.masks.penalty()
 
 
 def mask_backbone(model: Embedder, settings: MaskConfig) -> Masks | None:

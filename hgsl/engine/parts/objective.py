@@ -1,4 +1,7 @@
-"""The objective of a training step: a loss of this package, or one of pytorch-metric-learning with miner and memory."""
+"""The objective of a training step: a loss of this package, or one of pytorch-metric-learning with miner and memory.
+
+A teacher adds a term to it.
+"""
 
 import copy
 import inspect
@@ -16,6 +19,7 @@ from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.library_parts import trainable
 from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
+from hgsl.engine.parts.distillation import Distillation
 from hgsl.losses import LOSSES, HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
 DEFAULT = HardGlobalSoftminLoss.__name__  # the loss whose arguments are settings of the config
@@ -24,14 +28,21 @@ QUEUE = ("embedding_memory", "label_memory", "queue_idx", "has_been_filled")  # 
 
 
 class Objective(nn.Module):
-    """Embeddings (B, D) and labels (B,) -> scalar.
+    """Embeddings (B, D), labels (B,) and, with distillation, embeddings of the teacher (B, D') -> scalar.
+
+    For images without labels, with labels None, it is the term of the teacher alone.
 
     Args:
         loss_fn: Called with embeddings, labels and, if there is a miner, its tuple.
         miner: Of pytorch-metric-learning, or None.
         gather: Whether the loss is computed over the embeddings of all processes.
         top_k_schedule: First epoch -> K, for HardGlobalSoftminLoss; empty leaves its K.
+
+    Attributes:
+        distillation: The term of a teacher, which is added to the loss; None without one.
     """
+
+    distillation: Distillation | None
 
     def __init__(
         self,
@@ -46,13 +57,24 @@ class Objective(nn.Module):
         self.miner = miner
         self.gather = gather
         self.top_k_schedule = dict(top_k_schedule or {})
+        self.distillation = None
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor | None, teacher: Tensor | None = None) -> Tensor:
+        if self.distillation is None:
+            assert labels is not None
+            return self._supervised(embeddings, labels)
+        assert teacher is not None
+        loss: Tensor = self.distillation(embeddings, teacher)
+        return loss if labels is None else self._supervised(embeddings, labels) + loss
+
+    def _supervised(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self.gather and ranks.world_size() > 1:
             embeddings, labels = gather_with_gradient(embeddings), gather_rows(labels)
         if self.miner is None:
-            return self.loss_fn(embeddings, labels)
-        return self.loss_fn(embeddings, labels, self.miner(embeddings, labels))
+            loss: Tensor = self.loss_fn(embeddings, labels)
+        else:
+            loss = self.loss_fn(embeddings, labels, self.miner(embeddings, labels))
+        return loss
 
     def start_epoch(self, epoch: int) -> None:
         """Sets the K of this epoch, if there is a schedule."""

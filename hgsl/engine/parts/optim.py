@@ -20,17 +20,22 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(model: Embedder, loss_fn: nn.Module, settings: OptimConfig) -> Groups:
-    """Returns the groups ``backbone``, ``projection``, ``centers`` and ``scale``, each with its own learning rate.
+    """Returns the groups ``backbone``, ``projection``, ``teacher_projection``, ``centers`` and ``scale``.
 
+    Each has its own learning rate, the projection to the embeddings of a teacher that of the model's projection.
     Centers and scale are parameters of the loss and have no weight decay: decay would counteract their normalization,
     and drive the scale toward zero. Frozen parameters and empty groups are left out.
     """
     head = [*model.pooling.parameters(), *model.projection.parameters()]
-    centers = [value for value in loss_fn.parameters() if value.ndim >= 2]  # whatever their names
-    scale = [value for value in loss_fn.parameters() if value.ndim < 2]
+    distillation = getattr(loss_fn, "distillation", None)
+    to_teacher = [] if distillation is None else list(distillation.parameters())
+    others = [value for value in loss_fn.parameters() if all(value is not weight for weight in to_teacher)]
+    centers = [value for value in others if value.ndim >= 2]  # whatever their names
+    scale = [value for value in others if value.ndim < 2]
     groups = [
         *_backbone_groups(model.backbone, settings),
         {"name": "projection", "params": _trainable(head), "lr": settings.projection_lr},
+        {"name": "teacher_projection", "params": to_teacher, "lr": settings.projection_lr},
         {"name": "centers", "params": _trainable(centers), "lr": settings.centers_lr, "weight_decay": 0.0},
         {"name": "scale", "params": _trainable(scale), "lr": settings.scale_lr, "weight_decay": 0.0},
     ]

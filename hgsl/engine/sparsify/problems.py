@@ -97,7 +97,7 @@ def classification(config: SparsifyRunConfig, runtime: Runtime, resumed: Path | 
         objective=Objective(nn.CrossEntropyLoss()),
         start=dict,
         steps_per_epoch=len(train) // batch_size,
-        batches=lambda seed, start: array_batches(train, batch_size, seed, start),
+        batches=lambda seed, start, _: array_batches(train, batch_size, seed, start),
         groups=lambda: [
             {"name": "weights", "params": [p for p in model.parameters() if p.requires_grad], "lr": config.optim.lr}
         ],

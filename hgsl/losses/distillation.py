@@ -1,0 +1,96 @@
+"""Distillation losses: the distance of a model's embeddings, or of the similarities among them, to a teacher's."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hgsl.common.errors import InputError
+from hgsl.losses.checks import check_number, check_tensor
+
+
+def embedding_distillation(embeddings: Tensor, teacher: Tensor) -> Tensor:
+    """Mean cosine distance of each embedding to that of the teacher.
+
+    For unit vectors it is half the mean squared distance::
+
+        L = mean_i (1 - x_i . t_i) = mean_i |x_i - t_i|^2 / 2        x_i, t_i of norm 1
+
+    Args:
+        embeddings: ``(B, D)`` of the model, of any norm; projected to the size of the teacher's where that differs.
+        teacher: ``(B, D)``, of any norm.
+
+    Returns:
+        The loss, a scalar from 0 to 2.
+
+    Raises:
+        InputError: The shapes differ, or are not ``(B, D)``.
+
+    Source:
+        Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (regression to a teacher's features through a
+        projection), here of the embeddings.
+    """
+    _check(embeddings, teacher)
+    if embeddings.shape != teacher.shape:
+        raise InputError(
+            f"embeddings are of shape {tuple(embeddings.shape)} and the teacher's of {tuple(teacher.shape)}: project "
+            "them to the same size"
+        )
+    return 1 - F.cosine_similarity(embeddings, teacher, dim=1).mean()
+
+
+def similarity_distillation(embeddings: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+    """Divergence of the similarities among the images of a batch from those of the teacher.
+
+    The cosines of an image to all others become a distribution, and the loss is the mean divergence of the model's::
+
+        p_i = softmax over j != i of t_i . t_j / temperature         t_i of norm 1
+        q_i = softmax over j != i of x_i . x_j / temperature         x_i of norm 1
+        L   = mean_i sum_j p_ij log(p_ij / q_ij)
+
+    Embedding sizes may differ: only similarities are compared.
+
+    Args:
+        embeddings: ``(B, D)`` of the model, of any norm.
+        teacher: ``(B, D')``, of any norm.
+        temperature: of both distributions; at a lower one only the nearest images count.
+
+    Returns:
+        The loss, a scalar; 0 for fewer than two images.
+
+    Raises:
+        InputError: The numbers of embeddings differ, or the temperature is not positive.
+
+    Source:
+        Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018 (divergence
+        of the conditional probabilities of a batch). Related: Park et al., Relational Knowledge Distillation, CVPR
+        2019 (distances and angles); Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019 (squared
+        difference of similarities).
+    """
+    _check(embeddings, teacher)
+    check_number("temperature", temperature)
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature is {temperature}: use a positive number such as 0.1")
+    if len(embeddings) < 2:
+        return embeddings.sum() * 0
+    p = _log_probabilities(teacher, temperature)
+    q = _log_probabilities(embeddings, temperature)
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def _log_probabilities(vectors: Tensor, temperature: float) -> Tensor:
+    """Logarithms ``(B, B - 1)`` of the softmax over the cosines of each vector to all others."""
+    unit = F.normalize(vectors, dim=1)
+    count = len(unit)
+    cosines = unit @ unit.T
+    # Without the diagonal: a row of B entries and the next one's first make B + 1, of which the first is dropped.
+    others = cosines.flatten()[1:].view(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
+    return (others / temperature).log_softmax(dim=1)
+
+
+def _check(embeddings: Tensor, teacher: Tensor) -> None:
+    for name, value in {"embeddings": embeddings, "teacher": teacher}.items():
+        check_tensor(name, value)
+        if value.ndim != 2 or not torch.is_floating_point(value):
+            raise InputError(f"{name}: expected floating-point (B, D), found {value.dtype} of {tuple(value.shape)}")
+    if len(embeddings) != len(teacher):
+        raise InputError(f"{len(embeddings)} embeddings and {len(teacher)} of the teacher: give one per image")
