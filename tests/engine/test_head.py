@@ -55,7 +55,7 @@ def test_networks_that_differ_in_their_pooling_alone_have_features_of_their_own(
     manifest, runtime, stored = build_manifest(config.data), Runtime(torch.device("cpu"), torch.float32, 0), []
     for pooling in ("avg", "max", "avg"):
         torch.manual_seed(0)
-        model = create_embedder("test_resnet", pooling, embedding_size=4, weights="none", image_size=32).eval()
+        model = create_embedder("test_resnet", pooling, embedding_size=4, weights="none", image_size=96).eval()
         images = build_eval_set(config.data, manifest, model, "train")
         stored.append(np.array(pooled_set(model, images, config, runtime, False).features))
     assert np.array_equal(stored[0], stored[2])
