@@ -1,5 +1,6 @@
 """Export formats: ONNX, 8-bit ONNX and torch.export files, which take batches of any size."""
 
+import copy
 import io
 import logging
 import warnings
@@ -32,7 +33,7 @@ def export_model(
     """Writes ``model`` as one file; it is loaded and compared with the model before it replaces ``path``.
 
     Args:
-        model: On the CPU; it is exported in evaluation mode. The exported model takes images of
+        model: On any device; a copy on the CPU, in evaluation mode, is exported. The exported model takes images of
             ``data_config["image_size"]`` pixels only, and batches of any size.
         path: The file to write.
         format: ``onnx`` (for ONNX Runtime and others), or ``torch-export`` (for ``torch.export.load``).
@@ -42,13 +43,13 @@ def export_model(
         Batch size -> the largest absolute difference between the file's embeddings and the model's.
 
     Raises:
-        InputError: An unknown format, a path of another format, a missing extra, a model on another device than the
-            CPU, a model that cannot be exported, or a difference above 1e-4; no file is written then.
+        InputError: An unknown format, a path of another format, a missing extra, a model without weights (on the meta
+            device), one that cannot be exported, or a difference above 1e-4; no file is written then.
         OSError: The path cannot be written, or the disk is full; checked before the export where possible.
     """
     check_path(path, format)
     check_writable(path, _check_weights(model, format))
-    model, image_size = model.eval(), model.data_config["image_size"]
+    model, image_size = copy.deepcopy(model).cpu().eval(), model.data_config["image_size"]
     with atomic_path(path) as temporary:
         try:
             with _quiet():
@@ -66,16 +67,15 @@ def export_model(
 
 
 def _check_weights(model: nn.Module, format: str) -> int:
-    """Refuses weights that the format cannot hold, or that are not on the CPU; returns their size in bytes."""
+    """Refuses weights that the format cannot hold, or that have no values; returns their size in bytes."""
     tensors = model.state_dict().values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if format == "onnx":
         require("export", "exporting to ONNX")
         if size >= MAX_ONNX_BYTES:
             raise InputError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file at most 2 GiB: use torch-export")
-    devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
-    if devices:
-        raise InputError(f"the model is on {devices.pop()}, but is exported from the CPU: call model.cpu() first")
+    if any(tensor.is_meta for tensor in tensors):
+        raise InputError("the model is on the meta device, which holds no weights: load them before the export")
     return size
 
 

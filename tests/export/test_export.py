@@ -54,7 +54,7 @@ def test_the_file_computes_what_the_model_does(
 ) -> None:
     torch.manual_seed(0)
     side = 224 if backbone.startswith("swin") else 64
-    model = create_embedder(backbone, pooling, size, weights="none", image_size=side)
+    model = create_embedder(backbone, pooling, size, weights="none", image_size=side).eval()
     path = tmp_path / "model.file"
     differences = export_model(model, path, format=format, batch_sizes=(1, 3))
     assert set(differences) == {1, 3}
@@ -109,10 +109,23 @@ def test_a_full_disk_is_reported_before_the_export(tmp_path: Path, monkeypatch: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_on_another_device_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
     model = create_embedder("test_resnet", "avg", weights="none").to("meta")
-    with pytest.raises(InputError, match=r"the model is on meta, but is exported from the CPU: call model.cpu\(\)"):
+    with pytest.raises(InputError, match="the model is on the meta device, which holds no weights: load them"):
         export_model(model, tmp_path / "model.onnx")
+
+
+def test_a_copy_on_the_cpu_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving the model itself would move the caller's, whose mode must not change either."""
+    model = create_embedder("test_resnet", "avg", weights="none", image_size=32).train()
+    moved: list[torch.nn.Module] = []
+    to_cpu = torch.nn.Module.cpu
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: moved.append(module) or to_cpu(module))
+    export_model(model, tmp_path / "model.pt2", format="torch-export", batch_sizes=(3,))
+    assert len(moved) == 1
+    assert moved[0] is not model
+    assert not moved[0].training
+    assert all(module.training for module in model.modules())
 
 
 def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
