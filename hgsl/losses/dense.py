@@ -13,6 +13,7 @@ from hgsl.common.autograd import builds_graph
 from hgsl.common.precision import ieee_products
 from hgsl.losses.hard_set import class_losses, score_classes
 from hgsl.losses.scoring.similarity import SMOOTHING, cosine_matrix, cosines_and_squares, nonzero
+from hgsl.losses.scoring.sparse_rows import sparse_rows
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class _DenseLosses(torch.autograd.Function):
             grad_centers = grad_centers.to(centers.dtype)
             if ctx.options.sparse_grad:
                 rows = torch.arange(len(centers), device=x.device)
-                grad_centers = torch.sparse_coo_tensor(rows[None], grad_centers, centers.shape, check_invariants=False)
+                grad_centers = sparse_rows(rows, grad_centers, centers.shape)
         if needed[2]:
             grad_alpha = (grad_losses * gradient_of_alpha).sum().to(alpha.dtype).reshape(alpha.shape)
         return grad_x, grad_centers, grad_alpha, None, None, None, None

@@ -1,6 +1,8 @@
 """Sparse gradients of the centers: steps equal to dense ones on the used rows, and no change of other rows."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,3 +191,15 @@ def test_parameter_groups_hold_each_parameter_once():
     assert [g["name"] for g in parameter_groups(build(sparse_grad=True), 0.5)] == ["scale"]
     assert [g["name"] for g in parameter_groups(build(learnable_scale=False), 0.5)] == ["centers"]
     optim.AdamW(parameter_groups(build(), 0.5))
+
+
+def test_a_sparse_step_gives_no_warning():
+    """In a process of its own, since PyTorch warns once in a process."""
+    code = (
+        "import torch; from hgsl.losses import HardGlobalSoftminLoss, sparse_optimizer\n"
+        "loss_fn = HardGlobalSoftminLoss(20, 4, top_k=3, sparse_grad=True)\n"
+        "optimizer = sparse_optimizer(loss_fn, 'adagrad', lr=0.1)\n"
+        "loss_fn(torch.randn(2, 4), torch.tensor([0, 1])).backward(); optimizer.step()"
+    )
+    result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -2,8 +2,9 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +71,7 @@ class Loop:
             stop = stack.enter_context(StopRequest())
             checks = stack.enter_context(deferred_checks())
             stack.enter_context(tuned_convolutions(self.options, self.runtime))
+            stack.enter_context(_skips_without_warning())
             for epoch in range(first, self.options.epochs):
                 train_mode(self.state.model, self.options.frozen, self.options.frozen_depth)
                 self.before_epoch(epoch)
@@ -167,3 +169,11 @@ class Loop:
             f"the loss is {step.loss} at step {step.step}: the batch's images are listed in {path}; "
             "try a lower optim.lr or optim.centers_lr, a larger loss.alpha, or run.precision float32"
         )
+
+
+@contextmanager
+def _skips_without_warning() -> Iterator[None]:
+    """Hides the warning that the schedule stepped before the optimizer: a float16 scaler may skip the first step."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+        yield

@@ -9,6 +9,7 @@ from torch import Tensor
 from hgsl.common.autograd import builds_graph
 from hgsl.common.precision import ieee_products
 from hgsl.losses.scoring.similarity import SMOOTHING, divisor, unit
+from hgsl.losses.scoring.sparse_rows import sparse_rows
 
 BY_DIFFERENCE = "donot_use_mm_for_euclid_dist"  # a compute_mode of torch.cdist
 
@@ -125,9 +126,9 @@ def _sparse(indices: Tensor, values: Tensor, used: Tensor, shape: torch.Size) ->
     elif used.any():
         row_with_gradient = indices.index_select(0, used.byte().argmax()[None])
     else:
-        return torch.sparse_coo_tensor(indices[None, :0], values[:0], shape, check_invariants=False)
+        return sparse_rows(indices[:0], values[:0], shape)
     indices = torch.cat([indices[:count].where(used, row_with_gradient), indices[count:]])
-    return torch.sparse_coo_tensor(indices[None], values, shape, check_invariants=False)
+    return sparse_rows(indices, values, shape)
 
 
 def _differentiable_gradients(
