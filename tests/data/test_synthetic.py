@@ -5,14 +5,18 @@ import pickle
 import random
 import subprocess
 import sys
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.data import build_dataset, load_manifest
 from hgsl.data.synthetic import butterflies, butterfly, species
+from hgsl.data.synthetic.shared_images import SharedImages
 
 
 def pixels(*arguments: int) -> np.ndarray:
@@ -133,6 +137,31 @@ def test_a_change_of_an_image_leaves_the_cache_alone():
     before = render(1).tobytes()
     render(1).paste((0, 0, 0), (0, 0, 32, 32))
     assert render(1).tobytes() == before
+
+
+def test_an_image_drawn_by_a_forked_process_is_not_drawn_again():
+    images = SharedImages(partial(butterflies.draw, 1, image_size=32), 3, 32)
+    worker = get_context("fork").Process(target=images, args=(2,))
+    worker.start()
+    worker.join()
+    images.draw = lambda row: Image.new("RGB", (32, 32))
+    assert images(2).tobytes() == butterflies.draw(1, 2, 32).tobytes()
+    assert not np.asarray(images(1)).any()
+
+
+def test_incomplete_pixels_are_drawn_again():
+    images = SharedImages(partial(butterflies.draw, 1, image_size=32), 3, 32)
+    expected = images(2).tobytes()
+    assert images._pixels is not None
+    images._pixels[2, 31] = 0
+    assert images(2).tobytes() == expected
+
+
+def test_a_data_set_too_large_to_share_is_drawn_each_time():
+    images = SharedImages(lambda row: Image.new("RGB", (16, 16), (row, 0, 0)), 10**6, 16)
+    assert np.asarray(images(7))[0, 0].tolist() == [7, 0, 0]
+    images.draw = lambda row: Image.new("RGB", (16, 16))
+    assert not np.asarray(images(7)).any()
 
 
 def test_more_classes_and_images_leave_the_others_unchanged():

@@ -5,7 +5,7 @@ an eyespot, the position of a band, a shade of color. Images of a class vary in 
 occlusion, so that neither the overall color nor the position identifies a class.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from PIL import Image, ImageFilter
 from hgsl.common.errors import InputError
 from hgsl.data.manifest import Manifest, make_manifest
 from hgsl.data.synthetic import butterfly, meadow, species
+from hgsl.data.synthetic.shared_images import SharedImages
 
 Array = NDArray[np.floating[Any]]
 
 _MIN_SIDE = 16
-_CACHED_SIDE = 128  # images up to this side are cached in memory, larger ones are drawn each time
 
 
 def load(
@@ -62,7 +62,11 @@ def load(
         labels,
         names,
         groups=[species.genus(label) for label in labels.tolist()],
-        render=partial(_render, images_per_class=images_per_class, image_size=image_size, seed=seed),
+        render=SharedImages(
+            partial(_draw_row, images_per_class=images_per_class, image_size=image_size, seed=seed),
+            len(labels),
+            image_size,
+        ),
     )
 
 
@@ -94,14 +98,9 @@ def draw(class_index: int, image_index: int, image_size: int = 96, seed: int = 0
     return Image.fromarray(pixels.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _render(row: int, images_per_class: int, image_size: int, seed: int) -> Image.Image:
+def _draw_row(row: int, images_per_class: int, image_size: int, seed: int) -> Image.Image:
     label, image = divmod(row, images_per_class)
-    if image_size > _CACHED_SIDE:
-        return draw(label, image, image_size, seed)
-    return _cached_draw(label, image, image_size, seed).copy()
-
-
-_cached_draw = lru_cache(maxsize=2048)(draw)  # 2,048 images of side 128 are 100 MB
+    return draw(label, image, image_size, seed)
 
 
 def _check(name: str, value: int, minimum: int) -> None:
