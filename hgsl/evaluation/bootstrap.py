@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Ints
@@ -89,7 +89,7 @@ def paired_difference(
     if total == 0:
         return mean, mean, mean
     degrees = total**2 / sum(variance**2 / df for variance, df in zip(variances, freedom, strict=True))
-    half = float(stats.t.ppf((1 + level) / 2, degrees) * math.sqrt(total))
+    half = float(special.stdtrit(degrees, (1 + level) / 2) * math.sqrt(total))
     return mean, mean - half, mean + half
 
 

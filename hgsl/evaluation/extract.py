@@ -86,7 +86,7 @@ def embed(
         loader = DataLoader(
             dataset,
             batch_sampler=share,
-            num_workers=num_workers,
+            num_workers=min(num_workers, len(share)),
             worker_init_fn=init_worker,
             generator=torch.Generator(),
         )

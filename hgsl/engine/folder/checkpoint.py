@@ -75,7 +75,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def _encode(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone().contiguous()
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, dict):  # as pairs: an optimizer's keys are integers, which JSON would turn into strings
         return {"dict": [[key, _encode(item, f"{name}/{key}", tensors)] for key, item in value.items()]}

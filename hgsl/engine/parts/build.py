@@ -82,13 +82,14 @@ def build_model(config: Config, runtime: Runtime) -> Embedder:
                 "statistics: set model.freeze batch_norm"
             )
         add_lora(model, settings.lora.rank, settings.lora.alpha, settings.lora.targets)
+    move_to_device(model, runtime)
     freeze_unused(model)
     if settings.checkpointing:
         _check_checkpointing(model, settings.freeze)
         model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     if settings.sync_bn and world_size() > 1 and runtime.device.type == "cuda":
         model.backbone = convert_sync_batchnorm(model.backbone)
-    return move_to_device(model, runtime)
+    return model
 
 
 def use_test_settings(model: Embedder, config: Config) -> None:
@@ -111,8 +112,8 @@ def freeze_unused(model: Embedder) -> None:
     """
     side = model.data_config["image_size"]
     if parameters := [parameter for parameter in model.parameters() if parameter.requires_grad]:
-        with evaluation_mode(model):
-            embedding = model(torch.zeros(1, 3, side, side))
+        with evaluation_mode(model):  # one view: the others depend on the same parameters
+            embedding = model.head(model.pooled(torch.zeros(1, 3, side, side, device=parameters[0].device)))
         gradients = torch.autograd.grad(embedding.sum(), parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
