@@ -58,7 +58,11 @@ def _status_of(work: Callable[[], int | None]) -> int:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Prints the package's own warnings as one line, without file and line of the source."""
+    """Prints the package's own warnings as one line, without file and line of the source.
+
+    PyTorch's compiler imports a module of PyTorch that uses the deprecated ``torch.jit.script_method``: no one who runs
+    a command can change that, so the warning is hidden.
+    """
     with_source = warnings.formatwarning
 
     def plain(message: Warning | str, category: type[Warning], filename: str, *position: object) -> str:
@@ -67,7 +71,9 @@ def plain_warnings() -> Iterator[None]:
 
     warnings.formatwarning = plain  # type: ignore[assignment]
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`torch\.jit\.script_method` is ")
+            yield
     finally:
         warnings.formatwarning = with_source
 

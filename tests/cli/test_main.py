@@ -16,14 +16,16 @@ from hgsl.cli._main import run
 def work():
     warnings.warn_explicit("a layer is closed", UserWarning, {_main.__file__!r}, 7)
     warnings.warn_explicit("elsewhere", UserWarning, "/another/package.py", 9)
+    warnings.warn_explicit("`torch.jit.script_method` is deprecated. Use more.", FutureWarning, "/torch/_script.py", 3)
 run(work)
 """
 
 
-def test_warnings_of_hgsl_are_one_line_and_others_keep_their_location() -> None:
+def test_warnings_of_hgsl_are_one_line_others_keep_their_location_and_one_of_torch_is_hidden() -> None:
     result = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=120)
     assert result.stderr.splitlines()[0] == "warning: a layer is closed"
     assert "/another/package.py:9: UserWarning: elsewhere" in result.stderr
+    assert "script_method" not in result.stderr
 
 
 def test_the_format_of_warnings_is_restored() -> None:
