@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity.compatibility import check_copyable
+from hgsl.sparsity.joint import joint_masks
 from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, check_temperature, detach
 
 
@@ -31,6 +33,7 @@ class Masks:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.saved: dict[str, Tensor] | None = None
+        self._joint_penalty: Tensor | None = None
         if not self._masks:
             raise InputError(f"{type(module).__name__} has no mask: sparsify(model) returns a masked network")
 
@@ -77,7 +80,22 @@ class Masks:
         With ``sparsify(..., penalty="operations")`` each mask is weighted by the multiplications that its weights take,
         scaled so that a fully open network has the same penalty and one lambda suits both.
         """
+        if self._joint_penalty is not None:
+            return self._joint_penalty
         return torch.stack([mask.penalty() for mask in self._masks]).sum()
+
+    @contextmanager
+    def joint(self) -> Iterator[None]:
+        """Computes all masks together within the context, in which the network's forward and backward pass lie.
+
+        The results are the same. It saves most of the operations of the masks, and a small network on a GPU takes as
+        long as the launches of its operations.
+        """
+        with joint_masks(self._masks) as self._joint_penalty:
+            try:
+                yield
+            finally:
+                self._joint_penalty = None
 
     def density(self) -> float:
         """Returns the fraction of the masked weights that is in the ticket."""

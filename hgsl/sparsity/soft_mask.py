@@ -58,6 +58,7 @@ class SoftMask(nn.Module):
         self.register_buffer("weight_count", weight_count, persistent=False)
         self.register_buffer("penalty_weight", None, persistent=False)
         self.ticket = False
+        self.joint: Tensor | None = None  # the mask, where ``joint_masks`` has computed those of all layers
 
     def mask(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
         """Returns the mask, of the shape of the scores; the arguments override the temperature and mode.
@@ -65,6 +66,8 @@ class SoftMask(nn.Module):
         Raises:
             InputError: ``temperature`` is not positive.
         """
+        if self.joint is not None and temperature is None and ticket is None:
+            return self.joint
         return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
     def forward(self, weight: Tensor, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
@@ -73,11 +76,16 @@ class SoftMask(nn.Module):
 
     def penalty(self) -> Tensor:
         """Returns the sum of the mask over all masked weights, a scalar; ``penalty_weight`` replaces their number."""
-        per_score = self.weight_count if self.penalty_weight is None else self.penalty_weight
+        per_score = self.price
         dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 overflows above 65,504 weights
         gate = self._gate().to(dtype)
         total = (gate if per_score is None else gate * per_score).sum()
         return total / torch.sigmoid(self.initial_value.to(dtype))  # one division for all entries
+
+    @property
+    def price(self) -> Tensor | None:
+        """The price of each score in the penalty, or of all; None is 1."""
+        return self.weight_count if self.penalty_weight is None else self.penalty_weight
 
     def _gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
         beta = self.temperature if temperature is None else check_temperature(temperature)

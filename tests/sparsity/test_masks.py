@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -270,3 +271,27 @@ def test_a_finalized_network_is_the_dense_one_operator_by_operator(granularity: 
     assert not any(parametrize.is_parametrized(part) for part in plain.modules())
     assert operators(plain) == operators(dense)
     assert len(operators(masked)) > len(operators(dense)), "the masks add operators"
+
+
+@pytest.mark.parametrize("granularity", ["weight", "channel"])
+@pytest.mark.parametrize("ticket", [False, True])
+def test_joint_masks_are_those_of_each_layer(granularity: str, ticket: bool) -> None:
+    torch.manual_seed(0)
+    network, masks = sparsify(Net(), 0.1, exclude="head", granularity=granularity, example=torch.randn(2, 3, 8, 8))
+    randomize(masks)
+    masks.temperature, masks.ticket = 3.0, ticket
+    x, results = torch.randn(2, 3, 8, 8), []
+    for context in (nullcontext(), masks.joint()):
+        network.zero_grad()
+        with context:
+            output, penalty = network(x), masks.penalty()
+            (output.square().sum() + 0.01 * penalty).backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        results.append((output, penalty, gradients))
+    (output, penalty, gradients), (joint_output, joint_penalty, joint_gradients) = results
+    assert torch.equal(joint_output, output)
+    torch.testing.assert_close(joint_penalty, penalty)
+    assert len(joint_gradients) == len(gradients) > len(masks.mask_parameters())
+    torch.testing.assert_close(joint_gradients, gradients)
+    masks.ticket = not ticket
+    assert not torch.equal(network(x), output)  # after the context, each mask is computed again

@@ -1,7 +1,7 @@
 """One step of the optimizer, with or without waiting for the device."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hgsl.common.device import widest_float
 from hgsl.engine.distributed import all_true
 from hgsl.engine.loop.train_state import Batch, LoopOptions, TrainState
+from hgsl.engine.parts.masking import MaskedObjective
 from hgsl.engine.parts.objective import scale_parameter
 from hgsl.engine.parts.optim import skips_on_device
 from hgsl.engine.parts.shards import clip_gradients
@@ -49,7 +50,7 @@ def update_parameters(state: TrainState, batch: Batch, options: LoopOptions, run
     total = torch.zeros((), dtype=widest_float(runtime.device), device=runtime.device)
     micro_batches = _micro_batches(state, images, labels, ids, options.accumulate)
     for number, part in enumerate(micro_batches, start=1):
-        with _averaged_gradients(state, number == len(micro_batches)):
+        with _averaged_gradients(state, number == len(micro_batches)), _joint_masks(state):
             with runtime.autocast():
                 embeddings = state.network(runtime.prepare(part.images, state.model.is_convolutional))
             finite = embeddings.isfinite().all()
@@ -124,6 +125,13 @@ def _numbers(state: TrainState, total: Tensor, norm: Tensor) -> Tensor:
     alpha = scale_parameter(state.objective.loss_fn)
     values = (total, norm, torch.full_like(total, torch.nan) if alpha is None else alpha.detach())
     return torch.stack([value.to(total.dtype) for value in values])
+
+
+def _joint_masks(state: TrainState) -> AbstractContextManager[None]:
+    """Computes all masks together within the context; a compiled network fuses their operations itself."""
+    if hasattr(state.network, "_orig_mod") or not isinstance(state.objective, MaskedObjective):
+        return nullcontext()
+    return state.objective.masks.joint()
 
 
 @contextmanager
