@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgsl.losses.scoring.coarse import coarse_search_pays
 from hgsl.losses.scoring.gathered import gathered_similarity
 from hgsl.losses.scoring.search import nearest_centers
 from hgsl.losses.scoring.similarity import matrix_similarity, unit
@@ -40,8 +39,8 @@ def nearest_classes(
     if chunk_size is None and (k + 1 > GATHER_BELOW * count or count <= dense_up_to):
         return None, torch.linalg.vector_norm(centers, dim=1, dtype=x.dtype)
     chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
-    coarse = chunk_size is None and coarse_search_pays(x, centers, k + 1)
-    nearest, norms = nearest_centers(x, centers, min(k + 1, count), chunk, coarse)
+    method = "fastest" if chunk_size is None else "exact"
+    nearest, norms = nearest_centers(x, centers, min(k + 1, count), chunk, method)
     true_last = (nearest == labels[:, None]).byte().argsort(dim=1, stable=True)
     return nearest.gather(1, true_last[:, :k]), norms
 

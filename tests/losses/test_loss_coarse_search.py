@@ -49,7 +49,7 @@ def test_the_search_returns_the_same_rows_however_crowded_the_centers_are(spread
     x, centers = table(8, seed=1, spread=spread), table(3000, spread=spread)
     for row in range(8):  # near neighbors beside the crowd, in another chunk each
         centers[300 * row + 100 : 300 * row + 100 + k] = unit(x[row] + 0.3 * centers[:k])
-    rows, norms = nearest_centers(x, centers, k, 8192, coarse=True)
+    rows, norms = nearest_centers(x, centers, k, 8192, "coarse")
     cosines = x.double() @ centers.double().T
     torch.testing.assert_close(cosines.gather(1, rows), cosines.topk(k, dim=1).values, rtol=0, atol=1e-6)
     torch.testing.assert_close(norms, torch.stack(centers.norm(dim=1).aminmax()))
@@ -59,7 +59,7 @@ def test_equal_centers_are_not_certain_and_each_found_once():
     x, centers = table(8, seed=1), table(50).repeat(60, 1)
     result = search_coarsely(x, centers, 10)
     assert result is None or not result[1].any()
-    rows, _ = nearest_centers(x, centers, 60, 8192, coarse=True)
+    rows, _ = nearest_centers(x, centers, 60, 8192, "coarse")
     assert all(len(set(row)) == 60 and len({r % 50 for r in row}) == 1 for row in rows.tolist())
 
 
@@ -80,7 +80,7 @@ def test_centers_of_another_norm_are_searched_exactly(wrong, row):
     centers[row] = wrong * x[0]
     assert search_coarsely(x, centers, 5) is None
     if not math.isnan(wrong):
-        rows, norms = nearest_centers(x, centers, 5, 8192, coarse=True)
+        rows, norms = nearest_centers(x, centers, 5, 8192, "coarse")
         assert torch.equal(rows, exact_rows(x, unit(centers), 5))
         assert wrong in norms.tolist() or torch.isclose(norms, torch.tensor(wrong)).any()
 
@@ -122,7 +122,7 @@ def test_a_step_is_the_same_with_and_without_it(monkeypatch):
     embeddings, labels = torch.randn(8, D), torch.arange(8)
     results = []
     for is_coarse in (False, True):
-        monkeypatch.setattr("hgsl.losses.hard_set.coarse_search_pays", lambda *_, answer=is_coarse: answer)
+        monkeypatch.setattr("hgsl.losses.scoring.search.coarse_search_pays", lambda *_, answer=is_coarse: answer)
         torch.manual_seed(0)
         loss_fn = HardGlobalSoftminLoss(3000, D, top_k=10, sparse_grad=True)
         optimizer = sparse_optimizer(loss_fn, lr=0.1)

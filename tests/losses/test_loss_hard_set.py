@@ -39,7 +39,7 @@ def test_search_equals_the_full_product(seed, count, k, chunk_size):
     x = unit(torch.randn(5, 8, generator=generator, dtype=torch.float64))
     centers = torch.randn(count, 8, generator=generator, dtype=torch.float64)
     k = min(k, count)
-    rows, norms = nearest_centers(x, centers, k, chunk_size)
+    rows, norms = nearest_centers(x, centers, k, chunk_size, "exact")
     assert torch.equal(rows, (x @ unit(centers).T).topk(k, dim=1).indices)
     torch.testing.assert_close(norms, torch.stack(centers.norm(dim=1).aminmax()))
 
@@ -51,7 +51,7 @@ def test_search_is_a_well_formed_operator():
 
 def test_equal_centers_are_each_found_once():
     centers = torch.eye(3, 4).repeat(4, 1)  # each of three centers four times
-    rows, _ = nearest_centers(torch.eye(3, 4), centers, 4, 5)
+    rows, _ = nearest_centers(torch.eye(3, 4), centers, 4, 5, "exact")
     assert [sorted(row) for row in rows.tolist()] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 

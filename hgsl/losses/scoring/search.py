@@ -4,14 +4,24 @@ import torch
 from torch import Tensor
 
 from hgsl.common.precision import ieee_products
-from hgsl.losses.scoring.coarse import search_coarsely
+from hgsl.losses.scoring.coarse import coarse_search_pays, search_coarsely
+from hgsl.losses.scoring.group_search import group_search_pays, search_by_groups
 from hgsl.losses.scoring.similarity import nonzero
 
 GROUP = 16  # rows that are reduced to their maximum before the top k
 
 
+def fastest_method(x: Tensor, centers: Tensor, k: int) -> str:
+    """Returns the fastest method of :func:`nearest_centers` for these sizes on this device."""
+    if group_search_pays(x, centers, k):
+        return "groups"
+    return "coarse" if coarse_search_pays(x, centers, k) else "exact"
+
+
 @torch.library.custom_op("hgsl::nearest_centers", mutates_args=())  # opaque to torch.compile, which would unroll it
-def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse: bool = False) -> tuple[Tensor, Tensor]:
+def nearest_centers(
+    x: Tensor, centers: Tensor, k: int, chunk_size: int, method: str = "fastest"
+) -> tuple[Tensor, Tensor]:
     """Finds the centers with the largest cosine to each embedding; for unit ``x`` these are the nearest unit centers.
 
     Args:
@@ -19,12 +29,17 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse:
         centers: ``(C, D)``, of any norm in ``NORM_RANGE``.
         k: how many to find, at most C.
         chunk_size: centers multiplied at a time.
-        coarse: whether bfloat16 products preselect; the result is the same up to the rounding of float32.
+        method: ``exact`` multiplies in float32; ``coarse`` preselects by bfloat16 products on a CPU, and ``groups`` uses
+            Triton on a GPU, with the same result up to the rounding of float32; ``fastest`` chooses among them.
 
     Returns:
         Their rows ``(B, k)`` int64, best first; the smallest and the largest norm of all centers ``(2,)``.
     """
-    result = search_coarsely(x, centers, k) if coarse else None
+    if method == "fastest":
+        method = fastest_method(x, centers, k)
+    if method == "groups":
+        return search_by_groups(x, centers, k)
+    result = search_coarsely(x, centers, k) if method == "coarse" else None
     if result is None:
         return _search_exactly(x, centers, k, chunk_size)
     rows, certain, norms = result
@@ -34,7 +49,7 @@ def nearest_centers(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse:
 
 
 @nearest_centers.register_fake
-def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, coarse: bool = False) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, method: str = "fastest") -> tuple[Tensor, Tensor]:
     return torch.empty(len(x), k, dtype=torch.int64, device=x.device), x.new_empty(2)
 
 
