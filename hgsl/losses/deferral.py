@@ -19,6 +19,7 @@ class DeferredChecks:
 
     def __init__(self) -> None:
         self._extremes: dict[tuple[torch.device, int], tuple[Tensor, FindError]] = {}
+        self._parts: dict[int, DeferredChecks] = {}
 
     def add(self, extremes: Tensor, num_classes: int, find_error: FindError) -> None:
         """Includes a call in place, so that a CUDA graph can replay it if another call came before the capture.
@@ -35,6 +36,13 @@ class DeferredChecks:
         torch.minimum(total[::2], extremes[::2], out=total[::2])
         torch.maximum(total[1::2], extremes[1::2], out=total[1::2])
 
+    def deferred(self) -> bool:
+        """Whether a context of ``deferred_checks`` is active, which then also raises the errors of this object."""
+        active = _active.get()
+        if active is not None:
+            active._parts[id(self)] = self
+        return active is not None
+
     def raise_errors(self) -> None:
         """Reads the extremes of all calls since the last time, which waits for the device.
 
@@ -49,6 +57,8 @@ class DeferredChecks:
                 errors.append(find_error(values, num_classes))
         for error in filter(None, errors):
             raise InputError(f"{error} (in a batch since the last check)")
+        for part in self._parts.values():
+            part.raise_errors()
 
 
 _active: ContextVar[DeferredChecks | None] = ContextVar("deferred_checks", default=None)
@@ -71,7 +81,13 @@ def deferred_checks() -> Iterator[DeferredChecks]:
     The loss of a batch with an invalid label or embedding is NaN: skip its optimizer step. On a CPU, and without this
     context, every call raises at once.
     """
-    checks = DeferredChecks()
+    with deferring(DeferredChecks()) as checks:
+        yield checks
+
+
+@contextmanager
+def deferring(checks: DeferredChecks) -> Iterator[DeferredChecks]:
+    """Collects the checks of the calls within the context in ``checks``."""
     token = _active.set(checks)
     try:
         yield checks

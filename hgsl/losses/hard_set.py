@@ -16,6 +16,11 @@ DENSE_UP_TO = {"cuda": 16384}
 CPU_CHUNK, GPU_CHUNK = 8192, 65536
 
 
+def is_searched(k: int | None, count: int) -> bool:
+    """Whether a hard set of ``k`` of ``count`` classes is small enough to be searched; None is every class."""
+    return k is not None and k + 1 <= GATHER_BELOW * count
+
+
 def nearest_classes(
     x: Tensor, centers: Tensor, labels: Tensor, k: int, chunk_size: int | None, dense_up_to: int = 0
 ) -> tuple[Tensor | None, Tensor]:
@@ -36,7 +41,7 @@ def nearest_classes(
         smallest and the largest norm of all centers ``(2,)``; or None for every class, with all norms ``(C,)``.
     """
     x, centers, count = x.detach(), centers.detach(), len(centers)
-    if chunk_size is None and (k + 1 > GATHER_BELOW * count or count <= dense_up_to):
+    if chunk_size is None and (not is_searched(k, count) or count <= dense_up_to):
         return None, torch.linalg.vector_norm(centers, dim=1, dtype=x.dtype)
     chunk = chunk_size or (CPU_CHUNK if x.device.type == "cpu" else GPU_CHUNK)
     method = "fastest" if chunk_size is None else "exact"

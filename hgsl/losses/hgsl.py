@@ -1,6 +1,7 @@
 """The Hard Global Softmin Loss as a module that owns the class centers and the scale."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, check_tensor, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
+from hgsl.losses.graphs import LossGraphs
 from hgsl.losses.scoring.similarity import normalize_
 
 
@@ -42,6 +44,10 @@ class HardGlobalSoftminLoss(nn.Module):
         both_sides: weight of a second term, which compares each class center of the batch with the K images nearest to
             it; 0 in the published loss, 1 in this project's recipes. In distributed training, gather the embeddings
             first, or the comparison is within each local batch.
+        cuda_graphs: whether calls on a GPU are captured as CUDA graphs, one for each shape of the batch, where their
+            launches take longer than their arithmetic. The loss and its gradients are the same. A graph keeps its
+            memory. Calls within another capture, compiled ones, those with ``indices_tuple`` and those without
+            gradient are ordinary.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows have norm 1 with ``sparse_grad``, and otherwise any norm.
@@ -67,6 +73,7 @@ class HardGlobalSoftminLoss(nn.Module):
         sparse_grad: bool = False,
         decorrelation_sample: int | None = None,
         both_sides: float = 0.0,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__()
         check_integer("num_classes", num_classes, 1)
@@ -84,6 +91,8 @@ class HardGlobalSoftminLoss(nn.Module):
         self.chunk_size = chunk_size
         self.sparse_grad = sparse_grad
         self.both_sides = both_sides
+        self.cuda_graphs = cuda_graphs
+        self._graphs = LossGraphs()
         if decorrelation_sample is None and num_classes > EXACT_UP_TO:
             decorrelation_sample = SAMPLE
         self.decorrelation_sample = decorrelation_sample
@@ -121,6 +130,16 @@ class HardGlobalSoftminLoss(nn.Module):
         refuse_references(ref_emb, ref_labels)
         check_batch(embeddings, labels, self.embedding_size)
         self._keep_unit()
+        weights = tuple_weights(indices_tuple, len(labels))
+        if self.cuda_graphs and weights is None and not torch.compiler.is_compiling():
+            settings = self.top_k, self.hard_set, *self._settings().values()
+            loss = self._graphs.loss(self, embeddings, labels, settings)
+            if loss is not None:
+                return loss
+        return self.compute(embeddings, labels, weights)
+
+    def compute(self, embeddings: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Returns the loss of inputs that have been checked, as :meth:`forward`, without a CUDA graph."""
         return hard_global_softmin_loss(
             embeddings,
             self.centers,
@@ -128,14 +147,8 @@ class HardGlobalSoftminLoss(nn.Module):
             self.alpha,
             self.top_k,
             self.hard_set,
-            margin=self.margin,
-            similarity=self.similarity,
-            weights=tuple_weights(indices_tuple, len(labels)),
-            decorrelation=self.decorrelation,
-            decorrelation_sample=self.decorrelation_sample,
-            chunk_size=self.chunk_size,
-            sparse_grad=self.sparse_grad,
-            both_sides=self.both_sides,
+            weights=weights,
+            **self._settings(),
         )
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
@@ -179,6 +192,10 @@ class HardGlobalSoftminLoss(nn.Module):
         learned = f"learnable_scale={self.alpha.requires_grad}"
         settings = [[f"{name}={getattr(self, name)!r}" for name in names] for names in (first, others)]
         return ", ".join([*settings[0], f"alpha={alpha}", learned, *settings[1]])
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("margin", "similarity", "decorrelation", "decorrelation_sample", "chunk_size", "sparse_grad")
+        return {name: getattr(self, name) for name in (*names, "both_sides")}
 
     def _new_centers(self) -> Tensor:
         return torch.empty(self.num_classes, self.embedding_size).normal_()

@@ -1,5 +1,6 @@
 """Loss and evaluation on the device against float64 and against the CPU."""
 
+import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.precision import SWITCHES, float32_products
 from hgsl.evaluation import embed
 from hgsl.losses import deferred_checks, sparse_optimizer
+from hgsl.losses.scoring.search import fastest_method, nearest_centers
 from tests.helpers import clusters
 
 OPTIONS = {
@@ -50,6 +52,55 @@ def test_loss_and_gradients_are_those_of_float64(device: torch.device, options: 
         )
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_captured_call_gives_the_numbers_of_an_ordinary_one(device: torch.device, options: dict) -> None:
+    torch.manual_seed(0)
+    captured = HardGlobalSoftminLoss(300, 32, decorrelation_sample=16, **options).to(device)
+    plain = HardGlobalSoftminLoss(300, 32, decorrelation_sample=16, **options, cuda_graphs=False).to(device)
+    plain.load_state_dict(captured.state_dict())
+    x, labels = torch.randn(3, 16, 32, device=device), torch.randint(300, (3, 16), device=device)
+    results = []
+    for loss in (captured, plain):
+        torch.manual_seed(1)
+        values = []
+        leaf = x.clone().requires_grad_()
+        for i in range(3):
+            loss.zero_grad()
+            value = loss(leaf[i], labels[i])
+            (2 * value).backward()
+            values += [value, loss.centers.grad.to_dense(), loss.alpha.grad]
+        results.append([*values, leaf.grad])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "dimensions", "k"), [(3, 4096, 7, 1), (140, 5001, 70, 11), (64, 70000, 512, 64)]
+)
+def test_the_fastest_search_finds_the_nearest(
+    device: torch.device, batch: int, count: int, dimensions: int, k: int
+) -> None:
+    torch.manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(batch, dimensions), dim=1)
+    centers = torch.randn(count, dimensions) * torch.rand(count, 1)
+    centers[: count // 2] = centers[count // 2 : 2 * (count // 2)]  # every center twice
+    centers[7] = 0
+    norms = centers.norm(dim=1)
+    cosines = x.double() @ centers.double().T / norms.where(norms > 0, 1).double()
+    rows, extremes = nearest_centers(x.to(device), centers.to(device), k, 8192)
+    expected = cosines.topk(k, dim=1).values
+    torch.testing.assert_close(cosines.gather(1, rows.cpu()), expected, rtol=0, atol=1e-5)
+    assert all(len(set(row)) == k for row in rows.tolist())
+    torch.testing.assert_close(extremes.cpu(), torch.stack(norms.aminmax()))
+
+
+def test_triton_runs_on_a_gpu_that_has_it(device: torch.device, needs_cuda: None) -> None:
+    if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("no Triton, or a GPU before Ampere")
+    x, centers = torch.ones(2, 16, device=device), torch.ones(5000, 16, device=device)
+    assert fastest_method(x, centers, 10) == "groups"
 
 
 def test_a_step_waits_for_the_device_when_it_is_asked_to(device: torch.device, needs_cuda: None) -> None:

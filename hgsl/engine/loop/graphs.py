@@ -7,14 +7,14 @@ read from the device: images, labels, learning rates, the temperature of the mas
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hgsl.common import ranks
+from hgsl.common.cuda_graphs import beside, capture
 from hgsl.common.errors import first_line
 from hgsl.engine.loop.step import update_parameters
 from hgsl.engine.loop.train_state import Batch, LoopOptions, TrainState
@@ -66,6 +66,8 @@ class GraphedStep:
         self.ordinary_steps, self.gave_up = 0, False
         self.replay: Callable[[], None] | None = None
         self.key: tuple[object, ...] = ()
+        if isinstance(state.objective.loss_fn, HardGlobalSoftminLoss):
+            state.objective.loss_fn.cuda_graphs = False  # it is part of the graph of the step
         _move_rates(state, runtime.device)
 
     def __call__(self, state: TrainState, batch: Batch, options: LoopOptions, runtime: Runtime) -> Tensor:
@@ -123,28 +125,6 @@ class GraphedStep:
     def _give_up(self, reason: str) -> None:
         self.gave_up = True
         _note(reason)
-
-
-def capture(step: Callable[[], None], stream: torch.cuda.Stream | None) -> Callable[[], None]:
-    """Captures ``step`` as a CUDA graph, without computing it, and returns the function that replays it."""
-    graph = torch.cuda.CUDAGraph()
-    # The loader's thread pins memory meanwhile, which the default mode would not allow.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
-
-
-@contextmanager
-def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """Runs the context on ``stream``, after the current stream's work and before what follows on it."""
-    if stream is None:
-        yield
-        return
-    current = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ def nearest_centers(
         centers: ``(C, D)``, of any norm in ``NORM_RANGE``.
         k: how many to find, at most C.
         chunk_size: centers multiplied at a time.
-        method: ``exact`` multiplies in float32; ``coarse`` preselects by bfloat16 products on a CPU, and ``groups`` uses
-            Triton on a GPU, with the same result up to the rounding of float32; ``fastest`` chooses among them.
+        method: ``exact`` multiplies in float32. ``coarse``, which preselects by bfloat16 products on a CPU, and
+            ``groups``, by Triton on a GPU, have the same result up to the rounding of float32. ``fastest`` chooses.
 
     Returns:
         Their rows ``(B, k)`` int64, best first; the smallest and the largest norm of all centers ``(2,)``.
