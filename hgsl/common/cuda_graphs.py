@@ -9,9 +9,15 @@ import torch
 def capture(step: Callable[[], None], stream: torch.cuda.Stream | None) -> Callable[[], None]:
     """Captures ``step`` as a CUDA graph, without computing it, and returns the function that replays it."""
     graph = torch.cuda.CUDAGraph()
-    # The loader's thread pins memory meanwhile, which the default mode would not allow.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        step()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        # The loader's thread pins memory meanwhile, which the default mode would not allow.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except BaseException:
+        generator.graphsafe_set_state(before)  # a failed capture leaves a state that refuses to draw
+        raise
     return graph.replay
 
 

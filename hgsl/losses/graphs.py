@@ -32,7 +32,7 @@ class CapturedLoss(Protocol):
     alpha: nn.Parameter
     top_k: int | None
 
-    def compute(self, embeddings: Tensor, labels: Tensor) -> Tensor: ...
+    def compute(self, embeddings: Tensor, centers: Tensor, alpha: Tensor, labels: Tensor) -> Tensor: ...
 
 
 class LossGraphs:
@@ -92,7 +92,9 @@ class _Graph:
         self.embeddings = embeddings.detach().clone().requires_grad_(embeddings.requires_grad)
         self.labels = labels.clone()
         self.checks = DeferredChecks()
-        self.inputs = self.embeddings, loss_fn.centers, loss_fn.alpha
+        # Other tensors of the same memory: what autograd knows of the parameters does not mention the capture's stream.
+        centers, alpha = (p.detach().requires_grad_(p.requires_grad) for p in (loss_fn.centers, loss_fn.alpha))
+        self.inputs = self.embeddings, centers, alpha
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         random_state = random_state_of(device)
         with beside(stream):
@@ -102,9 +104,10 @@ class _Graph:
 
     def _compute(self, loss_fn: CapturedLoss) -> None:
         with torch.enable_grad(), deferring(self.checks):
-            self.value = loss_fn.compute(self.embeddings, self.labels)
+            value = loss_fn.compute(*self.inputs, self.labels)
         needed = [tensor for tensor in self.inputs if tensor.requires_grad]
-        gradients = iter(torch.autograd.grad(self.value, needed))
+        gradients = iter(torch.autograd.grad(value, needed))
+        self.value = value.detach()
         self.gradients = [next(gradients) if tensor.requires_grad else None for tensor in self.inputs]
 
     def replay(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -113,7 +116,7 @@ class _Graph:
         self.labels.copy_(labels)
         self.launch()
         copies = [None if gradient is None else _scaled(gradient, None) for gradient in self.gradients]
-        return self.value.detach().clone(), copies
+        return self.value.clone(), copies
 
     def is_valid(self) -> bool:
         """Whether the inputs of the last call were valid, or will be checked later."""
@@ -156,13 +159,14 @@ class _Replay(torch.autograd.Function):
 
 
 def _differentiable_gradients(
-    loss_fn: CapturedLoss, inputs: list[Tensor], labels: Tensor, grad_value: Tensor, random_state: Tensor | None
+    loss_fn: CapturedLoss, inputs: list[Tensor], labels: Tensor, grad_value: Tensor, random_state: Tensor
 ) -> list[Tensor | None]:
     """Returns the gradients from an ordinary call, which can be differentiated, with the same random numbers."""
     device = labels.device
     now = random_state_of(device)
     restore_random_state(random_state, device)
-    value = loss_fn.compute(inputs[0], labels)
+    embeddings, centers, alpha = inputs
+    value = loss_fn.compute(embeddings, centers, alpha, labels)
     restore_random_state(now, device)
     needed = [tensor for tensor in inputs if tensor.requires_grad]
     gradients = iter(torch.autograd.grad(value, needed, grad_value, create_graph=True))

@@ -136,15 +136,17 @@ class HardGlobalSoftminLoss(nn.Module):
             loss = self._graphs.loss(self, embeddings, labels, settings)
             if loss is not None:
                 return loss
-        return self.compute(embeddings, labels, weights)
+        return self.compute(embeddings, self.centers, self.alpha, labels, weights)
 
-    def compute(self, embeddings: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Returns the loss of inputs that have been checked, as :meth:`forward`, without a CUDA graph."""
+    def compute(
+        self, embeddings: Tensor, centers: Tensor, alpha: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Returns the loss of a call without a CUDA graph, as a function of these centers and this alpha."""
         return hard_global_softmin_loss(
             embeddings,
-            self.centers,
+            centers,
             labels,
-            self.alpha,
+            alpha,
             self.top_k,
             self.hard_set,
             weights=weights,

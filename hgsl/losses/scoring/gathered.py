@@ -123,7 +123,7 @@ def _sparse(indices: Tensor, values: Tensor, used: Tensor, shape: torch.Size) ->
     count = len(used)
     if len(indices) > count:
         row_with_gradient = indices[count]
-    elif used.any():
+    elif used.device.type != "cpu" or used.any():  # a GPU is not asked; there all-zero gradients update one row
         row_with_gradient = indices.index_select(0, used.byte().argmax()[None])
     else:
         return sparse_rows(indices[:0], values[:0], shape)

@@ -3,8 +3,6 @@
 Neither writes the matrix of all cosines. With ``TRITON_INTERPRET=1`` they run on a CPU, for tests.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -67,21 +65,21 @@ def cosines_of_groups(x: Tensor, centers: Tensor, groups: Tensor) -> Tensor:
 
 @triton.jit
 def _group_maxima(
-    high: Any,
-    low: Any,
-    centers: Any,
-    maxima: Any,
-    norms: Any,
-    batch: Any,
-    count: Any,
-    dimensions: Any,
-    group_count: Any,
+    high,
+    low,
+    centers,
+    maxima,
+    norms,
+    batch,
+    count,
+    dimensions,
+    group_count,
     GROUP: tl.constexpr,
     OPERAND: tl.constexpr,
     TILE_CENTERS: tl.constexpr,
     TILE_EMBEDDINGS: tl.constexpr,
     TILE_DIMENSIONS: tl.constexpr,
-) -> None:
+):
     rows = tl.program_id(1) * TILE_CENTERS + tl.arange(0, TILE_CENTERS)
     columns = tl.program_id(0) * TILE_EMBEDDINGS + tl.arange(0, TILE_EMBEDDINGS)
     total = tl.zeros((TILE_CENTERS, TILE_EMBEDDINGS), dtype=tl.float32)
@@ -116,16 +114,16 @@ def _group_maxima(
 
 @triton.jit
 def _cosines_of_groups(
-    x: Any,
-    centers: Any,
-    groups: Any,
-    cosines: Any,
-    count: Any,
-    dimensions: Any,
-    groups_each: Any,
+    x,
+    centers,
+    groups,
+    cosines,
+    count,
+    dimensions,
+    groups_each,
     GROUP: tl.constexpr,
     TILE_DIMENSIONS: tl.constexpr,
-) -> None:
+):
     embedding, number = tl.program_id(0).to(tl.int64), tl.program_id(1)
     group = tl.load(groups + embedding * groups_each + number)
     rows = group * GROUP + tl.arange(0, GROUP)
