@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from hgsl import HardGlobalSoftminLoss, evaluate_embeddings
+from hgsl.common.device import dtype_name
 from hgsl.common.precision import float32_products
 from hgsl.config import OptimConfig
 from hgsl.data.cifar10 import MEAN, STD
@@ -79,9 +80,11 @@ def loss_parity(device: torch.device, sizes: dict[str, Any]) -> Iterator[tuple[s
     """Yields (check, largest difference of loss and gradients from float64, tolerance)."""
     variants = {"K = all": {}, "K = 10": {"top_k": 10}, "negatives": {"top_k": 10, "hard_set": "negatives"}}
     variants |= {"both sides": {"top_k": 10, "both_sides": 1.0}, "sparse": {"top_k": 2, "sparse_grad": True}}
+    variants |= {"searched": {"top_k": TOP_K, "sparse_grad": True}}
     for name, options in variants.items():
         torch.manual_seed(0)
-        first = HardGlobalSoftminLoss(sizes["classes"][0], 64, alpha=0.4, decorrelation=0.0, **options)
+        classes = sizes["classes"][2 if name == "searched" and len(sizes["classes"]) > 2 else 0]
+        first = HardGlobalSoftminLoss(classes, 64, alpha=0.4, decorrelation=0.0, **options)
         x, labels = torch.randn(32, 64), torch.randint(first.num_classes, (32,))
         results = []
         for where, dtype in ((torch.device("cpu"), torch.float64), (device, torch.float32)):
@@ -112,12 +115,14 @@ def step_parity(device: torch.device, sizes: dict[str, Any]) -> Iterator[tuple[s
             yield f"training step, {name}", float(difference), 5e-3
 
 
-def cifar_steps(device: torch.device, batch_size: int) -> dict[str, Callable[[], Tensor]]:
+def cifar_steps(
+    device: torch.device, batch_size: int, dtype: torch.dtype = torch.float32
+) -> dict[str, Callable[[], Tensor]]:
     """Steps of a ticket search with ResNet-20 on drawn images: read one by one, queued, and as a CUDA graph."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (batch_size, 3, 32, 32), generator=generator, dtype=torch.uint8).to(device)
     labels, ids = torch.randint(10, (batch_size,), generator=generator).to(device), torch.arange(batch_size)
-    runtime = Runtime(device, torch.float32, 0)
+    runtime = Runtime(device, dtype, 0)
     steps: dict[str, Callable[[], Tensor]] = {}
     names = ("read", "queued", "CUDA graph") if device.type == "cuda" else ("read", "queued")
     for name in names:
@@ -227,11 +232,13 @@ def clustered(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def step_table(device: torch.device, sizes: dict[str, Any]) -> None:
     """A step of the ticket search with ResNet-20."""
     batch = 128 if sizes["steps"] > 4 else 8
-    print(f"\n| ticket search, ResNet-20, batch {batch}, float32 | ms a step | of read |\n|---|---:|---:|")
+    print(f"\n| ticket search, ResNet-20, batch {batch} | ms a step | of read |\n|---|---:|---:|")
     times: dict[str, float] = {}
-    for name, run in cifar_steps(device, batch).items():
-        times[name] = milliseconds(run, device, sizes["steps"])
-        print(f"| {name} | {times[name]:.2f} | {times[name] / times['read']:.2f} |", flush=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        for step, run in cifar_steps(device, batch, dtype).items():
+            name = f"{step}, {dtype_name(dtype)}"
+            times[name] = milliseconds(run, device, sizes["steps"])
+            print(f"| {name} | {times[name]:.2f} | {times[name] / times['read, float32']:.2f} |", flush=True)
 
 
 def training_table(device: torch.device, sizes: dict[str, Any]) -> None:
