@@ -98,9 +98,10 @@ class DataConfig:
     """Further augmentation."""
     sampler: str = "random"
     """Sampler of training batches (hgsl.data.SAMPLERS): random (every image once per epoch), m_per_class (a few classes
-    with per_class images each) or class_balanced (every class equally often)."""
+    with per_class images each), category (the same, from one category, or a few small ones) or class_balanced (every
+    class equally often)."""
     per_class: int = 4
-    """Images of one class in a batch, for the sampler m_per_class."""
+    """Images of one class in a batch, for the samplers m_per_class and category."""
     cache: Literal["none", "resized"] = "none"
     """Cache of images on disk: none, or resized, which stores each image at the size that the transform starts from, so
     that only the first epoch decodes."""

@@ -11,6 +11,7 @@ from hgsl.common import ranks
 from hgsl.common.split_record import write_split_record
 from hgsl.config import Config
 from hgsl.data import Manifest, RetrievalDataset, summary
+from hgsl.data.categories import class_categories
 from hgsl.data.run_split import record_of
 from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
 from hgsl.engine.loop.loader import RunBatches, run_loader
@@ -153,4 +154,7 @@ class Retrieval:
     def _plan(self, seed: int, epochs: int) -> RunBatches:
         batch_size, data = self.config.train.batch_size, self.config.data
         unlabeled = len(self.unlabeled_set) if self.unlabeled_set else 0
-        return RunBatches(self.train_set.labels, batch_size, epochs, seed, data.sampler, data.per_class, unlabeled)
+        categories = class_categories(self.train_set) if data.sampler == "category" else None
+        return RunBatches(
+            self.train_set.labels, batch_size, epochs, seed, data.sampler, data.per_class, unlabeled, categories
+        )

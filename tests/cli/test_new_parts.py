@@ -53,7 +53,7 @@ def test_a_data_set(photo_folder: Callable[..., Path], monkeypatch: pytest.Monke
 
 
 def test_a_sampler(photo_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_rows(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
+    def first_rows(labels: Rows, batch_size: int, per_class: int, rng: object, categories: Rows | None) -> Rows:
         return np.arange(batch_size)[None]
 
     monkeypatch.setitem(SAMPLERS, "first", first_rows)

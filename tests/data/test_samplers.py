@@ -15,24 +15,27 @@ SIZES = [1, 2, 3, 5, 8, 13, 21, 34]
 UNEVEN = np.random.default_rng(0).permutation(np.repeat(np.arange(8), SIZES))
 
 
+CATEGORIES = [0, 0, 1, 1, -1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_epoch_depends_on_seed_and_number_alone(name: str) -> None:
-    plan = epoch_plan(name, UNEVEN, 8, seed=1, epoch=2)
+    plan = epoch_plan(name, UNEVEN, 8, seed=1, epoch=2, categories=CATEGORIES)
     np.random.seed(7)  # noqa: NPY002 - the global state must not matter
     torch.manual_seed(7)
-    assert np.array_equal(epoch_plan(name, UNEVEN, 8, seed=1, epoch=2), plan)
+    assert np.array_equal(epoch_plan(name, UNEVEN, 8, seed=1, epoch=2, categories=CATEGORIES), plan)
     for changed in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
-        other = epoch_plan(name, UNEVEN, 8, **changed)
+        other = epoch_plan(name, UNEVEN, 8, **changed, categories=CATEGORIES)
         assert other.shape == plan.shape  # the schedule can count on the length
         assert not np.array_equal(other, plan)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_labels_may_be_a_list_any_integers_or_class_names(name: str) -> None:
-    plan = epoch_plan(name, UNEVEN, 8)
+    plan = epoch_plan(name, UNEVEN, 8, categories=CATEGORIES)
     names = [f"class_{label}" for label in UNEVEN]
     for labels in (UNEVEN.tolist(), UNEVEN.astype(np.int32) - 5, torch.from_numpy(UNEVEN), names, np.array(names)):
-        assert np.array_equal(epoch_plan(name, labels, 8), plan)
+        assert np.array_equal(epoch_plan(name, labels, 8, categories=CATEGORIES), plan)
 
 
 def test_random_takes_every_row_once() -> None:
@@ -80,12 +83,43 @@ def test_class_balanced_is_balanced(sizes: list[int], batch_size: int) -> None:
         assert np.ptp(per_row[labels == label]) <= 1  # no row repeats before all of its class were drawn
 
 
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 12), min_size=6, max_size=20), classes=st.integers(1, 6), seed=st.integers(0, 9))
+def test_category_batches_stay_within_a_category_that_can_fill_them(sizes: list[int], classes: int, seed: int) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    categories = np.random.default_rng(seed).integers(-1, 3, len(sizes))
+    if (categories < 0).all() or len(labels) < 2 * classes:
+        return
+    plan = epoch_plan("category", labels, 2 * classes, per_class=2, categories=categories)
+    counts = {category: int((categories == category).sum()) for category in (-1, 0, 1, 2)}
+    last_large = max((category for category, count in counts.items() if count >= classes), default=None)
+    small = sum(count for count in counts.values() if count < classes)
+    for batch in plan:
+        assert sorted(Counter(labels[batch].tolist()).values()) == [2] * classes
+        origins = set(categories[labels[batch]].tolist())
+        mixed = any(counts[category] < classes for category in origins)
+        assert len(origins) == 1 or (mixed and (small >= classes or origins & {last_large}))
+    covered = {category for batch in plan for category in categories[labels[batch]].tolist()}
+    assert covered >= {category for category, count in counts.items() if count >= classes}
+    assert np.bincount(plan.ravel()).max() <= 2  # a row is repeated only to fill the group of a class with one row
+
+
+def test_small_categories_are_joined_in_their_order() -> None:
+    labels, categories = np.repeat(np.arange(9), 2), np.array([0, 1, 2, 2, 2, 3, 1, 0, 4])
+    plan = epoch_plan("category", labels, 6, per_class=2, categories=categories)
+    origins = sorted(tuple(sorted(set(categories[labels[batch]].tolist()))) for batch in plan)
+    assert len(plan) == 3  # category 2; 0 and 1, in which 3 and 4 are left over and joined: 6 classes
+    assert (2,) in origins
+    assert {category for origin in origins if origin != (2,) for category in origin} <= {0, 1, 3, 4}
+
+
 @pytest.mark.parametrize(
     ("name", "labels", "batch_size", "message"),
     [
         ("m_per_clas", UNEVEN, 8, "unknown sampler 'm_per_clas': did you mean 'm_per_class'"),
         ("m_per_class", UNEVEN, 10, "a batch of 10 with 4 images per class needs 2.5 classes"),
         ("m_per_class", UNEVEN, 40, "needs 10 classes, expected a whole number of at most 8"),
+        ("category", UNEVEN, 8, "needs the category of each class: add a column category to the table"),
         ("random", UNEVEN, 100, "87 images cannot fill a batch of 100: set train.batch_size from 1 to 87"),
         ("random", UNEVEN, 0, "cannot fill a batch of 0"),
         ("random", np.zeros((4, 2)), 2, r"labels have the shape \(4, 2\)"),

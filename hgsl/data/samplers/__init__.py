@@ -1,8 +1,8 @@
 """Samplers: the batches of one epoch, planned as rows of a data set.
 
-A new sampler is one file and one line in ``SAMPLERS``: a function ``(labels, batch_size, per_class, rng) -> plan`` with
-labels (N,) int64 and a plan (batches, batch_size) of rows, 0..N-1. Training divides each batch among its processes, so
-samplers do not depend on their number.
+A new sampler is one file and one line in ``SAMPLERS``: a function ``(labels, batch_size, per_class, rng, categories) ->
+plan`` with labels (N,) int64, categories (C,) int64 or None, and a plan (batches, batch_size) of rows, 0..N-1. Training
+divides each batch among its processes, so samplers do not depend on their number.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.data.samplers.category import category
 from hgsl.data.samplers.class_balanced import class_balanced
 from hgsl.data.samplers.m_per_class import m_per_class
 from hgsl.data.samplers.random import random
 from hgsl.data.samplers.rows import Rows
 
-SAMPLERS: dict[str, Callable[[Rows, int, int, np.random.Generator], Rows]] = {
+SAMPLERS: dict[str, Callable[[Rows, int, int, np.random.Generator, Rows | None], Rows]] = {
+    "category": category,
     "class_balanced": class_balanced,
     "m_per_class": m_per_class,
     "random": random,
@@ -24,7 +26,14 @@ SAMPLERS: dict[str, Callable[[Rows, int, int, np.random.Generator], Rows]] = {
 
 
 def epoch_plan(
-    name: str, labels: ArrayLike, batch_size: int, *, per_class: int = 4, seed: int = 0, epoch: int = 0
+    name: str,
+    labels: ArrayLike,
+    batch_size: int,
+    *,
+    per_class: int = 4,
+    seed: int = 0,
+    epoch: int = 0,
+    categories: ArrayLike | None = None,
 ) -> Rows:
     """The batches of one epoch: (batches, batch_size) rows of the data set.
 
@@ -35,9 +44,11 @@ def epoch_plan(
         name: One of ``SAMPLERS``.
         labels: (N,) class of each row: integers or class names.
         batch_size: Rows per batch.
-        per_class: Rows of one class in a batch, for "m_per_class".
+        per_class: Rows of one class in a batch, for "m_per_class" and "category".
         seed: Seed of the run.
         epoch: Number of the epoch, from 0.
+        categories: (C,) integers, the category of each class in the order of the labels, negative for none, which the
+            sampler "category" needs.
 
     Raises:
         InputError: The sampler is unknown, or cannot fill one batch from these labels.
@@ -52,7 +63,8 @@ def epoch_plan(
         raise InputError(
             f"{len(classes)} images cannot fill a batch of {batch_size}: set train.batch_size from 1 to {len(classes)}"
         )
-    plan = SAMPLERS[name](classes, batch_size, per_class, np.random.default_rng([seed, epoch]))
+    coarser = None if categories is None else np.asarray(categories, np.int64)
+    plan = SAMPLERS[name](classes, batch_size, per_class, np.random.default_rng([seed, epoch]), coarser)
     if not len(plan):
         raise InputError(
             f"sampler {name} fills no batch of {batch_size} with {per_class} images per class, as the classes are too "

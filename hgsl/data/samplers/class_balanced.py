@@ -5,7 +5,9 @@ import numpy as np
 from hgsl.data.samplers.rows import Rows, draw_in_passes, rows_by_class
 
 
-def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
+def class_balanced(
+    labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator, categories: Rows | None
+) -> Rows:
     """Returns as many rows as the random sampler, the same number (up to one row) from each class.
 
     Every row of a class is drawn once, in random order, before any of them is drawn again.
@@ -15,6 +17,7 @@ def class_balanced(labels: Rows, batch_size: int, per_class: int, rng: np.random
         batch_size: Rows per batch.
         per_class: Ignored.
         rng: Source of the shuffle.
+        categories: Ignored.
 
     Returns:
         (N // batch_size, batch_size) rows.

@@ -5,7 +5,7 @@ import numpy as np
 from hgsl.data.samplers.rows import Rows
 
 
-def random(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator) -> Rows:
+def random(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generator, categories: Rows | None) -> Rows:
     """Every row at most once, in random order; an incomplete last batch is left out.
 
     Args:
@@ -13,6 +13,7 @@ def random(labels: Rows, batch_size: int, per_class: int, rng: np.random.Generat
         batch_size: Rows per batch.
         per_class: Ignored.
         rng: Source of the shuffle.
+        categories: Ignored.
 
     Returns:
         (N // batch_size, batch_size) rows.

@@ -46,9 +46,10 @@ class RunBatches(Sampler[list[Key]]):
         epochs: Number of epochs.
         seed: Of the shuffle.
         sampler: One of ``hgsl.data.SAMPLERS``.
-        per_class: Images per class, for the sampler ``m_per_class``.
+        per_class: Images per class, for the samplers ``m_per_class`` and ``category``.
         unlabeled: Number of images without labels, at the positions after the N of the others. As many of them as a
             batch has images are appended to it; they are shuffled anew after all were taken.
+        categories: (C,) the category of each class, for the sampler ``category``.
 
     Attributes:
         steps_per_epoch: The same in every epoch.
@@ -64,6 +65,7 @@ class RunBatches(Sampler[list[Key]]):
         sampler: str = "random",
         per_class: int = 4,
         unlabeled: int = 0,
+        categories: NDArray[np.int64] | None = None,
     ) -> None:
         world = ranks.world_size()
         if batch_size % world:
@@ -71,13 +73,20 @@ class RunBatches(Sampler[list[Key]]):
         if sampler == "random":
             batch_size = min(batch_size, len(labels) // world * world)
         self.labels, self.batch_size, self.epochs, self.seed = labels, batch_size, epochs, seed
-        self.sampler, self.per_class, self.unlabeled = sampler, per_class, unlabeled
+        self.sampler, self.per_class, self.unlabeled, self.categories = sampler, per_class, unlabeled, categories
         self.steps_per_epoch = len(self._plan(0))
         self.start_step = 0
 
     def _plan(self, epoch: int) -> NDArray[np.int64]:
-        options = {"per_class": self.per_class, "seed": self.seed, "epoch": epoch}
-        return epoch_plan(self.sampler, self.labels, self.batch_size, **options)
+        return epoch_plan(
+            self.sampler,
+            self.labels,
+            self.batch_size,
+            per_class=self.per_class,
+            seed=self.seed,
+            epoch=epoch,
+            categories=self.categories,
+        )
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step
