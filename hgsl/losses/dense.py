@@ -12,8 +12,8 @@ from torch import Tensor
 from hgsl.common.autograd import builds_graph
 from hgsl.common.precision import ieee_products
 from hgsl.losses.hard_set import class_losses, score_classes
-from hgsl.losses.scoring.similarity import SMOOTHING, cosine_matrix, cosines_and_squares, nonzero
-from hgsl.losses.scoring.sparse_rows import sparse_rows
+from hgsl.losses.scoring.dense_scores import center_gradients, cosines_and_distances
+from hgsl.losses.scoring.similarity import nonzero
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,8 @@ class _DenseLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         table, divisors, target = centers.to(x.dtype), nonzero(norms), labels[:, None]
         scale = 10 / alpha.to(x.dtype)
-        if options.similarity == "cosine":
-            cosines, distances = cosine_matrix(x, table, divisors), None
-            z = cosines * scale
-        else:
-            cosines, squares = cosines_and_squares(x, table, norms)
-            distances = squares.add_(SMOOTHING).sqrt_()
-            z = torch.sub(1, distances).mul_(scale)
+        cosines, distances = cosines_and_distances(x, table, norms, options.similarity)
+        z = cosines * scale if distances is None else torch.sub(1, distances).mul_(scale)
         if options.margin:
             z.scatter_add_(1, target, (-options.margin * scale).expand(target.shape))
         z.sub_(z.gather(1, target))  # changes neither the losses nor sums of q z, which cancel less
@@ -107,23 +102,14 @@ class _DenseLosses(torch.autograd.Function):
             gradients = _differentiable_gradients(inputs, labels, sampled, ctx.options, (grad_losses, grad_sampled))
             return *gradients, None, None, None, None
         grad_x = grad_centers = grad_alpha = None
-        table = centers.to(x.dtype)
         with ieee_products(x.device):
             if needed[0]:
-                grad_x = (h @ table).mul_(grad_losses[:, None])
+                grad_x = (h @ centers.to(x.dtype)).mul_(grad_losses[:, None])
             if needed[1]:
-                grad_centers = h.T @ (x * grad_losses[:, None])  # (C, D)
-                along_centers = (grad_losses @ projections).div_(divisors)
-                grad_centers.addcmul_(table, along_centers[:, None], value=-1)
-        if grad_centers is not None:
-            if len(sampled):
-                along_w = (grad_sampled * vectors).sum(dim=1, keepdim=True)
-                gradient = (grad_sampled - along_w * vectors).div_(divisors[sampled, None])
-                grad_centers.index_add_(0, sampled, gradient)
-            grad_centers = grad_centers.to(centers.dtype)
-            if ctx.options.sparse_grad:
-                rows = torch.arange(len(centers), device=x.device)
-                grad_centers = sparse_rows(rows, grad_centers, centers.shape)
+                toward, along = h.T @ (x * grad_losses[:, None]), grad_losses @ projections  # (C, D), (C,)
+        if needed[1]:
+            selection = (sampled, vectors, grad_sampled)
+            grad_centers = center_gradients(toward, along, centers, divisors, selection, ctx.options.sparse_grad)
         if needed[2]:
             grad_alpha = (grad_losses * gradient_of_alpha).sum().to(alpha.dtype).reshape(alpha.shape)
         return grad_x, grad_centers, grad_alpha, None, None, None, None

@@ -78,17 +78,29 @@ def score_classes(
         entries to exclude (the second occurrence of the true class, and column 0 if the center of the true class is not
         among ``centers``); the sampled centers ``(m, D)`` at norm 1.
     """
-    target = labels[:, None]
-    target_row = target.clamp(0, len(centers) - 1)
     if nearest is None:
-        nearest = torch.arange(len(centers), device=x.device)
-        w = unit((F.embedding(nearest, centers, sparse=True) if sparse_grad else centers).to(x.dtype))
-        scores = matrix_similarity(x, w, similarity)  # (B, C)
-        scores, sampled_centers = torch.cat([scores.gather(1, target_row), scores], dim=1), w[sampled]
-    else:
-        rows = torch.cat([target_row, nearest], dim=1)
-        scores, sampled_centers = gathered_similarity(x, centers, rows, sampled, similarity, sparse_grad)
+        rows = torch.arange(len(centers), device=x.device)
+        w = unit((F.embedding(rows, centers, sparse=True) if sparse_grad else centers).to(x.dtype))
+        scores, excluded = true_class_first(matrix_similarity(x, w, similarity), labels)
+        return scores, excluded, w[sampled]
+    target, target_row = _target_rows(labels, len(centers))
+    rows = torch.cat([target_row, nearest], dim=1)
+    scores, sampled_centers = gathered_similarity(x, centers, rows, sampled, similarity, sparse_grad)
     return scores, torch.cat([target_row != target, nearest == target], dim=1), sampled_centers
+
+
+def true_class_first(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the similarities ``(B, C)`` to every center as :func:`score_classes` does, with their mask."""
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    target, target_row = _target_rows(labels, scores.shape[1])
+    excluded = torch.cat([target_row != target, classes == target], dim=1)
+    return torch.cat([scores.gather(1, target_row), scores], dim=1), excluded
+
+
+def _target_rows(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the labels and the nearest rows among ``count`` centers, both ``(B, 1)``."""
+    target = labels[:, None]
+    return target, target.clamp(0, count - 1)
 
 
 def scaled(scores: Tensor, excluded: Tensor, alpha: float | Tensor, margin: float) -> Tensor:

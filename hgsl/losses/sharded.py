@@ -22,8 +22,9 @@ from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_batch, hard_set_size
 from hgsl.losses.decorrelation import count_pairs, sampled_rows, sum_abs_dots
 from hgsl.losses.functional import class_logits, working_dtype
-from hgsl.losses.hard_set import largest, nearest_classes, scaled, score_classes
+from hgsl.losses.hard_set import largest, nearest_classes, scaled, score_classes, true_class_first
 from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
+from hgsl.losses.scoring.dense_scores import dense_scores
 from hgsl.losses.scoring.similarity import unit_of_any_norm
 from hgsl.losses.value_checks import check_centers, check_values, usual_norms
 
@@ -154,9 +155,13 @@ class ShardedHardGlobalSoftminLoss(HardGlobalSoftminLoss):
         labels, sampled = labels - self.first_class, sampled[self._is_local(sampled)] - self.first_class
         nearest, norms = nearest_classes(x, self.centers, labels, k, self.chunk_size)
         self._check_centers(norms)
-        scores, excluded, vectors = score_classes(
-            x, self.centers, labels, nearest, sampled, self.similarity, self.sparse_grad
-        )
+        if nearest is None:
+            scores, vectors = dense_scores(x, self.centers, norms, sampled, self.similarity, self.sparse_grad)
+            scores, excluded = true_class_first(scores, labels)
+        else:
+            scores, excluded, vectors = score_classes(
+                x, self.centers, labels, nearest, sampled, self.similarity, self.sparse_grad
+            )
         logits = scaled(scores, excluded, alpha, self.margin)
         return torch.cat([logits[:, :1], largest(logits[:, 1:], k)], dim=1), vectors
 

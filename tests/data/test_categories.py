@@ -64,21 +64,21 @@ def test_training_batches_are_of_one_category_on_every_rank(
     model = ModelConfig(backbone="test_resnet", weights="none")
     config = Config(RunConfig(device="cpu", threads=1), data, model, train=TrainConfig(epochs=2, batch_size=4))
     training = Retrieval(config, build_runtime(config))
-    batches = [labels.tolist() for _, labels, _ in training.batches(0, 0)]
+    batches = [labels.tolist() for _, labels, _ in training.batches(0, 0, 2)]
     assert (
         len(batches) == 2 * training.steps_per_epoch == 12
     )  # 2 of long, 4 of round, which the class without a category joins
     for labels in batches:
         assert len(set(labels)) == 2
         assert {*labels} <= {2, 4} or {*labels} <= {0, 1, 3, 5}
-    resumed = [labels.tolist() for _, labels, _ in training.batches(0, 7)]
+    resumed = [labels.tolist() for _, labels, _ in training.batches(0, 7, 2)]
     assert resumed == batches[7:]
     shares = []
     for rank in range(2):
         monkeypatch.setattr(
             "hgsl.engine.loop.loader.ranks", SimpleNamespace(rank=lambda r=rank: r, world_size=lambda: 2)
         )
-        shares.append(np.array([labels.tolist() for _, labels, _ in training.batches(0, 0)]))
+        shares.append(np.array([labels.tolist() for _, labels, _ in training.batches(0, 0, 2)]))
     assert np.array_equal(np.stack(shares, axis=2).reshape(len(batches), -1), batches)
 
 

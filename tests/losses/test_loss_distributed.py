@@ -39,7 +39,8 @@ def one_process(num_classes, dtype, **options):
 def check_sharded(rank, world):
     sizes = [3 + r for r in range(world)]  # an uneven batch
     mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    runs = [(torch.float64, 1e-10, case) for case in CASES] + [(torch.float32, 4e-6, case) for case in CASES[::3]]
+    # In float32, the gradients of one process themselves differ from those in float64 by up to 1e-6.
+    runs = [(torch.float64, 1e-10, case) for case in CASES] + [(torch.float32, 2e-6, case) for case in CASES[::3]]
     for dtype, tolerance, case in runs:
         reference = one_process(dtype=dtype, **case)
         embeddings, labels = joint_batch(case["num_classes"], sizes, dtype)
