@@ -36,7 +36,11 @@ EVALUATION_FLAGS: list[tuple[str, Any, str]] = [
     ("--k", [int], "The K of Recall@K, Precision@K and mAP@K, in place of eval.ks (1 2 4 8)."),
     ("--metric", str, "Similarity: one of cosine, inner_product and l2."),
     ("--index", str, "Exact Flat, or a FAISS factory such as 'IVF4096,Flat nprobe=32'."),
-    ("--max-memory", float, "GB that the search may use beyond the embeddings."),
+    (
+        "--max-memory",
+        float,
+        "GB that the search may use beyond the embeddings; on a GPU, also half of what is free.",
+    ),
     (
         "--ignore-same-group",
         None,

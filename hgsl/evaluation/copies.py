@@ -45,6 +45,7 @@ def nearest_images(embeddings: Array, *, device: torch.device | str = "cpu", max
     ids = np.arange(len(vectors))
     is_exact = len(vectors) <= EXACT
     backend: Any
+    concurrency = backends.concurrency(torch.device(device)) if is_exact else 1
     if not is_exact:
         cells = int(4 * len(vectors) ** 0.5)
         backend = backends.approximate(vectors, "cosine", f"IVF{cells},Flat nprobe=16")
@@ -52,7 +53,7 @@ def nearest_images(embeddings: Array, *, device: torch.device | str = "cpu", max
         backend = backends.on_cpu(vectors, "cosine", max_memory)
     else:
         backend = backends.on_device(vectors, "cosine", max_memory, torch.device(device))
-    gallery = Gallery(vectors, ids, "cosine", backend, is_exact)
+    gallery = Gallery(vectors, ids, "cosine", backend, is_exact, concurrency)
     depth = min(NEIGHBORS, max(1, len(ids) - 1))
     neighbors = Neighborhood(np.full((len(ids), depth), -1), np.full((len(ids), depth), -np.inf, np.float32))
     depths = np.full(len(ids), depth)

@@ -50,7 +50,8 @@ def evaluate_embeddings(
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
         cluster: Whether to add NMI and AMI of a k-means clustering of the queries.
         device: Device of an exact search; each gives the same neighbors.
-        max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index).
+        max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index); on a GPU,
+            also half of what is free there.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Parts of a ranking that are stored per query: its first neighbors, and the scores that a no-match threshold uses."""
+"""Parts of a ranking that are stored per query: its first neighbors, and what a no-match threshold needs of them."""
 
 from dataclasses import dataclass
 
@@ -64,18 +64,40 @@ class TopScores:
     is_hit: NDArray[np.bool_]
     best_other: Floats
 
+
+@dataclass(frozen=True)
+class TopPositions:
+    """The images whose scores are the ``TopScores``.
+
+    Attributes:
+        nearest: (Q,) gallery row of the nearest image; -1 where there is none.
+        is_hit: (Q,) whether that image has the query's label.
+        nearest_other: (Q,) gallery row of the nearest image of another label; -1 where there is none.
+    """
+
+    nearest: Ints
+    is_hit: NDArray[np.bool_]
+    nearest_other: Ints
+
     @classmethod
-    def empty(cls, count: int) -> "TopScores":
-        """Uninitialized scores of ``count`` queries."""
-        return cls(np.empty(count, np.float32), np.empty(count, bool), np.empty(count, np.float32))
+    def empty(cls, count: int) -> "TopPositions":
+        """Uninitialized positions of ``count`` queries."""
+        return cls(np.empty(count, np.int64), np.empty(count, bool), np.empty(count, np.int64))
 
-    def record(self, task: RetrievalTask, rows: Ints, positions: Ints, hits: NDArray[np.bool_]) -> None:
-        """Stores the scores of queries ``rows``, given at least R + 1 neighbors of each."""
-        self.is_hit[rows] = hits[:, 0]
-        first_other = np.take_along_axis(positions, hits.argmin(axis=1, keepdims=True), 1)[:, 0]
-        for scores, nearest in ((self.best, positions[:, 0]), (self.best_other, first_other)):
-            scores[rows] = pair_scores(task.gallery, nearest, task.queries, rows, task.metric)
+    def record(self, rows: Ints, positions: Ints, hits: NDArray[np.bool_]) -> None:
+        """Stores the positions of queries ``rows``, given at least R + 1 neighbors of each."""
+        self.nearest[rows], self.is_hit[rows] = positions[:, 0], hits[:, 0]
+        self.nearest_other[rows] = np.take_along_axis(positions, hits.argmin(axis=1, keepdims=True), 1)[:, 0]
 
-    def pick(self, rows: Ints) -> "TopScores":
-        """The scores of some of the queries."""
-        return TopScores(self.best[rows], self.is_hit[rows], self.best_other[rows])
+    def pick(self, rows: Ints) -> "TopPositions":
+        """The positions of some of the queries."""
+        return TopPositions(self.nearest[rows], self.is_hit[rows], self.nearest_other[rows])
+
+    def scores(self, task: RetrievalTask) -> TopScores:
+        """The scores of these images with the queries of the task."""
+        rows = np.arange(len(self.nearest))
+        best, best_other = (
+            pair_scores(task.gallery, positions, task.queries, rows, task.metric)
+            for positions in (self.nearest, self.nearest_other)
+        )
+        return TopScores(best, self.is_hit, best_other)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.metrics import Bools, Floats, every_score
-from hgsl.evaluation.neighbors import Neighbors, TopScores
+from hgsl.evaluation.neighbors import Neighbors, TopPositions, TopScores
 from hgsl.evaluation.refine.rerank import KReciprocal, searches_itself
 from hgsl.evaluation.result import RetrievalResult
 from hgsl.evaluation.task import RetrievalTask
@@ -30,13 +31,18 @@ class Ranking:
         task: The task, restricted to queries with a match in the gallery; the other attributes are in their order.
         result: The scores, after re-ranking where there is any.
         neighbors: The first ``top`` neighbors of each query, after re-ranking where there is any.
-        top_scores: The scores that a no-match threshold uses, before any re-ranking.
+        top_positions: The images whose scores a no-match threshold uses, before any re-ranking.
     """
 
     task: RetrievalTask
     result: RetrievalResult
     neighbors: Neighbors
-    top_scores: TopScores
+    top_positions: TopPositions
+
+    @cached_property
+    def top_scores(self) -> TopScores:
+        """The scores that a no-match threshold uses, before any re-ranking."""
+        return self.top_positions.scores(self.task)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the scores and counts of the result, and the metric."""
@@ -102,7 +108,8 @@ def rank(
         top: How many neighbors of each query are kept, with exact scores.
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
         cluster: Whether to add NMI and AMI of a k-means clustering of the queries.
-        max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index).
+        max_memory: Bytes that the search may use beyond the embeddings (and beyond an approximate index); on a GPU,
+            also half of what is free there.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
@@ -123,11 +130,11 @@ def rank(
     searched, rows = (task, answerable) if shared else (counted, np.arange(len(answerable)))
     counted_row = np.full(len(searched.queries), -1)
     counted_row[rows] = np.arange(len(rows))
-    top_scores = TopScores.empty(len(searched.queries))
+    top_positions = TopPositions.empty(len(searched.queries))
     ordered = top if reorder is None else max(top, reorder.depth, reorder.neighborhood)
     deepest_k = min(max(ks), len(task.gallery))  # further ranks hold no image
     depths = np.maximum(searched.relevant + 1, max(deepest_k, ordered))
-    blocks = _search(searched, gallery, depths, ordered, top_scores, max_memory, progress)
+    blocks = _search(searched, gallery, depths, ordered, top_positions, max_memory, progress)
     if reorder is not None:
         blocks = _rerank(blocks, searched, reorder, shared, max_memory)
     per_query, neighbors = _collect(blocks, counted, counted_row, ks, top)
@@ -143,7 +150,7 @@ def rank(
         clustering=clustering.scores(task.queries, task.query_labels) if cluster else {},
         class_names=task.class_names,
     )
-    return Ranking(counted, result, neighbors, top_scores.pick(rows))
+    return Ranking(counted, result, neighbors, top_positions.pick(rows))
 
 
 class _Block(NamedTuple):
@@ -159,11 +166,11 @@ def _search(
     gallery: Gallery,
     depths: Ints,
     ordered: int,
-    top_scores: TopScores,
+    top_positions: TopPositions,
     max_memory: int,
     progress: bool,
 ) -> Iterator[_Block]:
-    """Searches block by block, and stores the scores that a threshold needs."""
+    """Searches block by block, and stores the images that a threshold needs."""
     labels = task.query_labels, task.gallery_labels
     with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
         for rows, positions in k_nearest(
@@ -176,7 +183,7 @@ def _search(
             max_memory=max_memory,
         ):
             hits = task.hits(rows, positions)
-            top_scores.record(task, rows, positions, hits)
+            top_positions.record(rows, positions, hits)
             yield _Block(rows, positions, hits)
             bar.update(len(rows))
 

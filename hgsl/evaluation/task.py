@@ -11,7 +11,7 @@ from hgsl.common.device import check_device, cpu_has_amx
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import check_metric
 from hgsl.evaluation.knn import backends
-from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_equal
+from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_all_equal, count_equal
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Array, Ints, Vectors, integers, open_vectors
 from hgsl.evaluation.labels import encode_labels, signed
@@ -69,13 +69,15 @@ class RetrievalTask:
 
     def search_gallery(self, max_memory: int, index: str = "Flat") -> Gallery:
         """Returns the gallery ready to search: exactly on the task's device if the index is ``Flat``, else by it."""
-        if index != "Flat":
+        exact = index == "Flat"
+        concurrency = backends.concurrency(self.device) if exact else 1
+        if not exact:
             backend = backends.approximate(self.gallery, self.metric, index)
         elif self.device.type == "cpu" and not cpu_has_amx():
             backend = backends.on_cpu(self.gallery, self.metric, max_memory)
         else:
             backend = backends.on_device(self.gallery, self.metric, max_memory, self.device)
-        return Gallery(self.gallery, self.gallery_ids, self.metric, backend, exact=index == "Flat")
+        return Gallery(self.gallery, self.gallery_ids, self.metric, backend, exact, concurrency)
 
 
 def make_task(
@@ -194,15 +196,9 @@ class _Side:
 
 def _count_relevant(labels: KeyPair, excluded: Sequence[KeyPair]) -> Ints:
     """Matches of each query, less those excluded by any pair of keys (inclusion and exclusion over at most two)."""
-
-    def count(*pairs: KeyPair) -> Ints:
-        keys = pairs[0]
-        for pair in pairs[1:]:
-            keys = both_equal(keys, pair)
-        return count_equal(keys[1], keys[0])
-
-    num_excluded = sum(count(labels, pair) for pair in excluded)
-    return count(labels) - num_excluded + (count(labels, *excluded) if len(excluded) == 2 else 0)
+    num_excluded = sum(count_all_equal([labels, pair]) for pair in excluded)
+    num_twice = count_all_equal([labels, *excluded]) if len(excluded) == 2 else 0
+    return count_equal(labels[1], labels[0]) - num_excluded + num_twice
 
 
 def _refuse(needed: str, **given: object) -> None:

@@ -58,7 +58,7 @@ def test_a_rate_that_cannot_be_estimated_is_refused():
     with pytest.raises(InputError, match="from 0 to below 1, found 1"):
         calibrate(scores, labels, 1.0, 9)
     with pytest.raises(InputError, match="no query has a match"):
-        measure(TopScores.empty(0), 0.5)
+        measure(TopScores(*np.empty((3, 0))), 0.5)
     assert calibrate(scores, np.arange(200) % 3, 0.05, 9).warning is not None
     assert calibrate(scores, labels, 0.05, 9).warning is None
 

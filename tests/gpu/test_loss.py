@@ -12,6 +12,7 @@ from hgsl import HardGlobalSoftminLoss, evaluate_embeddings
 from hgsl.common.errors import InputError
 from hgsl.common.precision import SWITCHES, float32_products
 from hgsl.evaluation import embed
+from hgsl.evaluation.knn import backends, knn
 from hgsl.losses import deferred_checks, sparse_optimizer
 from hgsl.losses.scoring.search import fastest_method, nearest_centers
 from tests.helpers import clusters
@@ -140,6 +141,20 @@ def test_duplicates_are_ranked_as_on_the_cpu(device: torch.device) -> None:
     labels = np.concatenate([labels[:200], (labels[:200] + np.arange(200) % 2) % 20])
     expected = evaluate_embeddings(vectors, labels, (1, 4))
     assert evaluate_embeddings(vectors, labels, (1, 4), device=device).to_dict() == expected.to_dict()
+
+
+def test_blocks_are_searched_on_the_device_while_the_host_orders_others(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(knn, "BLOCK", 32)
+    monkeypatch.setattr(backends, "concurrency", lambda device: backends.CONCURRENCY)
+    vectors, labels = clusters(count=1000, classes=100, width=64)
+    expected = evaluate_embeddings(vectors, labels, (1, 4)).per_query
+    for free in (0, 1 << 30):  # with and without the gallery on the device
+        monkeypatch.setattr(backends, "_free_memory", lambda device, free=free: free)
+        per_query = evaluate_embeddings(vectors, labels, (1, 4), device=device, max_memory=400_000).per_query
+        for name, values in expected.items():
+            np.testing.assert_array_equal(per_query[name], values, err_msg=name)
 
 
 def test_embedding_is_ieee_float32_whatever_is_set(device: torch.device) -> None:

@@ -19,7 +19,7 @@ class EvalOptions:
         ks: The K of Recall@K, Precision@K and mAP@K.
         metric: ``cosine``, ``inner_product`` or ``l2``.
         index: ``Flat`` is exact; any other FAISS factory string is approximate, such as ``IVF4096,Flat nprobe=32``.
-        max_memory: Bytes that the search may use beyond the embeddings.
+        max_memory: Bytes that the search may use beyond the embeddings; on a GPU, also half of what is free there.
         batch_size: Images per forward pass.
         num_workers: Loader processes; 0 loads in this one.
         device: Device of the network and of an exact search; None leaves the network where it is and searches on the

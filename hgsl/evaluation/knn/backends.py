@@ -7,6 +7,7 @@ float32 rounding errors and its order of equal scores is arbitrary: ``knn.k_near
 
 import warnings
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import faiss
@@ -21,6 +22,8 @@ from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
 
 CPU_BLOCK = 256  # queries whose scores are held at a time on a CPU
+MAX_SCORES = 1 << 28  # scores of one top k: more at a time are no faster
+CONCURRENCY = 3  # blocks of queries: one on the device, one waiting for it, one put in order by the host
 
 
 def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
@@ -42,23 +45,27 @@ def on_cpu(gallery: Vectors, metric: str, max_memory: int) -> Backend:
 
 
 def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.device) -> Backend:
-    """Exact search of the gallery by torch on ``device``, where it stays if it fits in half of ``max_memory``."""
+    """Exact search of the gallery by torch on ``device``, where it stays if it fits in half of the memory.
+
+    The memory is ``max_memory``, or half of what is free on a GPU where that is more. Several threads may search at a
+    time: the device computes for one of them while others wait for their results or use them.
+    """
     on_cpu = device.type == "cpu"
-    resident = (on_cpu and gallery.plain) or 4 * len(gallery) * gallery.width <= max_memory // 2
-    # On a CPU all rows are one matrix, a view where possible: a single top k of all scores is the fastest.
-    chunks = [slice(0, len(gallery))] if on_cpu else gallery.chunks()
-    whole = [_shared_tensor(gallery.rows(chunk)).to(device) for chunk in chunks] if resident else []
+    memory = max(max_memory, _free_memory(device) // 2)
+    resident = (on_cpu and gallery.plain) or 4 * len(gallery) * gallery.width <= memory // 2
+    whole = [_all_rows(gallery, device)] if resident else []
+    launching = Lock()
 
     def search(queries: Floats, count: int) -> tuple[Floats, Ints]:
         block_size = CPU_BLOCK if on_cpu and resident else len(queries)
-        with float32_products():
+        with launching, float32_products():  # which sets the precision of the whole process
             blocks = _shared_tensor(queries).to(device).split(block_size)
-            scores, positions = zip(*[search_block(block, count) for block in blocks], strict=True)
-        return torch.cat(scores).cpu().numpy(), torch.cat(positions).cpu().numpy()
+            scores, positions = map(torch.cat, zip(*[search_block(block, count) for block in blocks], strict=True))
+        return scores.cpu().numpy(), positions.cpu().numpy()
 
     def search_block(block: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         # The (B, chunk) matrix of scores and its sort have the other half of the memory.
-        size = max(count, max_memory // (32 * len(block)))
+        size = max(count, min(memory // 32, MAX_SCORES) // len(block))
         best: tuple[torch.Tensor, torch.Tensor] | None = None
         start = 0
         for part in whole or (_shared_tensor(gallery.rows(chunk)).to(device) for chunk in gallery.chunks()):
@@ -75,6 +82,11 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
         return best
 
     return search
+
+
+def concurrency(device: torch.device) -> int:
+    """Returns how many blocks of queries are best in work at a time in an exact search on ``device``."""
+    return 1 if device.type == "cpu" else CONCURRENCY
 
 
 def approximate(gallery: Vectors, metric: str, index: str) -> Backend:
@@ -126,6 +138,24 @@ def _chunks(gallery: Vectors, max_memory: int) -> list[slice]:
     if gallery.plain:
         return [slice(0, len(gallery))]
     return gallery.chunks(max(1, max_memory // 4 // (4 * gallery.width)))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that a GPU has left, those that PyTorch keeps for its next tensors included; 0 for other devices."""
+    if device.type != "cuda":
+        return 0
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _all_rows(gallery: Vectors, device: torch.device) -> torch.Tensor:
+    """All rows as one matrix on ``device``, on a CPU a view where possible: one top k of all scores is the fastest."""
+    if device.type == "cpu":
+        return _shared_tensor(gallery.rows(slice(0, len(gallery))))
+    matrix = torch.empty(len(gallery), gallery.width, device=device)
+    for chunk in gallery.chunks():
+        matrix[chunk].copy_(_shared_tensor(gallery.rows(chunk)))
+    return matrix
 
 
 def _merge(best: tuple[Floats, Ints] | None, new: tuple[Floats, Ints], count: int) -> tuple[Floats, Ints]:

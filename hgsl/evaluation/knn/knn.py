@@ -9,7 +9,9 @@ could, within the rounding noise, belong to the requested depth, more are fetche
 more than twice the noise are already in order; runs of closer ones are rescored by the rule and sorted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.exclusion import KeyPair, allowed, count_equal
 from hgsl.evaluation.knn.order import Gallery, KnnRequest, settle
-from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
+from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors, lengths
 
 SLACK = 16  # candidates beyond the requested depth, so that few queries need a second search
 WIDER = 4  # factor by which a second search increases the candidates
@@ -58,25 +60,54 @@ def k_nearest(
     for query_keys, gallery_keys in excluded:
         num_excluded += count_equal(gallery_keys, query_keys)
     widths = np.minimum(depths + num_excluded + SLACK, len(gallery.vectors))
+
+    def search(rows: Ints) -> tuple[Ints, Ints]:
+        return rows, _ranked(request, rows, int(depths[rows].max()), int(widths[rows].max()))
+
+    yield from _mapped(search, _blocks(request, widths), gallery.concurrency)
+
+
+def _blocks(request: KnnRequest, widths: Ints) -> Iterator[Ints]:
+    """The rows of the queries in blocks that fit in memory, those with few candidates first."""
     order = np.argsort(widths, kind="stable")
     start = 0
     while start < len(order):
-        size = _block_size(int(widths[order[start]]), queries.width, max_memory)
-        while size > 1 and size > _block_size(
-            int(widths[order[start : start + size]].max()), queries.width, max_memory
-        ):
+        size = _block_size(request, int(widths[order[start]]))
+        while size > 1 and size > _block_size(request, int(widths[order[start : start + size]].max())):
             size //= 2
-        rows = order[start : start + size]
-        yield rows, _ranked(request, rows, int(depths[rows].max()), int(widths[rows].max()))
+        yield order[start : start + size]
         start += size
 
 
-def _block_size(width: int, dimensions: int, max_memory: int) -> int:
+def _block_size(request: KnnRequest, width: int) -> int:
     """Number of queries per block: memory is taken by copies of the candidates, and by the query vectors."""
-    size = max_memory // (width * 80 + dimensions * 16)
+    size = request.max_memory // (width * 80 + request.queries.width * 16)
     if size < 1:
-        raise InputError(f"max_memory: {max_memory} bytes cannot hold the {width} candidates of one query: raise it")
-    return min(size, BLOCK)
+        raise InputError(
+            f"max_memory: {request.max_memory} bytes cannot hold the {width} candidates of one query: raise it"
+        )
+    return min(max(1, size // request.gallery.concurrency), BLOCK)
+
+
+def _mapped(
+    search: Callable[[Ints], tuple[Ints, Ints]], blocks: Iterable[Ints], concurrency: int
+) -> Iterator[tuple[Ints, Ints]]:
+    """Yields the results of the blocks in their order, with up to ``concurrency`` blocks in work at a time."""
+    if concurrency == 1:
+        yield from map(search, blocks)
+        return
+    with ThreadPoolExecutor(concurrency, "knn") as pool:
+        pending: deque[Future[tuple[Ints, Ints]]] = deque()
+        try:
+            for rows in blocks:
+                pending.append(pool.submit(search, rows))
+                if len(pending) == concurrency:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:  # after an error, or where the caller needs no further block
+                future.cancel()
 
 
 class _Candidates(NamedTuple):
@@ -135,7 +166,7 @@ def _search_wider(request: KnnRequest, rows: Ints, depth: int, width: int, cauti
     count, metric = len(request.gallery.vectors), request.gallery.metric
     wider = min(WIDER * width, count)
     crowded = 2 * wider > count and metric != "l2"
-    size = _block_size(wider, request.queries.width, request.max_memory)
+    size = _block_size(request, wider)
     blocks = [rows[start : start + size] for start in range(0, len(rows), size)]
     return np.concatenate(
         [
@@ -173,8 +204,8 @@ def _noise(gallery: Gallery, vectors: Floats) -> Floats:
     the partial sum, which Cauchy-Schwarz bounds: sqrt(D) 2^-24 |q| |g|, doubled here. ``settle`` measures the error.
     """
     longest = gallery.vectors.longest
-    lengths = np.linalg.norm(vectors, axis=1)
-    scale = (lengths + longest) ** 2 if gallery.metric == "l2" else lengths * longest
+    norms = lengths(vectors)
+    scale = (norms + longest) ** 2 if gallery.metric == "l2" else norms * longest
     return (2 * np.sqrt(vectors.shape[1]) * 2.0**-24 * scale).astype(np.float32)
 
 

@@ -27,6 +27,8 @@ class Gallery:
         metric: ``cosine``, ``inner_product`` or ``l2``.
         backend: The k-NN backend over these vectors.
         exact: Whether the backend compares with every vector.
+        concurrency: Blocks of queries in work at a time, more than 1 if the backend computes on another device: it
+            searches one block while threads of the host put others in order.
     """
 
     vectors: Vectors
@@ -34,6 +36,7 @@ class Gallery:
     metric: str
     backend: Backend
     exact: bool = True
+    concurrency: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Matrices of embeddings that may be larger than memory: read by rows, as float32, optionally at unit length."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CHUNK_BYTES = 1 << 25  # bytes converted to float32 at a time
+THREAD_BYTES = 1 << 22  # the same, where each of several threads converts some
 UNIT = 1e-5  # vectors of a length within this of 1 are not rescaled
 
 
@@ -94,16 +96,18 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
     if isinstance(data, np.ndarray) and data.dtype == np.float32 and not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
     stored = Vectors(data, None, 1.0)
-    norms = np.empty(len(stored), dtype=np.float32)
-    for chunk in stored.chunks():
-        rows = stored.rows(chunk)
-        norms[chunk] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    norms = _lengths_of_all(stored)
     wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
     if len(wrong):
         raise InputError(f"{name}: row {wrong[0]} {_problem(stored, int(wrong[0]))} ({len(wrong)} such rows)")
     if unit and np.abs(norms - 1).max() > UNIT:
         return Vectors(data, norms, 1.0)
     return Vectors(data, None, float(norms.max()))
+
+
+def lengths(rows: Floats) -> Floats:
+    """Returns the length (B,) of each row."""
+    return np.sqrt(np.einsum("nd,nd->n", rows, rows))
 
 
 def integers(values: Array, name: str, count: int) -> Ints:
@@ -157,6 +161,25 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
         raise InputError(f"{file}: its numbers have a dtype that NumPy lacks: store bfloat16 as .safetensors")
     return array
+
+
+def _lengths_of_all(stored: Vectors) -> Floats:
+    """The length (N,) of each row, by several threads, which share the reading of memory or of a file."""
+    norms = np.empty(len(stored), dtype=np.float32)
+
+    def measure(chunk: slice) -> None:
+        norms[chunk] = lengths(stored.rows(chunk))
+
+    chunks = stored.chunks(max(1, THREAD_BYTES // (4 * stored.width)))
+    converts_alone = isinstance(stored.data, torch.Tensor)  # PyTorch has threads of its own
+    threads = 1 if converts_alone else min(torch.get_num_threads(), len(chunks))
+    if threads == 1:
+        for chunk in chunks:
+            measure(chunk)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(measure, chunks))
+    return norms
 
 
 def _problem(stored: Vectors, row: int) -> str:
