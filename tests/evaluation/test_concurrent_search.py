@@ -1,4 +1,4 @@
-"""Blocks of queries in work at a time, while a device searches: the same results as one by one, and prompt errors."""
+"""What several threads read and search at a time: the same as one."""
 
 import threading
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hgsl.evaluation.knn import backends, knn
+from hgsl.common.errors import InputError
+from hgsl.evaluation.knn import backends, knn, vectors
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Vectors, open_vectors
@@ -16,16 +17,12 @@ def some_vectors(count=60, width=8):
     return np.random.default_rng(0).standard_normal((count, width)).astype(np.float32)
 
 
-def search(backend, count=60, concurrency=3):
-    vectors, ids = open_vectors(some_vectors(count)), np.arange(count)
+def search(backend, concurrency=3):
+    images, ids = open_vectors(some_vectors()), np.arange(60)
     if backend is None:
-        backend = backends.on_device(vectors, "cosine", 1 << 30, torch.device("cpu"))
-    gallery = Gallery(vectors, ids, "cosine", backend, concurrency=concurrency)
-    return k_nearest(gallery, vectors, np.full(count, 5), excluded=[(ids, ids)])
-
-
-def nothing(queries, count):
-    return np.full((len(queries), count), -np.inf, np.float32), np.full((len(queries), count), -1)
+        backend = backends.on_device(images, "cosine", 1 << 30, torch.device("cpu"))
+    gallery = Gallery(images, ids, "cosine", backend, concurrency=concurrency)
+    return k_nearest(gallery, images, np.full(60, 5), excluded=[(ids, ids)])
 
 
 def test_blocks_in_work_at_a_time_change_nothing(monkeypatch):
@@ -38,40 +35,31 @@ def test_blocks_in_work_at_a_time_change_nothing(monkeypatch):
         np.testing.assert_array_equal(positions, expected)
 
 
-def test_the_next_block_is_searched_while_a_caller_uses_the_last(monkeypatch):
+def test_the_next_blocks_are_searched_while_a_caller_uses_the_last(monkeypatch):
     monkeypatch.setattr(knn, "BLOCK", 20)
     all_started = threading.Barrier(3, timeout=30)
 
     def backend(queries, count):
         all_started.wait()
-        return nothing(queries, count)
+        return np.full((len(queries), count), -np.inf, np.float32), np.full((len(queries), count), -1)
 
     assert len(list(search(backend))) == 3
 
 
-def test_an_error_ends_the_search(monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK", 1)
-    calls = []
-
-    def backend(queries, count):
-        calls.append(len(queries))
-        if len(calls) == 4:
-            raise RuntimeError("the device is full")
-        return nothing(queries, count)
-
-    with pytest.raises(RuntimeError, match="the device is full"):
-        list(search(backend))
-    assert len(calls) < 8
-
-
-def test_a_search_that_its_caller_leaves_has_no_threads(monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK", 1)
-    calls = []
-    blocks = search(lambda *request: calls.append(request) or nothing(*request))
-    next(blocks)
-    blocks.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("knn")]
-    assert len(calls) <= 3
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_read_by_several_threads_are_those_of_one(dtype, monkeypatch):
+    stored = some_vectors().astype(dtype)
+    expected = open_vectors(stored)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for name in ("THREAD_BYTES", "CHUNK_BYTES"):
+        monkeypatch.setattr(vectors, name, 4 * 8 * 7)  # seven rows
+    images = open_vectors(stored)
+    np.testing.assert_array_equal(images.norms, expected.norms)
+    matrix = backends._all_rows(images, torch.device("cpu"))
+    np.testing.assert_array_equal(matrix.numpy(), expected.rows(slice(None)))
+    stored[[30, 50]] = np.nan
+    with pytest.raises(InputError, match=r"row 30 is not finite.*2 such rows"):
+        open_vectors(stored)
 
 
 @pytest.mark.parametrize("free", [0, 1 << 20])
@@ -80,6 +68,6 @@ def test_a_gallery_stays_on_a_device_whose_free_memory_holds_it(free, monkeypatc
     data = some_vectors().astype(np.float16)
     backend = backends.on_device(Vectors(data, None, 9.0), "inner_product", 3000, torch.device("cpu"))
     queries = data.astype(np.float32)
-    data[:] = 0  # seen only where the gallery is read again
+    data[:] = 0  # visible only where the gallery is read again
     scores, _ = backend(queries, 1)
     assert (scores > 0).all() == (free > 0)

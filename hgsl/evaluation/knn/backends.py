@@ -17,12 +17,14 @@ import torch
 from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import check_factory, metric_of, reason_of, set_parameters
 from hgsl.common.precision import float32_products
+from hgsl.common.threads import map_ahead
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors
 
 Backend = Callable[[Floats, int], tuple[Floats, Ints]]
 
 CPU_BLOCK = 256  # queries whose scores are held at a time on a CPU
 MAX_SCORES = 1 << 28  # scores of one top k: more at a time are no faster
+READERS = 4  # threads that convert rows to float32 while others are copied to a device
 CONCURRENCY = 3  # blocks of queries: one on the device, one waiting for it, one put in order by the host
 
 
@@ -150,11 +152,12 @@ def _free_memory(device: torch.device) -> int:
 
 def _all_rows(gallery: Vectors, device: torch.device) -> torch.Tensor:
     """All rows as one matrix on ``device``, on a CPU a view where possible: one top k of all scores is the fastest."""
-    if device.type == "cpu":
+    if device.type == "cpu" and gallery.plain:
         return _shared_tensor(gallery.rows(slice(0, len(gallery))))
     matrix = torch.empty(len(gallery), gallery.width, device=device)
-    for chunk in gallery.chunks():
-        matrix[chunk].copy_(_shared_tensor(gallery.rows(chunk)))
+    chunks = gallery.chunks()
+    for chunk, rows in zip(chunks, map_ahead(gallery.rows, chunks, min(READERS, gallery.readers)), strict=True):
+        matrix[chunk].copy_(_shared_tensor(rows))
     return matrix
 
 

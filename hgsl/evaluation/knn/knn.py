@@ -9,15 +9,14 @@ could, within the rounding noise, belong to the requested depth, more are fetche
 more than twice the noise are already in order; runs of closer ones are rescored by the rule and sorted.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
+from hgsl.common.threads import map_ahead
 from hgsl.evaluation.knn.exclusion import KeyPair, allowed, count_equal
 from hgsl.evaluation.knn.order import Gallery, KnnRequest, settle
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors, lengths
@@ -64,7 +63,7 @@ def k_nearest(
     def search(rows: Ints) -> tuple[Ints, Ints]:
         return rows, _ranked(request, rows, int(depths[rows].max()), int(widths[rows].max()))
 
-    yield from _mapped(search, _blocks(request, widths), gallery.concurrency)
+    yield from map_ahead(search, _blocks(request, widths), gallery.concurrency)
 
 
 def _blocks(request: KnnRequest, widths: Ints) -> Iterator[Ints]:
@@ -87,27 +86,6 @@ def _block_size(request: KnnRequest, width: int) -> int:
             f"max_memory: {request.max_memory} bytes cannot hold the {width} candidates of one query: raise it"
         )
     return min(max(1, size // request.gallery.concurrency), BLOCK)
-
-
-def _mapped(
-    search: Callable[[Ints], tuple[Ints, Ints]], blocks: Iterable[Ints], concurrency: int
-) -> Iterator[tuple[Ints, Ints]]:
-    """Yields the results of the blocks in their order, with up to ``concurrency`` blocks in work at a time."""
-    if concurrency == 1:
-        yield from map(search, blocks)
-        return
-    with ThreadPoolExecutor(concurrency, "knn") as pool:
-        pending: deque[Future[tuple[Ints, Ints]]] = deque()
-        try:
-            for rows in blocks:
-                pending.append(pool.submit(search, rows))
-                if len(pending) == concurrency:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:  # after an error, or where the caller needs no further block
-                future.cancel()
 
 
 class _Candidates(NamedTuple):

@@ -1,7 +1,6 @@
 """Matrices of embeddings that may be larger than memory: read by rows, as float32, optionally at unit length."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +12,14 @@ from safetensors import safe_open
 
 from hgsl.common.array_files import check_array_file
 from hgsl.common.errors import InputError, first_line
+from hgsl.common.threads import map_ahead
 
 Array = ArrayLike | torch.Tensor
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CHUNK_BYTES = 1 << 25  # bytes converted to float32 at a time
-THREAD_BYTES = 1 << 22  # the same, where each of several threads converts some
+THREAD_BYTES = 1 << 23  # the same of each thread, where several measure rows
 UNIT = 1e-5  # vectors of a length within this of 1 are not rescaled
 
 
@@ -56,6 +56,11 @@ class Vectors:
             and isinstance(self.data, np.ndarray)
             and self.data.dtype == np.float32
         )
+
+    @property
+    def readers(self) -> int:
+        """How many threads read rows well at a time: one where PyTorch converts them, with threads of its own."""
+        return torch.get_num_threads() if isinstance(self.data, np.ndarray) else 1
 
     def pick(self, index: Ints) -> "Vectors":
         """Returns the rows at ``index`` as a view, without a copy."""
@@ -96,7 +101,9 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
     if isinstance(data, np.ndarray) and data.dtype == np.float32 and not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
     stored = Vectors(data, None, 1.0)
-    norms = _lengths_of_all(stored)
+    pieces = stored.chunks(max(1, THREAD_BYTES // (4 * stored.width)))
+    measured = map_ahead(lambda piece: lengths(stored.rows(piece)), pieces, min(stored.readers, len(pieces)))
+    norms = np.concatenate(list(measured))
     wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
     if len(wrong):
         raise InputError(f"{name}: row {wrong[0]} {_problem(stored, int(wrong[0]))} ({len(wrong)} such rows)")
@@ -161,25 +168,6 @@ def load_array(path: str | os.PathLike[str], key: str) -> NDArray[Any] | torch.T
     if isinstance(array, np.ndarray) and array.dtype.kind == "V":
         raise InputError(f"{file}: its numbers have a dtype that NumPy lacks: store bfloat16 as .safetensors")
     return array
-
-
-def _lengths_of_all(stored: Vectors) -> Floats:
-    """The length (N,) of each row, by several threads, which share the reading of memory or of a file."""
-    norms = np.empty(len(stored), dtype=np.float32)
-
-    def measure(chunk: slice) -> None:
-        norms[chunk] = lengths(stored.rows(chunk))
-
-    chunks = stored.chunks(max(1, THREAD_BYTES // (4 * stored.width)))
-    converts_alone = isinstance(stored.data, torch.Tensor)  # PyTorch has threads of its own
-    threads = 1 if converts_alone else min(torch.get_num_threads(), len(chunks))
-    if threads == 1:
-        for chunk in chunks:
-            measure(chunk)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(measure, chunks))
-    return norms
 
 
 def _problem(stored: Vectors, row: int) -> str:
