@@ -197,8 +197,8 @@ class _Side:
 def _count_relevant(labels: KeyPair, excluded: Sequence[KeyPair]) -> Ints:
     """Matches of each query, less those excluded by any pair of keys (inclusion and exclusion over at most two)."""
     num_excluded = sum(count_all_equal([labels, pair]) for pair in excluded)
-    num_twice = count_all_equal([labels, *excluded]) if len(excluded) == 2 else 0
-    return count_equal(labels[1], labels[0]) - num_excluded + num_twice
+    matches = count_equal(labels[1], labels[0])
+    return matches - num_excluded + (count_all_equal([labels, *excluded]) if len(excluded) == 2 else 0)
 
 
 def _refuse(needed: str, **given: object) -> None:

@@ -62,8 +62,9 @@ def on_device(gallery: Vectors, metric: str, max_memory: int, device: torch.devi
         block_size = CPU_BLOCK if on_cpu and resident else len(queries)
         with launching, float32_products():  # which sets the precision of the whole process
             blocks = _shared_tensor(queries).to(device).split(block_size)
-            scores, positions = map(torch.cat, zip(*[search_block(block, count) for block in blocks], strict=True))
-        return scores.cpu().numpy(), positions.cpu().numpy()
+            scores, positions = zip(*[search_block(block, count) for block in blocks], strict=True)
+            all_scores, all_positions = torch.cat(scores), torch.cat(positions)
+        return all_scores.cpu().numpy(), all_positions.cpu().numpy()
 
     def search_block(block: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         # The (B, chunk) matrix of scores and its sort have the other half of the memory.
