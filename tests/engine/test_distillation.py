@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hgsl.cli import sparsify, train
+from hgsl.common.errors import InputError
 from hgsl.config import Config, DataConfig, EvalConfig, LossConfig, RunConfig
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.loop.loader import RunBatches
@@ -108,6 +109,14 @@ def test_the_term_is_added_with_its_weight_and_trains_its_projection() -> None:
     groups = {group["name"]: group["params"] for group in parameter_groups(model, distilled, Config().optim)}
     assert [weight.shape for weight in groups["teacher_projection"]] == [(12, 8)]
     assert [weight.shape for weight in groups["centers"]] == [(4, 8)]
+
+
+def test_several_processes_with_sharded_centers_train_no_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hgsl.engine.parts.distillation.ranks.world_size", lambda: 2)
+    settings = LossConfig(sharded=True, teacher="x")
+    Distillation(settings, 8, 8, "id")
+    with pytest.raises(InputError, match=r"loss.teacher has 12-d embeddings and the model 8-d ones.*similarities"):
+        Distillation(settings, 8, 12, "id")
 
 
 @pytest.mark.slow
