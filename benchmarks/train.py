@@ -48,6 +48,7 @@ from hgsl.engine.runtime import build_runtime
 from hgsl.engine.stages import training_stages
 from hgsl.losses import deferred_checks
 from hgsl.models import create_embedder
+from hgsl.models.depthwise import has_depthwise_convolutions
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
 CLASSES, IMAGE_SIZE = 8, (500, 375)
@@ -189,10 +190,10 @@ def draw_images(root: Path, count: int) -> None:
 
 def compare(args: argparse.Namespace, root: str) -> None:
     device = pick_device(args.device)
-    precision = dtype_name(pick_precision("auto", device))
+    native = dtype_name(pick_precision("auto", device))
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers; hgsl in {precision}")
-    if device.type == "cpu" and precision == "float32":
+    print(f"{name}; torch {torch.__version__}; {args.image_size} px; {args.workers} workers")
+    if device.type == "cpu" and native == "float32":
         print("This CPU has no bfloat16 units, so both loops compute in float32.")
     loops = ["hgsl", "plain", *(["hgsl, LoRA"] if args.lora else [])]
     loops += list(QUEUED) if device.type == "cuda" else []
@@ -205,6 +206,8 @@ def compare(args: argparse.Namespace, root: str) -> None:
             turns["hgsl, compiled"] = [measured(args, backbone, "hgsl, compiled", root)]
         best = {loop: max(numbers, key=lambda turn: turn["speed"]) for loop, numbers in turns.items()}
         batch = batch_size(args, backbone)
+        depthwise = device.type == "cpu" and has_depthwise_convolutions(backbone)
+        print(f"\nhgsl in {'float32' if depthwise else native}:")
         print(f"\n| {backbone}, batch {batch} | images/s | of plain | waiting | peak MiB | first step, s |")
         print("|---|---:|---:|---:|---:|---:|")
         for loop, numbers in best.items():

@@ -2,15 +2,17 @@
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from hgsl.common import ranks
 from hgsl.common.device import dtype_name, pick_device, pick_precision
 from hgsl.common.memory import keep_freed_memory
 from hgsl.common.precision import float32_products
 from hgsl.config import Config
 from hgsl.engine.loop.loader import default_workers
+from hgsl.models.depthwise import has_depthwise_convolutions
 
 
 @dataclass(frozen=True)
@@ -62,5 +64,23 @@ def build_runtime(config: Config) -> Runtime:
     if device.type == "cpu":
         keep_freed_memory()
     workers = default_workers() if config.data.workers is None else config.data.workers
+    return Runtime(device, _dtype(config, device), workers, tf32=config.run.precision == "tf32")
+
+
+def agree_on_precision(runtime: Runtime) -> Runtime:
+    """Returns the runtime, in float32 if the precision that ``auto`` picked differs between the processes."""
+    if len(set(ranks.all_gather_object(runtime.precision))) == 1:
+        return runtime
+    return replace(runtime, dtype=torch.float32)
+
+
+def _dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Returns the dtype of the settings; ``auto`` is float32 on a CPU for networks with depthwise convolutions.
+
+    The bfloat16 units of a processor multiply matrices, and a depthwise convolution is none. The choice depends on
+    processor and backbone alone, so that a resumed run and an evaluation have the same.
+    """
     dtype = pick_precision(config.run.precision, device)
-    return Runtime(device, dtype, workers, tf32=config.run.precision == "tf32")
+    if config.run.precision == "auto" and device.type == "cpu" and dtype != torch.float32:
+        return torch.float32 if has_depthwise_convolutions(config.model.backbone) else dtype
+    return dtype

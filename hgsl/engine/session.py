@@ -21,7 +21,7 @@ from hgsl.engine.driver import Driver
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.environment import environment
-from hgsl.engine.runtime import Runtime, build_runtime
+from hgsl.engine.runtime import Runtime, agree_on_precision, build_runtime
 
 MEMORY_ADVICE = (
     "lower train.batch_size, or raise train.accumulate, which divides a batch; model.checkpointing and a smaller "
@@ -71,6 +71,7 @@ def run_in_folder(
         warnings.warn(warning, stacklevel=2)
     with ExitStack() as stack:
         runtime = replace(runtime, device=stack.enter_context(process_group(runtime.device)))
+        runtime = agree_on_precision(runtime)
         stack.enter_context(named_memory_errors(MEMORY_ADVICE))
         seed_all(config.run.seed)
         run = build(runtime)

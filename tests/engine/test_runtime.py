@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from hgsl.config import Config, RunConfig
-from hgsl.engine.runtime import build_runtime
+from hgsl.common import ranks
+from hgsl.config import Config, ModelConfig, RunConfig
+from hgsl.engine.runtime import Runtime, agree_on_precision, build_runtime
 
 
 def test_deterministic_kernels_are_chosen_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,3 +20,31 @@ def test_deterministic_kernels_are_chosen_on_every_device(monkeypatch: pytest.Mo
         build_runtime(Config(run=RunConfig(device="cpu")))
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("backbone", "native", "precision", "expected"),
+    [
+        ("tf_efficientnet_lite0", True, "auto", "float32"),  # depthwise
+        ("convnext_tiny", True, "auto", "float32"),
+        ("resnext50_32x4d", True, "auto", "bfloat16"),  # groups of several channels
+        ("resnet50", True, "auto", "bfloat16"),
+        ("vit_small_patch16_224", True, "auto", "bfloat16"),
+        ("resnet20", True, "auto", "bfloat16"),  # the classifier of CIFAR-10, not one of timm
+        ("resnet50", False, "auto", "float32"),
+        ("tf_efficientnet_lite0", True, "bfloat16", "bfloat16"),
+    ],
+)
+def test_auto_avoids_bfloat16_on_a_cpu_for_depthwise_convolutions(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, native: bool, precision: str, expected: str
+) -> None:
+    monkeypatch.setattr("hgsl.common.device.cpu_has_bfloat16", lambda: native)
+    config = Config(RunConfig(device="cpu", precision=precision), model=ModelConfig(backbone=backbone))
+    assert build_runtime(config).precision == expected
+
+
+def test_processes_on_different_processors_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16, 0)
+    assert agree_on_precision(runtime) == runtime
+    monkeypatch.setattr(ranks, "all_gather_object", lambda value: [value, "float32"])
+    assert agree_on_precision(runtime).precision == "float32"

@@ -21,7 +21,7 @@ from hgsl.engine.parts.build import (
     move_to_device,
 )
 from hgsl.engine.parts.run_images import RunImages, images_of_run
-from hgsl.engine.runtime import build_runtime
+from hgsl.engine.runtime import agree_on_precision, build_runtime
 from hgsl.models import Embedder, load_embedder
 from hgsl.models.image_size import check_image_size
 
@@ -46,7 +46,7 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
     """
     runtime = build_runtime(config)
     with process_group(runtime.device) as device, runtime.float32_products(), named_memory_errors(MEMORY_ADVICE):
-        runtime = replace(runtime, device=device)
+        runtime = agree_on_precision(replace(runtime, device=device))
         options = replace(options, device=device, dtype=runtime.dtype, num_workers=runtime.workers)
         run = images_of_run(config.data, Path(checkpoint)) if checkpoint else RunImages(build_manifest(config.data))
         manifest = run.manifest
