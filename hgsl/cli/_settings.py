@@ -26,7 +26,7 @@ def build_parser(description: str, settings: type[Config] = Config) -> jsonargpa
     """Returns a parser of every setting of a run; the command adds its own flags to it."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        description=description, exit_on_error=False, formatter_class=SettingsHelpFormatter
+        description=description, exit_on_error=False, formatter_class=SettingsHelpFormatter, print_config=None
     )
     parser.add_argument(
         "--config",
@@ -35,7 +35,10 @@ def build_parser(description: str, settings: type[Config] = Config) -> jsonargpa
     )
     parser.add_class_arguments(settings, as_group=True)
     hide(parser, [f"--{field.name}" for field in dataclasses.fields(settings)])
-    parser._option_string_actions["--print_config"].help = "Print the settings as YAML, without running anything."
+    # That of jsonargparse leaves out what the help only lists, and prints settings that contradict each other.
+    parser.add_argument(
+        "--print_config", action="store_true", help="Print all settings as YAML, without running anything."
+    )
     return parser
 
 
@@ -50,6 +53,8 @@ def parse_as(
     settings: type[AnyConfig], parser: jsonargparse.ArgumentParser, arguments: Sequence[str], *, quiet: bool = False
 ) -> tuple[AnyConfig, jsonargparse.Namespace]:
     """Reads the arguments into the settings that the parser was built for, and the command's own flags.
+
+    With ``--print_config`` it prints the settings and exits.
 
     Args:
         settings: Those that the parser was built for.
@@ -73,6 +78,9 @@ def parse_as(
     except (ValueError, jsonargparse.ArgumentError) as error:
         raise InputError(explain(str(error), settings)) from None
     check_names(config)
+    if built.print_config:
+        print(config.to_yaml(), end="")
+        parser.exit()
     return config, built
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from hgsl.cli._names import TABLES, names_in
 from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
+from hgsl.cli._training import training_parser
 from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyRunConfig
@@ -171,10 +172,27 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     assert text.count("None (") == 0
 
 
-def test_print_config_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        read("--train.epochs", "2", "--print_config")
-    assert yaml.safe_load(capsys.readouterr().out)["train"]["epochs"] == 2
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [(Config, ["--model.lora.rank", "4"]), (SparsifyRunConfig, ["--sparsify.granularity", "channel"])],
+)
+def test_print_config_prints_every_setting_as_a_config_file(
+    settings: type[Config], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words, "--train.epochs", "4", "--eval.ks", "[1, 3]", "--run.dir", "out"]
+    with pytest.raises(SystemExit) as caught:
+        parse_as(settings, training_parser("", settings), [*words, "--print_config"])
+    assert caught.value.code == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(capsys.readouterr().out)
+    expected, _ = parse_as(settings, training_parser("", settings), words)
+    assert parse_as(settings, training_parser("", settings), ["--config", str(path)])[0] == expected
+    assert yaml.safe_load(path.read_text())["model"]["lora"]["rank"] == expected.model.lora.rank
+
+
+def test_print_config_refuses_settings_that_contradict_each_other() -> None:
+    with pytest.raises(InputError, match="trains adapters of the backbone"):
+        read("--model.lora.rank", "4", "--model.freeze", "backbone", "--print_config")
 
 
 @pytest.mark.parametrize(
