@@ -4,7 +4,7 @@ A recipe may contain them, since a flag may change the other setting.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hgsl.common.errors import InputError
@@ -61,26 +61,37 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def check_used(config: Config, words: Sequence[str]) -> None:
+def check_used(config: Config, words: Sequence[str], *variants: Config) -> None:
     """Checks that every setting in ``words`` that differs from its default has an effect.
+
+    Args:
+        config: The settings.
+        words: The arguments of the command.
+        variants: Further settings that the command will use; an effect under one of all is enough.
 
     Raises:
         InputError: The message names the setting, and the other one that makes it ineffective.
     """
     for flag in (word.partition("=")[0].removesuffix("+") for word in words if word.startswith("--")):
-        for reason in _reasons(config, flag[2:]):
-            raise InputError(f"{flag} has no effect beside {reason}: leave it out, or change the other setting")
+        setting = flag[2:]
+        if "." not in setting:
+            continue
+        default = _value(type(config)(), setting)
+        given = [_reasons(variant, setting) for variant in (config, *variants) if _value(variant, setting) != default]
+        if given and all(given):
+            raise InputError(f"{flag} has no effect beside {given[0][0]}: leave it out, or change the other setting")
 
 
-def _reasons(config: Config, setting: str) -> Iterator[str]:
-    if "." not in setting or _value(config, setting) == _value(type(config)(), setting):
-        return
+def _reasons(config: Config, setting: str) -> list[str]:
+    """Why a setting has no effect: descriptions of other settings."""
+    reasons = []
     for settings, is_unused, reason in RULES:
         applies = any(
             setting == pattern or (pattern.endswith(".") and setting.startswith(pattern)) for pattern in settings
         )
         if applies and is_unused(config):
-            yield reason.format(data=config.data, optim=config.optim, run=config.run, loss=config.loss)
+            reasons.append(reason.format(data=config.data, optim=config.optim, run=config.run, loss=config.loss))
+    return reasons
 
 
 def _value(config: Config, setting: str) -> Any:

@@ -1,8 +1,10 @@
 """``hgsl tune``: from a search space to a config file that is ready to train."""
 
+import itertools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from hgsl.cli._names import check_names
 from hgsl.cli._paths import check_paths
 from hgsl.cli._settings import CONFIGS, build_parser, parse
 from hgsl.cli._training import training_parser
+from hgsl.cli._unused import check_used
 from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.common.extras import require
@@ -52,6 +55,7 @@ def _tune(words: list[str]) -> int:
     _check(config, flags)
     space = parse_space(flags.search, config)
     _check_values(config, space)
+    _check_used(config, space, words)
     folder = Path(config.run.dir or Path("runs") / f"{name_of_run(list(map(str, flags.config)))}_tune")
     study_folder.check(folder, overwrite=flags.overwrite, resume=flags.resume)
     require("tune", "hgsl-tune")
@@ -126,6 +130,19 @@ def _any_valid(config: Config, space: Mapping[str, Dimension], name: str, value:
         except InputError:
             continue
     return with_settings(config, {name: value})
+
+
+def _check_used(config: Config, space: Mapping[str, Dimension], words: Sequence[str]) -> None:
+    """Refuses a setting that has no effect in any trial, as a flag or in the search space."""
+    for name in space:
+        if any(word == f"--{name}" or word.startswith(f"--{name}=") for word in words):
+            raise InputError(f"--{name} has no effect, since --search gives its values: leave out one of the two")
+    values = [(name, value) for name, dimension in space.items() for value in dimension.examples()]
+    variants = []
+    for (name, value), (other, other_value) in itertools.product(values, repeat=2):
+        with suppress(InputError):  # they contradict each other
+            variants.append(with_settings(config, {other: other_value, name: value}))
+    check_used(config, [*words, *(f"--{name}" for name in space)], *variants)
 
 
 def _print(outcome: "Outcome", folder: Path) -> None:

@@ -194,6 +194,9 @@ def test_classes_that_are_evaluated_are_refused_in_a_fold() -> None:
         (["--search", "loss.top_k=1,many"], "--search loss.top_k: loss.top_k: expected a whole number or null"),
         (["--search", "loss.alpha=-1..1"], "--search loss.alpha: loss.alpha must be positive, found -1.0"),
         (["--search", "loss.name=ProxyAnchorLoss,TripletLoss"], "unknown loss.name 'TripletLoss': did you mean"),
+        ([*SEARCH, "--loss.alpha", "0.5"], "--loss.alpha has no effect, since --search gives its values"),
+        ([*SEARCH, "--optim.step_factor", "0.5"], "--optim.step_factor has no effect beside optim.schedule cosine"),
+        (["--search", "optim.step_factor=0.1..0.5"], "--optim.step_factor has no effect beside optim.schedule cosine"),
         ([*SEARCH, "--run.dir", "photos"], "photos holds other files and is no study folder"),
         ([*SEARCH, "--data.protocol", "closed-set"], "no fold 0 of the training classes: synthetic has"),
         ([*SEARCH, "--data.options.num_classes", "12", "--folds", "3"], "such as 0.2; --folds 2 does without it"),
@@ -209,9 +212,11 @@ def test_a_mistake_is_refused_before_the_first_trial(
 
 
 def test_a_value_may_need_another_searched_setting(in_tmp_path: Path) -> None:
-    """hard_set negatives needs a top_k, which is searched too."""
-    words = [*WORDS, "--folds", "1", "--trials", "3", "--loss.top_k", "null"]
-    assert tune.main([*words, "--search", "loss.hard_set=all,negatives", "loss.top_k=1,2"]) == 0
+    """hard_set negatives needs a top_k, and scale_lr a learnable scale, which are searched too."""
+    Path("mine.yaml").write_text("loss: {top_k: null, learnable_scale: false}")
+    words = [*WORDS, "--config", "mine.yaml", "--folds", "1", "--trials", "2", "--optim.scale_lr", "1e-4"]
+    space = ["loss.hard_set=all,negatives", "loss.top_k=1,2", "loss.learnable_scale=true,false"]
+    assert tune.main([*words, "--search", *space]) == 0
 
 
 @pytest.mark.slow
