@@ -135,6 +135,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _index(options: argparse.Namespace) -> None:
     checks.check_image_folder(options.images)
     address = checks.index_address(options.store, options.out, options.uri)
+    kind = "milvus" if is_milvus(address) else "folder"
+    checks.given_index_type(kind, address, options.faiss, options.milvus_index)
     checks.check_label_table(options.labels)
     checks.check_threshold(options.no_match)
     checks.check_counts(options.batch_size, options.workers or 0)

@@ -101,7 +101,8 @@ def read_image(location: Location, min_side: int | None = None) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"image {name_of(location)} does not exist") from None
     except DAMAGED as error:
-        reason = " ".join(str(error).split()).partition(" <_io.BytesIO")[0] or type(error).__name__
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = " ".join(text.split()).partition(" <_io.BytesIO")[0] or type(error).__name__
         raise InputError(
             f"cannot read image {name_of(location)}: {reason} (replace the file or remove it from the data; "
             "hgsl prepare NAME --audit lists all such files)"

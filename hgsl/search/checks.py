@@ -52,6 +52,19 @@ def index_address(store: str | None, folder: str | None, uri: str | None) -> str
     return address
 
 
+def given_index_type(kind: str, address: str, faiss: str | None, milvus_index: str | None) -> str | None:
+    """Returns the index type that the user gave for a store of this kind, "folder" or "milvus", or None.
+
+    Raises:
+        InputError: It is one for the other kind of store.
+    """
+    other = milvus_index if kind == "folder" else faiss
+    if other is not None:
+        flags = "--faiss, not --milvus-index" if kind == "folder" else "--milvus-index, not --faiss"
+        raise InputError(f"the index type of {address} is given with {flags} ({other!r})")
+    return faiss if kind == "folder" else milvus_index
+
+
 def named_indexes(words: Sequence[str]) -> dict[str, str]:
     """Name -> address from the flags --index ADDRESS, or --index NAME=ADDRESS for each of several.
 

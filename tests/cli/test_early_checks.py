@@ -1,6 +1,7 @@
 """Mistakes that the commands of training find before they import torch or read data."""
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -120,52 +121,70 @@ EVAL_MISTAKES = {
         "unknown option of data set folder in data.options 'sed': did you mean 'seed'?",
     ),
 }
-IMPORTS = """
-import sys
+SEARCH = ["index", "--images", "photos", "--out", "index", "--checkpoint", "photos"]
+COMMANDS = {
+    "train": MISTAKES,
+    "eval_retrieval": EVAL_MISTAKES,
+    "sparsify": {
+        "dense run": (
+            ["--config", "flowers17_cs", "--sparsify.dense_run", "nowhere"],
+            "sparsify.dense_run: nowhere does not exist",
+        )
+    },
+    "search": {
+        "index type": ([*SEARCH, "--milvus-index", "FLAT"], "index is given with --faiss, not --milvus-index ('FLAT')"),
+    },
+}
+# Calls a command with one list of arguments after the other: [status, errors, whether it imported torch] of each.
+IN_TURN = """
+import contextlib, io, json, sys
 sys.platform = 'linux'
 from hgsl.cli.{command} import main
-code = main(sys.argv[1:])
-print('torch' in sys.modules)
-sys.exit(code)
+results = []
+for words in json.loads(sys.argv[1]):
+    before, errors = 'torch' in sys.modules, io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        status = main(words)
+    results.append([status, errors.getvalue(), not before and 'torch' in sys.modules])
+print(json.dumps(results))
 """
+Result = tuple[int, str, bool]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda name: name.replace(" ", "_"))
-def test_a_mistake_is_one_line_before_torch_is_imported(mistake: str, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for name in ("photos/a.jpg", "file"):
-        (tmp_path / name).write_bytes(b"x")
-    run_folder.create(tmp_path / "taken", Config(), {}, overwrite=False)
-    (tmp_path / "taken" / run_folder.STATE).write_bytes(b"x")
-    words, message = MISTAKES[mistake]
-    result = subprocess.run(
-        [sys.executable, "-c", IMPORTS.format(command="train"), *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 2
-    assert result.stdout.splitlines()[-1] == "False"
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+def results_of(command: str, *arguments: list[str], folder: Path) -> list[Result]:
+    code = [sys.executable, "-c", IN_TURN.format(command=command), json.dumps(arguments)]
+    done = subprocess.run(code, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 
 
-@pytest.mark.parametrize("mistake", EVAL_MISTAKES, ids=lambda name: name.replace(" ", "_"))
-def test_a_mistake_of_an_evaluation_is_one_line_before_torch_is_imported(mistake: str, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Result]]:
+    """Command -> mistake -> its result."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "photos").mkdir()
     for name in ("photos/a.jpg", "file", "e.npy", "l.npy"):
-        (tmp_path / name).write_bytes(b"x")
-    words, message = EVAL_MISTAKES[mistake]
-    code = IMPORTS.format(command="eval_retrieval")
-    result = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert (result.returncode, result.stdout.strip()) == (2, "False")
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+        (folder / name).write_bytes(b"x")
+    run_folder.create(folder / "taken", Config(), {}, overwrite=False)
+    (folder / "taken" / run_folder.STATE).write_bytes(b"x")
+    results = {}
+    for command, mistakes in COMMANDS.items():
+        arguments = [words for words, _ in mistakes.values()]
+        results[command] = dict(zip(mistakes, results_of(command, *arguments, folder=folder), strict=True))
+    return results
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake"), [(command, mistake) for command, mistakes in COMMANDS.items() for mistake in mistakes]
+)
+def test_a_mistake_is_one_line_before_torch_is_imported(
+    command: str, mistake: str, results: dict[str, dict[str, Result]]
+) -> None:
+    status, errors, imports_torch = results[command][mistake]
+    assert (status, imports_torch) == (2, False)
+    assert errors.startswith("error: ")
+    assert COMMANDS[command][mistake][1] in errors
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -181,16 +200,9 @@ def test_matplotlib_writes_the_formats_of_figures() -> None:
 
 def test_a_wrong_report_is_found_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"map@r": 0.5, "split_hash": "0", "protocol": "p", "num_queries": 2}')
-    result = subprocess.run(
-        [sys.executable, "-c", IMPORTS.format(command="compare"), "a.json", "b.json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 2
-    assert result.stdout.splitlines()[-1] == "False"
-    assert result.stderr.startswith("error: b.json: no such report; expected a file of hgsl eval --json")
+    [(status, errors, imports_torch)] = results_of("compare", ["a.json", "b.json"], folder=tmp_path)
+    assert (status, imports_torch) == (2, False)
+    assert errors.startswith("error: b.json: no such report; expected a file of hgsl eval --json")
 
 
 def test_real_names_of_timm_pass(tmp_path: Path) -> None:
@@ -200,14 +212,3 @@ def test_real_names_of_timm_pass(tmp_path: Path) -> None:
         "assert 'timm' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_a_finished_run_of_a_ticket_search_is_needed_beside_it(tmp_path: Path) -> None:
-    code = IMPORTS.format(command="sparsify")
-    words = ["--config", "flowers17_cs", "--sparsify.dense_run", "nowhere"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert (result.returncode, result.stdout.strip()) == (2, "False")
-    assert "sparsify.dense_run: nowhere does not exist" in result.stderr
-    assert result.stderr.count("\n") == 1

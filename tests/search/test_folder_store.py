@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex
 from hgsl.search.encoder import Encoder
 from hgsl.search.folder import faiss_file, update
@@ -158,3 +159,5 @@ def test_an_ivf_index_is_not_trained_anew(build, tmp_path, run, photos, monkeypa
     report = build(folder, photos, retrain=True)
     assert not any("should be trained again" in note for note in report.notes)
     assert json.loads((folder / "index.json").read_text())["trained"]["images"] == 54
+    with pytest.raises(InputError, match=r"--retrain trains an approximate index anew, and .*flat is exact \(Flat\)"):
+        build(tmp_path / "flat", photos, retrain=True)

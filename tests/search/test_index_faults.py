@@ -16,9 +16,14 @@ from hgsl.search.indexing import embedding
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError]
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied", "03.jpg"), "Permission denied"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError, "not enough memory"),
+    ],
 )
-def test_an_image_is_tried_again_after_a_temporary_failure(build, tmp_path, run, photos, monkeypatch, error):
+def test_an_image_is_tried_again_after_a_temporary_failure(build, tmp_path, run, photos, monkeypatch, error, reason):
     read_image = embedding.read_image
 
     def unreadable(path, side):
@@ -29,9 +34,12 @@ def test_an_image_is_tried_again_after_a_temporary_failure(build, tmp_path, run,
     monkeypatch.setattr(embedding, "read_image", unreadable)
     report = build(tmp_path / "index", photos, checkpoint=run)
     assert (report.images, len(report.broken)) == (18, 6)
+    assert set(report.broken.values()) == {reason}
+    assert build(tmp_path / "index", photos).notes == []
     monkeypatch.undo()
     report = build(tmp_path / "index", photos)
     assert (report.images, report.unchanged, report.broken) == (24, 24, {})
+    assert report.notes == ["6 images that could not be read before are in the index now"]
 
 
 def test_an_interrupted_run_does_not_record_broken_images(build, tmp_path, run, photos, monkeypatch):

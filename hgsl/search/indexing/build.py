@@ -10,7 +10,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT
 from hgsl.common.locations import local_or_uri
 from hgsl.common.paths import check_path
-from hgsl.search.checks import check_counts
+from hgsl.search.checks import check_counts, given_index_type
 from hgsl.search.encoder import Encoder
 from hgsl.search.indexing.changes import Changes, changes_between
 from hgsl.search.indexing.embedding import embed_images
@@ -85,9 +85,10 @@ def build_index(
     with closing(open_store(folder)) as store, store.update() as update:
         previous = update.previous or State({})
         encoder = prepare_encoder(store, checkpoint, target, previous.record)
-        settings = _settings(
-            store.kind, root, _index_type(store, faiss, milvus_index), labels, checkpoint, encoder, previous.record
-        )
+        index_type = given_index_type(store.kind, store.address, faiss, milvus_index)
+        settings = _settings(store.kind, root, index_type, labels, checkpoint, encoder, previous.record)
+        if retrain:
+            _check_retrain(store, settings["index_type"])
         threshold = threshold_source(no_match, checkpoint, previous.record, update.notes)
         attributes = read_attributes(settings["labels"], root, [image.path for image in listing.images], update.notes)
         wanted = [attributes.row(image) for image in listing.images]
@@ -134,17 +135,12 @@ def _settings(
     }
 
 
-def _index_type(store: Store, faiss: str | None, milvus_index: str | None) -> str | None:
-    """The index type that the user gave for this store.
-
-    Raises:
-        InputError: It is one for another store.
-    """
-    other = milvus_index if store.kind == "folder" else faiss
-    if other is not None:
-        flags = "--faiss, not --milvus-index" if store.kind == "folder" else "--milvus-index, not --faiss"
-        raise InputError(f"the index type of {store.address} is given with {flags} ({other!r})")
-    return faiss if store.kind == "folder" else milvus_index
+def _check_retrain(store: Store, index_type: str) -> None:
+    """Refuses to train an exact index anew, which has nothing to train."""
+    if index_type == DEFAULT_TYPES[store.kind]:
+        raise InputError(
+            f"--retrain trains an approximate index anew, and {store.address} is exact ({index_type}): leave it out"
+        )
 
 
 def _check_any(root: Path | str, listing: FolderListing, broken: Mapping[ImageFile, str]) -> None:

@@ -91,7 +91,16 @@ class _TransformedImages(Dataset[Item]):
         try:
             return self.transform(read_image(location, self.transform.resize.side)).numpy()
         except Exception as error:  # no single file may end the run; it is reported with the reason
-            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            for prefix in (f"cannot read image {location}: ", f"cannot read {location}: "):
-                reason = reason.removeprefix(prefix)
-            return " ".join(reason.split("(replace the file")[0].split())
+            return _reason(error, location)
+
+
+def _reason(error: Exception, location: Path | str) -> str:
+    """Why an image cannot be read, in a line without its path."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    for prefix in (f"cannot read image {location}: ", f"cannot read {location}: "):
+        reason = reason.removeprefix(prefix)
+    return " ".join(reason.split("(replace the file")[0].split())

@@ -48,6 +48,8 @@ def make_report(
     previous_paths, paths = {image.path for image in previous_files}, {image.path for image in listing.images}
     unchanged = sum(image in previous_files for image in listing.images)
     new = len(paths - previous_paths)
+    if readable := sum(image in previous.broken and image not in broken for image in listing.images):
+        notes.append(f"{readable:,} images that could not be read before are in the index now")
     return IndexReport(
         images=len(listing.images) - len(broken),
         new=new,
