@@ -1,6 +1,7 @@
 """Process group of a run under torchrun, and the values that its processes exchange; one process needs no group."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 
+LOST_CONNECTION = "Connection (closed|reset) by peer|Connection was likely closed|Broken pipe|remote process exited"
+
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
     """Joins the process group under torchrun and yields the device of this process; without torchrun yields ``device``.
 
     Raises:
-        InputError: The device supports a single process only.
+        InputError: The device supports a single process only, or another process has ended, whose message tells why.
     """
     if ranks.launched_world_size() == 1:
         yield device
@@ -31,13 +34,20 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group(backend)
     try:
         yield device
-    except BaseException:
+    except BaseException as error:
         # Others may be in a collective that this process never joins: without an abort NCCL would wait for it.
         if backend == "nccl":
             dist.distributed_c10d._abort_process_group()
+        if is_lost_connection(error):
+            raise InputError("another process of this run has ended: its message tells why") from None
         raise
     else:
         dist.destroy_process_group()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective has failed because another process has ended; gloo and NCCL have no type for that."""
+    return isinstance(error, RuntimeError) and re.search(LOST_CONNECTION, str(error)) is not None
 
 
 def _device_and_backend(local_rank: int) -> tuple[torch.device, str]:

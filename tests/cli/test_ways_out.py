@@ -64,7 +64,9 @@ def test_an_error_on_one_of_two_processes(photo_folder: Callable[..., Path]) -> 
     process = start(*WORDS, "--data.root", str(photo_folder()), script="failing.py", processes=2)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "CUDA out of memory" in errors
+    assert "[rank1]: RuntimeError: CUDA out of memory" in errors
+    assert "[rank0]:" not in errors, "the other one prints at most a line"
+    assert "Warning" not in errors
 
 
 def test_a_killed_process_ends_its_workers_and_unlocks_its_folder(photo_folder: Callable[..., Path]) -> None:

@@ -59,5 +59,5 @@ def wrap_ddp(module: nn.Module, runtime: Runtime) -> nn.Module:
     if ranks.world_size() == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    # Every step starts with the batch-norm statistics of the first process, which are the saved ones.
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=True)
+    # By default every step starts with the batch-norm statistics of the first process, which are the saved ones.
+    return DistributedDataParallel(module, device_ids=devices)
