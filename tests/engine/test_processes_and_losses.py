@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hgsl.cli import train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
-from tests.helpers import ROOT, SMALL, command, environment, launch
+from tests.helpers import ROOT, SMALL, command, environment, launch, launch_ranks
 
 TRAIN = ROOT / "tools" / "train.py"
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -26,13 +26,16 @@ def losses(run: str) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_two_processes_follow_one(photo_folder: Callable[..., Path], optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "start"), [("sgd", launch), ("adamw", launch_ranks)], ids=["sgd", "adamw"])
+def test_two_processes_follow_one(
+    photo_folder: Callable[..., Path], optimizer: str, start: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """The first under torchrun itself."""
     words = [*SMALL, "--data.root", str(photo_folder(images=14)), "--model.freeze", "batch_norm"]
     words += ["--loss.both_sides", "0"]  # which gathers: a further rounding, that AdamW makes into 4e-5
     words += ["--optim.name", optimizer, "--train.epochs", "1", "--optim.lr", "1e-3", "--model.embedding_size", "16"]
     assert train.main([*words, "--run.dir", "one"]) == 0
-    result = launch(TRAIN, *words, "--run.dir", "two", processes=2)
+    result = start(TRAIN, *words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("after training") == 1
     assert len(losses("one")) == 10
@@ -59,7 +62,7 @@ def test_two_processes_follow_one_with_every_type_of_loss(photo_folder: Callable
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--model.freeze", "batch_norm", *loss]
     words += ["--train.epochs", "1", "--train.batch_size", "8", "--data.sampler", "m_per_class"]
     assert train.main([*words, "--run.dir", "one"]) == 0
-    result = launch(TRAIN, *words, "--run.dir", "two", processes=2)
+    result = launch_ranks(TRAIN, *words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
     if "--loss.sharded" not in loss:  # shards draw their own initial centers
         assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
@@ -68,7 +71,7 @@ def test_two_processes_follow_one_with_every_type_of_loss(photo_folder: Callable
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_divided_among_processes(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.batch_size", "3", "--run.dir", "two"]
-    result = launch(TRAIN, *words, processes=2)
+    result = launch_ranks(TRAIN, *words, processes=2)
     assert result.returncode != 0
     assert "train.batch_size 3 cannot be divided among 2 processes" in result.stderr
     assert not Path("two").exists()

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hgsl.cli import eval_retrieval, train
+from hgsl.engine.distributed import is_lost_connection
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.shards import clip_gradients, load_optimizer_state, optimizer_state
 from hgsl.losses import ShardedHardGlobalSoftminLoss
-from tests.helpers import ROOT, SMALL, launch
+from tests.helpers import ROOT, SMALL, launch_ranks
 
 TRAIN = ROOT / "tools" / "train.py"
 WORDS = [*SMALL, "--train.batch_size", "8", "--loss.both_sides", "0", "--optim.warmup", "0", "--data.test_share", "0.3"]
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
 def two_processes(*words: str, fails: bool = False) -> str:
-    result = launch(TRAIN, *words, processes=2)
+    result = launch_ranks(TRAIN, *words, processes=2)
     assert bool(result.returncode) == fails, result.stderr
     return result.stderr
 
@@ -82,6 +83,17 @@ def test_an_optimizers_state_returns_with_its_moments() -> None:
     load_optimizer_state(optimizers[1], state, loss)
     assert optimizers[1].state_dict()["state"].keys() == state["state"].keys()
     torch.testing.assert_close(optimizers[1].state[loss.centers], optimizers[0].state[loss.centers])
+
+
+def test_the_end_of_another_process_is_known_by_the_message_of_a_collective() -> None:
+    gloo = (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:1: Connection reset by peer."
+    )
+    nccl = "NCCL error: remote process exited or there was a network error, NCCL version 2.27"
+    assert is_lost_connection(RuntimeError(gloo))
+    assert is_lost_connection(torch.distributed.DistBackendError(nccl))
+    assert not is_lost_connection(RuntimeError("CUDA out of memory"))
+    assert not is_lost_connection(BrokenPipeError(32, "Broken pipe"))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hgsl.cli import train
 from hgsl.common.errors import InputError
 from hgsl.models import save_embedder
 from hgsl.models.embedder import Embedder
-from tests.helpers import ROOT, SMALL, launch, run_code
+from tests.helpers import ROOT, SMALL, launch_ranks, run_code
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'hgsl[lora]'")
 from hgsl.models.lora import add_lora, merge_lora
@@ -100,7 +100,7 @@ def test_a_run_resumes_to_the_bit_and_loads_without_peft(
 @pytest.mark.slow
 def test_two_processes(photo_folder: Callable[..., Path], tmp_path: Path) -> None:
     words = [*WORDS, "--data.root", str(photo_folder()), "--run.dir", str(tmp_path / "run")]
-    done = launch(ROOT / "tools" / "train.py", *words, processes=2)
+    done = launch_ranks(ROOT / "tools" / "train.py", *words, processes=2)
     assert done.returncode == 0, done.stderr
     model = load_embedder(tmp_path / "run")
     assert not any("lora" in name for name in model.state_dict())

@@ -1,14 +1,14 @@
-"""Masked training with DistributedDataParallel in two processes; few imports, since each process repeats them."""
+"""Masked training with DistributedDataParallel in two processes."""
 
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity import Masks, sparsify
+from tests.helpers import spawn
 
 
 def _train(network: nn.Module, masks: Masks, x: torch.Tensor, y: torch.Tensor, steps: int = 3) -> None:
@@ -29,9 +29,7 @@ def _case(granularity: str) -> tuple[nn.Module, Masks, torch.Tensor, torch.Tenso
     return masked, masks, x, y
 
 
-def _worker(rank: int, folder: str, granularity: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _worker(rank: int, world_size: int, granularity: str, folder: Path) -> None:
     network, masks, x, y = _case(granularity)
     parallel = nn.parallel.DistributedDataParallel(network)
     with pytest.raises(InputError, match="is wrapped in DistributedDataParallel"):
@@ -43,19 +41,18 @@ def _worker(rank: int, folder: str, granularity: str) -> None:
     masks.ticket = True
     parallel = nn.parallel.DistributedDataParallel(network)
     parallel(x[rank::2]).sum().backward()
-    torch.save(network.state_dict(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(network.state_dict(), folder / f"{rank}.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
 def test_two_processes_train_the_same_masks_as_one(tmp_path: Path, granularity: str) -> None:
-    mp.spawn(_worker, args=(str(tmp_path), granularity), nprocs=2)
+    spawn(_worker, 2, tmp_path, granularity, tmp_path)
     network, masks, x, y = _case(granularity)
     before = [scores.detach().clone() for scores in masks.mask_parameters()]
     _train(network, masks, x, y)
     for rank in range(2):
-        other = torch.load(f"{tmp_path}/{rank}.pt", weights_only=True)
+        other = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, value in network.state_dict().items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
     assert not any(torch.equal(old, new) for old, new in zip(before, masks.mask_parameters(), strict=True))
