@@ -7,8 +7,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from hgsl.cli._help import hide, promote
 from hgsl.cli._settings import build_parser, setting_names
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, unknown
 from hgsl.common.eval_checks import check_embedding_files, check_options, check_output_files, check_store
+from hgsl.common.extras import require
 from hgsl.config import Config
 
 DESCRIPTION = """Measure retrieval: of the model of a run (--checkpoint RUN, on its own data set or, with --data.name
@@ -68,6 +69,8 @@ OUTPUT_FLAGS: list[tuple[str, Any, str]] = [
     ("--bootstrap", int, "Add 95% intervals from bootstrap samples, such as 1000."),
     ("--cluster", None, "Add NMI and AMI of a k-means clustering."),
     ("--save-embeddings", str, "Folder to keep the embeddings in; a killed command continues from there."),
+    ("--engine", str, "Embed in this process (local), or on a Ray cluster (ray), which shares --save-embeddings."),
+    ("--address", str, "Ray cluster, 'auto' for that of this machine; by default Ray is started on this machine."),
 ]
 MOST_USED = (
     *("--checkpoint", "--model", "--embeddings", "--labels", "--data.name", "--data.root"),
@@ -107,6 +110,8 @@ NEEDS = {
     "--calibration-labels": ("--no-match",),
     "--map-images": ("--html",),
     "--heat": ("--html",),
+    "--engine": ("--save-embeddings",),
+    "--address": ("--engine",),
     "--expansion-alpha": ("--query-expansion", "--augment-gallery"),
     "--data.val_share": ("--no-match", "--whiten"),
     "--data.val_fold": ("--no-match", "--whiten"),
@@ -114,6 +119,7 @@ NEEDS = {
 METAVARS = {
     **{"--checkpoint": "RUN", "--metric": "NAME", "--index": "FACTORY"},
     **{"--max-memory": "GB", "--no-match": "RATE", "--save-embeddings": "DIR"},
+    **{"--engine": "NAME", "--address": "HOST:PORT"},
 }
 OUTPUTS = ["json", "csv", "html", "heat", "map_images", "sheet", "curves", "per_class"]
 DEFAULTS = {
@@ -124,7 +130,9 @@ DEFAULTS = {
     "crops": 1,
     "expansion_alpha": 3.0,
     "bootstrap": 0,
+    "engine": "local",
 }
+ENGINES = ("local", "ray")
 
 
 def eval_parser() -> ArgumentParser:
@@ -172,7 +180,7 @@ def check_flags(flags: Namespace, words: list[str]) -> None:
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} name different things to measure: give one")
     files = [flag for flag, *_ in INPUT_FLAGS if flag not in given]
-    network = ["--flip", "--crops", "--save-embeddings", "--ignore-same-group", "--sheet", "--heat"]
+    network = ["--flip", "--crops", "--save-embeddings", "--engine", "--ignore-same-group", "--sheet", "--heat"]
     used = {word.split("=")[0] for word in words}
     for flag in files if named != ["--embeddings"] else network:
         if flag in used:
@@ -194,6 +202,10 @@ def check_flags(flags: Namespace, words: list[str]) -> None:
     )
     if flags.save_embeddings:
         check_store(flags.save_embeddings)
+    if flags.engine not in ENGINES:
+        raise unknown("--engine", flags.engine, ENGINES)
+    if flags.engine == "ray":
+        require("ray", "--engine ray")
 
 
 def option_values(flags: Namespace, config: Config) -> dict[str, Any]:

@@ -36,8 +36,10 @@ def _evaluate(words: list[str]) -> None:
     from hgsl.engine.evaluation.files import EmbeddingFiles, load_files, search_device
     from hgsl.engine.evaluation.outputs import EvalOutputs
     from hgsl.engine.evaluation.settings import evaluate_settings
+    from hgsl.evaluation.parts.cluster import RayCluster
 
-    options = EvalOptions(**values)
+    ray = RayCluster(flags.address, config.run.device) if flags.engine == "ray" else None
+    options = EvalOptions(**values, ray=ray)
     outputs = EvalOutputs(run=flags.checkpoint, **{name: flags[name] for name in OUTPUTS})
     outputs.check(has_images=not flags.embeddings)
     if flags.embeddings:

@@ -47,7 +47,6 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add(
         "--images",
         type=local_or_uri,
-        required=True,
         metavar="DIR",
         help="Image folder, or its address such as s3://bucket/images; searched recursively.",
     )
@@ -80,6 +79,17 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=64, metavar="N", help="Images per forward pass.")
     add("--workers", type=int, metavar="N", help="Processes that load images, by the number of CPUs if not given.")
     _add_device(parser)
+    add(
+        "--from-embeddings",
+        type=Path,
+        metavar="PARTS",
+        help="Folder of embeddings in parts; of the images in them, or of --images, these are not embedded again.",
+    )
+    add("--engine", choices=checks.ENGINES, default=checks.LOCAL, help="Embed in this process, or on a Ray cluster.")
+    add("--address", metavar="HOST:PORT", help="Ray cluster, 'auto' for that of this machine; by default Ray is "
+        "started on this machine.")  # fmt: skip
+    add("--parts", type=Path, metavar="DIR", help="Folder that all machines share, to keep the parts that Ray writes; "
+        "by default they are removed.")  # fmt: skip
     parser.set_defaults(work=_index)
 
 
@@ -133,7 +143,9 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    checks.check_image_folder(options.images)
+    if options.images is not None:
+        checks.check_image_folder(options.images)
+    checks.check_sources(options.images, options.from_embeddings)
     address = checks.index_address(options.store, options.out, options.uri)
     kind = "milvus" if is_milvus(address) else "folder"
     checks.given_index_type(kind, address, options.faiss, options.milvus_index)
@@ -151,6 +163,9 @@ def _index(options: argparse.Namespace) -> None:
         if options.checkpoint is None:
             checks.check_has_model(Path(address))
         check_writable(address)
+    parts = checks.check_engine(options.engine, address, options.parts, options.address, options.from_embeddings)
+    if parts is not None:
+        check_writable(parts)
     from hgsl.engine.loop.loader import default_workers
     from hgsl.search import build_index
 
@@ -166,6 +181,10 @@ def _index(options: argparse.Namespace) -> None:
         device=options.device,
         batch_size=options.batch_size,
         workers=default_workers() if options.workers is None else options.workers,
+        from_embeddings=options.from_embeddings,
+        engine=options.engine,
+        address=options.address,
+        parts=options.parts,
     )
     _print_report(report, address)
 

@@ -18,6 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "map": ("openTSNE",),
     "heic": ("pillow_heif",),
     "milvus": ("pymilvus", "milvus_lite"),
+    "ray": ("ray", "pyarrow"),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

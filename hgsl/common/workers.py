@@ -1,4 +1,4 @@
-"""Signals of the worker processes of a data loader."""
+"""Signals and the end of worker processes: of a data loader, and of a cluster."""
 
 import ctypes
 import os
@@ -19,12 +19,19 @@ def init_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":
         return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent died before the call above
-        os._exit(1)
+    parent = end_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_on_sigterm_from, args=(parent,), daemon=True).start()
+
+
+def end_with_parent() -> int:
+    """Lets the kernel kill this process when its parent ends, on Linux; returns the parent."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call above
+            os._exit(1)
+    return parent
 
 
 def _exit_on_sigterm_from(parent: int) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 from PIL import Image
 
 from hgsl.common.disk import check_writable
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, unknown
+from hgsl.common.extras import require
 from hgsl.common.remote import check_root_uri
 from hgsl.search.folder.layout import FOLDERS, MODEL, has_index, has_model, state_files
 from hgsl.search.stores.address import is_milvus, split_address
+
+LOCAL, RAY = ENGINES = ("local", "ray")  # of the embedding of images
 
 
 def check_index_folder(folder: Path) -> None:
@@ -63,6 +66,58 @@ def given_index_type(kind: str, address: str, faiss: str | None, milvus_index: s
         flags = "--faiss, not --milvus-index" if kind == "folder" else "--milvus-index, not --faiss"
         raise InputError(f"the index type of {address} is given with {flags} ({other!r})")
     return faiss if kind == "folder" else milvus_index
+
+
+def check_sources(images: object, from_embeddings: str | Path | None) -> None:
+    """Checks that the images of an index are named, by their folder or by their embeddings.
+
+    Raises:
+        FileNotFoundError: There is no folder of embeddings.
+        InputError: Neither is given, or pyarrow is not installed.
+    """
+    if images is None and from_embeddings is None:
+        raise InputError("name the images: --images DIR, or --from-embeddings PARTS for images that are embedded")
+    if from_embeddings is not None:
+        require("parquet", "--from-embeddings")
+        if not Path(from_embeddings).expanduser().is_dir():
+            raise FileNotFoundError(f"no folder {from_embeddings}: --from-embeddings names a folder of parts")
+
+
+def check_engine(
+    engine: str,
+    index: str,
+    parts: str | Path | None,
+    address: str | None,
+    from_embeddings: str | Path | None,
+) -> Path | None:
+    """Checks the flags of a cluster, and returns the folder of the parts that it writes; None without one.
+
+    Args:
+        engine: ``local`` or ``ray``.
+        index: Address of the index, beside which the parts are by default.
+        parts, address, from_embeddings: See :func:`hgsl.search.build_index`.
+
+    Raises:
+        InputError: They contradict each other, or Ray is not installed.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if engine == LOCAL:
+        for flag, value in (("--address", address), ("--parts", parts)):
+            if value is not None:
+                raise InputError(f"{flag} has no effect without --engine ray: give it as well, or leave {flag} out")
+        return None
+    require("ray", "--engine ray")
+    if from_embeddings is not None:
+        raise InputError(
+            "--engine ray reads and continues the parts of --parts: give the folder there, not as --from-embeddings"
+        )
+    if parts is not None:
+        return Path(parts).expanduser()
+    file = index.partition("#")[0]
+    if "://" in file or file.startswith("unix:"):
+        raise InputError("--engine ray with a Milvus server needs --parts DIR, a folder that all machines share")
+    return Path(f"{file}.parts").expanduser()
 
 
 def named_indexes(words: Sequence[str]) -> dict[str, str]:

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from hgsl.common.errors import InputError
-from hgsl.common.fingerprint import fingerprint
 from hgsl.common.images import read_image
 from hgsl.common.locations import Location
 from hgsl.evaluation.extract import forward
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.models import Embedder
+from hgsl.models.fingerprint import fingerprint_of
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in the errors of CUDA and of the CPU allocator
 
@@ -84,9 +84,3 @@ class Encoder:
         }
         as_json: dict[str, Any] = json.loads(json.dumps(content))
         return as_json
-
-
-def fingerprint_of(model: Embedder) -> str:
-    """A hash of the weights and the preprocessing of a model."""
-    settings = {"architecture": model.architecture, "data_config": model.data_config}
-    return fingerprint(model, json.dumps(settings, sort_keys=True))[:16]

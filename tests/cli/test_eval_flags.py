@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hgsl.cli import eval_retrieval
 from hgsl.cli._eval_flags import eval_parser
 from hgsl.cli._settings import build_parser, parse
 from hgsl.engine.evaluation import settings as evaluation_settings
+from hgsl.evaluation.parts.part import write_part
 from hgsl.models import create_embedder, save_embedder
-from tests.helpers import TINY, clusters
+from tests.helpers import TINY, clusters, fails
 
 Words = dict[str, list[str]]
 BASE = ["--data.test_share", "0.25", "--data.val_share", "0.34", "--no-match", "0.5"]
@@ -60,6 +62,7 @@ RESOURCES: Words = {
     "--data.cache": ["resized"], "--data.workers": ["1"], "--eval.batch_size": ["3"],
 }  # fmt: skip
 OTHERS = {"--checkpoint", "--model", "--embeddings", "--config", "--json", "--help", "-h", "--print_config"}
+CLUSTER = {"--engine", "--address"}
 REFUSED: Words = {
     "--data.protocol": ["closed-set"], "--data.val_fold": ["1"], "--run.seed": ["1"], "--run.compile": ["true"],
     "--model.pooling": ["avg"], "--model.embedding_size": ["8"], "--model.weights": ["timm"],
@@ -116,7 +119,34 @@ def replaced(base: list[str], flag: str, values: list[str]) -> list[str]:
 
 def test_every_flag_is_tested() -> None:
     shown = {action.option_strings[0] for action in eval_parser()._actions if action.help != "==SUPPRESS=="}
-    assert shown - OTHERS <= {*RESULTS, *FILES, *PAGE, *RESOURCES, *REFUSED}
+    assert shown - OTHERS - CLUSTER <= {*RESULTS, *FILES, *PAGE, *RESOURCES, *REFUSED}
+
+
+def test_the_flags_of_a_cluster(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'hgsl[parquet]'")
+    monkeypatch.setattr("hgsl.cli._eval_flags.require", lambda *_: None)  # Ray itself is not needed
+    calls = []
+
+    def embed_parts(parts: Any, embedder: Any, folder: Any, record: Any, cluster: Any, progress: bool) -> None:
+        calls.append((cluster.address, cluster.device))
+        embedder.open(torch.device("cpu"))
+        for part in parts:
+            write_part(part.path(folder), embedder(part.columns), record)
+
+    monkeypatch.setattr("hgsl.evaluation.parts.dataset.embed_parts", embed_parts)
+    base = ["--checkpoint", "run", *BASE]
+    before = outcome(base, capsys)[0]
+    words = ["--save-embeddings", "parts", "--engine", "ray", "--address", "host:6379"]
+    assert outcome([*base, *words], capsys)[0]["recall@1"] == before["recall@1"]
+    assert calls == [("host:6379", "cpu")]
+    assert outcome([*base, *words], capsys)[0]["recall@1"] == before["recall@1"]
+    assert len(calls) == 1  # the embeddings are complete
+    for words, message in (
+        (["--engine", "ray"], "--engine has no effect without --save-embeddings"),
+        (["--save-embeddings", "s", "--address", "auto"], "--address has no effect without --engine"),
+        (["--save-embeddings", "s", "--engine", "spark"], "unknown --engine 'spark'"),
+    ):
+        assert message in fails(eval_retrieval.main, [*base, *words], capsys)
 
 
 @pytest.mark.parametrize("flag", RESULTS)

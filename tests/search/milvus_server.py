@@ -1,7 +1,8 @@
 """A Milvus server for tests: a process in a network namespace of its own, reached through a Unix socket.
 
 The server of the PyPI package ``milvus`` listens on all interfaces, hence the namespace, which has the loopback one
-alone. Run as ``python milvus_server.py FOLDER SOCKET``; it prints a line when it answers, and ends with its input.
+alone. Run as ``python milvus_server.py FOLDER SOCKET``; it prints a line when it answers. For each line of its input,
+"kill" or "stop", it ends the server, starts it again and prints another line; it ends with its input.
 """
 
 import socket
@@ -40,7 +41,12 @@ def main(folder, path):
     server.start()
     threading.Thread(target=relay, args=(path,), daemon=True).start()
     print("ready", flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        if line == "kill\n":
+            server.server_proc.kill()
+        server.stop()
+        server.start()
+        print("ready", flush=True)
     server.stop()
 
 

@@ -33,9 +33,24 @@ CONDITIONS = [
 SERVER = Path(__file__).with_name("milvus_server.py")
 
 
+class Server:
+    """A real Milvus server, and its address."""
+
+    def __init__(self, command, uri):
+        self.uri = uri
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def restart(self, how):
+        """Ends the server and starts it again: ``stop`` or ``kill``."""
+        self.process.stdin.write(f"{how}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "ready\n"
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """The address of a real Milvus server; ``HGSL_TEST_MILVUS`` names the Python that has the package ``milvus``."""
+    """A real Milvus server; ``HGSL_TEST_MILVUS`` names the Python that has the package ``milvus``."""
     python = os.environ.get("HGSL_TEST_MILVUS") or (sys.executable if find_spec("milvus") else None)
     if python is None:
         pytest.skip("no Milvus server: pip install milvus==2.3.5, in an environment that HGSL_TEST_MILVUS may name")
@@ -44,11 +59,10 @@ def server(tmp_path_factory):
         pytest.skip("no network namespace, and the Milvus server would listen on all interfaces")
     folder = tmp_path_factory.mktemp("milvus")
     command = [*isolated, python, SERVER, folder / "data", folder / "socket"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    yield f"unix:{folder / 'socket'}"
-    process.stdin.close()
-    process.wait(60)
+    server = Server(command, f"unix:{folder / 'socket'}")
+    yield server
+    server.process.stdin.close()
+    server.process.wait(60)
 
 
 @pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.slow)])
@@ -58,7 +72,7 @@ def uri(request, tmp_path, monkeypatch):
         return str(tmp_path / "index.db")
     monkeypatch.setattr(update, "STALE_SECONDS", 0)
     monkeypatch.setattr(snapshot, "DEFAULT_CONSISTENCY", "Strong")  # a test does not wait until writes are old
-    return f"{request.getfixturevalue('server')}#t{abs(hash(str(tmp_path))):x}"
+    return f"{request.getfixturevalue('server').uri}#t{abs(hash(str(tmp_path))):x}"
 
 
 @pytest.fixture
@@ -174,6 +188,26 @@ def test_a_killed_run_shows_no_half_state_and_resumes(build, tmp_path, run, phot
     assert {hit.path: hit.similarity for hit in hits} == pytest.approx(  # of other batches, hence other roundings
         {hit.path: hit.similarity for hit in expected}, abs=1e-5
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_server_that_was_restarted_gives_the_same_answers(build, tmp_path, run, photos, server, monkeypatch, how):
+    monkeypatch.setattr(update, "STALE_SECONDS", 0)
+    monkeypatch.setattr(snapshot, "DEFAULT_CONSISTENCY", "Strong")
+    uri = f"{server.uri}#restarted_{how}"
+    build(uri, photos, checkpoint=run)
+    index = SearchIndex.open(uri, device="cpu")
+    queries = np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32)
+    results = [index.search(queries, 24), index.search(queries, 3, where="label != 'kind_01'")]
+    server.restart(how)
+    opened = SearchIndex.open(uri, device="cpu")
+    for after in (index, opened):  # also of a process that runs meanwhile
+        assert [after.search(queries, 24), after.search(queries, 3, where="label != 'kind_01'")] == results
+    (photos / "kind_00/00.jpg").unlink()
+    assert build(uri, photos).images == 23
+    for each in (index, opened):
+        each.store.close()
 
 
 def test_a_deletion_of_a_killed_run_is_undone(build, tmp_path, run, photos, monkeypatch, opened):

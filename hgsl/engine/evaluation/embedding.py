@@ -11,10 +11,12 @@ from hgsl.data import Manifest, RetrievalDataset
 from hgsl.engine.evaluation.data import EvalData, ImageSet
 from hgsl.engine.evaluation.files import search_device
 from hgsl.engine.evaluation.options import EvalOptions
+from hgsl.engine.evaluation.parts import file_columns, part_record
 from hgsl.engine.loop.stop import Diverged
 from hgsl.evaluation import embed
 from hgsl.evaluation.heatmaps import explain_pair, show_heat
 from hgsl.evaluation.knn.vectors import Array
+from hgsl.evaluation.parts.dataset import embed_on_cluster
 from hgsl.evaluation.refine.tta import AveragedViews
 
 THUMBNAIL_SIDE = 224
@@ -72,17 +74,19 @@ def _embedded(network: nn.Module, dataset: Dataset[Any], options: EvalOptions, s
     if options.ignore_same_group and (manifest is None or manifest.groups is None):
         name = type(dataset).__name__ if manifest is None else manifest.name
         raise InputError(f"ignore_same_group: {name} has no groups")
-    embeddings, labels, ids = embed(
-        network,
-        dataset,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers if manifest is None or isinstance(dataset, RetrievalDataset) else 0,
-        device=options.device,
-        dtype=options.dtype,
-        progress=options.progress,
-        store=store,
-        identity=identity if manifest is None else f"{manifest.split_hash} {identity}",
-    )
+    common: Any = {
+        "batch_size": options.batch_size,
+        "num_workers": options.num_workers if manifest is None or isinstance(dataset, RetrievalDataset) else 0,
+        "dtype": options.dtype,
+        "progress": options.progress,
+        "identity": identity if manifest is None else f"{manifest.split_hash} {identity}",
+    }
+    if options.ray is not None and store is not None:
+        files, record = file_columns(manifest), part_record(network, manifest, options)
+        result = embed_on_cluster(network, dataset, options.ray, store, **common, files=files, record=record)
+    else:
+        result = embed(network, dataset, device=options.device, store=store, **common)
+    embeddings, labels, ids = result
     _check_embeddings(embeddings)
     if manifest is None:
         return ImageSet(embeddings, labels, ids)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import check_options, checked_ks
 from hgsl.config import EvalConfig
 from hgsl.engine.runtime import Runtime
+from hgsl.evaluation.parts.cluster import RayCluster
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class EvalOptions:
         cluster: Add NMI and AMI of a k-means clustering of the queries.
         bootstrap: Bootstrap samples of the 95% intervals; 0 leaves them out.
         store: Folder to keep the embeddings in; a killed extraction continues from there.
+        ray: The cluster that embeds the evaluated images, into ``store``; None embeds in this process.
         progress: Show progress bars on stderr, if that is a terminal.
 
     Raises:
@@ -63,10 +66,13 @@ class EvalOptions:
     cluster: bool = False
     bootstrap: int = 0
     store: str | os.PathLike[str] | None = None
+    ray: RayCluster | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
         check_options(vars(self))
+        if self.ray is not None and self.store is None:
+            raise InputError("ray needs store, a folder that all machines share: give it as well")
         object.__setattr__(self, "ks", checked_ks(self.ks))
 
     @classmethod

@@ -10,16 +10,19 @@ from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT
 from hgsl.common.locations import local_or_uri
 from hgsl.common.paths import check_path
-from hgsl.search.checks import check_counts, given_index_type
+from hgsl.evaluation.parts.cluster import RayCluster
+from hgsl.evaluation.parts.part import remove_parts
+from hgsl.search.checks import check_counts, check_engine, check_sources, given_index_type
 from hgsl.search.encoder import Encoder
 from hgsl.search.indexing.changes import Changes, changes_between
-from hgsl.search.indexing.embedding import embed_images
 from hgsl.search.indexing.image_folder import FolderListing, list_images
 from hgsl.search.indexing.labels import label_source, read_attributes
+from hgsl.search.indexing.missing import EmbedOptions, embed_missing
 from hgsl.search.indexing.model import prepare_encoder
 from hgsl.search.indexing.no_match import calibrated, threshold_source
 from hgsl.search.indexing.overlap import measure_overlap
 from hgsl.search.indexing.report import IndexReport, make_report
+from hgsl.search.indexing.stored_embeddings import StoredEmbeddings, open_stored
 from hgsl.search.stores.address import open_store
 from hgsl.search.stores.protocol import ImageFile, ImageRow, State, Store, Update
 from hgsl.version import __version__
@@ -30,7 +33,7 @@ COPIED = 4096  # vectors of relabeled images that are copied at a time
 
 def build_index(
     folder: str | Path,
-    images: str | Path,
+    images: str | Path | None = None,
     *,
     checkpoint: str | Path | None = None,
     labels: str | Path | None = None,
@@ -41,6 +44,10 @@ def build_index(
     device: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    from_embeddings: str | Path | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    parts: str | Path | None = None,
     progress: bool = True,
 ) -> IndexReport:
     """Indexes a folder of images, or updates its index: new and changed images are embedded, deleted ones dropped.
@@ -52,7 +59,7 @@ def build_index(
     Args:
         folder: The index: a folder, created if missing; or the address of Milvus: a local file that ends with ".db", or
             "http://HOST:19530", each with an optional "#COLLECTION".
-        images: The image folder, searched recursively.
+        images: The image folder, searched recursively. None: the images of ``from_embeddings``.
         checkpoint: The folder of a trained model, or a model on the Hub. A folder stores a copy and Milvus the name, so
             that later calls need none; another model is refused, since vectors of two models cannot be compared.
         labels: A table with the columns ``path`` and ``label``, whose further columns can be searched by, or "folders"
@@ -66,7 +73,13 @@ def build_index(
             of the checkpoint, else keeps the recorded one.
         device: Device of the model.
         batch_size: Images per forward pass.
-        workers: Processes that load images; 0 loads in this one.
+        workers: Processes that load images; 0 loads in this one. With Ray, threads of each process that embeds.
+        from_embeddings: A folder of parts, which ``engine="ray"`` and an evaluation with it write: images that are in
+            them, by path, size and modification time, are not embedded again.
+        engine: "local" embeds in this process; "ray" on a cluster of Ray, or in processes on this machine.
+        address: Of the cluster; see :func:`hgsl.evaluation.parts.ray_session.ray_session`.
+        parts: Folder of the parts that Ray writes, on every machine under this path; they are kept. None is a folder
+            beside the index, which is removed when the index is complete.
         progress: Whether to show a progress bar on stderr, if that is a terminal.
 
     Raises:
@@ -74,17 +87,21 @@ def build_index(
         InputError: The model differs from that of the index, no image is readable, or an argument is invalid.
         OSError: The index cannot be written, or the disk is full.
     """
-    for name, path in {"folder": folder, "images": images, "checkpoint": checkpoint, "labels": labels}.items():
-        if path is not None or name in ("folder", "images"):
+    paths = {"folder": folder, "images": images, "checkpoint": checkpoint, "labels": labels, "parts": parts}
+    for name, path in {**paths, "from_embeddings": from_embeddings}.items():
+        if path is not None or name == "folder":
             check_path(name, path)
-    location = local_or_uri(str(images))
-    root = location.absolute() if isinstance(location, Path) else location
     check_counts(batch_size, workers)
-    target = pick_device(device)
-    listing = list_images(root)
+    check_sources(images, from_embeddings)
+    parts_folder = check_engine(engine, str(folder), parts, address, from_embeddings)
+    options = EmbedOptions(batch_size, workers, progress, RayCluster(address, device), parts_folder)
+    target = pick_device(device if parts_folder is None else "cpu")
+    listed = None if images is None else _list_images(images)
     with closing(open_store(folder)) as store, store.update() as update:
         previous = update.previous or State({})
         encoder = prepare_encoder(store, checkpoint, target, previous.record)
+        stored = None if from_embeddings is None else open_stored(Path(from_embeddings).expanduser(), encoder)
+        root, listing = _listing_of(stored, update.notes) if listed is None else listed
         index_type = given_index_type(store.kind, store.address, faiss, milvus_index)
         settings = _settings(store.kind, root, index_type, labels, checkpoint, encoder, previous.record)
         if retrain:
@@ -96,7 +113,8 @@ def build_index(
         staged = update.begin(settings)
         changes = changes_between(previous.rows | staged, wanted)
         update.reserve(len(changes.missing) + len(changes.relabeled), len(wanted))
-        broken = embed_images(changes.missing, root, encoder, update, batch_size, workers, progress)
+        new = [row.file for row in changes_between(previous.rows, wanted).missing]
+        broken = embed_missing(changes.missing, new, root, encoder, update, stored, options)
         _check_any(root, listing, broken)
         _apply(update, changes)
         is_changed = _is_changed(previous, staged, changes, broken, settings, threshold)
@@ -107,7 +125,22 @@ def build_index(
             record = update.publish({"no_match": entry, "overlap": overlap})
         else:
             record = previous.record
+        if parts_folder is not None and parts is None:
+            remove_parts(parts_folder)
     return make_report(previous, listing, staged, broken, record, update.notes)
+
+
+def _list_images(images: str | Path) -> tuple[Path | str, FolderListing]:
+    """The absolute image folder, or its address, and its contents."""
+    location = local_or_uri(str(images))
+    root = location.absolute() if isinstance(location, Path) else location
+    return root, list_images(root)
+
+
+def _listing_of(stored: StoredEmbeddings | None, notes: list[str]) -> tuple[Path | str, FolderListing]:
+    """The same from the embeddings alone."""
+    assert stored is not None  # see check_sources
+    return local_or_uri(stored.root()), stored.listing(notes)
 
 
 def _settings(

@@ -1,7 +1,8 @@
 """Embedding of image files in batches; unreadable files are reported and skipped."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def embed_images(
     Returns:
         Image file -> why it could not be embedded.
     """
-    dataset = _TransformedImages(root, [image.file for image in images], encoder.transform)
+    dataset = TransformedImages(root, [image.file for image in images], encoder.transform)
     options: Any = {"num_workers": workers, "collate_fn": list, "worker_init_fn": init_worker}
     loader: Any = DataLoader(dataset, batch_size=batch_size, **options) if images else ()
     broken: dict[ImageFile, str] = {}
@@ -44,7 +45,9 @@ def embed_images(
             for items in loader:
                 batch = images[start : start + len(items)]
                 start += len(items)
-                broken |= _embed_batch(batch, items, encoder, update)
+                result = embed_batch([row.file for row in batch], items, encoder)
+                update.upsert([batch[position] for position in result.positions], result.vectors)
+                broken |= result.broken
                 bar.update(len(items))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -58,22 +61,33 @@ def embed_images(
     return broken
 
 
-def _embed_batch(batch: list[ImageRow], items: list[Item], encoder: Encoder, update: Update) -> dict[ImageFile, str]:
-    """Embeds the arrays among ``items``; returns image file -> why it has no usable vector."""
-    broken = {row.file: item for row, item in zip(batch, items, strict=True) if isinstance(item, str)}
-    readable = [(row, item) for row, item in zip(batch, items, strict=True) if not isinstance(item, str)]
+class BatchResult(NamedTuple):
+    """Vectors of a batch: the positions of its images that have one, the vectors (B, D), and why others have none."""
+
+    positions: list[int]
+    vectors: Floats
+    broken: dict[ImageFile, str]
+
+
+def embed_batch(files: Sequence[ImageFile], items: Sequence[Item], encoder: Encoder) -> BatchResult:
+    """Embeds those images of a batch that could be read.
+
+    Args:
+        files: Of the batch.
+        items: The images, or why they cannot be read.
+        encoder: The model.
+    """
+    broken = {file: item for file, item in zip(files, items, strict=True) if isinstance(item, str)}
+    readable = [position for position, item in enumerate(items) if not isinstance(item, str)]
     if not readable:
-        return broken
-    vectors = encoder.vectors([torch.from_numpy(array) for _, array in readable])
+        return BatchResult([], np.empty((0, encoder.dimensions), np.float32), broken)
+    vectors = encoder.vectors([torch.from_numpy(items[position]) for position in readable])
     usable = np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
-    for (row, _), is_usable in zip(readable, usable, strict=True):
-        if not is_usable:
-            broken[row.file] = "the model returns no finite vector"
-    update.upsert([row for (row, _), is_usable in zip(readable, usable, strict=True) if is_usable], vectors[usable])
-    return broken
+    broken |= {files[readable[row]]: "the model returns no finite vector" for row in np.flatnonzero(~usable)}
+    return BatchResult([readable[row] for row in np.flatnonzero(usable)], vectors[usable], broken)
 
 
-class _TransformedImages(Dataset[Item]):
+class TransformedImages(Dataset[Item]):
     """``dataset[i]`` is image i as the model expects it, (3, S, S), or the reason why it cannot be read.
 
     Images are arrays: tensors are shared through file descriptors, and a loader process whose parent has exited prints

@@ -8,7 +8,8 @@ import torch
 
 from hgsl.common.errors import InputError
 from hgsl.models import load_embedder
-from hgsl.search.encoder import Encoder, fingerprint_of
+from hgsl.models.fingerprint import fingerprint_of
+from hgsl.search.encoder import Encoder
 from hgsl.search.folder.layout import MODEL_COMPLETE
 from hgsl.search.stores.protocol import Store
 

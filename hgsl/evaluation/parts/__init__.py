@@ -1,0 +1,1 @@
+"""Embeddings in Parquet parts, which several machines compute with Ray and from which an index is filled."""
