@@ -86,7 +86,7 @@ def _assemble(path: Path, sink: EmbeddingStore, pending: set[int], batch_size: i
             if not hasattr(sink, "arrays"):
                 sink.open(vectors.shape[1])
             part = slice(start, start + len(batch))
-            arrays = (vectors[part], np.array(columns["label"][part]), np.array(columns["id"][part]))
+            arrays = (vectors[part].copy(), np.array(columns["label"][part]), np.array(columns["id"][part]))
             sink.write(number, batch, [torch.from_numpy(array) for array in arrays])
 
 
