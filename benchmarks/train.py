@@ -37,7 +37,7 @@ from hgsl.data import RetrievalDataset
 from hgsl.engine.loop.meter import Meter
 from hgsl.engine.loop.state import build_state
 from hgsl.engine.loop.step import train_step
-from hgsl.engine.loop.train_state import Batch, LoopOptions
+from hgsl.engine.loop.train_state import Batch, LoopOptions, reads_after
 from hgsl.engine.loop.transfer import RunAhead, copied_ahead
 from hgsl.engine.parts.build import build_manifest
 from hgsl.engine.parts.freeze import train_mode
@@ -82,11 +82,15 @@ def hgsl_loop(config: Config, constant: bool) -> Iterator[Meter]:
     problem = Retrieval(config, runtime).problem(measure_before=False)
     [stage] = training_stages(config)
     state = build_state(config, problem, stage, runtime)
+    log_every = reads_after(config.run.log_every, runtime.device)
     options = LoopOptions(
-        problem.steps_per_epoch, stage.epochs, 1, config.optim.clip, "none", 10**9, log_every=config.run.log_every
+        problem.steps_per_epoch, stage.epochs, 1, config.optim.clip, "none", 10**9, log_every=log_every
     )
     stream: Iterator[Batch] = copied_ahead(
-        problem.batches(stage.seed, 0, stage.epochs), options, runtime, problem.model.is_convolutional
+        problem.batches(stage.seed, 0, stage.epochs),
+        options,
+        runtime,
+        problem.model.prefers_channels_last(runtime.device),
     )
     if constant:
         same = next(stream)

@@ -125,7 +125,7 @@ def _to_file(model: "Embedder", path: Path, flags: argparse.Namespace) -> None:
     print("largest difference from PyTorch:", ", ".join(f"{v:.1e} (batch {k})" for k, v in differences.items()))
     if flags.format != "onnx":
         return
-    if model.is_convolutional:
+    if model.prefers_channels_last(torch.device("cpu")):
         model.to(memory_format=torch.channels_last)  # as every command runs it
     networks: dict[str, Any] = {"PyTorch": model, "ONNX Runtime": OnnxEmbedder(path)}
     if flags.int8:

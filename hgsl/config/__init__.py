@@ -65,9 +65,9 @@ class Config:
             "holds a part with loss.sharded: use adamw, lion or nadamw, or leave out loss.sharded",
         )
         refuse(
-            self.run.cuda_graphs != "off" and not self.optim.fused,
-            f"run.cuda_graphs {self.run.cuda_graphs} needs optim.fused true: other optimizers cannot skip a step "
-            "within a CUDA graph",
+            self.run.cuda_graphs != "off" and self.optim.fused is False,
+            f"run.cuda_graphs {self.run.cuda_graphs} needs optim.fused true or empty: other optimizers cannot "
+            "skip a step within a CUDA graph",
         )
         masked = self.sparsify.granularity != "none"
         refuse(

@@ -27,21 +27,23 @@ class RunConfig:
     """Whether torch.compile compiles the network: minutes at the start, faster steps afterwards."""
     deterministic: bool = False
     """Whether PyTorch uses deterministic kernels only; a run on a CPU repeats its results without it, too."""
-    log_every: int = 1
+    log_every: int | None = None
     """Steps between two reads of loss, gradient norm and alpha from the device, which a GPU waits for; every step is
-    logged. Above 1, with optim.fused, no step waits for the host, and images are copied ahead of their step; 1 until
-    benchmarks/gpu.py has passed on a GPU, then such as 50."""
+    logged. Above 1, with optim.fused, no step waits for the host, and images are copied ahead of their step. Empty is
+    50 on a GPU and 1 on a CPU."""
     cuda_graphs: Literal["off", "auto", "on"] = "off"
     """Whether a GPU replays the training step as one CUDA graph, for small networks whose time is spent on launching
-    kernels; auto measures that in the first steps. It needs optim.fused and run.log_every above 1. Off until
-    benchmarks/gpu.py has passed on a GPU."""
+    kernels; auto measures that in the first steps. It needs optim.fused and run.log_every above 1."""
     autotune: bool = False
     """Whether cuDNN times its algorithms for the shapes of the run and takes the fastest. Another process may choose
     others, so a resumed run is then equal up to rounding only."""
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
-        refuse(self.log_every < 1, f"run.log_every must be at least 1, found {self.log_every}")
+        refuse(
+            self.log_every is not None and self.log_every < 1,
+            f"run.log_every must be at least 1, or empty, found {self.log_every}",
+        )
         refuse(
             self.autotune and self.deterministic,
             "run.autotune chooses algorithms by their time, run.deterministic by their number: leave one of them out",

@@ -129,9 +129,9 @@ class OptimConfig:
     """Factor of the schedule step."""
     clip: float | None = 5.0
     """Gradient clipping: the largest norm of all gradients together; empty does not clip."""
-    fused: bool = False
+    fused: bool | None = None
     """Whether adamw and sgd run as one fused kernel, which also skips a step whose gradient is not finite on the device
-    (see run.log_every); off until benchmarks/gpu.py has passed on a GPU."""
+    (see run.log_every). Empty is true on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
@@ -165,7 +165,7 @@ class OptimConfig:
             f"optim.step_epochs are given, but optim.schedule is {self.schedule!r}: choose 'step' or leave them out",
         )
         refuse(
-            self.fused and self.name not in ("adamw", "sgd"),
+            self.fused is not None and self.name not in ("adamw", "sgd"),
             f"optim.fused is for adamw and sgd, but optim.name is {self.name}: leave it out",
         )
         refuse(self.clip is not None and self.clip <= 0, f"optim.clip must be positive or empty, found {self.clip}")

@@ -18,7 +18,7 @@ from hgsl.engine.folder.environment import environment
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.loop.loop import Loop
 from hgsl.engine.loop.state import build_state
-from hgsl.engine.loop.train_state import LoopOptions, TrainState
+from hgsl.engine.loop.train_state import LoopOptions, TrainState, reads_after
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.stages import Stage
@@ -139,7 +139,7 @@ class Driver:
             frozen=self.config.model.freeze,
             frozen_depth=self.config.model.freeze_depth,
             save_every=train.save_every,
-            log_every=self.config.run.log_every,
+            log_every=reads_after(self.config.run.log_every, self.runtime.device),
             cuda_graphs=self.config.run.cuda_graphs,
             autotune=self.config.run.autotune,
         )

@@ -93,3 +93,8 @@ def is_convolutional(backbone: nn.Module) -> bool:
     """Whether most weights are in convolutions, for which the channels-last memory format is faster."""
     convolution = sum(m.weight.numel() for m in backbone.modules() if isinstance(m, nn.Conv2d))
     return convolution > 0.5 * sum(p.numel() for p in backbone.parameters())
+
+
+def has_depthwise(backbone: nn.Module) -> bool:
+    """Whether there is a convolution with a filter for each channel."""
+    return any(m.groups == m.in_channels > 1 for m in backbone.modules() if isinstance(m, nn.Conv2d))

@@ -46,7 +46,7 @@ def encode(
         generator=torch.Generator(),  # the workers' seed is not drawn from the global generator
     )
     device = next(model.parameters()).device
-    if model.is_convolutional:
+    if model.prefers_channels_last(device):
         model.to(memory_format=torch.channels_last)  # as in an evaluation; the fastest
     vectors = np.empty((len(several), model.embedding_size), np.float32)
     start = 0

@@ -43,7 +43,7 @@ class Encoder:
         self.transform = model.transform()
         self.side = self.transform.resize.side
         self.fingerprint = fingerprint_of(model)
-        if model.is_convolutional:
+        if model.prefers_channels_last(device):
             model.to(memory_format=torch.channels_last)
         model.to(device)
 

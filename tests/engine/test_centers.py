@@ -31,7 +31,6 @@ class Points:
 
 class Same(nn.Module):
     embedding_size = 4
-    is_convolutional = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images

@@ -262,9 +262,9 @@ def test_a_step_that_is_not_finite_is_named_when_it_is_read(
 
 def test_settings_that_exclude_each_other() -> None:
     with pytest.raises(ValueError, match=r"run.cuda_graphs auto needs run.log_every above 1"):
-        RunConfig(cuda_graphs="auto")
+        RunConfig(cuda_graphs="auto", log_every=1)
     with pytest.raises(ValueError, match=r"run.cuda_graphs on needs optim.fused true"):
-        Config(run=RunConfig(cuda_graphs="on", log_every=50))
+        Config(run=RunConfig(cuda_graphs="on"), optim=OptimConfig(fused=False))
     with pytest.raises(ValueError, match=r"run.autotune .* run.deterministic"):
         RunConfig(autotune=True, deterministic=True)
     with pytest.raises(ValueError, match=r"optim.fused is for adamw and sgd, but optim.name is lion"):

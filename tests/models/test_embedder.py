@@ -163,3 +163,14 @@ def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
         load_embedder(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="image is of type str: expected a PIL image"):
         create_embedder("test_resnet", weights="none").transform()("x.jpg")  # type: ignore[arg-type]
+
+
+def test_the_memory_format_depends_on_the_device() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for name, on_cpu, on_gpu in (
+        ("test_resnet", True, True),
+        ("test_efficientnet", True, False),
+        ("test_vit", False, False),
+    ):
+        model = create_embedder(name, weights="none")
+        assert (model.prefers_channels_last(cpu), model.prefers_channels_last(gpu)) == (on_cpu, on_gpu)

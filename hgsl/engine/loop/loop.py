@@ -66,7 +66,8 @@ class Loop:
         """
         first = self.state.step // self.options.steps_per_epoch
         step = step_function(train_step, self.state, self.options, self.runtime)
-        batches = copied_ahead(batches, self.options, self.runtime, self.state.model.is_convolutional)
+        channels_last = self.state.model.prefers_channels_last(self.runtime.device)
+        batches = copied_ahead(batches, self.options, self.runtime, channels_last)
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
             checks = stack.enter_context(deferred_checks())

@@ -48,11 +48,12 @@ def update_parameters(state: TrainState, batch: Batch, options: LoopOptions, run
     state.optimizer.zero_grad(set_to_none=True)
     labels = labels.to(runtime.device, non_blocking=True)
     total = torch.zeros((), dtype=widest_float(runtime.device), device=runtime.device)
+    channels_last = state.model.prefers_channels_last(runtime.device)
     micro_batches = _micro_batches(state, images, labels, ids, options.accumulate)
     for number, part in enumerate(micro_batches, start=1):
         with _averaged_gradients(state, number == len(micro_batches)), _joint_masks(state):
             with runtime.autocast():
-                embeddings = state.network(runtime.prepare(part.images, state.model.is_convolutional))
+                embeddings = state.network(runtime.prepare(part.images, channels_last))
             finite = embeddings.isfinite().all()
             if host_decides(options, runtime) and not all_true(finite):  # agreed, since the next call is collective
                 return _numbers(state, total * torch.nan, total * torch.nan)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.amp import GradScaler
@@ -17,6 +18,8 @@ from hgsl.engine.parts.objective import Objective
 from hgsl.engine.parts.shards import load_optimizer_state, optimizer_state, sharded_loss
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
+
+READ_EVERY = 50  # steps between two reads from a GPU, unless run.log_every says otherwise
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (B,)
 
@@ -112,3 +115,8 @@ class LoopOptions:
     cuda_graphs: Literal["off", "auto", "on"] = "off"
     autotune: bool = False
     frozen_depth: float = 0.0
+
+
+def reads_after(log_every: int | None, device: torch.device) -> int:
+    """Returns the number of steps between two reads from ``device`` that ``run.log_every`` means."""
+    return log_every or (READ_EVERY if device.type == "cuda" else 1)

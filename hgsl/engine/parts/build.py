@@ -129,8 +129,8 @@ def _check_checkpointing(model: Embedder, frozen: str) -> None:
 
 
 def move_to_device(model: Embedder, runtime: Runtime) -> Embedder:
-    """Moves the model to its device; convolutional ones in channels-last memory format, which is fastest."""
-    if model.is_convolutional:
+    """Moves the model to its device, in the memory format that is fastest there."""
+    if model.prefers_channels_last(runtime.device):
         model.to(memory_format=torch.channels_last)
     return model.to(runtime.device)
 

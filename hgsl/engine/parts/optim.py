@@ -124,7 +124,7 @@ def learning_rate_factor(settings: OptimConfig, epochs: int, steps_per_epoch: in
 
 
 def _adamw(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
-    return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=settings.fused or None)
+    return optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=_is_fused(groups, settings))
 
 
 def _sgd(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
@@ -135,13 +135,19 @@ def _sgd(groups: Groups, settings: OptimConfig) -> optim.Optimizer:
         momentum,
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
-        fused=settings.fused or None,
+        fused=_is_fused(groups, settings),
     )
-    if settings.fused and momentum:
+    if _is_fused(groups, settings) and momentum:
         # The first fused step allocates the buffers unset, and would leave them so if it were skipped.
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _is_fused(groups: Groups, settings: OptimConfig) -> bool | None:
+    """Returns True for fused kernels, or None for PyTorch's choice among the others."""
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    return (on_gpu if settings.fused is None else settings.fused) or None
 
 
 def skips_on_device(optimizer: Optimizer) -> bool:

@@ -64,9 +64,11 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network = network
-        self.is_convolutional = True
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def prefers_channels_last(self, device: torch.device) -> bool:
+        return True
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
