@@ -93,7 +93,7 @@ RUNS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float] | None]] = {
 def measure(name: str, count: int, width: int) -> dict[str, object]:
     """One run in this process: seconds, growth of the peak resident set in MB, and the scores."""
     vectors, labels = make(count, width)
-    evaluate_embeddings(vectors[::CLASS_SIZE][:1000], np.arange(1000) // 2)  # creates threads and buffers
+    evaluate_embeddings(vectors[:1000], np.arange(min(count, 1000)) // 2)  # creates threads and buffers
     # Resets the peak counter to the current resident set.
     with open("/proc/self/clear_refs", "w") as control:
         control.write("5")
