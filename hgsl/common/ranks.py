@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hgsl.common.progress import is_quiet
+
 Group = dist.ProcessGroup | None  # None is the default group
 
 
@@ -35,9 +37,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def print_main(text: str) -> None:
-    """Prints on rank 0 only."""
-    if is_main():
+def print_main(text: str, *, result: bool = False) -> None:
+    """Prints on rank 0 only; in quiet mode only a ``result``."""
+    if is_main() and (result or not is_quiet()):
         print(text, flush=True)
 
 

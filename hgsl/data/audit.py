@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode, open_with_pillow
 from hgsl.common.locations import Location, read_bytes
+from hgsl.common.progress import progress_bar
 from hgsl.data.duplicates import exact_duplicates, is_flat, near_duplicates, perceptual_hash
 from hgsl.data.manifest import Manifest
 
@@ -108,7 +108,7 @@ def inspect_images(manifest: Manifest, workers: int | None = None) -> list[Inspe
     locations = [manifest.location(row) for row in range(len(manifest))]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
         inspections = pool.map(inspect_file, locations)
-        return list(tqdm(inspections, total=len(locations), desc="audit", unit="image", disable=None))
+        return list(progress_bar(inspections, total=len(locations), desc="audit", unit="image"))
 
 
 def inspect_file(location: Location) -> Inspection:

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import DAMAGED, IMAGE_SUFFIXES, decode
+from hgsl.common.progress import progress_bar
 
 SIDE, CHANNELS, CLASSES = 32, 3, 10
 PADDING = 4  # of the augmentation, on each side
@@ -167,7 +167,7 @@ def _class_folders(root: Path, files: Sequence[tuple[str, Callable[[], bytes]]])
 
 def _decode(root: Path, rows: Sequence[Row], names: tuple[str, ...]) -> ImageArray:
     images = np.empty((len(rows), SIDE, SIDE, CHANNELS), np.uint8)
-    bar = tqdm(rows, desc="reading images", unit="image", disable=None, leave=False)
+    bar = progress_bar(rows, desc="reading images", unit="image", leave=False)
     for row, (_, name, read) in enumerate(bar):
         try:
             with Image.open(io.BytesIO(read())) as image:

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from hgsl.common import ranks
 from hgsl.common.device import check_device, dtype_name
@@ -18,6 +17,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import fingerprint
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.precision import float32_products
+from hgsl.common.progress import progress_bar
 from hgsl.common.random_state import preserved_random_state
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
@@ -90,7 +90,7 @@ def embed(
             worker_init_fn=init_worker,
             generator=torch.Generator(),
         )
-        bar = tqdm(loader, desc="embedding", unit="batch", disable=None if progress and ranks.is_main() else True)
+        bar = progress_bar(loader, shown=progress and ranks.is_main(), desc="embedding", unit="batch")
         for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
             vectors = forward(model, images.to(device, non_blocking=True), dtype)
             if not opened:

@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import checked_ks
+from hgsl.common.progress import progress_bar
 from hgsl.common.tables import frame
 from hgsl.evaluation import clustering
 from hgsl.evaluation.approximation import overlap
@@ -172,7 +172,7 @@ def _search(
 ) -> Iterator[_Block]:
     """Searches block by block, and stores the images that a threshold needs."""
     labels = task.query_labels, task.gallery_labels
-    with tqdm(total=len(depths), desc="search", unit="query", disable=None if progress else True) as bar:
+    with progress_bar(shown=progress, total=len(depths), desc="search", unit="query") as bar:
         for rows, positions in k_nearest(
             gallery,
             task.queries,

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import DAMAGED, decode, read_image
 from hgsl.common.modules import evaluation_mode
+from hgsl.common.progress import progress_bar
 from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 
@@ -51,7 +51,7 @@ def encode(
     vectors = np.empty((len(several), model.embedding_size), np.float32)
     start = 0
     with evaluation_mode(model), torch.inference_mode():
-        for items in tqdm(loader, desc="encoding", unit="batch", disable=None if progress else True):
+        for items in progress_bar(loader, shown=progress, desc="encoding", unit="batch"):
             vectors[start : start + len(items)] = model(_stack(items).to(device)).float().cpu().numpy()
             start += len(items)
     return vectors

@@ -8,10 +8,9 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from hgsl.common.errors import InputError
 from hgsl.common.fingerprint import file_checksum
+from hgsl.common.progress import progress_bar
 
 CHUNK = 1 << 20
 RETRIES = 4  # consecutive attempts without a new byte
@@ -98,7 +97,7 @@ def _fetch(url: str, part: Path, size: int | None) -> bool:
         total = offset + int(length) if length is not None else size
         if size is not None and total is not None and total != size:
             raise InputError(f"{url} has {total:,} bytes, expected {size:,}: it is not the file that the card names")
-        bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem, disable=None)
+        bar = progress_bar(total=total, initial=offset, unit="B", unit_scale=True, desc=part.stem)
         with bar, part.open("ab" if offset else "wb") as file:
             while chunk := response.read(CHUNK):
                 file.write(chunk)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
 from hgsl.common.locations import name_of, read_bytes
+from hgsl.common.progress import progress_bar
 from hgsl.data.adapters.table import BOX_COLUMNS
 from hgsl.data.files.fingerprints import content_fingerprint
 from hgsl.data.files.parquet_images import FINGERPRINT
@@ -85,7 +85,7 @@ def _row_groups(manifest: Manifest, group_bytes: int) -> Iterator[list[tuple[int
     """Yields lists of (row, encoded image), of about ``group_bytes`` each."""
     group: list[tuple[int, bytes]] = []
     size = 0
-    with ThreadPoolExecutor(READERS) as pool, tqdm(total=len(manifest), unit="image", disable=None) as bar:
+    with ThreadPoolExecutor(READERS) as pool, progress_bar(total=len(manifest), unit="image") as bar:
         for start in range(0, len(manifest), PART):
             rows = range(start, min(start + PART, len(manifest)))
             for row, content in zip(rows, pool.map(lambda row: _content(manifest, row), rows), strict=True):

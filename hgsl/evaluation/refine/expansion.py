@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
+from hgsl.common.progress import progress_bar
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import neighbor_scores
 from hgsl.evaluation.knn.vectors import Floats, Ints, Vectors, open_vectors
@@ -50,7 +50,7 @@ def _mixed(task: RetrievalTask, count: int, alpha: float, max_memory: int, name:
     gallery = task.search_gallery(max_memory)
     mixed = np.empty((len(task.queries), task.queries.width), dtype=np.float32)
     depths = np.full(len(mixed), min(count, len(task.gallery)))
-    with tqdm(total=len(mixed), desc=name, unit="image", disable=None if progress else True) as bar:
+    with progress_bar(shown=progress, total=len(mixed), desc=name, unit="image") as bar:
         for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
             weights = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric).clip(min=0) ** alpha
             weights[positions < 0] = 0  # alpha 0 gives every neighbor weight 1, but padding none

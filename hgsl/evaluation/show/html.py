@@ -11,9 +11,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
-from tqdm import tqdm
 
 from hgsl.common.files import write_text
+from hgsl.common.progress import progress_bar
 from hgsl.common.tables import columns_of
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.neighbors import Neighbors
@@ -199,7 +199,7 @@ def _heat_pictures(pairs: list[tuple[int, int, float]], options: PageOptions) ->
     """Both pictures of the heat maps of each pair."""
     if options.explain is None:
         return []
-    bar = tqdm(pairs, desc="heat maps", unit="pair", disable=None if options.progress else True)
+    bar = progress_bar(pairs, shown=options.progress, desc="heat maps", unit="pair")
     return [[picture(shown) for shown in options.explain(one, other)] for one, other, _ in bar]
 
 

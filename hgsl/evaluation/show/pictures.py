@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path
+from hgsl.common.progress import progress_bar
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.neighbors import Neighbors
 
@@ -43,7 +43,7 @@ def embed_pictures(
 ) -> tuple[list[str], list[str]]:
     """Returns thumbnails of the first images, and larger pictures of the very first ones; each is loaded once."""
     thumbnails, large = [], []
-    bar = tqdm(images[:max_thumbnails], desc="thumbnails", unit="image", disable=None if progress else True)
+    bar = progress_bar(images[:max_thumbnails], shown=progress, desc="thumbnails", unit="image")
     for number, image in enumerate(bar):
         loaded = load_image(image)
         thumbnails.append(thumbnail(loaded))

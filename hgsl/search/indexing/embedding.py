@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
 from hgsl.common.locations import locate
+from hgsl.common.progress import progress_bar
 from hgsl.common.transforms import Transform
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.knn.vectors import Floats
@@ -41,7 +41,7 @@ def embed_images(
     broken: dict[ImageFile, str] = {}
     start = 0
     try:
-        with tqdm(total=len(images), desc="indexing", unit="image", disable=None if progress else True) as bar:
+        with progress_bar(shown=progress, total=len(images), desc="indexing", unit="image") as bar:
             for items in loader:
                 batch = images[start : start + len(items)]
                 start += len(items)
