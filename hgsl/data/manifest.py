@@ -1,5 +1,7 @@
 """Manifest: the table with one row per image to which every data set is converted, checked when it is built."""
 
+from __future__ import annotations  # so that help() shows the names of long types
+
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,7 +101,7 @@ class Manifest:
             return ParquetImage(self.content, int(self.ids[row]), path)
         return locate_path(self.root, self.addresses.get(path, path))
 
-    def subset(self, split: str) -> "Manifest":
+    def subset(self, split: str) -> Manifest:
         """The rows of one split, or every row for "all"; ids, labels and class names stay those of the full manifest.
 
         Raises:
@@ -131,7 +133,7 @@ class Manifest:
             return {row: str(group) for row, group in pairs}
         return {row: names[group] for row, group in pairs if group < len(names)}
 
-    def take(self, rows: NDArray[np.int64]) -> "Manifest":
+    def take(self, rows: NDArray[np.int64]) -> Manifest:
         """The rows at these positions, in this order."""
         return replace(
             self,

@@ -1,5 +1,7 @@
 """Retrieval scores of embeddings, in one call."""
 
+from __future__ import annotations  # so that help() shows the names of long types
+
 from collections.abc import Sequence
 
 import torch

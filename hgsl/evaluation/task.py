@@ -1,5 +1,7 @@
 """A retrieval task: queries and gallery, checked once."""
 
+from __future__ import annotations  # so that help() shows the names of long types
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,7 +54,7 @@ class RetrievalTask:
         """Rows of the queries that have a match in the gallery."""
         return np.flatnonzero(self.relevant > 0)
 
-    def subset(self, rows: Ints) -> "RetrievalTask":
+    def subset(self, rows: Ints) -> RetrievalTask:
         """Returns the task of some of the queries."""
         return replace(
             self,
@@ -165,7 +167,7 @@ class _Side:
     @classmethod
     def read(
         cls, prefix: str, embeddings: Array, labels: Array, ids: Array | None, groups: Array | None, unit: bool
-    ) -> "_Side":
+    ) -> _Side:
         """Checks the arguments whose names start with ``prefix``; ids are row numbers where there are none."""
         vectors = open_vectors(embeddings, f"{prefix}embeddings", unit=unit)
         count = len(vectors)
@@ -176,7 +178,7 @@ class _Side:
             None if groups is None else integers(signed(groups), f"{prefix}groups", count),
         )
 
-    def part(self, mask: Array | None, name: str) -> "_Side":
+    def part(self, mask: Array | None, name: str) -> _Side:
         """The rows that a mask chooses; all of them without one."""
         if mask is None:
             return self

@@ -5,6 +5,8 @@ plan`` with labels (N,) int64, categories (C,) int64 or None, and a plan (batche
 divides each batch among its processes, so samplers do not depend on their number.
 """
 
+from __future__ import annotations  # so that help() shows the names of long types
+
 from collections.abc import Callable
 
 import numpy as np
