@@ -11,8 +11,11 @@ TYPE_CHECKING = False  # for type checkers True; the module typing takes most of
 if TYPE_CHECKING:
     from typing import Any
 
+    from hgsl.cli._load_config import load_config
     from hgsl.common.errors import InputError
     from hgsl.data import build_dataset
+    from hgsl.engine.callbacks import Callback
+    from hgsl.engine.run import train
     from hgsl.evaluation import evaluate_embeddings
     from hgsl.losses import HardGlobalSoftminLoss
     from hgsl.models import create_embedder, load_embedder, push_to_hub, save_pretrained
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from hgsl.sparsity import SoftMaskedConv2d, SoftMaskedLinear, sparsify
 
 _MODULES = {
+    "Callback": "hgsl.engine.callbacks",
     "HardGlobalSoftminLoss": "hgsl.losses",
     "InputError": "hgsl.common.errors",
     "SearchIndex": "hgsl.search",
@@ -28,13 +32,16 @@ _MODULES = {
     "build_dataset": "hgsl.data",
     "create_embedder": "hgsl.models",
     "evaluate_embeddings": "hgsl.evaluation",
+    "load_config": "hgsl.cli._load_config",
     "load_embedder": "hgsl.models",
     "push_to_hub": "hgsl.models",
     "save_pretrained": "hgsl.models",
     "sparsify": "hgsl.sparsity",
+    "train": "hgsl.engine.run",
 }
 
 __all__ = [
+    "Callback",
     "HardGlobalSoftminLoss",
     "InputError",
     "SearchIndex",
@@ -44,10 +51,12 @@ __all__ = [
     "build_dataset",
     "create_embedder",
     "evaluate_embeddings",
+    "load_config",
     "load_embedder",
     "push_to_hub",
     "save_pretrained",
     "sparsify",
+    "train",
 ]
 
 

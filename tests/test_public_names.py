@@ -1,5 +1,6 @@
 """Public names of the package, and what importing it loads and changes."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import hgsl
 from tests.helpers import run_code
 
 NAMES = {
+    "Callback",
     "HardGlobalSoftminLoss",
     "InputError",
     "SearchIndex",
@@ -16,10 +18,12 @@ NAMES = {
     "build_dataset",
     "create_embedder",
     "evaluate_embeddings",
+    "load_config",
     "load_embedder",
     "push_to_hub",
     "save_pretrained",
     "sparsify",
+    "train",
 }
 
 
@@ -28,6 +32,17 @@ def test_public_names() -> None:
     for name in NAMES:
         assert callable(getattr(hgsl, name)), name
     assert set(hgsl.__all__) <= set(dir(hgsl))
+
+
+def test_signatures_are_readable_in_help() -> None:
+    for name in NAMES - {"InputError"}:
+        value = getattr(hgsl, name)
+        methods = [method for key, method in vars(value).items() if inspect.isfunction(method) and key[0] != "_"]
+        for function in [value, *(methods if inspect.isclass(value) else [])]:
+            text = str(inspect.signature(function))
+            assert len(text) < 900, f"{function.__qualname__}: {len(text)} characters"
+            assert "Union[" not in text, function.__qualname__
+    assert "labels: 'Array'" in str(inspect.signature(hgsl.evaluate_embeddings))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hgsl.common.data_options import check_data_options
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.extras import EXTRAS, require
 from hgsl.common.library_parts import trainable
 from hgsl.common.model_source import check_backbone_source, is_timm_name
 from hgsl.common.suggestions import nearest
@@ -41,6 +42,12 @@ def check_names(config: Config) -> None:
         known = [name for table in tables for name in names_in(module, table)]
         if value not in known:
             raise unknown(setting, value, known)
+    known = names_in("hgsl.engine.trackers", "TRACKERS")
+    for name in config.run.trackers:
+        if name not in known:
+            raise unknown("run.trackers", name, known)
+        if name in EXTRAS:
+            require(name, f"run.trackers {name}")
     if not classifies:
         _check_data_options(config.data.name, config.data.options)
     _check_loss("loss.name", config.loss.name, "losses", names_in("hgsl.losses", "LOSSES"))

@@ -15,7 +15,8 @@ from hgsl.cli._settings import AnyConfig, build_parser, parse_as, setting_names
 from hgsl.cli._unused import check_used
 from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
-from hgsl.engine.folder import run_folder
+from hgsl.common.progress import quiet_mode
+from hgsl.engine.folder import extension, run_folder
 
 MAIN_SETTINGS = (
     *("--config", "--run.dir", "--data.name", "--data.root", "--data.image_size", "--model.backbone"),
@@ -36,6 +37,9 @@ def training_parser(description: str, settings: type[AnyConfig]) -> jsonargparse
     parser.add_argument(
         "--resume", action="store_true", help="Continue the run in the run folder from its last saved state."
     )
+    parser.add_argument(
+        "--quiet", action="store_true", help="Print the final scores, warnings and errors only, and no progress."
+    )
     return parser
 
 
@@ -49,13 +53,19 @@ def read(
         FileNotFoundError: A path to read from does not exist, or there is no run to resume.
     """
     config, flags = parse_as(settings, parser, words)
+    extend = getattr(flags, "extend", False)  # of hgsl train
     if flags.resume and flags.overwrite:
         raise InputError("--resume continues the run in the folder, --overwrite replaces it: give one of the two")
+    if extend and (flags.resume or flags.overwrite):
+        raise InputError("--extend trains a finished run on, --resume an interrupted one, --overwrite starts: give one")
     folder = Path(config.run.dir or Path("runs") / name_of_run(list(map(str, flags.config))))
     check_used(config, words)
     check_paths(config)
     check_device_name(config.run.device, "run.device")
-    run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
+    if extend:
+        extension.check(folder, config)
+    else:
+        run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
     return config, flags, folder
 
 
@@ -64,9 +74,11 @@ def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Na
     from hgsl.engine.loop.stop import Stopped
 
     try:
-        engine(config, folder, overwrite=flags.overwrite, resume=flags.resume, **more)
+        with quiet_mode(flags.quiet):
+            engine(config, folder, overwrite=flags.overwrite, resume=flags.resume, **more)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    print(f"\nrun folder: {folder}")
+    if not flags.quiet:
+        print(f"\nrun folder: {folder}")
     return 0

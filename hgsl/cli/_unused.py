@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
         lambda c: isinstance(c.sparsify, SparsifyConfig) and c.sparsify.rounds == 0,
         "sparsify.rounds 0, which trains the dense network",
     ),
-    (("eval.before", "eval.page"), lambda c: isinstance(c, SparsifyRunConfig), "a ticket search"),
+    (("eval.before", "eval.page", "eval.every"), lambda c: isinstance(c, SparsifyRunConfig), "a ticket search"),
 )
 
 

@@ -157,6 +157,9 @@ def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]
     words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
     config, _ = parse(build_parser(""), words)
     runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
+    if config.data.test_share == 0:
+        print("\nno scores of the 8-bit weights: the run was trained on all of its images (data.test_share 0)")
+        return
     images = images_of_run(config.data, Path(flags.run))
     images.print_notes()
     dataset = build_eval_set(config.data, images.manifest, model)

@@ -3,11 +3,15 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
 
 from hgsl.cli._main import run
 from hgsl.cli._settings import CONFIGS
 from hgsl.cli._training import read, run_engine, training_parser
 from hgsl.common.errors import InputError
+from hgsl.common.progress import quiet_mode
 from hgsl.config import Config
 
 DESCRIPTION = (
@@ -30,19 +34,43 @@ def _train(words: list[str]) -> int:
         default=1,
         help="Number of runs, with seeds from run.seed on; reports mean and standard deviation.",
     )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="Train the finished run in the run folder on to train.epochs, from its last weights, with a new schedule.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print splits, steps, and time and memory as estimated from two measured steps, and write nothing.",
+    )
     if not any(word == "--config" or word.startswith("--config=") for word in words):
         words = ["--config", str(CONFIGS / "quickstart.yaml"), *words]
     config, flags, folder = read(Config, parser, words)
     if flags.seeds < 1:
         raise InputError(f"--seeds must be at least 1, found {flags.seeds}")
 
+    if flags.extend and (flags.seeds > 1 or flags.dry_run):
+        raise InputError("--extend trains one run on: leave out --seeds and --dry-run")
+    if flags.dry_run:
+        return _dry_run(config, folder, flags)
     if flags.seeds > 1:
         from hgsl.engine.seeds import train_seeds
 
         return run_engine(train_seeds, config, folder, flags, count=flags.seeds)
     from hgsl.engine.run import train
 
-    code = run_engine(train, config, folder, flags)
-    if code == 0:
+    code = run_engine(train, config, folder, flags, extend=flags.extend)
+    if code == 0 and not flags.quiet:
         print(f"the same scores again: hgsl eval --checkpoint {shlex.quote(str(folder))}")
     return code
+
+
+def _dry_run(config: Config, folder: Path, flags: Namespace) -> int:
+    if flags.resume:
+        raise InputError("--dry-run estimates a whole training: leave out --resume")
+    from hgsl.engine.dry_run import dry_run
+
+    with quiet_mode(flags.quiet):
+        dry_run(config, folder, runs=flags.seeds)
+    return 0

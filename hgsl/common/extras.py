@@ -19,6 +19,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "heic": ("pillow_heif",),
     "milvus": ("pymilvus", "milvus_lite"),
     "ray": ("ray", "pyarrow"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "trackio": ("trackio",),
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }

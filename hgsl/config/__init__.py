@@ -54,6 +54,15 @@ class Config:
             self.train.epochs == 0 and self.train.select != "last",
             f"train.select {self.train.select!r} has no epoch to choose from, as train.epochs is 0: use 'last'",
         )
+        refuse(
+            self.eval.every == 0 and self.train.select != "last",
+            f"train.select {self.train.select!r} chooses among evaluated epochs, but eval.every is 0: set it to 1",
+        )
+        refuse(
+            self.data.test_share == 0 and self.train.select == "best_on_test",
+            "train.select 'best_on_test' needs test images, but data.test_share is 0: use 'last', or 'best' with "
+            "data.val_share",
+        )
         batch = self.train.batch_size // self.train.accumulate
         refuse(
             0 < self.loss.memory < batch,
@@ -128,6 +137,7 @@ class SparsifyRunConfig(Config):
             f"sparsify.task {self.sparsify.task!r} does not go with data.name {self.data.name!r}: "
             "cifar10 is for classification, all others are for retrieval",
         )
+        refuse(self.data.test_share == 0, "a search measures its tickets, but data.test_share is 0: set it above 0")
         refuse(
             self.eval.has_views() or self.eval.whiten is not None,
             "a search measures networks of one view: leave out eval.flip, eval.scales and eval.whiten",

@@ -15,6 +15,9 @@ class RunConfig:
     """Run folder; empty means runs/NAME_OF_THE_CONFIG_FILE, with the names of several joined by -."""
     seed: int = 0
     """Seed of the initial weights and centers, the order of images and their augmentation."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Experiment trackers beside metrics.jsonl: any of tensorboard, wandb, mlflow and trackio (extras of these names),
+    which keep everything on this machine unless their environment variables name a server; [] for none."""
     device: str = "auto"
     """Device: auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
@@ -40,6 +43,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
+        refuse(len(set(self.trackers)) < len(self.trackers), f"run.trackers names one twice: {self.trackers}")
         refuse(
             self.log_every is not None and self.log_every < 1,
             f"run.log_every must be at least 1, or empty, found {self.log_every}",
@@ -88,7 +92,8 @@ class DataConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the data set, such as {seed: 1} for folder (the choice of the test classes)."""
     test_share: float = 0.5
-    """Share of the classes in the test split, for data sets without a split of their own."""
+    """Share of the classes in the test split, for data sets without a split of their own; 0 trains the final model on
+    all images of every data set, which leaves nothing to measure on."""
     image_size: int = 224
     """Side of the square network input, in pixels."""
     crop_pct: float | None = None
@@ -114,13 +119,16 @@ class DataConfig:
     """Share of the training classes held out for validation, to choose the epoch (train.select: best)."""
     val_fold: int | None = None
     """Instead of val_share: index, 0 to 3, of the validation fold of four class-disjoint folds."""
+    broken: Literal["error", "skip"] = "error"
+    """Training images that cannot be read: error ends the run, skip reads all of them once at the start and trains
+    without these, which log and report name. Validation and test images are never skipped."""
     workers: int | None = None
     """Worker processes of the data loader; empty means one per core, at most 8."""
 
     def __post_init__(self) -> None:
         self._resolve_folders()
         refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
-        refuse(not 0 < self.test_share < 1, f"data.test_share must lie between 0 and 1, found {self.test_share}")
+        refuse(not 0 <= self.test_share < 1, f"data.test_share must lie from 0 to below 1, found {self.test_share}")
         refuse(
             self.crop_pct is not None and not 0 < self.crop_pct <= 1,
             f"data.crop_pct must be above 0 and at most 1, or empty, found {self.crop_pct}",

@@ -33,6 +33,9 @@ class EvalConfig:
     PCA-whitens to so many dimensions, 0 to all; empty does neither."""
     shrinkage: float = 0.0
     """Whitening: weight, from 0 to 1, of the mean variance in the variance of each direction."""
+    every: int = 1
+    """Epochs between two evaluations on the validation images during training, where there are some (data.val_share,
+    val_fold, or a validation split of the data); 0 for none. The last epoch is always evaluated."""
     before: bool = True
     """Whether the model is also evaluated before training."""
     page: bool = True
@@ -40,6 +43,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")
+        refuse(self.every < 0, f"eval.every cannot be negative, found {self.every}: 0 evaluates no epoch")
         refuse(self.batch_size < 1, f"eval.batch_size must be positive, found {self.batch_size}")
         if isinstance(self.image_size, str) and self.image_size.isdecimal():
             self.image_size = int(self.image_size)

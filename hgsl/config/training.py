@@ -190,6 +190,9 @@ class TrainConfig:
     select: Literal["last", "best", "best_on_test"] = "last"
     """Epoch whose model is kept: the last, the best on the validation classes (data.val_share or val_fold), or, as in
     much published code, the best on test, which biases the test score upward; reports note it."""
+    patience: int | None = None
+    """Early stopping, with select best: evaluations (every eval.every epochs) without a better MAP@R of the validation
+    images after which training ends; empty trains all epochs. The learning-rate schedule is that of all epochs."""
     save_every: int = 200
     """Steps between two saves of the state that --resume continues from; the end of an epoch always saves."""
     keep: int = 1
@@ -202,6 +205,14 @@ class TrainConfig:
             minimum = 0 if name == "epochs" else 1
             refuse(value < minimum, f"train.{name} must be at least {minimum}, found {value}")
         refuse(self.ema is not None and not 0 < self.ema < 1, f"train.ema must lie between 0 and 1, found {self.ema}")
+        refuse(
+            self.patience is not None and self.patience < 1, f"train.patience must be positive, found {self.patience}"
+        )
+        refuse(
+            self.patience is not None and self.select != "best",
+            f"train.patience stops after the best epoch on validation images, but train.select is {self.select!r}: set "
+            "it to best, and data.val_share such as 0.2 if the data has no validation images",
+        )
         refuse(
             self.batch_size % self.accumulate != 0,
             f"train.batch_size {self.batch_size} is not a multiple of train.accumulate {self.accumulate}: "

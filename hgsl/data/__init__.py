@@ -76,7 +76,8 @@ def load_manifest(
         name: One of ``DATASETS``.
         root: Folder of the unpacked archive (for ``csv``, the table); None for ``datasets/NAME``.
         protocol: "zero-shot", "closed-set" or "query-gallery"; see :mod:`hgsl.data.protocols`.
-        test_share: Share of the classes in the test split of zero-shot, if the source has no class-disjoint split.
+        test_share: Share of the classes in the test split of zero-shot, if the source has no class-disjoint split;
+            0 makes every image of any source a training image.
         val_share: Share of the training classes, taken from the last ones, to move to the split "val".
         val_fold: In place of ``val_share``, one of ``val_folds`` class-disjoint folds of the training classes.
         val_folds: Number of such folds.

@@ -11,6 +11,7 @@ from hgsl.data.manifest import SPLITS, Manifest
 
 PROTOCOLS = ("zero-shot", "closed-set", "query-gallery")
 TEST_SHARE = 0.5  # default
+ALL_TRAIN = "all images are training images (data.test_share 0): nothing is left to measure on"
 CROPPED = "cropped to boxes"  # note of a manifest whose images are
 
 
@@ -23,13 +24,17 @@ def apply_protocol(manifest: Manifest, protocol: str, test_share: float = TEST_S
     * ``closed-set``: the source's own split of the images; every test class has training images.
     * ``query-gallery``: the source's split, whose test images are divided into queries and gallery.
 
-    In a source without test images the validation images become the test split, which a note reports.
+    In a source without test images the validation images become the test split, which a note reports. A ``test_share``
+    of 0 makes every image a training image, whatever the protocol and the source's split.
 
     Raises:
         InputError: The protocol is unknown, or cannot be applied to this manifest.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
+    if test_share == 0:
+        notes = (*manifest.notes, ALL_TRAIN)
+        return replace(manifest, protocol=protocol, split=np.full(len(manifest), "train", "<U5"), notes=notes)
     if protocol == "zero-shot" and manifest.protocol not in ("zero-shot", "query-gallery"):
         return _split_classes(manifest, test_share)
     manifest = _test_on_validation(manifest)

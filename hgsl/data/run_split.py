@@ -101,6 +101,8 @@ def restore(record: SplitRecord, listing: Manifest) -> tuple[Manifest, Changes]:
     recorded_rows, rows = [], []
     for number, key in enumerate(_keys(record.paths, record.boxes)):
         row = positions.pop(key, None)
+        if not record.split[number]:  # skipped as broken at the start of the run, whatever became of it
+            continue
         if row is None:
             changes.gone.setdefault(str(record.split[number]), []).append(key[0])
         elif fingerprints[row] != record.fingerprints[number]:

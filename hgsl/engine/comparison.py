@@ -164,6 +164,8 @@ def _read_report(path: Path) -> dict[str, Any]:
         )
     content = read_json(path, "a retrieval report")
     if isinstance(content.get("after"), dict):
+        if not content["after"]:
+            raise InputError(f"{path}: this model was trained on all classes (data.test_share 0) and has no scores")
         content = content["after"]
         queries = path.with_name(QUERIES)
         if queries.is_file():

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor
 from hgsl.common import ranks
 from hgsl.common.errors import InputError
 from hgsl.config import Config
+from hgsl.engine.callbacks import Callback
 from hgsl.engine.folder import run_folder
 from hgsl.engine.folder.checkpoint import keep_states, save_state
-from hgsl.engine.folder.environment import environment
+from hgsl.engine.folder.environment import machine, versions
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.loop.loop import Loop
 from hgsl.engine.loop.state import build_state
@@ -22,6 +23,7 @@ from hgsl.engine.loop.train_state import LoopOptions, TrainState, reads_after
 from hgsl.engine.problem import Problem
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.stages import Stage
+from hgsl.engine.trackers.tracking import Tracking
 from hgsl.sparsity import Masks, temperature_at
 
 AfterEpoch = Callable[[Stage, int, TrainState], dict[str, float]]
@@ -39,11 +41,14 @@ class Driver:
         masks: The masks on the problem's model, if it has any.
         after_epoch: (stage, epoch, state) -> values to log, called before the state is saved.
         started: Reading of ``time.perf_counter`` at the beginning of the run.
+        is_over: State -> whether a stage ends before its last epoch, the same on every process.
+        callbacks: Of the caller.
 
     Attributes:
         before: The scores before training, or {}.
         history: A record per epoch: ``stage``, ``epoch`` and the numbers of ``after_epoch``.
         state: The state of the current or last stage.
+        tracking: The trackers, which follow the steps of all stages as one sequence.
     """
 
     state: TrainState
@@ -58,9 +63,12 @@ class Driver:
         masks: Masks | None,
         after_epoch: AfterEpoch,
         started: float,
+        is_over: Callable[[TrainState], bool] = lambda state: False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.config, self.folder, self.runtime = config, folder, runtime
         self.problem, self.stages, self.masks, self.after_epoch = problem, stages, masks, after_epoch
+        self.is_over, self.callbacks, self.tracking = is_over, callbacks, Tracking()
         self.before: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
         self._objective_at_checkpoint: dict[str, Any] | None = None
@@ -76,11 +84,16 @@ class Driver:
         first = 0
         if saved:
             self._restore(saved)
-            first = saved["stage"]
+            first = saved["stage"] + self._is_extended(saved)
         else:
             self.before = self.problem.start()
         for number in range(first, len(self.stages)):
-            self._run_stage(number, saved["train"] if saved and number == first else None)
+            start = saved["train"] if saved and number == first else None
+            self._run_stage(number, start, extends=bool(saved and saved["stage"] < number))
+
+    def steps_before(self, number: int) -> int:
+        """Returns the number of steps of all stages before stage ``number``."""
+        return sum(stage.epochs for stage in self.stages[:number]) * self.problem.steps_per_epoch
 
     def finished_model(self) -> tuple[Any, Masks | None]:
         """Returns the trained model with closed weights set to zero, and its masks, if it has any.
@@ -109,10 +122,17 @@ class Driver:
             "precision": ", then ".join(self._precisions),
             "processes": ranks.world_size(),
             "seconds": round(time.perf_counter() - self._started, 1),
-            **environment(),
+            "versions": versions(),
+            "machine": machine(),
         }
 
-    def _run_stage(self, number: int, saved: dict[str, Any] | None) -> None:
+    def _is_extended(self, saved: dict[str, Any]) -> bool:
+        """Whether the saved state is the last one of a stage that the next one extends."""
+        number, step = saved["stage"], saved["train"]["step"]
+        extended = number + 1 < len(self.stages) and self.stages[number + 1].epochs_before > 0
+        return extended and step == self.stages[number].epochs * self.problem.steps_per_epoch
+
+    def _run_stage(self, number: int, saved: dict[str, Any] | None, *, extends: bool) -> None:
         stage, model = self.stages[number], self.problem.model
         if saved:
             model.load_state_dict(saved["model"])  # before the masks are hardened
@@ -121,7 +141,10 @@ class Driver:
         if stage.masks == "ticket":
             self._harden_masks()
         self.state = build_state(self.config, self.problem, stage, self.runtime, self.masks)
-        if saved:
+        if saved and extends:
+            self.state.extend(saved)
+            ranks.print_main(f"{stage.name} of {stage.epochs} epochs, after {stage.epochs_before}, with a new schedule")
+        elif saved:
             self.state.load_state_dict(saved)
             total = stage.epochs * self.problem.steps_per_epoch
             ranks.print_main(f"resuming {stage.name} at step {self.state.step} of {total}")
@@ -129,9 +152,10 @@ class Driver:
         if stage.prunes and self.masks:
             self.masks.prune(stage.prune_temperature)
 
-    def _fit(self, number: int) -> None:
-        stage, state, train = self.stages[number], self.state, self.config.train
-        options = LoopOptions(
+    def loop_options(self, stage: Stage) -> LoopOptions:
+        """Returns the settings of the steps of a stage."""
+        train = self.config.train
+        return LoopOptions(
             steps_per_epoch=self.problem.steps_per_epoch,
             epochs=stage.epochs,
             accumulate=train.accumulate,
@@ -142,16 +166,20 @@ class Driver:
             log_every=reads_after(self.config.run.log_every, self.runtime.device),
             cuda_graphs=self.config.run.cuda_graphs,
             autotune=self.config.run.autotune,
+            epochs_before=stage.epochs_before,
         )
+
+    def _fit(self, number: int) -> None:
+        stage, state = self.stages[number], self.state
         with ExitStack() as stack:
             log = None
             if ranks.is_main():
                 log_folder = self.folder / stage.log_folder
                 log_folder.mkdir(parents=True, exist_ok=True)
-                log = stack.enter_context(MetricLog(log_folder, keep_steps=state.step))
+                log = stack.enter_context(self._metric_log(number, log_folder))
             Loop(
                 state,
-                options,
+                self.loop_options(stage),
                 self.runtime,
                 log,
                 before_epoch=lambda epoch: self._before_epoch(stage, epoch),
@@ -159,10 +187,20 @@ class Driver:
                 save=lambda: self._save(number),
                 name_images=self.problem.name_images,
                 folder=self.folder,
+                is_over=lambda: self.is_over(state),
+                callbacks=self.callbacks,
             ).run(self.problem.batches(stage.seed, state.step, stage.epochs))
 
+    def _metric_log(self, number: int, folder: Path) -> MetricLog:
+        """The log of a stage; the trackers count the steps of all stages, also of those with logs of their own."""
+        logged = self.stages[number].epochs_before * self.problem.steps_per_epoch
+        before, tracking = self.steps_before(number) - logged, self.tracking
+        return MetricLog(
+            folder, logged + self.state.step, lambda step, values: tracking.write(before + step, values), tracking.flush
+        )
+
     def _before_epoch(self, stage: Stage, epoch: int) -> None:
-        self.problem.objective.start_epoch(epoch)
+        self.problem.objective.start_epoch(stage.epochs_before + epoch)
         if not self.masks or stage.masks != "soft":
             return
         self.masks.temperature = temperature_at(epoch, stage.epochs, self.config.sparsify.final_temp)
@@ -173,7 +211,7 @@ class Driver:
 
     def _after_epoch(self, stage: Stage, epoch: int) -> dict[str, float]:
         numbers = self.after_epoch(stage, epoch, self.state)
-        self.history.append({"stage": stage.name, "epoch": epoch + 1, **numbers})
+        self.history.append({"stage": stage.name, "epoch": stage.epochs_before + epoch + 1, **numbers})
         return numbers
 
     def _rewind(self) -> None:
@@ -203,9 +241,9 @@ class Driver:
         }
         if ranks.is_main():
             path = self.folder / run_folder.STATE
-            steps_before = sum(stage.epochs for stage in self.stages[:number]) * self.problem.steps_per_epoch
+            step = self.steps_before(number) + self.state.step
             save_state(path, content)
-            keep_states(path, self.folder / run_folder.STATES, steps_before + self.state.step, self.config.train.keep)
+            keep_states(path, self.folder / run_folder.STATES, step, self.config.train.keep)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["split"] != self.problem.split:

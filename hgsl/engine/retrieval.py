@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from hgsl.common import ranks
 from hgsl.common.split_record import write_split_record
-from hgsl.config import Config
+from hgsl.config import Config, DataConfig
 from hgsl.data import Manifest, RetrievalDataset, summary
+from hgsl.data.broken import skip_broken
 from hgsl.data.categories import class_categories
 from hgsl.data.run_split import record_of
 from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
@@ -30,6 +32,12 @@ from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder
 
 
+def _first_manifest(data: DataConfig) -> Manifest:
+    """The images of a run that starts, without broken ones if the settings say so."""
+    manifest = build_manifest(data)
+    return skip_broken(manifest) if data.broken == "skip" else manifest
+
+
 class Retrieval:
     """The parts of a training for retrieval; building them reads everything and writes nothing.
 
@@ -43,7 +51,7 @@ class Retrieval:
         self.config, self.runtime = config, runtime
         check_loss(config.loss)
         manifest = None if resumed is None else images_of_resumed_run(config.data, resumed)
-        self.manifest: Manifest = manifest or build_manifest(config.data)
+        self.manifest: Manifest = manifest or _first_manifest(config.data)
         if config.train.select == "best":
             self.manifest.subset("val")  # raises before the model is built if there is none
         ranks.print_main(summary(self.manifest))
@@ -59,7 +67,7 @@ class Retrieval:
         self.unlabeled_set = None
         if self.teacher and self.teacher.unlabeled:
             self.unlabeled_set = build_train_set(config, self.teacher.unlabeled, self.model, "all")
-        self.steps_per_epoch = self._plan(config.run.seed, config.train.epochs).steps_per_epoch
+        self.steps_per_epoch = self.plan(config.run.seed, config.train.epochs).steps_per_epoch
         image_sets = [part for part in (self.train_set, self.unlabeled_set) if part]
         self._names = {
             row: path for part in image_sets for row, path in zip(part.ids.tolist(), part.manifest.paths, strict=True)
@@ -99,7 +107,7 @@ class Retrieval:
         """The batches of a stage of ``epochs`` from step ``start`` on."""
         if self.teacher:
             self.teacher.prepare()
-        plan = self._plan(seed, epochs)
+        plan = self.plan(seed, epochs)
         plan.start_step = start
         images: Any = self.mode.training_inputs(self.train_set, lambda: self.inputs("train"))
         if self.unlabeled_set:
@@ -148,10 +156,12 @@ class Retrieval:
 
     def _identity(self) -> str:
         """Hash of the images, and of the unlabeled ones if there are any."""
-        images = [self.manifest, *([self.unlabeled_set.manifest] if self.unlabeled_set else [])]
+        manifest = self.manifest.take(np.flatnonzero(self.manifest.split != ""))  # skipped images may change
+        images = [manifest, *([self.unlabeled_set.manifest] if self.unlabeled_set else [])]
         return " and ".join(part.split_hash for part in images)
 
-    def _plan(self, seed: int, epochs: int) -> RunBatches:
+    def plan(self, seed: int, epochs: int) -> RunBatches:
+        """The batches of ``epochs`` as rows of the training images, and of those without labels after them."""
         batch_size, data = self.config.train.batch_size, self.config.data
         unlabeled = len(self.unlabeled_set) if self.unlabeled_set else 0
         categories = class_categories(self.train_set) if data.sampler == "category" else None

@@ -45,6 +45,8 @@ def train_seeds(
     """
     if ranks.launched_world_size() > 1:
         raise InputError("--seeds trains one seed after the other in one process: under torchrun start each run.seed")
+    if config.data.test_share == 0:
+        raise InputError("--seeds compares scores, but data.test_share 0 leaves nothing to measure on: leave it out")
     run_folder.check(folder, config, overwrite=overwrite, resume=resume)
     with run_folder.locked(folder):
         if not resume:
@@ -52,12 +54,13 @@ def train_seeds(
         reports = {}
         for seed in _seeds(folder, config.run.seed, count):
             seed_config, seed_folder = replace(config, run=replace(config.run, seed=seed)), folder / f"seed_{seed}"
-            print(f"\nseed {seed} in {seed_folder}", flush=True)
+            ranks.print_main(f"\nseed {seed} in {seed_folder}")
             has_run = resume and (seed_folder / run_folder.CONFIG).is_file()
             reports[seed] = train(seed_config, seed_folder, resume=has_run)
         summary = spread([report["after"] for report in reports.values()])
         write_json(folder / run_folder.SEEDS, {"seeds": list(reports), **summary})
-    print(f"\n{len(reports)} seeds, in percent: mean and standard deviation\n{seeds_table(reports, summary)}")
+    table = seeds_table(reports, summary)
+    ranks.print_main(f"\n{len(reports)} seeds, in percent: mean and standard deviation\n{table}", result=True)
     return {"seeds": list(reports), **summary}
 
 

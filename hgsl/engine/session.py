@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 
 from hgsl.common import ranks
 from hgsl.common.cores import shared_cores
 from hgsl.common.errors import InputError
+from hgsl.common.files import read_json
 from hgsl.common.memory import named_memory_errors
 from hgsl.common.random_state import seed_all
 from hgsl.config import Config
 from hgsl.engine.distributed import process_group
 from hgsl.engine.driver import Driver
-from hgsl.engine.folder import run_folder
+from hgsl.engine.folder import extension, run_folder
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.environment import environment
 from hgsl.engine.runtime import Runtime, agree_on_precision, build_runtime
+from hgsl.engine.trackers.protocol import TrackedRun
+from hgsl.engine.trackers.tracking import score_rows, tracking
 
 MEMORY_ADVICE = (
     "lower train.batch_size, or raise train.accumulate, which divides a batch; model.checkpointing and a smaller "
@@ -46,6 +50,7 @@ def run_in_folder(
     *,
     overwrite: bool,
     resume: bool,
+    extend: bool = False,
 ) -> dict[str, Any]:
     """Builds a run and trains it in ``folder``; see :func:`hgsl.engine.run.train`.
 
@@ -58,11 +63,13 @@ def run_in_folder(
         print_report: Prints the report of a run that is already finished.
         overwrite: Whether an earlier run there may be replaced.
         resume: Continue from the last saved state, or start if there is none.
+        extend: Train a finished run on, from its last state.
     """
-    run_folder.check(folder, config, overwrite=overwrite, resume=resume)
-    if resume and (finished := run_folder.finished_report(folder)):
-        if changed := run_folder.difference(folder, config):
-            ranks.print_main(f"note: {changed}: the following results are of that run")
+    if extend:
+        extension.check(folder, config)
+    else:
+        run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+    if resume and not extend and (finished := run_folder.finished_report(folder)):
         ranks.print_main(f"{folder} is finished:")
         print_report(folder, finished)
         return finished
@@ -78,14 +85,30 @@ def run_in_folder(
         if ranks.is_main():
             stack.enter_context(run_folder.locked(folder))
             run_folder.check_space(folder, run.driver.bytes_on_disk())
-            if not resume:
+            if extend:
+                extension.begin(folder, config)
+            elif not resume:
                 run_folder.create(folder, config, environment(), overwrite=overwrite)
             record_split = run.driver.problem.record_split
             if record_split and not (folder / run_folder.SPLIT).is_file():
                 record_split(folder)
-        saved = _saved_state(folder) if resume else None
+        saved = _saved_state(folder) if resume or extend else None
+        if ranks.is_main():
+            tracked = _tracked(run, config, folder, saved)
+            run.driver.tracking = stack.enter_context(tracking(config.run.trackers, tracked))
         with _report_killed_workers(), runtime.float32_products():
-            return run.train(saved)
+            report = run.train(saved)
+        run.driver.tracking.complete(folder, score_rows(report))
+        return report
+
+
+def _tracked(run: Run, config: Config, folder: Path, saved: dict[str, Any] | None) -> TrackedRun:
+    """The facts of the run for its trackers, and the step from which it continues."""
+    facts = {"split_hash": run.driver.problem.split, **environment()}
+    if (folder / run_folder.ENVIRONMENT).is_file():  # that of the start
+        facts |= read_json(folder / run_folder.ENVIRONMENT, "the environment of a run")
+    step = run.driver.steps_before(saved["stage"]) + saved["train"]["step"] if saved else 0
+    return TrackedRun(folder, yaml.safe_load(config.to_yaml()), facts, step)
 
 
 def _saved_state(folder: Path) -> dict[str, Any] | None:

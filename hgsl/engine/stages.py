@@ -1,5 +1,7 @@
 """Stages of a run as data: one for plain training; rounds and a ticket for a ticket search."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +26,7 @@ class Stage:
         rewinds: Whether the stage starts from these weights.
         prunes: Whether the stage ends with pruning, s <- min(beta * s, s0).
         prune_temperature: The beta of pruning; None is the current temperature.
+        epochs_before: Epochs of the stages that this one extends, from whose last state it starts; 0 for none.
     """
 
     name: str
@@ -36,12 +39,24 @@ class Stage:
     rewinds: bool = False
     prunes: bool = False
     prune_temperature: float | None = None
+    epochs_before: int = 0
 
 
-def training_stages(config: Config) -> list[Stage]:
-    """The only stage of plain training, with masks if ``config.sparsify`` has a granularity."""
+def training_stages(config: Config, extended_after: Sequence[int] = ()) -> list[Stage]:
+    """The stage of plain training, with masks if ``config.sparsify`` has a granularity, and a stage per extension.
+
+    Args:
+        config: The settings; ``train.epochs`` are those of all stages together.
+        extended_after: Epochs after which the run was finished, and then extended.
+    """
     masks: Literal["none", "soft"] = "none" if config.sparsify.granularity == "none" else "soft"
-    return [Stage("training", config.train.epochs, config.run.seed, masks, config.train.ema)]
+    seed, ema = config.run.seed, config.train.ema
+    ends = [*extended_after, config.train.epochs]
+    stages = [Stage("training", ends[0], seed, masks, ema)]
+    for number, (before, end) in enumerate(itertools.pairwise(ends), start=1):
+        extension = Stage(f"extension {number}", end - before, mixed_seed(seed, number), masks, ema)
+        stages.append(replace(extension, epochs_before=before))
+    return stages
 
 
 def search_stages(config: SparsifyRunConfig) -> list[Stage]:

@@ -31,6 +31,7 @@ LONG = {
     "sparsification.md",
     "evaluation.md",
     "tuning.md",
+    "training.md",
 }
 
 # Prefix of a line that cannot run here -> the reason.
@@ -150,7 +151,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
     words = shlex.split(line)
     assert words[:1] == ["hgsl"], f"not a command of hgsl: {line}"
     name = words[1]
-    if "--resume" not in words:
+    if not {"--resume", "--extend"} & set(words):
         words += MINIATURE.get(name, "").split()
         if name in MINIATURE and ("flowers17" in line or "--config" not in line):
             words += DRAWN.split()

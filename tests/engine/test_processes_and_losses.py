@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hgsl.cli import train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
-from tests.helpers import ROOT, SMALL, command, environment, launch, launch_ranks
+from tests.helpers import ROOT, SMALL, command, environment, fails, launch, launch_ranks
 
 TRAIN = ROOT / "tools" / "train.py"
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -293,20 +293,20 @@ def test_masks_that_close_the_network_are_named(
     assert "lower sparsify.lmbda or sparsify.mask_lr" in capsys.readouterr().err
 
 
-def test_resuming_a_finished_run_under_other_settings_notes_the_difference(
+def test_a_finished_run_is_not_the_answer_to_other_settings(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "done"]
     assert train.main(words) == 0
-    capsys.readouterr()
     assert train.main([*words, "--resume"]) == 0
-    assert "note:" not in capsys.readouterr().out
-    assert train.main([*words, "--resume", "--optim.lr", "0.5"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("note: optim.lr is 0.5, and the run in done began with ")
-    assert "done is finished" in printed
-    assert train.main([*words, "--resume", "--optim.lr", "0.5", "--loss.alpha", "1"]) == 0
-    assert " differs too): the following results are of that run" in capsys.readouterr().out
+    assert "done is finished" in capsys.readouterr().out
+    message = fails(train.main, [*words, "--resume", "--optim.lr", "0.5"], capsys)
+    assert "optim.lr is 0.5, and the run in done began with " in message
+    assert "--extend" not in message
+    message = fails(train.main, [*words, "--resume", "--optim.lr", "0.5", "--loss.alpha", "1"], capsys)
+    assert " differs too); it is finished: --overwrite trains from the start" in message
+    message = fails(train.main, [*words, "--resume", "--train.epochs", "3"], capsys)
+    assert "train.epochs is 3, and the run in done began with 1; it is finished: --extend trains on" in message
 
 
 def test_several_seeds_resume_only_under_the_same_settings(

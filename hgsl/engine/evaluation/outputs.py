@@ -13,13 +13,15 @@ from hgsl.common.extras import require
 from hgsl.common.files import write_json, write_text
 from hgsl.common.no_match import write_no_match
 from hgsl.engine.evaluation.evaluation import Evaluation, GalleryEvaluation
-from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.folder.logging import read_metrics, validation_curves
 from hgsl.engine.folder.run_folder import METRICS
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.inspection import MAP_IMAGES
 from hgsl.evaluation.show.pictures import write_contact_sheet
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import query_csv
+
+Curves = dict[str, list[tuple[float, float]]]
 
 SHEET_ROWS, SHEET_COLUMNS = 8, 6
 
@@ -119,7 +121,7 @@ class EvalOutputs:
         if self.curves:
             curves = self.curves
             recall = {name: part.ranking.result.recall for name, part in galleries.items()}
-            yield curves, lambda: write_curves(curves, recall, _training_curves(self.run))
+            yield curves, lambda: write_curves(curves, recall, *_training_curves(self.run))
 
     def _write_page(self, path: str, evaluation: Evaluation, name: str) -> None:
         data = evaluation.data
@@ -156,8 +158,11 @@ def _write_sheet(path: str, evaluation: Evaluation, part: GalleryEvaluation) -> 
     write_contact_sheet(path, rows.tolist(), *queries, neighbors, data.load_image, data.class_names or [])
 
 
-def _training_curves(run: str | None) -> dict[str, list[tuple[float, float]]] | None:
+def _training_curves(run: str | None) -> tuple[Curves | None, Curves | None]:
+    """The loss of a run and its scores on validation images; None where there are none."""
     path = Path(run or "") / METRICS
     if not run or not path.is_file():
-        return None
-    return {"loss": [(record["step"], record["loss"]) for record in read_metrics(path) if "loss" in record]}
+        return None, None
+    records = read_metrics(path)
+    loss = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    return {"loss": loss}, validation_curves(records)

@@ -1,48 +1,56 @@
-"""Metrics of a run, as JSON lines and as TensorBoard event files."""
+"""Metrics of a run as JSON lines, which are passed on to its trackers."""
 
 import json
 import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from torch.utils.tensorboard import SummaryWriter
-
 from hgsl.common.disk import named_disk_errors
 from hgsl.common.errors import InputError
 from hgsl.common.files import write_text
-from hgsl.engine.folder.run_folder import BOARD, METRICS
+from hgsl.engine.folder.run_folder import METRICS
+
+VALIDATION_SCORES = {"recall@1": "Recall@1", "map@r": "MAP@R"}  # of an evaluation during training, with headings
 
 
 class MetricLog:
-    """Appends one JSON object per record to ``metrics.jsonl``, and the same numbers to TensorBoard's files.
+    """Appends one JSON object per record to ``metrics.jsonl``, and passes it on.
 
     Args:
-        folder: The run folder.
+        folder: The folder of the file.
         keep_steps: Records of later steps are removed, so that a resumed run does not write a step twice.
+        pass_on: Called with step and numbers of each record.
+        flush: Called when everything is flushed to disk.
     """
 
-    def __init__(self, folder: Path, keep_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_steps: int | None = None,
+        pass_on: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._pass_on, self._flush = pass_on, flush
         self._path = folder / METRICS
         if keep_steps is not None and self._path.is_file():
             _cut(self._path, keep_steps)
         self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / BOARD), purge_step=None if keep_steps is None else keep_steps + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Writes one record; every value is a finite number."""
         with named_disk_errors(self._path):
             json.dump({"step": step, **values}, self._lines, allow_nan=False)
             self._lines.write("\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._pass_on(step, values)
 
     def flush(self) -> None:
         """Flushes everything written so far to disk."""
         with named_disk_errors(self._path):
             self._lines.flush()
             os.fsync(self._lines.fileno())
-        self._board.flush()
+        self._flush()
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +60,6 @@ class MetricLog:
     ) -> None:
         with named_disk_errors(self._path):
             self._lines.close()
-        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -70,6 +77,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             if number < len(lines):
                 raise InputError(f"{path}, line {number}: not a JSON record") from None
     return records
+
+
+def validation_curves(records: Iterable[Mapping[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    """Returns the scores of the evaluations during training: name -> (step, score) pairs."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for key, heading in VALIDATION_SCORES.items():
+            for split in ("val", "test"):
+                if (name := f"{split}/{key}") in record:
+                    curves.setdefault(f"{heading} on {split}", []).append((record["step"], record[name]))
+    return curves
 
 
 def _cut(path: Path, keep_steps: int) -> None:

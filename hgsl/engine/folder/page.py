@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.engine.evaluation import Evaluation
+from hgsl.engine.folder.logging import validation_curves
 from hgsl.engine.folder.run_folder import CURVES, PAGE
 from hgsl.evaluation.show.html import PageOptions, write_html
 from hgsl.evaluation.show.plots import write_curves
@@ -32,7 +33,8 @@ def write_page(
         for moment in ("before", "after")
         if report[moment]
     }
-    write_curves(folder / CURVES, recalls, {"loss (running mean)": _smoothed(records)} if records else None)
+    loss = {"loss (running mean)": _smoothed(records)} if records else None
+    write_curves(folder / CURVES, recalls, loss, validation_curves(records))
     data = evaluation.data
     options = PageOptions(
         title=f"{folder.name} on {data.metadata['dataset']}",

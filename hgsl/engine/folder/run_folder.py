@@ -20,23 +20,25 @@ from hgsl.config import Config
 CONFIG, REPORT, ENVIRONMENT, STATE = "config.yaml", "report.json", "environment.json", "state.safetensors"
 STATES, STAGES, BEST = "states", "stages", "best.safetensors"
 METRICS, BOARD, LAST_BATCH = "metrics.jsonl", "tensorboard", "nonfinite_batch.txt"
+TRACKERS, WANDB = "trackers.json", "wandb"
+EXTENSIONS, EARLIER = "extensions.json", "earlier"
 PAGE, CURVES, QUERIES = "report.html", "curves.png", "per_query.json"
 TICKET, COMPACT, COSTS, LAYERS = "ticket.safetensors", "compact.safetensors", "costs.md", "layers.md"
 SEEDS = "seeds.json"
 LOCK = ".lock"
-FOLDERS = (BOARD, STATES, STAGES)
+FOLDERS = (BOARD, STATES, STAGES, WANDB, EARLIER)
 # Results, or a state to resume from: a run folder without any of them is free.
 RESULTS = (REPORT, STATE, BEST, "model.safetensors", TICKET, SEEDS)
 # Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed.
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
-    *("run.log_every", "run.cuda_graphs", "run.autotune", "optim.fused"),
+    *("run.trackers", "run.log_every", "run.cuda_graphs", "run.autotune", "optim.fused"),
     *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
     *("sparsify.dense_run", "sparsify.curve_every"),
 )
 WRITTEN = (
     *(CONFIG, SPLIT, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
-    *("model.json", "model.safetensors"),
+    *("model.json", "model.safetensors", TRACKERS, EXTENSIONS),
     *(TICKET, COMPACT, COSTS, LAYERS, SEEDS),
 )
 
@@ -56,6 +58,17 @@ def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> Non
         check_free(folder, overwrite=overwrite)
     elif finished_report(folder) is None:
         check_same(folder, config)
+    else:
+        check_finished(folder, config)
+    check_unused(folder)
+
+
+def check_unused(folder: Path) -> None:
+    """Checks that the folder can be written, and that no other process does so.
+
+    Raises:
+        InputError: It cannot, or one does.
+    """
     check_writable(folder)
     if (folder / LOCK).is_file():
         with locked(folder):
@@ -154,24 +167,46 @@ def check_same(folder: Path, config: Config) -> None:
         raise InputError(f"{changed}: give the same settings to continue it, or --overwrite to start again")
 
 
-def difference(folder: Path, config: Config) -> str | None:
+def check_finished(folder: Path, config: Config) -> None:
+    """Checks that a finished run, which is only reported, was trained under these settings.
+
+    Raises:
+        InputError: It was not, so that its scores are not those that are asked for.
+    """
+    if not (changed := difference(folder, config)):
+        return
+    more = list(changes(folder, config)) == ["train.epochs"] and not hasattr(config.sparsify, "rounds")
+    extension = "--extend trains on from its last weights, with a new learning-rate schedule; " if more else ""
+    raise InputError(
+        f"{changed}; it is finished: {extension}--overwrite trains from the start, --run.dir names another folder, and "
+        "the settings of the run show its scores"
+    )
+
+
+def difference(folder: Path, config: Config, may_change: tuple[str, ...] = ()) -> str | None:
     """Returns in words which settings that determine weights differ from the run in ``folder``, or None.
 
     The first one is given with both values, the others by name.
     """
+    changed = {key: values for key, values in changes(folder, config).items() if not key.startswith(may_change)}
+    if not changed:
+        return None
+    first, *others = changed
+    now, then = changed[first]
+    also = f" ({', '.join(others)} differ{'s' if len(others) == 1 else ''} too)" if others else ""
+    return f"{first} is {now}, and the run in {folder} began with {then}{also}"
+
+
+def changes(folder: Path, config: Config) -> dict[str, tuple[str, str]]:
+    """Returns the settings that determine weights and differ: name -> the value of ``config``, that of the run."""
     original = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
     given = _flat(yaml.safe_load(config.to_yaml()) or {})
-    changes: dict[str, tuple[str, str]] = {}
+    changed: dict[str, tuple[str, str]] = {}
     for key in {**given, **original}:
         now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, original))
         if now != then and not key.startswith(MAY_CHANGE):
-            changes[key] = now, then
-    if not changes:
-        return None
-    first, *others = changes
-    now, then = changes[first]
-    also = f" ({', '.join(others)} differ{'s' if len(others) == 1 else ''} too)" if others else ""
-    return f"{first} is {now}, and the run in {folder} began with {then}{also}"
+            changed[key] = now, then
+    return changed
 
 
 def create(folder: Path, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:

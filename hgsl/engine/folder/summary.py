@@ -33,18 +33,32 @@ def training_facts(records: Sequence[Mapping[str, float]], steps_per_epoch: int)
 def print_summary(folder: Path, report: Mapping[str, Any]) -> None:
     """Prints the scores before and after, a line about the training, and the paths of page and curves."""
     before, after, training = report["before"], report["after"], report.get("training", {})
+    if not after:
+        _print_final(report)
+        return
     rows = {"before training": before, "after training": after} if before else {"after training": after}
     head = (
         f"{count_of(after['num_queries'], 'query', 'queries')}, {count_of(after['num_gallery'], 'image')}, in percent"
     )
-    ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(list(recall_of(after))))}")
+    ranks.print_main(f"\n{head}\n{format_table(rows, columns_of(list(recall_of(after))))}", result=True)
     for note in after["notes"]:
-        ranks.print_main(f"note: {note}")
+        ranks.print_main(f"note: {note}", result=True)
     if training:
         ranks.print_main(f"\n{_sentence(training, report)}")
     for name in (PAGE, CURVES):
         if (folder / name).is_file():
             ranks.print_main(f"{'report page' if name == PAGE else 'curves'}: {folder / name}")
+
+
+def _print_final(report: Mapping[str, Any]) -> None:
+    """Prints what a model of all classes was trained on, which has no scores."""
+    data = report["trained_on_all"]
+    classes, images = count_of(data["classes"], "class", "classes"), count_of(data["images"], "image")
+    ranks.print_main(f"\ntrained on {images} of {classes}, all of {data['dataset']}: no scores", result=True)
+    for note in data["notes"]:
+        ranks.print_main(f"note: {note}", result=True)
+    if report.get("training"):
+        ranks.print_main(f"\n{_sentence(report['training'], report)}")
 
 
 def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
@@ -57,4 +71,7 @@ def _sentence(training: Mapping[str, float], report: Mapping[str, Any]) -> str:
     parts += [f"{text} {training[name]:.3f}" for name, text in descriptions.items() if name in training]
     if chosen := report["selection"].get("epoch"):
         parts.append(f"epoch {chosen} chosen")
+    if epochs := report["selection"].get("stopped_early_after"):
+        patience = count_of(report["selection"]["patience"], "evaluation")
+        parts.append(f"stopped early after epoch {epochs}, {patience} without a better MAP@R")
     return "; ".join(parts)

@@ -3,16 +3,17 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from hgsl.common import ranks
 from hgsl.common.files import write_text
+from hgsl.common.progress import progress_bar
+from hgsl.engine.callbacks import Callback, call_callbacks
 from hgsl.engine.distributed import share_buffers
 from hgsl.engine.folder.logging import MetricLog
 from hgsl.engine.folder.run_folder import LAST_BATCH
@@ -44,6 +45,8 @@ class Loop:
         save: Writes the state; called every ``save_every`` steps, after each epoch, and after a signal to stop.
         name_images: Ids -> paths, for the message about a loss that is not finite.
         folder: Folder for the list of these paths.
+        is_over: Called before each epoch; whether training ends before it. The same on every process.
+        callbacks: Of the caller.
     """
 
     state: TrainState
@@ -55,6 +58,8 @@ class Loop:
     save: Callable[[], None]
     name_images: Callable[[Tensor], list[str]]
     folder: Path
+    is_over: Callable[[], bool] = lambda: False
+    callbacks: Sequence[Callback] = ()
     _pending: list[PendingStep] = field(default_factory=list, init=False)
 
     def run(self, batches: Iterator[Batch]) -> None:
@@ -63,6 +68,7 @@ class Loop:
         Raises:
             Diverged: The loss is NaN or infinite.
             Stopped: A signal ended the run; its state is saved.
+            Exception: Of a callback; the state is saved.
         """
         first = self.state.step // self.options.steps_per_epoch
         step = step_function(train_step, self.state, self.options, self.runtime)
@@ -74,6 +80,8 @@ class Loop:
             stack.enter_context(tuned_convolutions(self.options, self.runtime))
             stack.enter_context(_skips_without_warning())
             for epoch in range(first, self.options.epochs):
+                if self.is_over():
+                    break
                 train_mode(self.state.model, self.options.frozen, self.options.frozen_depth)
                 self.before_epoch(epoch)
                 self._epoch(epoch, batches, step, checks, stop)
@@ -86,12 +94,19 @@ class Loop:
         self, epoch: int, batches: Iterator[Batch], step: StepFunction, checks: DeferredChecks, stop: StopRequest
     ) -> None:
         state, steps = self.state, self.options.steps_per_epoch
-        title = f"epoch {epoch + 1}/{self.options.epochs}"
+        number = self.options.epochs_before + epoch + 1
+        title = f"epoch {number}/{self.options.epochs_before + self.options.epochs}"
         meter, run_ahead = Meter(ranks.world_size()), RunAhead(self.options, self.runtime)
         first = state.step - epoch * steps
-        disable = None if ranks.is_main() else True  # None disables it unless stderr is a terminal
-        bar = tqdm(
-            range(first, steps), desc=title, initial=first, total=steps, unit="step", disable=disable, leave=False
+        bar = progress_bar(
+            range(first, steps),
+            shown=ranks.is_main(),
+            log_lines=True,
+            desc=title,
+            initial=first,
+            total=steps,
+            unit="step",
+            leave=False,
         )
         for _ in bar:
             with meter.waiting():
@@ -110,15 +125,26 @@ class Loop:
                 loss=f"{records[-1][1]['loss']:.3f}", images_s=f"{meter.speed():.0f}", data_wait=waited, refresh=False
             )
             self._write(records[:-1])
+            epoch_values: dict[str, float] = {}
             if at_end:
+                bar.close()
+                ranks.print_main(f"{title}  {meter}")
                 share_buffers(state.model, state.final_model)
-                records[-1][1].update(self.after_epoch(epoch))
+                epoch_values = self.after_epoch(epoch)
+                records[-1][1].update(epoch_values)
             self._write(records[-1:])
             if signal_number or at_end or saves:
                 self._save()
+            epoch_values = {"loss": meter.mean_loss(), **epoch_values}
+            if error := call_callbacks(self.callbacks, records, number if at_end else None, epoch_values):
+                self._save()
+                raise error
             if signal_number:
                 raise Stopped(signal_number)
-        ranks.print_main(f"{title}  {meter}")
+
+    @property
+    def _steps_before(self) -> int:
+        return self.options.epochs_before * self.options.steps_per_epoch
 
     def _is_time_to_read(self, stop: StopRequest) -> bool:
         """Whether enough steps are pending; one process also reads after a signal, several must read together."""
@@ -142,7 +168,7 @@ class Loop:
             if not math.isfinite(step.loss):
                 self._write(records)
                 raise self._not_finite(step)
-            records.append((step.step, step.record(speed)))
+            records.append((self._steps_before + step.step, step.record(speed)))
         checks.raise_errors()
         return records, signal_number
 

@@ -24,6 +24,9 @@ class Meter:
         self.steps += 1
         self.images += images * self.world_size
 
+    def mean_loss(self) -> float:
+        return self.loss_sum / max(1, self.steps)
+
     def speed(self) -> float:
         """Images per second, over all processes."""
         return self.images / (time.perf_counter() - self.started)
@@ -39,6 +42,6 @@ class Meter:
     def __str__(self) -> str:
         seconds = time.perf_counter() - self.started
         return (
-            f"loss {self.loss_sum / max(1, self.steps):.4f}  {self.speed():.0f} images/s  {seconds:.0f} s, "
+            f"loss {self.mean_loss():.4f}  {self.speed():.0f} images/s  {seconds:.0f} s, "
             f"{100 * self.wait_share():.0f} % of it waiting for images"
         )

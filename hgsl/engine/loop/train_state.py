@@ -71,6 +71,15 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema"])
         restore_random_state(state["random"])
 
+    def extend(self, state: dict[str, Any]) -> None:
+        """Starts from the last state of a finished stage: its weights and the moments of its optimizer.
+
+        The schedule and the running mean of the weights start anew, and so does the count of early stopping.
+        """
+        best = {**state["best"], "evaluations_since": 0} if state["best"] else {}
+        start = {"step": 0, "schedule": {"last_epoch": 0}, "ema": state["model"], "best": best}
+        self.load_state_dict({**state, **start})
+
     def rates(self) -> list[float]:
         """The learning rate of each parameter group in the next step, without reading from a device."""
         epoch = self.schedule.last_epoch
@@ -99,6 +108,7 @@ class LoopOptions:
         clip: The largest norm of the gradient; None does not clip.
         frozen: The part of the model that keeps its evaluation mode.
         frozen_depth: The share of the first layers that keeps it too.
+        epochs_before: Epochs before the stage, from which logs and messages count on.
         save_every: Steps between two saves.
         log_every: Steps between two reads of loss, gradient norm and alpha from the device.
         cuda_graphs: Whether a step is captured as a CUDA graph; ``auto`` measures whether that pays.
@@ -115,6 +125,7 @@ class LoopOptions:
     cuda_graphs: Literal["off", "auto", "on"] = "off"
     autotune: bool = False
     frozen_depth: float = 0.0
+    epochs_before: int = 0
 
 
 def reads_after(log_every: int | None, device: torch.device) -> int:

@@ -103,6 +103,11 @@ def images_of_resumed_run(data: DataConfig, folder: Path) -> Manifest | None:
 def _own_images(data: DataConfig, run: Mapping[str, Any], record: SplitRecord, listing: Manifest) -> RunImages:
     """The split of the run, as far as its images are still there."""
     manifest, changes = restore(record, listing)
+    if not np.any(record.split == "test"):
+        raise InputError(
+            "the run was trained on all of its images (data.test_share 0), so nothing is left to measure on: measure "
+            "the recipe with a share, or this model on other images (--data.root, --data.test_share 0.5)"
+        )
     if not np.any(manifest.split == "test"):
         paths = [path for path, split in zip(record.paths, record.split, strict=True) if split == "test"]
         raise InputError(

@@ -103,4 +103,4 @@ class TicketSearch:
 
 
 def _print_scores(folder: Path, report: dict[str, Any]) -> None:
-    ranks.print_main(", ".join(f"{name} {value}" for name, value in report["scores"].items()))
+    ranks.print_main(", ".join(f"{name} {value}" for name, value in report["scores"].items()), result=True)

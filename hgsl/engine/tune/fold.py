@@ -14,8 +14,8 @@ from hgsl.config import Config
 from hgsl.data import Manifest
 from hgsl.engine.driver import Driver
 from hgsl.engine.folder import run_folder
-from hgsl.engine.loop.selection import CRITERION
 from hgsl.engine.loop.train_state import TrainState
+from hgsl.engine.loop.validation import CRITERION
 from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
@@ -29,7 +29,9 @@ def fold_config(config: Config, fold: int) -> Config:
     return replace(
         config,
         data=replace(config.data, val_share=0.0, val_fold=fold),
-        train=replace(config.train, select="last"),
+        train=replace(config.train, select="last", patience=None),
+        # Trials that a tracker followed would be hundreds of runs; the study has tables and a database of its own.
+        run=replace(config.run, trackers=[name for name in config.run.trackers if name == "tensorboard"]),
         eval=replace(config.eval, before=False, page=False),
     )
 

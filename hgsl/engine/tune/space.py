@@ -14,7 +14,17 @@ from hgsl.config import Config
 
 # Settings that decide which images score, or where a run computes: with another value two trials cannot be compared.
 FIXED = (
-    *("run.", "eval.", "sparsify.", "train.select", "data.name", "data.root", "data.protocol", "data.options"),
+    *(
+        "run.",
+        "eval.",
+        "sparsify.",
+        "train.select",
+        "train.patience",
+        "data.name",
+        "data.root",
+        "data.protocol",
+        "data.options",
+    ),
     *("data.test_share", "data.val_share", "data.val_fold", "data.crop_to_boxes"),
 )
 FORMS = "NAME=LOW..HIGH, NAME=log:LOW..HIGH, NAME=LOW..HIGH/STEP or NAME=A,B,C"

@@ -15,6 +15,7 @@ def write_curves(
     path: str | os.PathLike[str],
     recall: Mapping[str, Mapping[int, float]],
     training: Mapping[str, Curve] | None = None,
+    validation: Mapping[str, Curve] | None = None,
 ) -> None:
     """Draws Recall@K over K (logarithmic), and beside it curves over training steps where there are any.
 
@@ -22,8 +23,9 @@ def write_curves(
         path: A file with a suffix that Matplotlib supports: ``.png``, ``.pdf``, ``.svg``.
         recall: Name of a run -> K -> Recall@K in [0, 1].
         training: Name of a curve, such as "loss" -> (step, value) pairs.
+        validation: Name of a score -> (step, score in [0, 1]) pairs.
     """
-    panels = 2 if training else 1
+    panels = 1 + bool(training) + bool(validation)
     figure = Figure(figsize=(4.2 * panels, 3.2), layout="constrained", dpi=200)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     ks = sorted({k for scores in recall.values() for k in scores})
@@ -39,6 +41,11 @@ def write_curves(
     if training:
         axes[1].set_xlabel("training step")
         axes[1].set_ylabel("loss")
+    for name, curve in (validation or {}).items():
+        axes[-1].plot([x for x, _ in curve], [100 * y for _, y in curve], marker="o", markersize=4, label=name)
+    if validation:
+        axes[-1].set_xlabel("training step")
+        axes[-1].set_ylabel("score (%)")
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)

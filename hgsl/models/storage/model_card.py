@@ -85,7 +85,7 @@ def model_card(
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
         inside=_inside(architecture),
-        scores=_scores(report) if report else "Not measured.",
+        scores=_scores(report) if report and report["after"] else _unmeasured(report),
     )
 
 
@@ -108,7 +108,7 @@ def _metadata(
     if license:
         metadata["license"] = license
     metadata["tags"] = ["hgsl", "image-retrieval", "fine-grained", "metric-learning", architecture["backbone"]]
-    if report:
+    if report and report["after"]:
         after = report["after"]
         result = {
             "task": {"type": TASK, "name": "Image retrieval"},
@@ -121,6 +121,16 @@ def _metadata(
         }
         metadata["model-index"] = [{"name": name, "results": [result]}]
     return metadata
+
+
+def _unmeasured(report: Mapping[str, Any] | None) -> str:
+    if not report or "trained_on_all" not in report:
+        return "Not measured."
+    data = report["trained_on_all"]
+    return (
+        f"Not measured: the model was trained on all {data['images']:,} images of {data['classes']:,} classes of "
+        f"{data['dataset']}, so that no images of other classes are left."
+    )
 
 
 def _scores(report: Mapping[str, Any]) -> str:
