@@ -19,7 +19,9 @@ from PIL import Image
 from hgsl.cli import train, tune
 from hgsl.cli._settings import build_parser, parse
 from hgsl.common.errors import InputError
+from hgsl.config import Config
 from hgsl.data import load_manifest
+from hgsl.engine.folder import run_folder
 from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.tune import folder as study_folder
 from hgsl.engine.tune.fold import without_evaluated
@@ -217,6 +219,25 @@ def test_a_value_may_need_another_searched_setting(in_tmp_path: Path) -> None:
     words = [*WORDS, "--config", "mine.yaml", "--folds", "1", "--trials", "2", "--optim.scale_lr", "1e-4"]
     space = ["loss.hard_set=all,negatives", "loss.top_k=1,2", "loss.learnable_scale=true,false"]
     assert tune.main([*words, "--search", *space]) == 0
+
+
+def test_a_study_without_a_saved_trial_leaves_a_free_folder(in_tmp_path: Path) -> None:
+    folder, config = Path("study"), Config()
+    study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=False)
+    study_folder.check(folder, overwrite=False, resume=False)
+    fold = folder / study_folder.TRIALS / "0000" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / run_folder.CONFIG).touch()
+    study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=False)
+    assert not fold.exists()
+    (folder / study_folder.SEARCH).unlink()  # interrupted between two files
+    (folder / ".search.1234.partial.json").touch()
+    study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=False)
+    assert not list(folder.glob(".search*"))
+    fold.mkdir(parents=True)
+    (fold / run_folder.STATE).touch()
+    with pytest.raises(InputError, match="study folder study exists: --resume goes on with it"):
+        study_folder.check(folder, overwrite=False, resume=False)
 
 
 @pytest.mark.slow

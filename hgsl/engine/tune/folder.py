@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import read_json, write_json, write_text
+from hgsl.common.files import PARTIAL, read_json, remove_partial, write_json, write_text
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
 
@@ -25,6 +25,8 @@ USERS, TURN = ".users.lock", ".turn.lock"
 def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Refuses a folder in which a study can neither begin nor go on.
 
+    The folder of a study that was interrupted before a trial had saved anything counts as free.
+
     Raises:
         InputError: The folder is in use by something else, or cannot be written.
         FileNotFoundError: There is no study to resume.
@@ -34,15 +36,21 @@ def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise FileNotFoundError(f"no study to resume in {folder}: start one without --resume")
     if folder.is_file():
         raise InputError(f"study folder {folder} is a file: name another with --run.dir")
-    occupied = folder.is_dir() and {path.name for path in folder.iterdir()} - {USERS, TURN}
-    if occupied and not is_study:
+    names = {path.name for path in folder.iterdir() if PARTIAL not in path.name} if folder.is_dir() else set()
+    begun = {USERS, TURN, CONFIG} if USERS in names else set()
+    if not is_study and not names <= begun:
         raise InputError(f"{folder} holds other files and is no study folder: name another with --run.dir")
-    if is_study and not (overwrite or resume):
+    if is_study and not (overwrite or resume) and _has_results(folder):
         raise InputError(
             f"study folder {folder} exists: --resume goes on with it, also beside a process that is at work there; "
             "--overwrite replaces it, --run.dir names another"
         )
     run_folder.check_writable(folder)
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a trial of the study has saved a state or a result."""
+    return (folder / BEST).is_file() or any(path.name in run_folder.RESULTS for path in (folder / TRIALS).rglob("*"))
 
 
 def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, overwrite: bool) -> None:
@@ -54,6 +62,7 @@ def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, ov
     refusal = f"another process is at work in {folder}: wait for it, join it with --resume, or name another folder"
     with _flock(folder / USERS, fcntl.LOCK_EX | fcntl.LOCK_NB, refusal):
         check(folder, overwrite=overwrite, resume=False)
+        remove_partial(folder)
         for name in (CONFIG, SEARCH, DATABASE, f"{DATABASE}-journal", BEST, PLOT, TABLE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / TRIALS, ignore_errors=True)
