@@ -6,8 +6,9 @@ import torch
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
+from hgsl.models import POOLINGS
 from hgsl.models.embedder import Embedder
-from hgsl.models.features import default_pooling, spatial_features
+from hgsl.models.features import default_pooling, pool_features, spatial_features
 
 QUICK = (
     *("test_resnet", "test_vit", "test_mambaout", "test_coatnet", "pit_ti_224", "lcnet_035", "efficientvim_m1"),
@@ -40,34 +41,31 @@ def noise(model: Embedder, count: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_head_is_what_timm_gives_to_the_classifier(name: str) -> None:
+def test_head_is_what_timm_gives_to_the_classifier_and_patches_are_without_prefix_tokens(name: str) -> None:
     torch.manual_seed(0)
     model = create_embedder(name, "head", weights="none").eval()
     images = noise(model, 1)
     with torch.inference_mode():
         pooled = model.pooled(images)
-        expected = model.backbone.forward_head(model.backbone.forward_features(images), pre_logits=True)
-        torch.testing.assert_close(pooled, expected, rtol=0, atol=0)
+        features = model.backbone.forward_features(images)
+        torch.testing.assert_close(pooled, model.backbone.forward_head(features, pre_logits=True), rtol=0, atol=0)
         assert pooled.shape == (1, model.embedding_size)
+        model.backbone.forward_features = lambda _: features  # the same again, without computing them
         pooling = default_pooling(model.backbone, images.shape[-1])
         if pooling == "token" and "dinov3" not in name and "distilled" not in name:
-            token = model.backbone.forward_features(images)[:, 0]
-            torch.testing.assert_close(token, expected)  # so the first token is the class token
+            torch.testing.assert_close(features[:, 0], pooled)  # so the first token is the class token
+        check_patches(name, model.backbone, images)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_patches_are_without_prefix_tokens_or_refused(name: str) -> None:
+def check_patches(name: str, backbone: torch.nn.Module, images: torch.Tensor) -> None:
     """A position of the last features depends on its place in the image; a class token would be one too many."""
-    model = create_embedder(name, "avg", weights="none").eval()
-    images = noise(model, 1)
     if name.startswith(("crossvit", "efficientvim", "pit")):
         with pytest.raises(InputError, match=rf"backbone '{name}' .* use pooling .*'head'"):
-            model.pooled(images)
+            pool_features(backbone, POOLINGS["avg"](), images)
         return
-    with torch.inference_mode():
-        features = spatial_features(model.backbone, images)
-        assert model.pooled(images).shape == (1, model.backbone.num_features)
-    assert features.shape[1] == model.backbone.num_features
+    features = spatial_features(backbone, images)
+    assert pool_features(backbone, POOLINGS["avg"](), images).shape == (1, backbone.num_features)
+    assert features.shape[1] == backbone.num_features
     positions = features.shape[2] * features.shape[3]
     side = images.shape[-1]
     assert any(positions == (side // step) ** 2 or positions == -((-side // step) ** 2) for step in range(4, 65)) or (

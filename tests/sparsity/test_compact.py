@@ -46,8 +46,8 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def timm_model(name: str) -> Callable[[], nn.Module]:
-    return lambda: timm.create_model(name, num_classes=10)
+def timm_model(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: timm.create_model(name, num_classes=10, **options)
 
 
 def torchvision_model(name: str) -> Callable[[], nn.Module]:
@@ -69,7 +69,7 @@ NETWORKS = [  # builder, image size, upper bound of the remaining share of param
             ("mobilenetv3_large_100", timm_model("mobilenetv3_large_100"), 0.40),
             ("resnetv2_50", timm_model("resnetv2_50"), 0.35),
             ("regnety_002", timm_model("regnety_002"), 0.80),
-            ("densenet121", timm_model("densenet121"), 0.35),
+            ("densenet", timm_model("densenet121", block_config=(2, 3, 3, 2)), 0.35),
             ("torchvision resnet18", torchvision_model("resnet18"), 0.35),
             ("torchvision mobilenet_v3_small", torchvision_model("mobilenet_v3_small"), 0.60),
             ("torchvision mobilenet_v2", torchvision_model("mobilenet_v2"), 0.45),
