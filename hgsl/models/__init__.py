@@ -1,6 +1,7 @@
 """Embedding models: a timm backbone, a pooling, an optional linear projection, L2 normalization."""
 
-from hgsl.models.embedder import Embedder, create_embedder
+from hgsl.models.create import create_embedder
+from hgsl.models.embedder import Embedder
 from hgsl.models.pooling import POOLINGS
 from hgsl.models.storage.checkpoint import load_embedder, save_embedder
 from hgsl.models.storage.pretrained import push_to_hub, save_pretrained

@@ -3,10 +3,9 @@
 from functools import cache
 
 import torch
-from torch import nn
 
 from hgsl.common.errors import InputError
-from hgsl.models.backbone import backbone_options, create_timm_model
+from hgsl.models.backbone import backbone_options, create_timm_model, has_depthwise
 from hgsl.models.backbone_source import resolve_backbone
 
 
@@ -24,4 +23,4 @@ def has_depthwise_convolutions(backbone: str) -> bool:
         return False
     with torch.device("meta"):
         network = create_timm_model(source, options)
-    return any(isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1 for part in network.modules())
+    return has_depthwise(network)

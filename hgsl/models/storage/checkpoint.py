@@ -15,7 +15,8 @@ from hgsl.common.files import read_json, write_json
 from hgsl.common.model_source import HUB_NAME, RUN_NAME, WEIGHTS_NAME, check_model_source, hub_id_of
 from hgsl.common.paths import check_path
 from hgsl.common.tensor_files import write_tensor_file
-from hgsl.models.embedder import Embedder, build_embedder
+from hgsl.models.create import build_embedder
+from hgsl.models.embedder import Embedder
 from hgsl.models.storage.description import (
     Description,
     check_embedder,

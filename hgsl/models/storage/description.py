@@ -8,7 +8,8 @@ from typing import Any
 
 from hgsl.common.errors import InputError
 from hgsl.models.backbone_source import check_model_args
-from hgsl.models.embedder import MAX_IMAGE_SIZE, Embedder
+from hgsl.models.create import MAX_IMAGE_SIZE
+from hgsl.models.embedder import Embedder
 from hgsl.models.views import check_views
 
 ARCHITECTURE = ("backbone", "model_args", "pooling", "embedding_size", "output_stride", "flip", "scales", "whitening")
