@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 LONG = {
     "README.md",
     "backbones.md",
+    "coming_from.md",
     "distillation.md",
     "tutorial.md",
     "search.md",
