@@ -154,10 +154,11 @@ def test_tensorboard_shows_settings_scores_and_curves(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_wandb_writes_everything_offline(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     words += ["--run.trackers", "[wandb]", "--eval.page", "true", "--train.keep", "9"]
     assert train.main(words) == 0
+    wandb.teardown()  # its own process has then written the file to its end
     (folder,) = Path("out/wandb").glob("offline-run-*")
     content = wandb_records(folder)
     assert json.loads(content["config"]["train"])["batch_size"] == 4
