@@ -43,7 +43,7 @@ def ray_session(address: str | None = None) -> Iterator[Any]:
             environment variable RAY_ADDRESS, else processes on this machine.
 
     Raises:
-        InputError: Ray is not installed, or there is no cluster at the address.
+        InputError: Ray is not installed or does not start, or there is no cluster at the address.
     """
     require("ray", "--engine ray")
     target = address or os.environ.get("RAY_ADDRESS") or LOCAL
@@ -84,8 +84,9 @@ def _connect(ray: Any, target: str, folder: str | None) -> None:
     try:
         with _silent_stderr():
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"no Ray cluster at {target}: {first_line(error)}") from None
+    except Exception as error:  # a plain one if it does not start in time
+        what = "Ray does not start on this machine" if folder is not None else f"no Ray cluster at {target}"
+        raise InputError(f"{what}: {first_line(error)}") from None
     finally:
         if in_main_thread:  # Ray replaces it
             signal.signal(signal.SIGTERM, handler)
