@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 PORT = 19530
 
 
 def forward(source, target):
-    while data := source.recv(1 << 16):
-        target.sendall(data)
-    target.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # one of them has ended
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
 
 
 def relay(path):
@@ -26,7 +28,11 @@ def relay(path):
     listener.listen()
     while True:
         client, _ = listener.accept()
-        server = socket.create_connection(("127.0.0.1", PORT))
+        try:
+            server = socket.create_connection(("127.0.0.1", PORT))
+        except OSError:  # it is being started again
+            client.close()
+            continue
         for ends in ((client, server), (server, client)):
             threading.Thread(target=forward, args=ends, daemon=True).start()
 
