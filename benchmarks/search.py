@@ -7,8 +7,8 @@ Vectors of 512 dimensions around 1,000 random centers take the place of embeddin
 Each store runs in a process of its own, whose largest resident set is its memory; that of a Milvus server is not known.
 "add" and "delete" change 1,000 images and "add 1" a single one; what that wrote is counted in this process, so that it
 is 0 where another one writes. A query asks for the 10 nearest images of a vector near an indexed one, one at a time
-from each client thread. Recall@10 is against exact search. Ratios are to the folder with exact search of the same number
-of rows.
+from each client thread. Recall@10 is against exact search. Ratios are to the folder with exact search of the same
+number of rows.
 """
 
 import argparse
