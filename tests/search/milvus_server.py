@@ -21,15 +21,15 @@ def forward(source, target):
         target.shutdown(socket.SHUT_WR)
 
 
-def relay(path):
-    """Connects each client of a Unix socket with the server."""
+def relay(path, milvus):
+    """Connects each client of a Unix socket with the server, which may listen on another port when it starts again."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     while True:
         client, _ = listener.accept()
         try:
-            server = socket.create_connection(("127.0.0.1", PORT))
+            server = socket.create_connection(("127.0.0.1", milvus.listen_port))
         except OSError:  # it is being started again
             client.close()
             continue
@@ -45,7 +45,7 @@ def main(folder, path):
     server.set_base_dir(folder)
     server.listen_port = PORT
     server.start()
-    threading.Thread(target=relay, args=(path,), daemon=True).start()
+    threading.Thread(target=relay, args=(path, server), daemon=True).start()
     print("ready", flush=True)
     for line in sys.stdin:
         if line == "kill\n":
