@@ -5,8 +5,40 @@ import os
 import signal
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hgsl.common.errors import InputError
 
 PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def named_worker_errors(advice: str) -> Iterator[None]:
+    """Converts the errors of a data loader whose worker process was killed to an InputError that ends with ``advice``.
+
+    An exception in a worker, which the loader raises again, stays as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if not _is_of_killed_worker(error):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            # The loader's signal handler would raise again for each other worker while they are shut down.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise InputError(
+            f"a worker process that reads images was killed, often by the system for lack of memory: {advice}"
+        ) from None
+
+
+def _is_of_killed_worker(error: Exception) -> bool:
+    """Whether the loader says so, or reading from the pipe of a worker has failed."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(module.startswith("multiprocessing.") for module in modules)
 
 
 def init_worker(_: int) -> None:

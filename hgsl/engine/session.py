@@ -1,9 +1,8 @@
 """Session of a run: folder, lock, process group and seed, from the checks of the folder to the report."""
 
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +12,10 @@ import yaml
 
 from hgsl.common import ranks
 from hgsl.common.cores import shared_cores
-from hgsl.common.errors import InputError
 from hgsl.common.files import read_json
 from hgsl.common.memory import named_memory_errors
 from hgsl.common.random_state import seed_all
+from hgsl.common.workers import named_worker_errors
 from hgsl.config import Config
 from hgsl.engine.distributed import process_group
 from hgsl.engine.driver import Driver
@@ -31,6 +30,7 @@ MEMORY_ADVICE = (
     "lower train.batch_size, or raise train.accumulate, which divides a batch; model.checkpointing and a smaller "
     "data.image_size need less memory too. --resume continues from the last save"
 )
+WORKER_ADVICE = "--resume continues from the last save, a smaller data.workers needs less memory"
 
 
 class Run(Protocol):
@@ -96,7 +96,7 @@ def run_in_folder(
         if ranks.is_main():
             tracked = _tracked(run, config, folder, saved)
             run.driver.tracking = stack.enter_context(tracking(config.run.trackers, tracked))
-        with _report_killed_workers(), runtime.float32_products():
+        with named_worker_errors(WORKER_ADVICE), runtime.float32_products():
             report = run.train(saved)
         run.driver.tracking.complete(folder, score_rows(report))
         return report
@@ -117,19 +117,3 @@ def _saved_state(folder: Path) -> dict[str, Any] | None:
         return load_state(path)
     ranks.print_main(f"no state in {folder}, the run stopped before its first save: it starts from the beginning")
     return None
-
-
-@contextmanager
-def _report_killed_workers() -> Iterator[None]:
-    """Converts the errors of a loader whose worker process was killed to an InputError."""
-    try:
-        yield
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        # The loader's signal handler would raise again for each other worker while they are shut down.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        raise InputError(
-            "a worker process that reads images was killed, often by the system for lack of memory: "
-            "--resume continues from the last save, a smaller data.workers needs less memory"
-        ) from None

@@ -149,7 +149,7 @@ def test_a_killed_loader_process_is_one_line_and_its_work_is_kept(build, tmp_pat
         return read_image(path, side)
 
     monkeypatch.setattr(embedding, "read_image", killed)
-    with pytest.raises(InputError, match="a process that loads images was killed"):
+    with pytest.raises(InputError, match=r"a worker process that reads images was killed.*with fewer --workers"):
         build(tmp_path / "index", photos, checkpoint=run, workers=1, batch_size=4)
     monkeypatch.undo()
     report = build(tmp_path / "index", photos)

@@ -7,6 +7,7 @@ import torch
 
 from hgsl.common import ranks
 from hgsl.common.memory import named_memory_errors
+from hgsl.common.workers import named_worker_errors
 from hgsl.config import Config
 from hgsl.data import summary
 from hgsl.engine.distributed import process_group
@@ -26,6 +27,7 @@ from hgsl.models import Embedder, load_embedder
 from hgsl.models.image_size import check_image_size
 
 MEMORY_ADVICE = "lower eval.batch_size"
+WORKER_ADVICE = "run the command again; a smaller data.workers needs less memory"
 CALIBRATED_ON_TRAINED = (
     "no-match is calibrated on classes that the network was trained on: expect more false accepts than stated"
 )
@@ -45,7 +47,12 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
         The evaluation; None in all processes but the first.
     """
     runtime = build_runtime(config)
-    with process_group(runtime.device) as device, runtime.float32_products(), named_memory_errors(MEMORY_ADVICE):
+    with (
+        process_group(runtime.device) as device,
+        runtime.float32_products(),
+        named_memory_errors(MEMORY_ADVICE),
+        named_worker_errors(WORKER_ADVICE),
+    ):
         runtime = agree_on_precision(replace(runtime, device=device))
         options = replace(options, device=device, dtype=runtime.dtype, num_workers=runtime.workers)
         run = images_of_run(config.data, Path(checkpoint)) if checkpoint else RunImages(build_manifest(config.data))

@@ -13,10 +13,12 @@ from hgsl.common.images import read_image
 from hgsl.common.locations import locate
 from hgsl.common.progress import progress_bar
 from hgsl.common.transforms import Transform
-from hgsl.common.workers import init_worker
+from hgsl.common.workers import init_worker, named_worker_errors
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.encoder import Encoder
 from hgsl.search.stores.protocol import ImageFile, ImageRow, Update
+
+WORKER_ADVICE = "run the command again, with fewer --workers"
 
 Item = Floats | str
 
@@ -41,7 +43,10 @@ def embed_images(
     broken: dict[ImageFile, str] = {}
     start = 0
     try:
-        with progress_bar(shown=progress, total=len(images), desc="indexing", unit="image") as bar:
+        with (
+            named_worker_errors(WORKER_ADVICE),
+            progress_bar(shown=progress, total=len(images), desc="indexing", unit="image") as bar,
+        ):
             for items in loader:
                 batch = images[start : start + len(items)]
                 start += len(items)
@@ -49,13 +54,6 @@ def embed_images(
                 update.upsert([batch[position] for position in result.positions], result.vectors)
                 broken |= result.broken
                 bar.update(len(items))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            "a process that loads images was killed, perhaps for lack of memory: run the command again, with fewer "
-            "--workers"
-        ) from None
     finally:
         update.flush()  # also after Ctrl-C
     return broken
