@@ -15,7 +15,6 @@ from hgsl.common.files import read_json
 from hgsl.common.model_source import WEIGHTS_NAME, check_model_source, check_repository
 
 if TYPE_CHECKING:
-    from hgsl.export import OnnxEmbedder
     from hgsl.models import Embedder
 
 DESCRIPTION = """Export a trained model. onnx and torch-export write one file that takes batches of any size, and beside
@@ -23,7 +22,10 @@ it a JSON file that specifies input, output and preprocessing; the exported file
 it is kept. hub writes a folder with config.json, model.safetensors and a model card that states the scores of the
 run."""
 FILES = {"onnx": "model.onnx", "torch-export": "model.pt2", "hub": "hub"}  # format -> default name in the run folder
-BELONGS_TO = {"int8": "onnx", "root": "onnx", "push": "hub", "private": "hub", "license": "hub"}  # flag -> format
+BELONGS_TO = {  # flag -> format
+    **{"int8": "onnx", "keep_slower": "onnx", "root": "onnx"},
+    **{"push": "hub", "private": "hub", "license": "hub"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ", ".join(f"RUN/{name}" for name in FILES.values())
     parser.add_argument("--out", metavar="PATH", help=f"File to write, or the folder of hub, in place of {names}.")
     parser.add_argument(
-        "--int8", action="store_true", help="Write 8-bit weights as well, and measure their cost (onnx)."
+        "--int8",
+        action="store_true",
+        help="Write 8-bit files as well, measure their speed and scores, and keep those that are faster (onnx).",
     )
+    parser.add_argument("--keep-slower", action="store_true", help="Keep files of --int8 that are slower, too.")
     parser.add_argument("--root", metavar="DIR", help="Folder of the images of the run for --int8, if they were moved.")
     parser.add_argument(
         "--push", metavar="OWNER/NAME", help="Upload the folder of hub with HF_TOKEN or `hf auth login`."
@@ -65,9 +70,11 @@ def _check_flags(flags: argparse.Namespace) -> None:
             raise InputError(f"--{flag} is empty: give a value, or leave it out")
     for flag, needed in BELONGS_TO.items():
         if getattr(flags, flag) and flags.format != needed:
-            raise InputError(f"--{flag} belongs to --format {needed}, not to {flags.format}")
+            raise InputError(f"--{flag.replace('_', '-')} belongs to --format {needed}, not to {flags.format}")
     if flags.root and not flags.int8:
         raise InputError("--root names the images for --int8: give both")
+    if flags.keep_slower and not flags.int8:
+        raise InputError("--keep-slower keeps files of --int8: give both")
     if flags.private and not flags.push:
         raise InputError("--private belongs to --push: give both")
     if flags.push:
@@ -114,62 +121,22 @@ def _report(folder: Path) -> dict[str, Any] | None:
 def _to_file(model: "Embedder", path: Path, flags: argparse.Namespace) -> None:
     import torch
 
+    from hgsl.cli._int8 import compare_int8, int8_data, megabytes, print_latencies
     from hgsl.common.files import write_json
-    from hgsl.common.tables import format_cells
     from hgsl.engine.folder.environment import versions
-    from hgsl.export import OnnxEmbedder, describe, export_model, latencies, quantize
+    from hgsl.export import OnnxEmbedder, describe, export_model, latencies
 
+    data = int8_data(Path(flags.run), flags.root, model) if flags.int8 else None
     differences = export_model(model, path, format=flags.format)
     write_json(f"{path}.json", describe(model, flags.format, differences, versions()))
-    print(f"written: {path} ({_megabytes(path)}), and beside it {path.name}.json with the preprocessing")
+    print(f"written: {path} ({megabytes(path)}), and beside it {path.name}.json with the preprocessing")
     print("largest difference from PyTorch:", ", ".join(f"{v:.1e} (batch {k})" for k, v in differences.items()))
     if flags.format != "onnx":
         return
     if model.prefers_channels_last(torch.device("cpu")):
         model.to(memory_format=torch.channels_last)  # as every command runs it
-    networks: dict[str, Any] = {"PyTorch": model, "ONNX Runtime": OnnxEmbedder(path)}
-    if flags.int8:
-        quantized = path.with_suffix(f".int8{path.suffix}")
-        quantize(path, quantized)
-        print(f"written: {quantized} ({_megabytes(quantized)})")
-        networks["ONNX Runtime, int8"] = OnnxEmbedder(quantized)
-    times = latencies(networks, model.data_config["image_size"])
-    cells = {name: [f"{time:.1f}" for time in row.values()] for name, row in times.items()}
-    print(f"\nmilliseconds per batch, fastest of several, threads: {torch.get_num_threads()}")
-    print(format_cells(cells, [f"batch {size}" for size in next(iter(times.values()))]))
-    if flags.int8:
-        _print_cost(model, networks, flags)
-
-
-def _print_cost(model: "Embedder", networks: "dict[str, Embedder | OnnxEmbedder]", flags: argparse.Namespace) -> None:
-    """Prints the retrieval scores of each network on the data set of the run."""
-    from dataclasses import replace
-
-    import torch
-
-    from hgsl.cli._settings import build_parser, parse
-    from hgsl.common.tables import format_table
-    from hgsl.engine.evaluation import EvalOptions, evaluate_model
-    from hgsl.engine.parts.build import build_eval_set
-    from hgsl.engine.parts.run_images import images_of_run
-    from hgsl.engine.runtime import build_runtime
-
-    words = ["--config", str(Path(flags.run) / "config.yaml"), *(["--data.root", flags.root] if flags.root else [])]
-    config, _ = parse(build_parser(""), words)
-    runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
-    if config.data.test_share == 0:
-        print("\nno scores of the 8-bit weights: the run was trained on all of its images (data.test_share 0)")
-        return
-    images = images_of_run(config.data, Path(flags.run))
-    images.print_notes()
-    dataset = build_eval_set(config.data, images.manifest, model)
-    options = EvalOptions.of_training(config.eval, runtime)
-    scores = {name: evaluate_model(network, dataset, options).summary() for name, network in networks.items()}
-    first = next(iter(scores.values()))
-    print(f"\n{first['num_queries']:,} queries, {first['num_gallery']:,} images, {first['protocol']}, ", end="")
-    print(f"split {first['split_hash']}, in percent")
-    print(format_table(scores))
-
-
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    if data:
+        compare_int8(model, path, data, keep_slower=flags.keep_slower)
+    else:
+        networks: dict[str, Any] = {"PyTorch": model, "ONNX Runtime": OnnxEmbedder(path)}
+        print_latencies(latencies(networks, model.data_config["image_size"]))

@@ -65,7 +65,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
     ``auto`` is bfloat16 where the hardware supports it natively (AMX or AVX-512 BF16 on x86, BF16 on ARM, compute
     capability 8 and up on CUDA), float16 on older CUDA devices (the caller then needs a gradient scaler), and float32
-    elsewhere: without native support, bfloat16 on a CPU can be hundreds of times slower than float32.
+    elsewhere: without native support, bfloat16 on a CPU can be hundreds of times slower than float32. A run also
+    considers its network: see ``hgsl.engine.runtime``.
 
     Raises:
         InputError: The name is unknown, or float16 or tf32 is asked for on a CPU.
@@ -99,6 +100,11 @@ def cpu_has_amx() -> bool:
     On these processors, the float32 products of torch were measured to outrun those of FAISS, too.
     """
     return _cpu_has("amx_bf16")
+
+
+def cpu_has_int8() -> bool:
+    """Whether this processor has 8-bit dot products, of which the sums do not overflow."""
+    return _cpu_has("avx512_vnni", "avx_vnni", "dot", "i8mm")
 
 
 def _cpu_has(*names: str) -> bool:

@@ -1,8 +1,9 @@
 """Export of trained embedders to other runtimes, verified against PyTorch."""
 
-from hgsl.export.formats import EXTENSIONS, export_model, quantize
+from hgsl.export.formats import EXTENSIONS, export_model
 from hgsl.export.measure import TOLERANCE, latencies, parity
 from hgsl.export.metadata import describe
+from hgsl.export.quantization import quantize, quantize_static
 from hgsl.export.session import OnnxEmbedder
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "latencies",
     "parity",
     "quantize",
+    "quantize_static",
 ]

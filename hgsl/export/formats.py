@@ -1,11 +1,8 @@
-"""Export formats: ONNX, 8-bit ONNX and torch.export files, which take batches of any size."""
+"""Export formats: ONNX and torch.export files, which take batches of any size."""
 
 import copy
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +13,7 @@ from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
 from hgsl.export.measure import TOLERANCE, parity
+from hgsl.export.quiet import quiet
 from hgsl.export.session import INPUT, OUTPUT, OnnxEmbedder
 from hgsl.models import Embedder
 
@@ -52,7 +50,7 @@ def export_model(
     model, image_size = copy.deepcopy(model).cpu().eval(), model.data_config["image_size"]
     with atomic_path(path) as temporary:
         try:
-            with _quiet():
+            with quiet():
                 exported = (_to_onnx if format == "onnx" else _to_program)(model, temporary, image_size)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise InputError(f"cannot export this model to {format}: {first_line(error)}") from error
@@ -94,24 +92,6 @@ def check_path(path: str | Path, format: str) -> None:
         raise InputError(f"{path} has the extension of another format than {format}, whose files end in {extension}")
 
 
-def quantize(source: str | Path, path: str | Path) -> None:
-    """Writes the ONNX file ``source`` with 8-bit weights; activations are quantized dynamically.
-
-    The file is smaller, but often slower on processors without 8-bit instructions (VNNI, or ARM's dot product).
-    Embeddings change, so measure speed and scores before use.
-
-    Raises:
-        InputError: The extra is missing.
-        OSError: The path cannot be written, or the disk is full.
-    """
-    require("export", "8-bit quantization")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with atomic_path(path) as temporary, _quiet():
-        # Unsigned: ONNX Runtime's CPU kernels have no convolution with signed 8-bit weights.
-        quantize_dynamic(str(source), str(temporary), weight_type=QuantType.QUInt8, per_channel=True)
-
-
 def _to_onnx(model: nn.Module, path: Path, image_size: int) -> OnnxEmbedder:
     torch.onnx.export(
         model,
@@ -138,16 +118,3 @@ def _to_program(model: nn.Module, path: Path, image_size: int) -> Callable[[Tens
 def _example(image_size: int) -> Tensor:
     """Returns a batch of two images: exporters would specialize the graph to a batch size of one."""
     return torch.zeros(2, 3, image_size, image_size)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the progress messages and warnings of exporters."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

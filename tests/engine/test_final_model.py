@@ -68,7 +68,7 @@ def test_8_bit_weights_of_a_final_model_have_no_scores(
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--train.epochs", "1"]
     assert train.main([*words, "--data.test_share", "0"]) == 0
     assert export.main(["out", "--format", "onnx", "--int8"]) == 0
-    assert "no scores of the 8-bit weights" in capsys.readouterr().out
+    assert "no scores of the 8-bit files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", ["zero-shot", "closed-set", "query-gallery"])

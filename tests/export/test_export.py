@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hgsl.cli import export, train
+from hgsl.cli import _int8, export, train
 from hgsl.common import extras
 from hgsl.common.errors import InputError
-from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity, quantize
+from hgsl.export import TOLERANCE, OnnxEmbedder, export_model, latencies, parity, quantize, quantize_static
 from hgsl.export.metadata import describe
 from hgsl.models import create_embedder, save_embedder
 from hgsl.models.storage.description import Description
@@ -192,7 +192,10 @@ def test_metadata_and_model_card_state_the_square_resize_of_models_that_squash_i
 
 @pytest.mark.slow
 def test_int8_reports_its_scores_on_the_data_of_the_run(
-    photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photo_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = photo_folder()
     words = ["--config", str(Path(train.__file__).parents[1] / "configs/folder.yaml"), "--data.root", str(root)]
@@ -203,15 +206,40 @@ def test_int8_reports_its_scores_on_the_data_of_the_run(
     score = json.loads((tmp_path / "run/report.json").read_text())["after"]
     root.rename(tmp_path / "moved")
     capsys.readouterr()
-    assert export.main([str(tmp_path / "run"), "--int8", "--root", str(tmp_path / "moved")]) == 0
+    words = [str(tmp_path / "run"), "--int8", "--root", str(tmp_path / "moved")]
+    assert export.main([*words, "--keep-slower"]) == 0
     printed = capsys.readouterr().out
-    assert (tmp_path / "run/model.int8.onnx").stat().st_size < (tmp_path / "run/model.onnx").stat().st_size
+    files = [tmp_path / "run" / f"model{suffix}.onnx" for suffix in ("", ".int8", ".int8-dynamic")]
+    for file in files[1:]:
+        assert file.stat().st_size < files[0].stat().st_size
+        assert f"written: {file}" in printed
     assert f"split {score['split_hash']}" in printed
     table = printed[printed.index("split") :].splitlines()
-    rows = {line.split("  ")[0]: line.split()[-1] for line in table if "ytorch" in line.lower() or "ONNX" in line}
-    assert set(rows) == {"PyTorch", "ONNX Runtime", "ONNX Runtime, int8"}
+    rows = {line.split("  ")[0]: line.split()[-1] for line in table if line.startswith(("PyT", "ONNX", "8 b"))}
+    assert set(rows) == {"PyTorch", "ONNX Runtime", "8 bits, static", "8 bits, dynamic"}
     assert float(rows["PyTorch"]) == pytest.approx(100 * score["map@r"], abs=0.01)
     assert "milliseconds per batch" in printed
+
+    slow = {"PyTorch": 1.0, _int8.FLOAT: 1.0, _int8.STATIC: 0.9, _int8.DYNAMIC: 1.1}
+    monkeypatch.setattr(_int8, "latencies", lambda *_: {name: {1: time, 16: 2 * time} for name, time in slow.items()})
+    assert export.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "model.int8.onnx" in printed
+    assert "takes 90% (batch 1), 90% (batch 16) of the time of the float32 file" in printed
+    assert "not kept: model.int8-dynamic.onnx takes 110% (batch 1)" in printed
+    assert [file.is_file() for file in files] == [True, True, False]
+
+
+def test_static_quantization_keeps_the_directions_of_calibrated_images(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_embedder("test_resnet", weights="none", image_size=48).eval()
+    export_model(model, tmp_path / "model.onnx", batch_sizes=(2,))
+    images = torch.randn(12, 3, 48, 48)
+    quantize_static(tmp_path / "model.onnx", tmp_path / "int8.onnx", images[:8].split(3))
+    with torch.inference_mode():
+        similarity = (OnnxEmbedder(tmp_path / "int8.onnx")(images[8:]) * model(images[8:])).sum(dim=1)
+    assert 0.9 < similarity.min() < 0.999999  # 8 bits, and not the float32 network
+    assert b"QuantizeLinear" in (tmp_path / "int8.onnx").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +249,7 @@ def test_int8_reports_its_scores_on_the_data_of_the_run(
         (["RUN", "--push", "me/x"], "--push belongs to --format hub"),
         (["RUN", "--int8"], "has no config.yaml"),
         (["RUN", "--root", "x"], "give both"),
+        (["RUN", "--keep-slower"], "--keep-slower keeps files of --int8: give both"),
         (["RUN", "--int8", "--root", "absent"], "has no config.yaml"),
         (["RUN", "--format", "hub", "--license", ""], "--license is empty"),
         (["RUN", "--out", ""], "--out is empty"),
