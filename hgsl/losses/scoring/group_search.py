@@ -47,8 +47,8 @@ def search_by_groups(x: Tensor, centers: Tensor, k: int) -> tuple[Tensor, Tensor
 
     maxima, norms = group_maxima(x.contiguous(), centers)
     groups = maxima.topk(min(k + FURTHER, maxima.shape[1]), dim=1, sorted=False).indices  # (B, m)
-    places = cosines_of_groups(x.contiguous(), centers, groups).topk(k, dim=1).indices
-    rows = groups.gather(1, places // GROUP) * GROUP + places % GROUP
+    positions = cosines_of_groups(x.contiguous(), centers, groups).topk(k, dim=1).indices
+    rows = groups.gather(1, positions // GROUP) * GROUP + positions % GROUP
     return rows, torch.stack(norms.aminmax())
 
 

@@ -87,13 +87,13 @@ def _group_maxima(
     squares = tl.zeros((TILE_CENTERS,), dtype=tl.float32)
     row_starts = rows.to(tl.int64) * dimensions
     for start in range(0, dimensions, TILE_DIMENSIONS):
-        places = start + tl.arange(0, TILE_DIMENSIONS)
-        inside = places[None, :] < dimensions
+        components = start + tl.arange(0, TILE_DIMENSIONS)
+        inside = components[None, :] < dimensions
         center = tl.load(
-            centers + row_starts[:, None] + places[None, :], mask=(rows[:, None] < count) & inside, other=0.0
+            centers + row_starts[:, None] + components[None, :], mask=(rows[:, None] < count) & inside, other=0.0
         )
-        offsets = columns[None, :] * dimensions + places[:, None]
-        present = (columns[None, :] < batch) & (places[:, None] < dimensions)
+        offsets = columns[None, :] * dimensions + components[:, None]
+        present = (columns[None, :] < batch) & (components[:, None] < dimensions)
         x_high = tl.load(high + offsets, mask=present, other=0.0).to(OPERAND)
         x_low = tl.load(low + offsets, mask=present, other=0.0).to(OPERAND)
         squares += tl.sum(center * center, axis=1)
@@ -131,10 +131,10 @@ def _cosines_of_groups(
     products = tl.zeros((GROUP,), dtype=tl.float32)
     squares = tl.zeros((GROUP,), dtype=tl.float32)
     for start in range(0, dimensions, TILE_DIMENSIONS):
-        places = start + tl.arange(0, TILE_DIMENSIONS)
-        values = tl.load(x + embedding * dimensions + places, mask=places < dimensions, other=0.0)
-        present = (rows[:, None] < count) & (places[None, :] < dimensions)
-        center = tl.load(centers + rows[:, None] * dimensions + places[None, :], mask=present, other=0.0)
+        components = start + tl.arange(0, TILE_DIMENSIONS)
+        values = tl.load(x + embedding * dimensions + components, mask=components < dimensions, other=0.0)
+        present = (rows[:, None] < count) & (components[None, :] < dimensions)
+        center = tl.load(centers + rows[:, None] * dimensions + components[None, :], mask=present, other=0.0)
         products += tl.sum(center * values[None, :], axis=1)
         squares += tl.sum(center * center, axis=1)
     norm = tl.sqrt(squares)
