@@ -105,7 +105,20 @@ def test_no_process_remains(tmp_path, run, photos, number):
     os.mkfifo(pipe)
     words = ["--images", photos, "--checkpoint", run, "--out", tmp_path / "index"]
     command = [sys.executable, "-c", SCRIPT, *map(str, words)]
-    process = subprocess.Popen(command, env=environment(TMPDIR=str(tmp_path)), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(TMPDIR=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell starts tests without it
+    )
+    try:
+        check_end(process, pipe, number)
+    finally:
+        process.kill()
+
+
+def check_end(process, pipe, number):
     waiting = select.poll()
     for descriptor in (os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), os.pidfd_open(process.pid)):
         waiting.register(descriptor, select.POLLIN)
