@@ -156,7 +156,7 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         words += MINIATURE.get(name, "").split()
         if name in MINIATURE and ("flowers17" in line or "--config" not in line):
             words += DRAWN.split()
-        if name in MINIATURE and "--loss.name" not in words:
+        if name in MINIATURE and "--loss.name" not in words and "loss.top_k=" not in line:
             words += ["--loss.top_k", "2"]
     monkeypatch.setattr(sys, "argv", words)
     try:

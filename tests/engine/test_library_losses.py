@@ -118,11 +118,11 @@ def test_a_run_with_miner_and_memory_that_is_stopped_ends_in_the_same_weights(
 
     called, forward = [], Objective.forward
 
-    def until_the_fifth_step(self: Objective, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def until_the_fifth_step(self: Objective, embeddings: Tensor, *others: Tensor | None) -> Tensor:
         called.append(len(embeddings))
         if len(called) == 2 + 5:  # two calls try the loss out
             signal.raise_signal(signal.SIGTERM)
-        return forward(self, embeddings, labels)
+        return forward(self, embeddings, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "forward", until_the_fifth_step)

@@ -197,11 +197,11 @@ def test_a_run_that_is_stopped_ends_in_the_same_weights(
     assert train.main([*words, "--run.dir", str(whole)]) == 0
     calls, forward = [], Objective.forward
 
-    def stop_at_the_fifth_step(self: Objective, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def stop_at_the_fifth_step(self: Objective, embeddings: Tensor, *others: Tensor | None) -> Tensor:
         calls.append(len(embeddings))
         if len(calls) == 5:
             signal.raise_signal(signal.SIGTERM)
-        return forward(self, embeddings, labels)
+        return forward(self, embeddings, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "forward", stop_at_the_fifth_step)

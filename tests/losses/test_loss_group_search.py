@@ -13,7 +13,7 @@ import torch
 from hgsl.losses.scoring.group_search import FURTHER, search_by_groups
 from hgsl.losses.scoring.kernels import GROUP, cosines_of_groups, group_maxima
 
-for batch, count, dimensions, k in ((3, 40, 7, 1), (140, 300, 70, 11), (2, 5, 3, 5), (1, 1000, 130, 64)):
+for batch, count, dimensions, k in ((3, 40, 7, 1), (130, 150, 33, 11), (2, 5, 3, 5)):
     torch.manual_seed(count)
     x = torch.nn.functional.normalize(torch.randn(batch, dimensions), dim=1)
     centers = torch.randn(count, dimensions) * torch.rand(count, 1) * 3
