@@ -1,5 +1,7 @@
 """Importing the package: threads, allocator, signal handlers and warnings of the process stay as they are."""
 
+import pytest
+
 from tests.helpers import run_code
 
 # The libraries come first: what they change is not ours.
@@ -41,6 +43,7 @@ print(len(names), None in loaded, [key for key in before if before[key] != after
 """
 
 
+@pytest.mark.slow
 def test_importing_every_module_changes_nothing_in_the_process() -> None:
     count, _, rest = run_code(CODE).strip().partition(" ")
     assert int(count) > 150

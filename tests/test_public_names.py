@@ -96,6 +96,7 @@ print(*(name for name in before if before[name] != after[name]), sep=", ")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="threads and files are read from Linux's /proc")
 @pytest.mark.parametrize(
     ("libraries", "imported"),

@@ -216,6 +216,7 @@ def python(*words: str, **options: object) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_resume_after_sigterm_ends_with_the_same_bits(photo_folder: Callable[..., Path]) -> None:
     """Stopped in the middle of an epoch, with warm optimizer, augmentation and batch norm in motion."""
     words = [*ON_FOLDER, "--data.root", str(photo_folder(images=8)), "--train.epochs", "9"]
@@ -295,6 +296,7 @@ def test_a_step_that_a_float16_scaler_skips_has_no_norm_to_log(
     assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_training_is_one_line(photo_folder: Callable[..., Path]) -> None:
     process = python(*[*ON_FOLDER, "--data.root", str(photo_folder())], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout

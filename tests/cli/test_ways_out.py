@@ -38,6 +38,7 @@ def _failing_script(in_tmp_path: Path) -> None:
     (in_tmp_path / "failing.py").write_text(FAILING)
 
 
+@pytest.mark.slow
 def test_an_unreadable_training_image(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder(size=200)
     for path in root.glob("*/02.jpg"):
@@ -69,6 +70,7 @@ def test_an_error_on_one_of_two_processes(photo_folder: Callable[..., Path]) -> 
     assert "Warning" not in errors
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_its_workers_and_unlocks_its_folder(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "500", stderr=subprocess.DEVNULL)
     assert process.stdout
@@ -81,6 +83,7 @@ def test_a_killed_process_ends_its_workers_and_unlocks_its_folder(photo_folder: 
         pass
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_stops_neither_the_run_nor_its_files(photo_folder: Callable[..., Path]) -> None:
     process = start(*WORDS, "--data.root", str(photo_folder()), "--train.epochs", "1")
     assert process.stdout

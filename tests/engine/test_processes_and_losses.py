@@ -158,6 +158,7 @@ def test_the_running_mean_is_what_is_saved(photo_folder: Callable[..., Path]) ->
     assert any(not torch.equal(plain[key], mean[key]) for key in plain)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_the_steps_since_the_last_save(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder(images=8)), "--train.epochs", "8", "--train.save_every", "2"]
     assert train.main([*words, "--run.dir", "whole"]) == 0
@@ -195,6 +196,7 @@ def test_a_finished_run_resumes_to_its_summary(
     assert "no run to resume in never" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

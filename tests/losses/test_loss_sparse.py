@@ -193,6 +193,7 @@ def test_parameter_groups_hold_each_parameter_once():
     optim.AdamW(parameter_groups(build(), 0.5))
 
 
+@pytest.mark.slow
 def test_a_sparse_step_gives_no_warning():
     """In a process of its own, since PyTorch warns once in a process."""
     code = (
