@@ -96,11 +96,11 @@ class _Graph:
         centers, alpha = (p.detach().requires_grad_(p.requires_grad) for p in (loss_fn.centers, loss_fn.alpha))
         self.inputs = self.embeddings, centers, alpha
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        random_state = random_state_of(device)
+        random_state = _generator_state(device)
         with beside(stream):
             self._compute(loss_fn)  # allocates what a capture must not
         self.launch = capture(lambda: self._compute(loss_fn), stream)
-        restore_random_state(random_state, device)
+        _set_generator_state(random_state, device)
 
     def _compute(self, loss_fn: CapturedLoss) -> None:
         with torch.enable_grad(), deferring(self.checks):
@@ -142,7 +142,7 @@ class _Replay(torch.autograd.Function):
         graph: _Graph,
         loss_fn: CapturedLoss,
     ) -> Tensor:
-        ctx.random_state = random_state_of(embeddings.device)
+        ctx.random_state = _generator_state(embeddings.device)
         value, ctx.gradients = graph.replay(embeddings, labels)
         ctx.save_for_backward(embeddings, centers, alpha, labels)
         ctx.loss_fn = loss_fn
@@ -163,11 +163,11 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """Returns the gradients from an ordinary call, which can be differentiated, with the same random numbers."""
     device = labels.device
-    now = random_state_of(device)
-    restore_random_state(random_state, device)
+    now = _generator_state(device)
+    _set_generator_state(random_state, device)
     embeddings, centers, alpha = inputs
     value = loss_fn.compute(embeddings, centers, alpha, labels)
-    restore_random_state(now, device)
+    _set_generator_state(now, device)
     needed = [tensor for tensor in inputs if tensor.requires_grad]
     gradients = iter(torch.autograd.grad(value, needed, grad_value, create_graph=True))
     return [next(gradients) if tensor.requires_grad else None for tensor in inputs]
@@ -192,12 +192,12 @@ def _scaled(gradient: Tensor, factor: Tensor | None) -> Tensor:
     return torch.sparse_coo_tensor(indices, values, gradient.shape, check_invariants=False)
 
 
-def random_state_of(device: torch.device) -> Tensor:
+def _generator_state(device: torch.device) -> Tensor:
     """Returns the state of torch's generator on ``device``, without waiting for it."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def restore_random_state(state: Tensor, device: torch.device) -> None:
+def _set_generator_state(state: Tensor, device: torch.device) -> None:
     """Sets the state of torch's generator on ``device``."""
     if device.type == "cuda":
         torch.cuda.set_rng_state(state, device)

@@ -103,8 +103,8 @@ class RunBatches(Sampler[list[Key]]):
         """The positions of the images without labels in the batch of a step."""
         if not self.unlabeled:
             return []
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        passes = (divmod(place, self.unlabeled) for place in places)
+        indices = range(step * self.batch_size, (step + 1) * self.batch_size)
+        passes = (divmod(index, self.unlabeled) for index in indices)
         return [len(self.labels) + int(_shuffled(self.unlabeled, self.seed, number)[row]) for number, row in passes]
 
 

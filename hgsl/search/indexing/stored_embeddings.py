@@ -110,12 +110,12 @@ def add_stored(
             for path in paths:
                 record, columns, vectors = read_part(path, FILE_COLUMNS)
                 _check_record(path, record, encoder)
-                found = [(position, wanted.pop(file)) for position, file in enumerate(files_of(columns))
-                         if file in wanted]  # fmt: skip
-                part = vectors[[position for position, _ in found]]
+                files = enumerate(files_of(columns))
+                wanted_rows = [(position, wanted.pop(file)) for position, file in files if file in wanted]
+                part = vectors[[position for position, _ in wanted_rows]]
                 _check_vectors(path, part, encoder)
-                update.upsert([row for _, row in found], part)
-                bar.update(len(found))
+                update.upsert([row for _, row in wanted_rows], part)
+                bar.update(len(wanted_rows))
     finally:
         update.flush()  # also after Ctrl-C
     return [row for row in rows if row.file in wanted]
