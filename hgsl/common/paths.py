@@ -2,7 +2,7 @@
 
 import os
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hgsl.common.errors import InputError
 
@@ -70,8 +70,7 @@ def is_inside(path: str) -> bool:
     >>> [is_inside(path) for path in ("a/b.jpg", "/etc/passwd", "a/../../b.jpg", "")]
     [True, False, False, False]
     """
-    posix_path = PurePosixPath(path)
-    return bool(path) and "\0" not in path and not posix_path.is_absolute() and ".." not in posix_path.parts
+    return bool(path) and "\0" not in path and not path.startswith("/") and ".." not in path.split("/")
 
 
 def relative_to_root(path: str, root: Path | str) -> str:
