@@ -4,15 +4,17 @@
     python benchmarks/search.py --rows 100000 --milvus http://127.0.0.1:19530     # a server too
 
 Vectors of 512 dimensions around 1,000 random centers take the place of embeddings, so that only the stores are timed.
-Each store runs in a process of its own, whose largest resident set is its memory; that of a Milvus server is not known.
-"add" and "delete" change 1,000 images and "add 1" a single one; what that wrote is counted in this process, so that it
-is 0 where another one writes. A query asks for the 10 nearest images of a vector near an indexed one, one at a time
-from each client thread. Recall@10 is against the products with all vectors. Ratios are to the folder with exact search
-of the same number of rows.
+Each store runs in a process of its own, whose largest resident set is its memory. Of a Milvus server on this machine,
+--milvus-folder and --milvus-process name its data and its process: growth of the files counts as disk, and its resident
+set at the end is added to the memory. "add" and "delete" change 1,000 images and "add 1" a single one; what they wrote
+is counted for stores of this process. A query asks for the 10 nearest images of a vector near an indexed one, one at a
+time from each client thread. Recall@10 is against the products with all vectors. Ratios are to the folder with exact
+search of the same number of rows.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -121,22 +123,31 @@ def bytes_written() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("wchar:")), 0)
 
 
-def measure(case: str, address: str, rows: int, width: int, queries: int) -> dict[str, float]:
-    """Measures one store, in this process."""
+def resident_bytes(process: int) -> int:
+    """The resident set of another process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
+
+
+def measure(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Measures one store, in this process; NaN is what cannot be measured."""
+    [rows], width, queries, is_server = options.rows, options.dimensions, options.queries, case == "milvus server"
     cells = max(1, 4 * round(rows**0.5))
     types = {"folder flat": "Flat", "folder IVF": f"IVF{cells},Flat nprobe={max(1, cells // 64)}"}
     record = {
         **{"root": "/photos", "labels": "folders", "model": MODEL, "dimensions": width, "columns": {"share": "number"}},
         "index_type": types.get(case, "FLAT"),
     }  # fmt: skip
-    folder, store, results = Path(address), open_store(address), {}
+    store, results = open_store(options.address), dict.fromkeys(COLUMNS, math.nan)
+    folder = options.milvus_folder if is_server else Path(options.address)
+    empty = bytes_in(folder) if is_server and folder else 0
     results["build s"] = seconds_of(lambda: update(store, record, range(rows), [], width))
-    before = bytes_in(folder)
+    before = bytes_written()
     results["add s"] = seconds_of(lambda: update(store, record, range(rows, rows + CHANGED), [], width))
-    results["add wrote MB"] = (bytes_in(folder) - before) / 1e6
+    results["add wrote MB"] = math.nan if is_server else (bytes_written() - before) / 1e6
     before, last = bytes_written(), rows + CHANGED
     results["add 1 s"] = seconds_of(lambda: update(store, record, range(last, last + 1), [], width))
-    results["add 1 wrote KB"] = (bytes_written() - before) / 1e3
+    results["add 1 wrote KB"] = math.nan if is_server else (bytes_written() - before) / 1e3
     gone = [path_of(number) for number in range(CHANGED)]
     results["delete s"] = seconds_of(lambda: update(store, record, range(0), gone, width))
     start = time.perf_counter()
@@ -155,8 +166,11 @@ def measure(case: str, address: str, rows: int, width: int, queries: int) -> dic
     nearest = nearest_paths(asked[:100], range(CHANGED, last + 1), width)
     shares = [len({hit.path for hit in one} & other) / DEPTH for one, other in zip(hits, nearest, strict=True)]
     results["recall@10"] = float(np.mean(shares))
-    results["disk MB"] = bytes_in(folder) / 1e6
-    results["memory MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if folder:
+        results["disk MB"] = (bytes_in(folder) - empty) / 1e6
+    if options.milvus_process or not is_server:
+        server = resident_bytes(options.milvus_process) if is_server else 0
+        results["memory MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + server / 2**20
     return results
 
 
@@ -168,6 +182,8 @@ def run_case(case: str, rows: int, options: argparse.Namespace) -> dict[str, flo
             address = f"{options.milvus}#benchmark_{os.getpid()}_{rows}"
         words = ["--case", case, "--address", address, "--rows", str(rows)]
         words += ["--dimensions", str(options.dimensions), "--queries", str(options.queries)]
+        for flag, value in (("folder", options.milvus_folder), ("process", options.milvus_process)):
+            words += [] if value is None else [f"--milvus-{flag}", str(value)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(CLONE), os.environ.get("PYTHONPATH", "")])}
         command = [sys.executable, str(Path(__file__).resolve()), *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -180,15 +196,17 @@ def table(results: Mapping[str, Mapping[str, float] | None]) -> Iterator[str]:
     yield f"| store | {' | '.join(COLUMNS)} |"
     yield "|---|" + "---:|" * len(COLUMNS)
     for case, values in results.items():
-        cells = (
-            ["failed"] * len(COLUMNS) if values is None else [COLUMNS[name].format(values[name]) for name in COLUMNS]
-        )
+        cells = [
+            "failed" if values is None else "" if math.isnan(values[name]) else COLUMNS[name].format(values[name])
+            for name in COLUMNS
+        ]
         yield f"| {case} | {' | '.join(cells)} |"
     first = next(iter(results.values()))
     for case, values in list(results.items())[1:]:
         if first is not None and values is not None:
-            ratios = [f"{values[name] / first[name]:.2f}" if first[name] else "" for name in COLUMNS]
-            yield f"| {case} / folder flat | {' | '.join(ratios)} |"
+            ratios = [values[name] / first[name] if first[name] else math.nan for name in COLUMNS]
+            cells = ["" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios]
+            yield f"| {case} / folder flat | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -198,12 +216,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000, help="Queries per measurement.")
     parser.add_argument("--stores", nargs="+", choices=CASES, default=CASES[:3], help="Stores to measure.")
     parser.add_argument("--milvus", metavar="URI", help="Address of a Milvus server, which is then measured too.")
+    parser.add_argument("--milvus-folder", type=Path, help="Data folder of the server, on this machine.")
+    parser.add_argument("--milvus-process", type=int, metavar="PID", help="Process of the server, on this machine.")
     parser.add_argument("--folder", type=Path, help="Folder of the indexes; by default a temporary one.")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(measure(options.case, options.address, options.rows[0], options.dimensions, options.queries)))
+        print(json.dumps(measure(options.case, options)))
         return
     print(
         f"{platform.machine()}, {os.cpu_count()} processors, {options.dimensions} dimensions, {options.queries} queries"

@@ -95,3 +95,19 @@ def test_the_benchmark_of_a_gpu_in_miniature() -> None:
         assert line in result.stdout
     assert "All checks passed" in result.stdout
     assert "| hgsl |" in result.stdout, "the training table"
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_stores_in_miniature() -> None:
+    pytest.importorskip("milvus_lite", reason="milvus-lite is not installed: pip install 'hgsl[milvus]'")
+    stores = ("folder flat", "folder IVF", "milvus-lite")
+    words = ["--rows", "1500", "--dimensions", "8", "--queries", "8", "--stores", *stores]
+    result = launch(ROOT / "benchmarks" / "search.py", *words)
+    assert result.returncode == 0, result.stderr
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in result.stdout.splitlines() if line[:1] == "|"}
+    columns = rows["| store"]
+    for name in stores:
+        values = dict(zip(columns, rows[f"| {name}"], strict=True))
+        assert float(values["recall@10"]) > 0.9
+        assert 0 < float(values["add 1 wrote KB"]) < 100
+    assert {"| folder IVF / folder flat", "| milvus-lite / folder flat"} < rows.keys()

@@ -3,6 +3,10 @@
 import io
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +17,15 @@ from torch.utils.data import DataLoader
 
 from hgsl.cli.prepare_dataset import main
 from hgsl.common.errors import InputError
+from hgsl.common.files import locked
 from hgsl.common.images import read_image
 from hgsl.common.transforms import eval_transform
 from hgsl.data import RetrievalDataset, build_dataset, list_images, load_manifest
 from hgsl.data.audit import audit
 from hgsl.data.files import parquet_images
-from hgsl.data.files.parquet_writer import write_parquet
+from hgsl.data.files.parquet_writer import LOCK, write_parquet
 from hgsl.data.run_split import record_of, restore
-from tests.helpers import fails
+from tests.helpers import environment, fails
 
 pyarrow = pytest.importorskip("pyarrow", reason="extra [parquet] is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="extra [parquet] is not installed")
@@ -222,7 +227,46 @@ def test_wrong_columns_and_a_folder_without_files_are_refused(folder: Path, tmp_
         list_images("parquet", folder)
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_files_without_rows_are_passed_over_and_other_columns_refused(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"image": {"bytes": image_bytes(number), "path": f"{number}.png"}, "label": "ab"[number % 2]}
+        for number in range(4)
+    ]
+    write_rows(tmp_path / "p/1.parquet", rows)
+    pq.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), tmp_path / "p/0.parquet")
+    assert len(list_images("parquet", tmp_path / "p")) == 4
+    write_rows(tmp_path / "p/2.parquet", [{"image": image_bytes(5), "label": "a"}])
+    with pytest.raises(InputError, match=r"2.parquet stores images in another way than .*1.parquet"):
+        list_images("parquet", tmp_path / "p")
+    write_rows(tmp_path / "p/2.parquet", [{"image": {"bytes": image_bytes(5), "path": "5.png"}}])
+    with pytest.raises(InputError, match=r"unknown label_column of .*2.parquet 'label'"):
+        list_images("parquet", tmp_path / "p")
+    for name in ("1", "2"):
+        (tmp_path / f"p/{name}.parquet").unlink()
+    with pytest.raises(InputError, match="have no rows"):
+        list_images("parquet", tmp_path / "p")
+
+
+def test_what_a_killed_conversion_has_left_is_removed(folder: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from hgsl.data import load_manifest\n"
+        "from hgsl.data.files import parquet_writer\n"
+        "parquet_writer._write_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "parquet_writer.write_parquet(load_manifest('folder', Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, folder, tmp_path / "out"], env=environment())
+    assert done.returncode == -signal.SIGKILL
+    [left] = tmp_path.glob(".out.*")
+    with locked(left / LOCK, "it is being written"):  # as if it were still running
+        write_parquet(load_manifest("folder", folder), tmp_path / "out")
+    assert left.exists()
+    shutil.rmtree(tmp_path / "out")
+    write_parquet(load_manifest("folder", folder), tmp_path / "out")
+    assert not left.exists()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.parquet"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_image_folders_with_metadata(tmp_path: Path, kind: str) -> None:
     for split, labels in (("train", "aabb"), ("test", "ccdd")):
         (tmp_path / split).mkdir()
@@ -231,7 +275,10 @@ def test_image_folders_with_metadata(tmp_path: Path, kind: str) -> None:
         rows = [{"file_name": f"{number}.png", "species": label} for number, label in enumerate(labels)]
         lines = ["file_name,species", *(",".join(row.values()) for row in rows)]
         text = "\n".join(map(json.dumps, rows) if kind == "jsonl" else lines)
-        (tmp_path / split / f"metadata.{kind}").write_text(text)
+        if kind == "parquet":
+            write_rows(tmp_path / split / "metadata.parquet", rows)
+        else:
+            (tmp_path / split / f"metadata.{kind}").write_text(text)
     manifest = load_manifest("imagefolder", tmp_path, label_column="species")
     assert manifest.subset("train").paths == tuple(f"train/{number}.png" for number in range(4))
     assert [manifest.class_names[label] for label in manifest.subset("test").labels] == list("ccdd")
@@ -240,3 +287,6 @@ def test_image_folders_with_metadata(tmp_path: Path, kind: str) -> None:
         load_manifest("imagefolder", tmp_path)
     with pytest.raises(FileNotFoundError, match="the data set imagefolder reads"):
         load_manifest("parquet", tmp_path)
+    (tmp_path / "test/metadata.jsonl").write_bytes(b'{"file_name": "0.png", "species": "caf\xe9"}')
+    with pytest.raises(InputError, match=r"metadata.jsonl, line 1: not a JSON object in UTF-8"):
+        load_manifest("imagefolder", tmp_path, label_column="species")

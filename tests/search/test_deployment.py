@@ -30,23 +30,27 @@ def commands(value: Any) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_the_commands_of_an_example_are_accepted(path):
-    [words] = commands(documents(path))
-    assert words[:3] == ["hgsl", "search", "serve"]
-    options = search._parser().parse_args(words[2:])
-    assert (options.host, options.index) == ("0.0.0.0", ["http://milvus:19530#photos"])
+def test_the_commands_of_an_example_are_accepted_and_name_one_index(path):
+    words = {command[2]: command for command in commands(documents(path))}
+    assert words.keys() == {"index", "serve"}
+    options = {name: search._parser().parse_args(command[2:]) for name, command in words.items()}
+    assert options["serve"].host == "0.0.0.0"
+    assert options["serve"].index == [options["index"].uri] == ["http://milvus:19530#photos"]
+    assert options["serve"].checkpoint == options["index"].checkpoint == "/model"
 
 
 def test_compose_names_its_volumes_and_services():
     [compose] = documents(ROOT / "docs/deploy/compose.yaml")
     services = compose["services"]
-    assert set(services["search"]["depends_on"]) <= set(services)
+    for service in ("index", "search"):
+        assert set(services[service]["depends_on"]) <= set(services)
+    assert services["index"]["volumes"] == services["search"]["volumes"]
     named = {mount.split(":")[0] for one in services.values() for mount in one["volumes"] if mount[0] != "."}
     assert named == set(compose["volumes"])
 
 
 def test_kubernetes_selects_the_pods_and_probes_the_port_of_the_server():
-    deployment, service = documents(ROOT / "docs/deploy/kubernetes.yaml")
+    deployment, service, cron_job = documents(ROOT / "docs/deploy/kubernetes.yaml")
     template = deployment["spec"]["template"]
     labels = template["metadata"]["labels"]
     assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
@@ -55,5 +59,9 @@ def test_kubernetes_selects_the_pods_and_probes_the_port_of_the_server():
     assert service["spec"]["ports"][0]["targetPort"] == port == 8000
     for probe in ("readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": port}
-    volumes = {volume["name"] for volume in template["spec"]["volumes"]}
-    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    host = container["command"][container["command"].index("--allow-host") + 1]
+    assert host == service["metadata"]["name"]  # by which other pods reach the server
+    pods = [template["spec"], cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]]
+    for pod in pods:
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == volumes

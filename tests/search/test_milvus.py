@@ -1,10 +1,13 @@
 """An index in Milvus gives the results of a folder: in a local file, and on a real server where one can be started."""
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,9 +17,10 @@ from PIL import Image
 
 from hgsl.cli import search
 from hgsl.common.errors import InputError
+from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.search import SearchIndex
 from hgsl.search.encoder import Encoder
-from hgsl.search.milvus import snapshot, update
+from hgsl.search.milvus import schema, snapshot, states, update
 from hgsl.search.stores.address import split_address
 from tests.helpers import environment, fails
 from tests.search.test_folder_store import fake_model, without_numbers
@@ -28,7 +32,8 @@ CONDITIONS = [
     *(None, 'label == "rose"', 'label != "rose"', "not label == 'rose'", "label > 'p'", "label == ''"),
     *("year >= 2020", "year < 2020.5", "not year < 2020.5", "year != 2020", "year in [2019, 2021.5]"),
     *("year not in [2019]", "year <= -1e250", "size > 0 and time > 1e9", "path >= 'kind_03'"),
-    *("color == 'it\"s'", "color in ['ä', 'red'] and not (year > 2019 or label == '')", "color == ''"),
+    *("color == 'it\"s'", "color == 'a\\\\\nb'", "color != '\x01\u2028'", "color == '%'", "größe > 1", "größe != 2.5"),
+    *("color in ['ä', 'red'] and not (year > 2019 or label == '')", "color == ''"),
 ]
 SERVER = Path(__file__).with_name("milvus_server.py")
 
@@ -66,12 +71,10 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.slow)])
-def uri(request, tmp_path, monkeypatch):
+def uri(request, tmp_path):
     """The address of an index that does not exist yet."""
     if request.param == "file":
         return str(tmp_path / "index.db")
-    monkeypatch.setattr(update, "STALE_SECONDS", 0)
-    monkeypatch.setattr(snapshot, "DEFAULT_CONSISTENCY", "Strong")  # a test does not wait until writes are old
     return f"{request.getfixturevalue('server').uri}#t{abs(hash(str(tmp_path))):x}"
 
 
@@ -91,10 +94,12 @@ def opened():
 
 def write_table(path, photos, seed):
     generator = np.random.default_rng(seed)
-    lines = ["path,label,year,color"]
+    lines = ["path,label,year,color,größe"]
     for image in sorted(photos.rglob("*.jpg")):
-        cells = (["rose", "tulip", "oak", ""], ["2019", "2020", "2021.5", ""], ["red", '"it""s"', "ä", ""])
-        lines.append(",".join([str(image.relative_to(photos)), *(column[generator.integers(4)] for column in cells)]))
+        labels, years = ["rose", "tulip", "oak", ""], ["2019", "2020", "2021.5", ""]
+        cells = (labels, years, ["red", '"it""s"', "ä", '"a\\\nb"', ""], ["1", "2.5", ""])
+        chosen = [column[generator.integers(len(column))] for column in cells]
+        lines.append(",".join([str(image.relative_to(photos)), *chosen]))
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -159,7 +164,7 @@ def test_a_killed_run_shows_no_half_state_and_resumes(build, tmp_path, run, phot
         Image.new("RGB", (60, 50), (20 * number, 99, 9)).save(photos / f"kind_01/new{number}.jpg")
     script = (
         "import os, signal, sys; from hgsl.search import build_index; from hgsl.search.milvus import update\n"
-        "update.FLUSH_SECONDS = 0; update.STALE_SECONDS = 0\n"
+        "update.FLUSH_SECONDS = 0\n"
         "from hgsl.search.encoder import Encoder; vectors = Encoder.vectors; calls = []\n"
         "def killed(*arguments):\n"
         "    calls.append(1)\n"
@@ -192,9 +197,7 @@ def test_a_killed_run_shows_no_half_state_and_resumes(build, tmp_path, run, phot
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_server_that_was_restarted_gives_the_same_answers(build, tmp_path, run, photos, server, monkeypatch, how):
-    monkeypatch.setattr(update, "STALE_SECONDS", 0)
-    monkeypatch.setattr(snapshot, "DEFAULT_CONSISTENCY", "Strong")
+def test_a_server_that_was_restarted_gives_the_same_answers(build, tmp_path, run, photos, server, how):
     uri = f"{server.uri}#restarted_{how}"
     build(uri, photos, checkpoint=run)
     index = SearchIndex.open(uri, device="cpu")
@@ -226,6 +229,65 @@ def test_a_deletion_of_a_killed_run_is_undone(build, tmp_path, run, photos, monk
     assert index.search(index.vector(0), 1)[0][0].path == "kind_00/00.jpg"
 
 
+def test_rows_are_read_in_pages(build, tmp_path, run, photos, monkeypatch, opened, counted):
+    for module in (schema, snapshot):
+        monkeypatch.setattr(module, "PAGE", 5)
+    for number in range(7):
+        shutil.copy(photos / "kind_00/00.jpg", photos / f"kind_03/copy{number}.jpg")
+    folder, uri = tmp_path / "index", str(tmp_path / "index.db")
+    build(folder, photos, checkpoint=run)
+    build(uri, photos, checkpoint=run, milvus_index="HNSW M=8 efConstruction=64 ef=64")
+    shutil.rmtree(photos / "kind_01")
+    for number in range(12):
+        Image.new("RGB", (60, 50), (20 * number, 99, 9)).save(photos / f"kind_02/new{number}.jpg")
+    with monkeypatch.context() as context:
+        context.setattr(update.MilvusUpdate, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(uri, photos)
+    counted.clear()
+    report = build(uri, photos)
+    assert (report.new, report.dropped, report.unchanged, report.resumed) == (12, 4, 27, 12)
+    assert counted == []
+    build(folder, photos)
+    states = [opened(address).store.open() for address in (folder, uri)]
+    queries = open_vectors(np.random.default_rng(1).standard_normal((4, 16)).astype(np.float32))
+    one, other = (without_numbers(state.search_exactly(queries, 9)) for state in states)
+    assert one == other
+    assert states[0].labeled()[1] == states[1].labeled()[1]
+
+
+def test_rows_are_removed_when_no_reader_sees_them(build, tmp_path, run, photos, opened):
+    uri = str(tmp_path / "index.db")
+    build(uri, photos, checkpoint=run)
+    reader = opened(uri)
+    hits = reader.search(reader.vector(0), 24)
+    shutil.rmtree(photos / "kind_00")
+    build(uri, photos)
+    shutil.rmtree(photos / "kind_01")
+    build(uri, photos)
+    assert reader.search(reader.vector(0), 24) == hits  # of the state before the previous one
+    Image.new("RGB", (60, 50), "red").save(photos / "new.jpg")
+    build(uri, photos)
+    [answer] = reader.store._client.query("hgsl", filter="id >= 0", output_fields=["count(*)"])
+    assert answer["count(*)"] == 17 + 4  # without the images of kind_00, with those of kind_01
+
+
+def test_a_search_waits_for_rows_until_they_are_old(monkeypatch):
+    levels = []
+
+    class Client:
+        def query(self, *_, consistency_level, **__):
+            levels.append(consistency_level)
+            return []
+
+    record = {"label_counts": {}, "index_type": "FLAT", "images": 9, "next_id": 9}
+    state = snapshot.MilvusSnapshot(Client(), "http://host", "images", 1, record)
+    state.images([1])
+    monkeypatch.setattr(snapshot, "STALE_SECONDS", -1.0)
+    state.images([1])
+    assert levels == ["Strong", "Bounded"]
+
+
 def test_an_approximate_index_reports_its_overlap(build, tmp_path, run, photos, monkeypatch, opened):
     fake_model(monkeypatch)
     uri = str(tmp_path / "index.db")
@@ -240,7 +302,11 @@ def test_an_approximate_index_reports_its_overlap(build, tmp_path, run, photos, 
     assert without_numbers(other.search(query, 3)) == without_numbers(one.search(query, 3))
     other.store.close()
     assert build(uri, photos, milvus_index="FLAT").record["overlap"] is None
-    for index_type, message in (("HSNW", "unknown Milvus index 'HSNW'"), ("HNSW M=x", "such as nlist=1024")):
+    for index_type, message in (
+        ("HSNW", "unknown Milvus index 'HSNW'"),
+        (" ", "unknown Milvus index ''"),
+        ("HNSW M=x", "such as nlist=1024"),
+    ):
         with pytest.raises(InputError, match=message):
             build(uri, photos, milvus_index=index_type)
 
@@ -268,6 +334,24 @@ def test_one_process_writes_at_a_time(build, tmp_path, run, photos, monkeypatch)
     Image.new("RGB", (60, 50), "red").save(photos / "new.jpg")
     monkeypatch.setattr(Encoder, "vectors", second)
     assert build(uri, photos).images == 25
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_the_lease_of_a_killed_process_is_taken(build, tmp_path, run, photos, opened, is_ended):
+    uri = str(tmp_path / "index.db")
+    build(uri, photos, checkpoint=run)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    process = ended.pid if is_ended else os.getpid()  # another one has its number, as in a restarted container
+    lease = {"host": socket.gethostname(), "process": process, "started": "1", "token": "", "expires": time.time() + 60}
+    client = opened(uri).store._client
+    client.upsert("hgsl_states", [states._row(states.LEASE, states.LEASE, 1, json.dumps(lease))])
+    (photos / "kind_00/00.jpg").unlink()
+    assert build(uri, photos).images == 23
+    lease["host"] = "another"
+    client.upsert("hgsl_states", [states._row(states.LEASE, states.LEASE, 1, json.dumps(lease))])
+    with pytest.raises(InputError, match=f"process {process} on another is writing"):
+        build(uri, photos)
 
 
 def test_the_command_writes_to_milvus(tmp_path, run, photos, capsys, monkeypatch):

@@ -67,6 +67,8 @@ def test_and_binds_closer_than_or():
         ("label in 'rose'", "column 10: expected a list such as"),
         ("label in ['rose' 'tulip']", "column 18: expected ',' or '\\]'"),
         ("year >= 1e999", "column 9: the number is too large"),
+        ("year >= -1e300", "column 9: the number is too large"),
+        ("label == 'a\udcff'", "column 12: the condition is not UTF-8"),
         ("year >= 12x", "column 9: unexpected '12x'"),
         ("2020 <= year", "column 1: expected a field"),
         ("__import__('os').system('x')", 'column 17: unexpected "\\.system'),

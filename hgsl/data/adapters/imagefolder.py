@@ -5,18 +5,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hgsl.common.errors import InputError, nearest
+from hgsl.common.errors import InputError
+from hgsl.common.extras import require
 from hgsl.common.files import walk_files
+from hgsl.common.suggestions import nearest
+from hgsl.data.adapters.parquet_rows import read_parquet_rows
 from hgsl.data.adapters.rows import manifest_of_rows, split_of, with_protocol
 from hgsl.data.adapters.table import Row, read_labels, read_rows
+from hgsl.data.files.parquet_images import open_parquet
 from hgsl.data.manifest import SPLIT_NAMES, Manifest
 
-METADATA = ("metadata.csv", "metadata.jsonl")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # column
 
 
 def load(root: Path, label_column: str = "label", group_column: str | None = None) -> Manifest:
-    """Reads every ``metadata.csv`` and ``metadata.jsonl``: a column ``file_name``, a label, and the columns of ``csv``.
+    """Reads every ``metadata.csv``, ``.jsonl`` or ``.parquet``: a column ``file_name``, a label, and those of ``csv``.
 
     The split is in a column ``split``, or is that of the folder of the metadata file or of the image, such as
     ``train/metadata.csv``.
@@ -45,7 +49,7 @@ def load(root: Path, label_column: str = "label", group_column: str | None = Non
 
 def _read(table: Path, root: Path, label_column: str) -> Iterator[Row]:
     folder = table.parent.relative_to(root)
-    for row in read_rows(table, required=((FILE_NAME,), (label_column,))) if table.suffix == ".csv" else _lines(table):
+    for row in _rows(table, label_column):
         for column in (FILE_NAME, label_column):
             if column not in row:
                 close = nearest(column, row.values)
@@ -55,8 +59,18 @@ def _read(table: Path, root: Path, label_column: str) -> Iterator[Row]:
         yield replace(row, values={**row.values, "path": path, "label": row[label_column]})
 
 
+def _rows(table: Path, label_column: str) -> Iterator[Row]:
+    if table.suffix == ".csv":
+        yield from read_rows(table, required=((FILE_NAME,), (label_column,)))
+    elif table.suffix == ".parquet":
+        require("parquet", str(table))
+        yield from read_parquet_rows(table, open_parquet(table))
+    else:
+        yield from _lines(table)
+
+
 def _lines(table: Path) -> Iterator[Row]:
-    with table.open(encoding="utf-8") as file:
+    with table.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -64,7 +78,8 @@ def _lines(table: Path) -> Iterator[Row]:
                 values = json.loads(line)
                 yield Row({key: "" if value is None else str(value) for key, value in values.items()}, table, number)
             except (ValueError, RecursionError, AttributeError):
-                raise InputError(f"{table}, line {number}: not a JSON object: {line.strip():.60}") from None
+                shown = line.strip().decode(errors="backslashreplace")
+                raise InputError(f"{table}, line {number}: not a JSON object in UTF-8: {shown:.60}") from None
 
 
 def _splits(rows: Sequence[Row]) -> list[str]:

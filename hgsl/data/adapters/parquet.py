@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.extras import require
 from hgsl.common.files import walk_files
 from hgsl.common.paths import is_inside
+from hgsl.data.adapters.parquet_rows import read_parquet_rows
 from hgsl.data.adapters.rows import image_folder, manifest_of_rows, split_of, with_protocol
 from hgsl.data.adapters.table import BOX_COLUMNS, PATH_COLUMNS, Row, read_labels
 from hgsl.data.files.parquet_images import FINGERPRINT, ParquetImages, open_parquet
@@ -27,14 +28,6 @@ class _Columns(NamedTuple):
 
     content: str | None
     path: str | None
-
-
-@dataclass(frozen=True)
-class ParquetRow(Row):
-    """A row of a Parquet file; ``line`` is its number, from 0."""
-
-    def __str__(self) -> str:
-        return f"{self.table}, row {self.line}"
 
 
 def load(
@@ -65,12 +58,13 @@ def load(
             column; the message names the file and the row.
     """
     require("parquet", "the data set parquet")
-    files = _list_files(root)
-    opened = [open_parquet(file) for file in files]
-    columns = _find_columns(files[0], opened[0], image_column, label_column)
+    files, opened = _open_files(root)
+    columns = _same_columns(files, opened, image_column, label_column)
     class_names = _class_label_names(files, opened, label_column)
     wanted = [*COLUMNS, label_column, *filter(None, (columns.path, group_column))]
-    rows = [row for file, parquet in zip(files, opened, strict=True) for row in _read_rows(file, parquet, wanted)]
+    rows = [
+        row for file, parquet in zip(files, opened, strict=True) for row in read_parquet_rows(file, parquet, wanted)
+    ]
     rows = [replace(row, values={**row.values, "label": row.values.get(label_column, "")}) for row in rows]
     labeled = [number for number, row in enumerate(rows) if row["label"] not in UNLABELED]
     folder = root if root.is_dir() else root.parent
@@ -98,12 +92,34 @@ def _list_files(root: Path) -> list[Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"parquet: the data root {root.absolute()} does not exist")
     names = list(walk_files(root))
-    files = [path for path in names if path.suffix.lower() == ".parquet"]
+    files = [path for path in names if path.suffix.lower() == ".parquet" and path.stem != "metadata"]
     if not files:
         metadata = any(path.stem == "metadata" for path in names)
         hint = ": it has a metadata file, which the data set imagefolder reads" if metadata else ""
         raise FileNotFoundError(f"parquet: there is no .parquet file in {root.absolute()}{hint}")
     return files
+
+
+def _open_files(root: Path) -> tuple[list[Path], list[Any]]:
+    """The files that have rows."""
+    opened = {file: open_parquet(file) for file in _list_files(root)}
+    opened = {file: parquet for file, parquet in opened.items() if parquet.metadata.num_rows}
+    if not opened:
+        raise InputError(f"parquet: the files in {root.absolute()} have no rows")
+    return list(opened), list(opened.values())
+
+
+def _same_columns(files: Sequence[Path], opened: Sequence[Any], image_column: str, label_column: str) -> _Columns:
+    """The columns of all files.
+
+    Raises:
+        InputError: A column is missing, or two files store images in different ways.
+    """
+    columns = [_find_columns(*pair, image_column, label_column) for pair in zip(files, opened, strict=True)]
+    for file, other in zip(files, columns, strict=True):
+        if other != columns[0]:
+            raise InputError(f"{file} stores images in another way than {files[0]}: read them as two data sets")
+    return columns[0]
 
 
 def _find_columns(file: Path, parquet: Any, image_column: str, label_column: str) -> _Columns:
@@ -165,30 +181,6 @@ def _class_label(metadata: Mapping[bytes, bytes], column: str) -> list[str] | No
         return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
     except (LookupError, ValueError, TypeError):
         return None
-
-
-def _read_rows(file: Path, parquet: Any, columns: Sequence[str]) -> Iterator[ParquetRow]:
-    """The rows of a file as text, without the images."""
-    import pyarrow
-
-    names = parquet.schema_arrow.names
-    present = list(dict.fromkeys(name for name in columns if name in names or name.partition(".")[0] in names))
-    line = 0
-    try:
-        for batch in parquet.iter_batches(columns=present, use_threads=False):
-            values = [_values(batch, name) for name in present]
-            for row in zip(*values, strict=True):
-                yield ParquetRow(dict(zip(present, row, strict=True)), file, line)
-                line += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {str(error).splitlines()[0]}") from None
-
-
-def _values(batch: Any, name: str) -> list[str]:
-    top, _, part = name.partition(".") if name not in batch.schema.names else (name, "", "")
-    values = batch.column(top)
-    values = (values.field(part) if part else values).to_pylist()
-    return ["" if value is None else value if isinstance(value, str) else str(value) for value in values]
 
 
 def _labels(rows: Sequence[Row], class_names: list[str] | None) -> tuple[list[int], list[str]]:

@@ -1,5 +1,6 @@
 """Conversion of a data set to Parquet files, which the adapter ``parquet`` and Hugging Face ``datasets`` read."""
 
+import glob
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.common.extras import require
-from hgsl.common.files import atomic_path
+from hgsl.common.files import PARTIAL, atomic_path, locked
 from hgsl.common.locations import name_of, read_bytes
 from hgsl.common.progress import progress_bar
 from hgsl.data.adapters.table import BOX_COLUMNS
@@ -27,6 +29,7 @@ FILE_BYTES = 256 << 20  # of images in a file
 GROUP_BYTES = 1 << 20  # of images in a row group, which is what reading one image decodes
 READERS = 8  # threads
 PART = 64  # images that are read at a time
+LOCK = ".lock"  # of a folder that is being written
 
 
 def check_parquet_folder(folder: Path) -> None:
@@ -62,17 +65,27 @@ def write_parquet(
     """
     check_parquet_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    _remove_abandoned(folder)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PARTIAL, dir=folder.parent))
     try:
         groups, number = _row_groups(manifest, group_bytes), 0
-        for first in groups:
-            _write_file(staging / f"{number:05}.parquet", manifest, chain([first], groups), file_bytes)
-            number += 1
-        staging.chmod(0o777 & ~_umask())
-        os.replace(staging, folder)
+        with locked(staging / LOCK, f"another process is writing to {staging}"):
+            for first in groups:
+                _write_file(staging / f"{number:05}.parquet", manifest, chain([first], groups), file_bytes)
+                number += 1
+            staging.chmod(0o777 & ~_umask())
+            (staging / LOCK).unlink()
+            os.replace(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return number
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed conversions to the same folder have left; one that is running holds its lock."""
+    for staging in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+        with suppress(InputError, OSError), locked(staging / LOCK, "it is being written"):
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -85,7 +98,10 @@ def _row_groups(manifest: Manifest, group_bytes: int) -> Iterator[list[tuple[int
     """Yields lists of (row, encoded image), of about ``group_bytes`` each."""
     group: list[tuple[int, bytes]] = []
     size = 0
-    with ThreadPoolExecutor(READERS) as pool, progress_bar(total=len(manifest), unit="image") as bar:
+    with (
+        ThreadPoolExecutor(READERS) as pool,
+        progress_bar(log_lines=True, total=len(manifest), desc="converting", unit="image") as bar,
+    ):
         for start in range(0, len(manifest), PART):
             rows = range(start, min(start + PART, len(manifest)))
             for row, content in zip(rows, pool.map(lambda row: _content(manifest, row), rows), strict=True):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from tqdm import tqdm
 
 from hgsl.common.device import pick_device
 from hgsl.common.errors import InputError
 from hgsl.common.files import PARTIAL
+from hgsl.common.progress import progress_bar
 from hgsl.common.workers import end_with_parent
 from hgsl.evaluation.parts.part import Columns, Part, PartContent, write_part
 from hgsl.evaluation.parts.ray_session import ray_session
@@ -85,7 +85,7 @@ def embed_parts(
     with ray_session(cluster.address) as ray:
         resources = _resources(ray, cluster.device, len(parts))
         total = sum(map(len, parts))
-        with tqdm(total=total, desc="embedding", unit="image", disable=None if progress else True) as bar:
+        with progress_bar(shown=progress, log_lines=True, total=total, desc="embedding", unit="image") as bar:
             done = 0
             try:
                 for row in _results(ray, parts, embedder, folder.absolute(), record, cluster.device, resources):

@@ -1,12 +1,11 @@
 """Columns of the table of labels as values that conditions compare: numbers, or texts."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 from hgsl.data.adapters.table import PATH_COLUMNS
 from hgsl.search.stores.protocol import Value
-from hgsl.search.where.nodes import FIELDS, FieldType
+from hgsl.search.where.nodes import FIELDS, MAX_NUMBER, FieldType
 
 RESERVED = {"and", "or", "not", "in", "id", "vector"}  # words of conditions, and fields of a store
 MAX_TEXT = 10_000  # characters of a value
@@ -55,6 +54,6 @@ def _all_numbers(texts: Iterable[str]) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) < MAX_NUMBER
     except ValueError:
         return False

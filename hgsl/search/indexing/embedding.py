@@ -45,7 +45,7 @@ def embed_images(
     try:
         with (
             named_worker_errors(WORKER_ADVICE),
-            progress_bar(shown=progress, total=len(images), desc="indexing", unit="image") as bar,
+            progress_bar(shown=progress, log_lines=True, total=len(images), desc="indexing", unit="image") as bar,
         ):
             for items in loader:
                 batch = images[start : start + len(items)]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from hgsl.common.errors import InputError
 from hgsl.common.paths import is_inside, is_uri
+from hgsl.common.progress import progress_bar
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.evaluation.parts.part import AGAIN, list_parts, read_columns, read_part
 from hgsl.search.encoder import Encoder
@@ -106,7 +106,7 @@ def add_stored(
     """
     wanted = {row.file: row for row in rows}
     try:
-        with tqdm(total=len(rows), desc="indexing", unit="image", disable=None if progress else True) as bar:
+        with progress_bar(shown=progress, log_lines=True, total=len(rows), desc="indexing", unit="image") as bar:
             for path in paths:
                 record, columns, vectors = read_part(path, FILE_COLUMNS)
                 _check_record(path, record, encoder)

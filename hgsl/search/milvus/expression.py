@@ -1,16 +1,15 @@
 """Conditions as Milvus expressions.
 
 Table columns are dynamic fields with a prefix, so that none can be mistaken for another field. A missing text is stored
-as the empty string, a missing number as ``MISSING``, which each comparison of order excludes.
+as the empty string, a missing number as ``MISSING``, which no number of a table or of a condition equals.
 """
 
-import json
-
 from hgsl.search.stores.protocol import Value
-from hgsl.search.where.nodes import FIELDS, Both, Comparison, Condition, Not, Scalar
+from hgsl.search.where.nodes import FIELDS, MAX_NUMBER, Both, Comparison, Condition, Not, Scalar
 
 PREFIX = "c_"  # of the field of a table column
-MISSING = -1e300
+MISSING = -MAX_NUMBER
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
 def field_name(name: str) -> str:
@@ -53,4 +52,4 @@ def _comparison(field: str, operator: str, values: tuple[Scalar, ...]) -> str:
 
 
 def _literal(value: Scalar) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(float(value))
+    return f'"{value.translate(ESCAPES)}"' if isinstance(value, str) else repr(float(value))

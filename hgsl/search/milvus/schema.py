@@ -16,11 +16,12 @@ from hgsl.search.stores.protocol import ImageFile, ImageRow
 FLAT, METRIC = "FLAT", "IP"  # of unit vectors, this is the cosine similarity
 NEVER = 2**62  # ``until`` of a row that does not end
 MAX_TEXT = 65_535  # bytes of a text field
-BATCH = 1000  # rows per request
+BATCH = 1000  # rows per request that have vectors
+PAGE = 8192  # rows per request that have none
 MAX_LIMIT = 16_384  # results per request, a limit of Milvus
 INDEX_TYPES = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "DISKANN", "SCANN", "AUTOINDEX")
 SEARCH_PARAMETERS = ("ef", "nprobe", "search_list", "reorder_k")
-META_FIELDS = ["id", "path", "label", "size", "mtime", "model", "since", "until"]
+META_FIELDS = ["id", "path", "label", "size", "mtime", "until"]
 
 
 def index_parameters(index_type: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -29,7 +30,7 @@ def index_parameters(index_type: str) -> tuple[str, dict[str, Any], dict[str, An
     Raises:
         InputError: It is malformed, or the type is unknown.
     """
-    name, *words = index_type.split()
+    name, *words = index_type.split() or [""]
     if name not in INDEX_TYPES:
         raise InputError(f"unknown Milvus index {name!r}: use one of {', '.join(INDEX_TYPES)}")
     parameters: dict[str, Any] = {}
@@ -103,16 +104,38 @@ def image_row(entity: Mapping[str, Any], columns: Mapping[str, str]) -> ImageRow
     return ImageRow(file, entity["label"] or None, present)
 
 
-def scan(client: Any, collection: str, condition: str, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields all rows that satisfy an expression, in ranges of their numbers.
+def scan(
+    client: Any, collection: str, condition: str, fields: Sequence[str], numbers: range, size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields the rows that satisfy an expression, in pages of consecutive numbers.
 
     An iterator of Milvus would not see rows that were just written.
+
+    Args:
+        client: The connection.
+        collection: Of the images.
+        condition: The expression.
+        fields: To read.
+        numbers: Range of the numbers of the rows.
+        size: Numbers of a page.
     """
-    options: dict[str, Any] = {"consistency_level": "Strong"}
-    [answer] = client.query(collection, filter=condition, output_fields=["count(*)"], **options)
-    missing, start, size = answer["count(*)"], 0, BATCH if "vector" in fields else MAX_LIMIT // 2
+    for start in range(numbers.start, numbers.stop, size):
+        part = f"({condition}) and id >= {start} and id < {min(start + size, numbers.stop)}"
+        yield client.query(collection, filter=part, output_fields=list(fields), consistency_level="Strong")
+
+
+def scan_from(
+    client: Any, collection: str, condition: str, fields: Sequence[str], first: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields the rows that satisfy an expression from a number on, of which the last one is not known."""
+    [answer] = client.query(
+        collection,
+        filter=f"({condition}) and id >= {first}",
+        output_fields=["count(*)"],
+        consistency_level="Strong",
+    )
+    missing = answer["count(*)"]
     while missing > 0:
-        part = f"({condition}) and id >= {start} and id < {start + size}"
-        rows = client.query(collection, filter=part, output_fields=list(fields), **options)
-        missing, start = missing - len(rows), start + size
-        yield from rows
+        [rows] = scan(client, collection, condition, fields, range(first, first + PAGE), PAGE)
+        yield rows
+        missing, first = missing - len(rows), first + PAGE

@@ -1,6 +1,7 @@
 """A state of an index in Milvus: candidates come from Milvus, and are scored and ordered here."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,11 @@ from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import Floats, Vectors
 from hgsl.search.milvus.client import milvus_errors
 from hgsl.search.milvus.expression import expression_of
-from hgsl.search.milvus.schema import BATCH, FLAT, MAX_LIMIT, METRIC, index_parameters, scan
+from hgsl.search.milvus.schema import BATCH, FLAT, MAX_LIMIT, METRIC, PAGE, index_parameters, scan
 from hgsl.search.stores.protocol import Hit
 from hgsl.search.where.nodes import Both, Comparison, Condition
 
-DEFAULT_CONSISTENCY = "Bounded"  # a search may miss rows of the last seconds, and need not wait for them
+STALE_SECONDS = 6.0  # after which a "Bounded" search of a server sees a row: its tolerance for faster answers is 5
 MAX_READ = 1_000_000  # vectors that an exact search reads
 MARGIN = 16  # candidates beyond the requested ones
 WIDER = 4  # factor by which a further search increases the candidates
@@ -23,7 +24,7 @@ IMAGE_FIELDS = ["id", "path", "label"]
 
 
 class MilvusSnapshot:
-    """A state of an index in Milvus; it stays readable until the update after the next one.
+    """A state of an index in Milvus; it stays readable while it is the current state or the one before that.
 
     Args:
         client: The connection.
@@ -31,19 +32,21 @@ class MilvusSnapshot:
         collection: Of the images.
         state: Number of the state.
         record: Its settings.
-        consistency: ``Strong`` to see rows that were just written.
     """
 
-    def __init__(
-        self, client: Any, uri: str, collection: str, state: int, record: dict[str, Any], consistency: str | None = None
-    ) -> None:
+    def __init__(self, client: Any, uri: str, collection: str, state: int, record: dict[str, Any]) -> None:
         self.record: dict[str, Any] = record
         self.labels: Mapping[str, int] = record["label_counts"]
         name, _, self._search_parameters = index_parameters(record["index_type"])
         self.exact: bool = name == FLAT
         self._client, self._uri, self._collection = client, uri, collection
         self._visible = f"since <= {state} and until > {state}"
-        self._consistency = consistency or DEFAULT_CONSISTENCY
+        self._opened = time.monotonic()
+
+    @property
+    def _consistency(self) -> str:
+        """Of a request: ``Strong`` waits for the rows of the last seconds, which a state may have when it is opened."""
+        return "Bounded" if time.monotonic() - self._opened > STALE_SECONDS else "Strong"
 
     def __len__(self) -> int:
         return int(self.record["images"])
@@ -68,12 +71,11 @@ class MilvusSnapshot:
             raise InputError(f"exact search reads every vector from Milvus, at most {MAX_READ:,}")
         rows = queries.rows(slice(0, len(queries)))
         best: list[list[Hit]] = [[] for _ in range(len(rows))]
-        entities: list[dict[str, Any]] = []
-        for entity in scan(self._client, self._collection, self._filter(None), [*IMAGE_FIELDS, "vector"]):
-            entities.append(entity)
-            if len(entities) == BATCH:
-                best, entities = _merged(best, rows, entities, k), []
-        return _merged(best, rows, entities, k)
+        size = min(PAGE, max(1, ANSWER_BYTES // (4 * queries.width)))
+        with milvus_errors(self._uri):
+            for entities in self._pages(self._visible, [*IMAGE_FIELDS, "vector"], size):
+                best = _merged(best, rows, entities, k)
+        return best
 
     def count(self, where: Condition | None = None) -> int:
         """Returns the number of images that satisfy a condition."""
@@ -113,9 +115,8 @@ class MilvusSnapshot:
     def labeled(self) -> tuple[list[int], list[str]]:
         """Returns the numbers and the labels of the images that have one, in the order of their paths."""
         with milvus_errors(self._uri):
-            entities = list(
-                scan(self._client, self._collection, f'{self._visible} and label != ""', ["id", "path", "label"])
-            )
+            pages = self._pages(f'{self._visible} and label != ""', IMAGE_FIELDS, PAGE)
+            entities = [entity for page in pages for entity in page]
         entities.sort(key=lambda entity: entity["path"])
         return [entity["id"] for entity in entities], [entity["label"] for entity in entities]
 
@@ -154,6 +155,10 @@ class MilvusSnapshot:
             results.append(hits[:k])
         return results
 
+    def _pages(self, expression: str, fields: list[str], size: int) -> Iterator[list[dict[str, Any]]]:
+        """Reads the rows that satisfy an expression, ``size`` numbers at a time."""
+        return scan(self._client, self._collection, expression, fields, range(self.record["next_id"]), size)
+
     def _numbers(self, where: Condition | None, limit: int) -> list[int]:
         with milvus_errors(self._uri):
             entities = self._client.query(
@@ -185,8 +190,14 @@ class MilvusSnapshot:
 
 def _merged(best: list[list[Hit]], queries: Floats, entities: list[dict[str, Any]], k: int) -> list[list[Hit]]:
     """The k nearest of each query among its best so far and further images."""
-    pairs = zip(best, queries, strict=True)
-    return [sorted([*hits, *_scored(query, entities)], key=_order)[:k] for hits, query in pairs]
+    if not entities:
+        return best
+    scores = queries @ np.array([entity["vector"] for entity in entities], dtype=np.float32).T
+    least = np.partition(scores, -min(k, len(entities)), axis=1)[:, -min(k, len(entities)), None] - NOISE
+    return [
+        sorted([*hits, *_scored(query, [entities[number] for number in np.flatnonzero(near)])], key=_order)[:k]
+        for hits, query, near in zip(best, queries, scores >= least, strict=True)
+    ]
 
 
 def _scored(query: Floats, entities: list[dict[str, Any]]) -> list[Hit]:

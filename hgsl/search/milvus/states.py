@@ -8,6 +8,9 @@ import os
 import secrets
 import socket
 import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
@@ -34,19 +37,17 @@ def create_states(client: Any, collection: str) -> None:
 
 
 def current_state(client: Any, collection: str) -> int:
-    """The number of the current state, possibly a few seconds old; 0 if there is none."""
-    return max(_complete_states(client, collection, "Bounded"), default=0)
+    """The number of the current state; 0 if there is none."""
+    return max(_complete_states(client, collection, []), default=0)
 
 
 def read_state(client: Any, collection: str) -> tuple[int, dict[str, Any]]:
     """The number and the record of the current state; 0 and nothing if there is none."""
-    number = max(_complete_states(client, collection, "Strong"), default=0)
-    if not number:
+    states = _complete_states(client, collection, ["text"])
+    if not states:
         return 0, {}
-    rows = client.query(
-        collection + SUFFIX, filter=f"state == {number}", output_fields=["id", "text"], consistency_level="Strong"
-    )
-    record: dict[str, Any] = json.loads("".join(row["text"] for row in sorted(rows, key=lambda row: row["id"])))
+    number = max(states)
+    record: dict[str, Any] = json.loads("".join(row["text"] for row in states[number]))
     return number, record
 
 
@@ -59,15 +60,20 @@ def write_state(client: Any, collection: str, number: int, record: dict[str, Any
     client.delete(collection + SUFFIX, filter=f"state >= 0 and state < {number - 1}")
 
 
-def _complete_states(client: Any, collection: str, consistency: str) -> list[int]:
+def _complete_states(client: Any, collection: str, fields: Sequence[str]) -> dict[int, list[dict[str, Any]]]:
+    """Number -> rows, in order, of the states whose record is complete."""
     if not client.has_collection(collection + SUFFIX):
-        return []
+        return {}
     rows = client.query(
-        collection + SUFFIX, filter="state > 0", output_fields=["state", "parts"], consistency_level=consistency
+        collection + SUFFIX,
+        filter="state > 0",
+        output_fields=["id", "state", "parts", *fields],
+        consistency_level="Strong",
     )
-    expected = {row["state"]: row["parts"] for row in rows}
-    counts = {number: sum(row["state"] == number for row in rows) for number in expected}
-    return [number for number, count in counts.items() if count == expected[number]]
+    states: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["id"]):
+        states[row["state"]].append(row)
+    return {number: parts for number, parts in states.items() if len(parts) == parts[0]["parts"]}
 
 
 def _row(number: int, state: int, parts: int, text: str) -> dict[str, Any]:
@@ -87,7 +93,10 @@ class Lease:
 
     def __init__(self, client: Any, collection: str) -> None:
         self._client, self._name = client, collection + SUFFIX
-        self._holder = {"host": socket.gethostname(), "process": os.getpid(), "token": secrets.token_hex(8)}
+        self._holder = {
+            **{"host": socket.gethostname(), "process": os.getpid(), "started": _start_time(os.getpid())},
+            "token": secrets.token_hex(8),
+        }
         other = self._read()
         if other and other["expires"] > time.time() and not _is_dead(other):
             raise InputError(f"process {other['process']} on {other['host']} is writing to the index: wait until it "
@@ -123,12 +132,14 @@ class Lease:
 
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that no longer runs."""
-    if holder["host"] != socket.gethostname():
-        return False
+    is_here = holder["host"] == socket.gethostname()
+    return is_here and holder["started"] != _start_time(holder["process"])
+
+
+def _start_time(process: int) -> str | None:
+    """When a process was started, which tells it from a later one of the same number; None if it does not run."""
     try:
-        os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None if Path("/proc").is_dir() else ""  # without /proc, a lease only expires
+    return None if state == "Z" else fields[18]  # a zombie has ended

@@ -15,7 +15,6 @@ from hgsl.search.milvus.states import Lease, read_state, write_state
 from hgsl.search.stores.protocol import ImageFile, ImageRow, State
 
 FLUSH_SECONDS = 5.0  # between requests: the work that a crash can lose
-STALE_SECONDS = 6.0  # after which a search of a server sees rows: its tolerance for faster answers is 5
 
 
 class MilvusUpdate:
@@ -34,10 +33,12 @@ class MilvusUpdate:
         self._number, record = read_state(client, collection)
         self._columns: dict[str, str] = record.get("columns", {})
         self._next_id = record.get("next_id", 0)
+        self._ended_with: list[int] = record.get("ended", [0, 0])  # numbers of rows; see prepare()
         self._rows: dict[int, ImageRow] = {}  # of the previous state and of this update
         self._staged: dict[int, str] = {}  # rows that begin with the next state -> model
         self._ended: set[int] = set()  # rows that are marked to end with it
-        self._read_rows()
+        if client.has_collection(collection):
+            self._read_rows()
         self.previous: State | None = None
         if self._number:
             broken = {ImageFile(path, size, mtime): reason for path, size, mtime, reason in record["broken"]}
@@ -59,8 +60,8 @@ class MilvusUpdate:
         self._remove(foreign)
         if not self._client.has_collection(self._collection):
             schema.create_images(self._client, self._collection, record["dimensions"], index_type)
-        else:
-            self._client.delete(self._collection, filter=f"until <= {self._number}")  # no reader is so far behind
+        elif self._ended_with[0]:  # readers of the previous state do not see them, either
+            self._client.delete(self._collection, filter=f"until < {self._number}")
         same = self._columns == record["columns"]
         self._columns = dict(record["columns"])
         if not same:  # no row counts as equal: each needs the new columns, be they empty
@@ -118,16 +119,16 @@ class MilvusUpdate:
         self._record |= {
             "images": len(images),
             "next_id": self._next_id,
+            "ended": [self._ended_with[1], len(ending)],  # rows that end with the current state, and with this one
             "label_counts": dict(Counter(row.label for row in images if row.label is not None)),
             "broken": [[*file, reason] for file, reason in broken.items()],
         }
-        number = self._number + 1
-        return MilvusSnapshot(self._client, self._uri, self._collection, number, self._record, "Strong")
+        if not is_server(self._uri):  # which copies the vectors of rows that are not flushed for each request
+            self._client.flush(self._collection)
+        return MilvusSnapshot(self._client, self._uri, self._collection, self._number + 1, self._record)
 
     def publish(self, measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the record of the next state, when every search of a server sees its rows."""
-        if is_server(self._uri):
-            time.sleep(STALE_SECONDS)
+        """Writes the record of the next state."""
         self._lease.check()
         content = {"state": self._number + 1, **self._record, **measured}
         write_state(self._client, self._collection, self._number + 1, content)
@@ -139,16 +140,15 @@ class MilvusUpdate:
 
     def _read_rows(self) -> None:
         """Reads the images of the current state, and those that an interrupted update has left."""
-        if not self._client.has_collection(self._collection):
-            return
         fields = [*schema.META_FIELDS, *(schema.PREFIX + name for name in self._columns)]
-        for entity in schema.scan(self._client, self._collection, f"until > {self._number}", fields):
-            self._rows[entity["id"]] = schema.image_row(entity, self._columns)
-            self._next_id = max(self._next_id, entity["id"] + 1)
-            if entity["since"] > self._number:
-                self._staged[entity["id"]] = entity["model"]
-            if entity["until"] != schema.NEVER:
-                self._ended.add(entity["id"])
+        source, first = (self._client, self._collection, f"until > {self._number}"), self._next_id
+        for page in schema.scan(*source, fields, range(first), schema.PAGE):
+            self._rows |= {entity["id"]: schema.image_row(entity, self._columns) for entity in page}
+            self._ended |= {entity["id"] for entity in page if entity["until"] != schema.NEVER}
+        for page in schema.scan_from(*source, [*fields, "model"], first):
+            self._rows |= {entity["id"]: schema.image_row(entity, self._columns) for entity in page}
+            self._staged |= {entity["id"]: entity["model"] for entity in page}
+        self._next_id = max([first, *(number + 1 for number in self._staged)])
 
     def _remove(self, numbers: Sequence[int]) -> None:
         """Removes rows that no state has."""

@@ -12,6 +12,7 @@ FieldType = Literal["text", "number"]
 Scalar = str | float
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in"]
 
+MAX_NUMBER = 1e300  # numbers are smaller in magnitude, so that a store can mark missing ones
 FIELDS: dict[str, FieldType] = {"path": "text", "label": "text", "size": "number", "time": "number"}
 
 

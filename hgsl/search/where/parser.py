@@ -6,13 +6,12 @@ negation   = "not" negation | "(" condition ")" | comparison
 comparison = FIELD ("==" | "!=" | "<" | "<=" | ">" | ">=") VALUE | FIELD ["not"] "in" "[" VALUE {"," VALUE} "]"
 """
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
 from hgsl.common.errors import InputError
 from hgsl.common.suggestions import nearest
-from hgsl.search.where.nodes import Both, Comparison, Condition, FieldType, Not, Operator, Scalar
+from hgsl.search.where.nodes import MAX_NUMBER, Both, Comparison, Condition, FieldType, Not, Operator, Scalar
 from hgsl.search.where.tokens import Token, tokens_of
 
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
@@ -117,7 +116,7 @@ class _Parser:
             return self.expect("text", "", f"a text in quotes, since {field} is a text").text
         token = self.expect("number", "", f"a number, since {field} is a number")
         number = float(token.text)
-        if not math.isfinite(number):
+        if not abs(number) < MAX_NUMBER:
             raise self.error("the number is too large", token)
         return number
 

@@ -37,10 +37,12 @@ def tokens_of(condition: str) -> list[Token]:
     """Splits a condition into tokens; the last one is ``end``.
 
     Raises:
-        InputError: It is too long, or a character or an unclosed quote begins no token.
+        InputError: It is too long or not UTF-8, or a character or an unclosed quote begins no token.
     """
     if len(condition) > MAX_LENGTH:
         raise InputError(f"where: the condition has {len(condition):,} characters, at most {MAX_LENGTH:,} are allowed")
+    if (error := re.search("[\ud800-\udfff]", condition)) is not None:  # a command line has them for other bytes
+        raise InputError(f"where, column {error.start() + 1}: the condition is not UTF-8")
     tokens: list[Token] = []
     position = 0
     while not tokens or tokens[-1].kind != "end":
