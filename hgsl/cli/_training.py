@@ -56,6 +56,8 @@ def read(
     extend = getattr(flags, "extend", False)  # of hgsl train
     if flags.resume and flags.overwrite:
         raise InputError("--resume continues the run in the folder, --overwrite replaces it: give one of the two")
+    if flags.resume and getattr(flags, "dry_run", False):  # not of hgsl tune
+        raise InputError("--dry-run estimates a whole training: leave out --resume")
     if extend and (flags.resume or flags.overwrite):
         raise InputError("--extend trains a finished run on, --resume an interrupted one, --overwrite starts: give one")
     folder = Path(config.run.dir or Path("runs") / name_of_run(list(map(str, flags.config))))
@@ -81,4 +83,32 @@ def run_engine(engine: Engine, config: Any, folder: Path, flags: jsonargparse.Na
         return stopped.exit_code
     if not flags.quiet:
         print(f"\nrun folder: {folder}")
+    return 0
+
+
+def add_dry_run(parser: jsonargparse.ArgumentParser) -> None:
+    """Adds ``--dry-run``, which :func:`run_dry` does."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print splits, steps, and time and memory as estimated from two measured steps, and write nothing.",
+    )
+
+
+def run_dry(
+    build: Callable[..., Any], config: Any, folder: Path, flags: jsonargparse.Namespace, *, runs: int = 1
+) -> int:
+    """Prints the estimate of a run, or of several, and returns the exit code 0.
+
+    Args:
+        build: (config=, runtime=) -> the run with data and model built.
+        config: The settings.
+        folder: The run folder, which stays as it is.
+        flags: Flags of the command.
+        runs: How many such runs follow each other.
+    """
+    from hgsl.engine.dry_run import dry_run
+
+    with quiet_mode(flags.quiet):
+        dry_run(config, folder, build, runs=runs)
     return 0

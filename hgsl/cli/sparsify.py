@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from hgsl.cli._main import run
-from hgsl.cli._training import read, run_engine, training_parser
+from hgsl.cli._training import add_dry_run, read, run_dry, run_engine, training_parser
 from hgsl.common.errors import InputError
 from hgsl.config import SparsifyRunConfig
 
@@ -36,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(words: list[str]) -> int:
     names = ", ".join(f"{short} = {full}" for short, full in PUBLISHED.items())
     parser = training_parser(f"{DESCRIPTION} Short names: {names}.", SparsifyRunConfig)
+    add_dry_run(parser)
     if not any(word in ("-h", "--help", "--help-all") or word.startswith("--config") for word in words):
         raise InputError("no config: give a recipe, such as --config flowers17_cs or --config cifar10_cs, or a file")
     config, flags, folder = read(SparsifyRunConfig, parser, words)
 
-    from hgsl.engine.sparsify.search import search
+    from hgsl.engine.sparsify.search import TicketSearch, search
 
+    if flags.dry_run:
+        return run_dry(partial(TicketSearch, folder=folder, resume=False), config, folder, flags)
     return run_engine(search, config, folder, flags)
 
 

@@ -3,15 +3,12 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from jsonargparse import Namespace
+from functools import partial
 
 from hgsl.cli._main import run
 from hgsl.cli._settings import CONFIGS
-from hgsl.cli._training import read, run_engine, training_parser
+from hgsl.cli._training import add_dry_run, read, run_dry, run_engine, training_parser
 from hgsl.common.errors import InputError
-from hgsl.common.progress import quiet_mode
 from hgsl.config import Config
 
 DESCRIPTION = (
@@ -39,11 +36,7 @@ def _train(words: list[str]) -> int:
         action="store_true",
         help="Train the finished run in the run folder on to train.epochs, from its last weights, with a new schedule.",
     )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="Print splits, steps, and time and memory as estimated from two measured steps, and write nothing.",
-    )
+    add_dry_run(parser)
     if not any(word == "--config" or word.startswith("--config=") for word in words):
         words = ["--config", str(CONFIGS / "quickstart.yaml"), *words]
     config, flags, folder = read(Config, parser, words)
@@ -53,7 +46,9 @@ def _train(words: list[str]) -> int:
     if flags.extend and (flags.seeds > 1 or flags.dry_run):
         raise InputError("--extend trains one run on: leave out --seeds and --dry-run")
     if flags.dry_run:
-        return _dry_run(config, folder, flags)
+        from hgsl.engine.run import TrainingRun
+
+        return run_dry(partial(TrainingRun, folder=folder, resume=False), config, folder, flags, runs=flags.seeds)
     if flags.seeds > 1:
         from hgsl.engine.seeds import train_seeds
 
@@ -64,13 +59,3 @@ def _train(words: list[str]) -> int:
     if code == 0 and not flags.quiet:
         print(f"the same scores again: hgsl eval --checkpoint {shlex.quote(str(folder))}")
     return code
-
-
-def _dry_run(config: Config, folder: Path, flags: Namespace) -> int:
-    if flags.resume:
-        raise InputError("--dry-run estimates a whole training: leave out --resume")
-    from hgsl.engine.dry_run import dry_run
-
-    with quiet_mode(flags.quiet):
-        dry_run(config, folder, runs=flags.seeds)
-    return 0

@@ -26,6 +26,9 @@ class Problem:
         groups: () -> the parameter groups with their learning rates.
         name_images: Ids of a batch -> image names, for error messages.
         split: Identity of the images, which must not change when a run is resumed.
+        evaluation_batch: () -> a batch of images as the model takes them in an evaluation.
+        start_size: Number of images that ``start`` embeds.
+        uses_loaders: Whether processes read the images of ``batches``; False for images in memory.
         teacher: The teacher, in a run with distillation.
         record_split: Writes the record of the images into a run folder; None if there is none.
     """
@@ -39,5 +42,8 @@ class Problem:
     groups: Callable[[], list[dict[str, Any]]]
     name_images: Callable[[Tensor], list[str]]
     split: str
+    evaluation_batch: Callable[[], Tensor]
+    start_size: int = 0
+    uses_loaders: bool = True
     teacher: TeacherEmbeddings | None = None
     record_split: Callable[[Path], None] | None = None

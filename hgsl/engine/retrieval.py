@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
@@ -90,6 +91,8 @@ class Retrieval:
             groups=lambda: parameter_groups(self.model, self.objective, self.config.optim),
             name_images=self.name_images,
             split=self._identity(),
+            evaluation_batch=self.evaluation_batch,
+            start_size=self._start_size(measure_before),
             teacher=self.teacher,
             record_split=lambda folder: write_split_record(folder, record_of(self.manifest)),
         )
@@ -117,6 +120,11 @@ class Retrieval:
     def images(self, split: str, image_size: int | None = None) -> RetrievalDataset:
         """The images of a split, transformed as in an evaluation, of the size of test images by default."""
         return build_eval_set(self.config.data, self.manifest, self.model, split, image_size=image_size)
+
+    def evaluation_batch(self) -> Tensor:
+        """A batch of training images, transformed as in an evaluation."""
+        images = self.images("train")
+        return torch.stack([images[row][0] for row in range(min(self.config.eval.batch_size, len(images)))])
 
     def inputs(self, split: str) -> Any:
         """The split as the model consumes it: images, or cached features in head mode.
@@ -153,6 +161,11 @@ class Retrieval:
     def name_images(self, ids: Tensor) -> list[str]:
         """Paths of a batch's images."""
         return [self._names[row] for row in ids.tolist()]
+
+    def _start_size(self, measure_before: bool) -> int:
+        """The number of images that :meth:`start` embeds."""
+        tested = int(np.count_nonzero(self.manifest.split == "test")) if measure_before else 0
+        return tested + (len(self.train_set) if self.config.loss.centers == "class_means" else 0)
 
     def _identity(self) -> str:
         """Hash of the images, and of the unlabeled ones if there are any."""

@@ -21,6 +21,7 @@ from hgsl.engine.folder.summary import print_summary, training_facts, write_quer
 from hgsl.engine.loop.train_state import TrainState
 from hgsl.engine.loop.validation import Validation
 from hgsl.engine.parts.masking import mask_backbone
+from hgsl.engine.parts.whitening import MEAN_IMAGES
 from hgsl.engine.retrieval import Retrieval
 from hgsl.engine.runtime import Runtime
 from hgsl.engine.session import run_in_folder
@@ -140,6 +141,20 @@ class TrainingRun:
         for callback in self.driver.callbacks if ranks.is_main() else ():
             callback.on_end(copy.deepcopy(report))
         return report
+
+    def embedding_count(self) -> int:
+        """Returns the number of images that are embedded besides the steps: for scores, and for what is fitted."""
+        split, config = self.retrieval.manifest.split, self.config
+        train, val, test = (int((split == name).sum()) for name in ("train", "val", "test"))
+        if config.train.mode == "head":
+            return train + val + test
+        count = self.driver.problem.start_size + test
+        if self.validation:
+            evaluations = -(-config.train.epochs // self.validation.every)
+            count += evaluations * (val if self.validation.split == "val" else test)
+        if config.eval.whiten is not None:
+            count += min(train, MEAN_IMAGES) if config.eval.whiten == "mean" else train
+        return count
 
     def _write(
         self, model: Embedder, report: dict[str, Any], records: list[dict[str, float]], evaluation: Evaluation | None

@@ -44,14 +44,18 @@ class SparsifyProblem(Problem):
         example: A batch of inputs for tracing and for measuring time.
         curve: network -> the score in [0, 1] that is plotted per epoch.
         curve_name: Name of that score, and of the images it is measured on.
+        curve_size: Number of these images.
         final: network -> all scores on the test images.
+        final_size: Number of the test images.
         quality: The scores in the table of costs.
     """
 
     example: Tensor
     curve: Callable[[Any], float]
     curve_name: str
+    curve_size: int
     final: Callable[[Any], dict[str, Any]]
+    final_size: int
     quality: tuple[str, ...]
 
 
@@ -105,10 +109,14 @@ def classification(config: SparsifyRunConfig, runtime: Runtime, resumed: Path | 
         ],
         name_images=lambda ids: [f"training image {row}" for row in ids.tolist()],
         split=f"cifar10 with {len(train)} training images",
+        evaluation_batch=lambda: test.images[: config.eval.batch_size],
+        uses_loaders=False,
         example=test.images[: config.eval.batch_size],
         curve=lambda network: accuracy(network, curve_images, runtime),
         curve_name=f"accuracy on {curve_split} images",
+        curve_size=len(curve_images),
         final=lambda network: {"accuracy": accuracy(network, test, runtime), "images": len(test)},
+        final_size=len(test),
         quality=("accuracy",),
     )
 
@@ -127,14 +135,16 @@ def retrieval(config: SparsifyRunConfig, runtime: Runtime, resumed: Path | None 
     # The epochs are scored on validation classes, if there are any.
     has_validation = config.data.val_share > 0 or config.data.val_fold is not None
     curve_split, size = "val" if has_validation else "test", config.data.image_size
-    training.images(curve_split)  # raises now if the split is empty
+    curve_size = len(training.images(curve_split))  # raises now if the split is empty
     problem = training.problem(measure_before=False)
     return SparsifyProblem(
         **{field.name: getattr(problem, field.name) for field in fields(problem)},
         example=torch.rand(config.eval.batch_size, 3, size, size, device=runtime.device),
         curve=lambda network: float(training.scores(network, curve_split)["map@r"]),
         curve_name=f"MAP@R on {curve_split} classes",
+        curve_size=curve_size,
         final=lambda network: training.scores(network, "test"),
+        final_size=len(training.images("test")),
         quality=("recall@1", "map@r"),
     )
 

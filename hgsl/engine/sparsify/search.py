@@ -44,20 +44,24 @@ def search(config: SparsifyRunConfig, folder: Path, *, overwrite: bool = False, 
             "a ticket search runs in one process: start several searches side by side, each with its own --run.dir"
         )
 
-    def build(runtime: Runtime) -> TicketSearch:
-        problem = PROBLEMS[config.sparsify.task](config, runtime, folder if resume else None)
-        return TicketSearch(config, folder, problem, runtime)
-
-    return run_in_folder(config, folder, build, _print_scores, overwrite=overwrite, resume=resume)
+    return run_in_folder(
+        config,
+        folder,
+        lambda runtime: TicketSearch(config, folder, runtime, resume=resume),
+        _print_scores,
+        overwrite=overwrite,
+        resume=resume,
+    )
 
 
 class TicketSearch:
     """A ticket search and its report."""
 
-    def __init__(self, config: SparsifyRunConfig, folder: Path, problem: SparsifyProblem, runtime: Runtime) -> None:
+    def __init__(self, config: SparsifyRunConfig, folder: Path, runtime: Runtime, *, resume: bool) -> None:
         started = time.perf_counter()
-        self.config, self.folder, self.problem, self.runtime = config, folder, problem, runtime
         settings = config.sparsify
+        problem: SparsifyProblem = PROBLEMS[settings.task](config, runtime, folder if resume else None)
+        self.config, self.folder, self.problem, self.runtime = config, folder, problem, runtime
         dense_run = settings.dense_run if settings.rounds else None
         dense_scores = read_scores(Path(dense_run), problem.quality) if dense_run else {}
         self.dense: Measured = (copy.deepcopy(problem.model), dense_scores)  # for comparison with the ticket
@@ -89,6 +93,13 @@ class TicketSearch:
         }
         write_json(self.folder / run_folder.REPORT, report)
         return report
+
+    def embedding_count(self) -> int:
+        """Returns the number of images that the network embeds, or classifies, besides the training steps."""
+        settings, problem = self.config.sparsify, self.problem
+        curve_points = sum(-(-stage.epochs // settings.curve_every) for stage in self.driver.stages)
+        networks = 2 if settings.rounds and settings.granularity == "channel" else 1  # the ticket, and compacted
+        return problem.start_size + curve_points * problem.curve_size + networks * problem.final_size
 
     def _after_epoch(self, stage: Stage, epoch: int, state: TrainState) -> dict[str, float]:
         masks = self.driver.masks
