@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hgsl.cli._runtimes import megabytes, print_latencies
 from hgsl.cli._settings import build_parser, parse
-from hgsl.common.tables import format_cells, format_table
+from hgsl.common.tables import format_table
 from hgsl.data import RetrievalDataset
 from hgsl.engine.evaluation import EvalOptions, evaluate_model
 from hgsl.engine.parts.build import build_eval_set, build_manifest
@@ -83,18 +84,6 @@ def compare_int8(model: Embedder, path: Path, data: Int8Data, *, keep_slower: bo
         else:
             file.unlink()
             print(f"not kept: {file.name} takes {shares} of the time of the float32 file; --keep-slower keeps it")
-
-
-def print_latencies(times: Mapping[str, Mapping[int, float]]) -> None:
-    """Prints the table of milliseconds per batch."""
-    cells = {name: [f"{time:.1f}" for time in row.values()] for name, row in times.items()}
-    print(f"\nmilliseconds per batch, fastest of several, threads: {torch.get_num_threads()}")
-    print(format_cells(cells, [f"batch {size}" for size in next(iter(times.values()))]))
-
-
-def megabytes(path: Path) -> str:
-    """Returns the size of a file in text."""
-    return f"{path.stat().st_size / 1e6:.1f} MB"
 
 
 def _print_scores(networks: Mapping[str, Callable[[Tensor], Tensor]], data: Int8Data) -> None:

@@ -15,7 +15,7 @@ COMMANDS = {
     "tune": ("hgsl.cli.tune", "Search settings on folds of the training classes."),
     "compare": ("hgsl.cli.compare", "Put reports side by side."),
     "search": ("hgsl.cli.search", "Index a folder of images, query it, serve it."),
-    "export": ("hgsl.cli.export", "Export a model to ONNX, torch.export or the Hub."),
+    "export": ("hgsl.cli.export", "Export a model to ONNX, OpenVINO, torch.export or the Hub."),
     "sparsify": ("hgsl.cli.sparsify", "Search a sparse sub-network (a ticket)."),
     "prepare": ("hgsl.cli.prepare_dataset", "Download, verify and audit a data set."),
 }

