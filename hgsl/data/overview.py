@@ -66,17 +66,16 @@ def verify_files(manifest: Manifest) -> None:
     """
     missing = missing_files(manifest)
     if missing:
+        counts = f"{len(missing):,} of {len(manifest):,}"
         paths = first_names([manifest.paths[i] for i in missing], 10)
-        raise FileNotFoundError(
-            f"{manifest.name}: {len(missing):,} of {len(manifest):,} images are not {_where(manifest.root)}: {paths}"
-        )
+        raise FileNotFoundError(f"{manifest.name}: {counts} images are missing {_where(manifest.root)}: {paths}")
 
 
 def _where(root: Path | str) -> str:
     if isinstance(root, str):
         return f"at {root}"
     root = root.absolute()
-    return f"in {root}" if root.is_dir() else f"there, as the folder {root} does not exist"
+    return f"in {root}" if root.is_dir() else f"since the folder {root} does not exist"
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:

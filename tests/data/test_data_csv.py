@@ -165,7 +165,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     rows = "".join(f"{label}{i},{label}\n" for label in "abcd" for i in range(2))
     manifest = load_manifest("csv", write(tmp_path, "path,label\n" + rows))
     (tmp_path / "a0").touch()
-    with pytest.raises(FileNotFoundError, match=r"7 of 8 images are not in .*: a1, b0, b1"):
+    with pytest.raises(FileNotFoundError, match=r"7 of 8 images are missing in .*: a1, b0, b1"):
         verify_files(manifest)
 
 

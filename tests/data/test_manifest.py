@@ -135,7 +135,7 @@ def test_verify_files_names_the_first_ten_paths(tmp_path: Path) -> None:
     paths = [f"{i:02}.jpg" for i in range(14)]
     (tmp_path / "03.jpg").touch()
     manifest = make_manifest("toy", tmp_path, paths, [0] * 14, ["a"], split=["train"] * 2 + ["test"] * 12)
-    with pytest.raises(FileNotFoundError, match=r"13 of 14 images are not in .*: 00.jpg, 01.jpg.*, 10.jpg and 3 more"):
+    with pytest.raises(FileNotFoundError, match=r"13 of 14 images are missing in .*: 00.jpg.*, 10.jpg and 3 more"):
         verify_files(manifest)
     with pytest.raises(FileNotFoundError, match=r"11 of 12 .*: 02.jpg, 04.jpg"):
         verify_files(manifest.subset("test"))

@@ -167,7 +167,7 @@ def test_a_server_that_fails_is_not_taken_for_missing_files(local: Path, server:
     with pytest.raises(InputError, match=f"cannot read {server.address}/.*503"):
         verify_files(manifest)
     server.failures = {}
-    with pytest.raises(FileNotFoundError, match=f"1 of 8 images are not at {server.address}: {NAMES[3]}"):
+    with pytest.raises(FileNotFoundError, match=f"1 of 8 images are missing at {server.address}: {NAMES[3]}"):
         verify_files(manifest)
 
 
