@@ -14,6 +14,7 @@ from PIL import Image
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes that import torch
 
 
 @pytest.fixture(scope="session")

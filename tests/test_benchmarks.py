@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import tickets
+from benchmarks import gpu, tickets
 from tests.helpers import ROOT, launch
 
 
@@ -75,26 +75,27 @@ def test_the_published_experiment_in_miniature(tiny_cifar: Path, tmp_path: Path)
     assert "started" not in again.stderr
 
 
-GPU = ROOT / "benchmarks" / "gpu.py"
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_benchmark_of_a_gpu_needs_one() -> None:
-    result = launch(GPU)
-    assert result.returncode == 2
-    assert result.stderr == "error: no CUDA device here: --device cpu --tiny tries this command without one\n"
+def test_the_benchmark_of_a_gpu_needs_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert gpu.main() == 2
+    error = "error: no CUDA device here: --device cpu --tiny tries this command without one\n"
+    assert capsys.readouterr().err == error
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_a_gpu_in_miniature() -> None:
-    result = launch(GPU, "--device", "cpu", "--tiny")
-    assert result.returncode == 0, result.stderr
-    assert "FAILED" not in result.stdout
+def test_the_benchmark_of_a_gpu_in_miniature(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--tiny"])
+    status = gpu.main()
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert "FAILED" not in printed
     for line in ("| loss, sparse |", "| training step, queued |", "| ArcFaceLoss |", "| 50 queries, 400 images |"):
-        assert line in result.stdout
-    assert "All checks passed" in result.stdout
-    assert "| hgsl |" in result.stdout, "the training table"
+        assert line in printed
+    assert "All checks passed" in printed
+    assert "| hgsl |" in printed, "the training table"
 
 
 @pytest.mark.slow

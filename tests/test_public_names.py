@@ -1,7 +1,6 @@
-"""Public names of the package, and what importing it loads and changes."""
+"""Public names of the package, and what importing it loads."""
 
 import inspect
-from pathlib import Path
 
 import pytest
 
@@ -62,52 +61,3 @@ hgsl.HardGlobalSoftminLoss, hgsl.sparsify
 print(sorted({'faiss', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules)))
 """
     assert run_code(code).strip() == "[]"
-
-
-SIDE_EFFECTS = """
-import ctypes, os, random, signal, sys, threading, warnings
-
-def state():
-    status = open("/proc/self/status").read().splitlines()
-    return {
-        "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "hooks": (sys.excepthook, threading.excepthook, warnings.formatwarning, warnings.showwarning),
-        "warnings filters": list(warnings.filters),
-        "threads": next(line for line in status if line.startswith("Threads")),
-        "open files": os.listdir("/proc/self/fd"),
-        "environment": dict(os.environ),
-        "folder": os.getcwd(),
-        "random state": random.getstate(),
-        "streams": (sys.stdin, sys.stdout, sys.stderr),
-        "settings of the C library": [name for name in called if name in ("mallopt", "prctl", "setrlimit")],
-    }
-
-called = []
-lookup = ctypes.CDLL.__getattr__
-ctypes.CDLL.__getattr__ = lambda library, name: (called.append(name), lookup(library, name))[1]
-for module in sys.argv[1].split():
-    __import__(module)  # other libraries, which do what they do
-before = state()
-for module in sys.argv[2].split():
-    __import__(module)
-after = state()
-print(*(name for name in before if before[name] != after[name]), sep=", ")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="threads and files are read from Linux's /proc")
-@pytest.mark.parametrize(
-    ("libraries", "imported"),
-    [
-        ("", "hgsl"),
-        (
-            "torch torchvision timm faiss matplotlib.pyplot sklearn.cluster sklearn.decomposition sklearn.manifold "
-            "torch.utils.tensorboard",  # which imports boto3 where it is installed
-            "hgsl.losses hgsl.models hgsl.sparsity hgsl.data hgsl.evaluation hgsl.search hgsl.engine.run hgsl.cli",
-        ),
-    ],
-)
-def test_an_import_changes_nothing_in_the_process(libraries: str, imported: str) -> None:
-    assert run_code(SIDE_EFFECTS, libraries, imported).strip() == ""

@@ -21,7 +21,7 @@ from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.parts.teacher import Teacher
 from hgsl.engine.runtime import Runtime
 from hgsl.models import create_embedder, load_embedder, save_embedder
-from tests.helpers import ROOT, SMALL, fails, launch
+from tests.helpers import ROOT, SMALL, fails, launch_ranks
 
 DISTILLED = [*SMALL, "--train.batch_size", "8", "--train.ema", "0.9", "--loss.teacher", "teacher"]
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, 0)
@@ -197,7 +197,7 @@ def test_two_distilled_processes_follow_one(photo_folder: Callable[..., Path], k
     words = [*DISTILLED, "--data.root", str(photo_folder(images=8)), "--loss.teacher_kind", kind]
     words += ["--model.freeze", "batch_norm", "--loss.both_sides", "0", "--train.epochs", "1", "--optim.name", "sgd"]
     assert train.main([*words, "--run.dir", "one"]) == 0
-    result = launch(ROOT / "tools" / "train.py", *words, "--run.dir", "two", processes=2)
+    result = launch_ranks(ROOT / "tools" / "train.py", *words, "--run.dir", "two", processes=2)
     assert result.returncode == 0, result.stderr
     assert losses("two") == pytest.approx(losses("one"), abs=1e-5)
     one, two = load_file("one/model.safetensors"), load_file("two/model.safetensors")

@@ -13,7 +13,7 @@ from hgsl.config import Config, EvalConfig, TrainConfig
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics, validation_curves
 from hgsl.engine.retrieval import Retrieval
-from tests.helpers import ROOT, SMALL, fails, launch
+from tests.helpers import ROOT, SMALL, fails, launch_ranks
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 HELD_OUT = ["--data.val_share", "0.5", "--run.dir", "out"]
@@ -111,7 +111,7 @@ def test_several_processes_stop_after_the_same_epoch(photo_folder: Callable[...,
         "raise SystemExit(train.main(sys.argv[1:]))\n"
     )
     words = [*SMALL, *HELD_OUT, "--data.root", str(photo_folder(classes=8)), "--train.epochs", "9"]
-    done = launch("script.py", *words, "--train.select", "best", "--train.patience", "2", processes=2, cwd=Path.cwd())
+    done = launch_ranks("script.py", *words, "--train.select", "best", "--train.patience", "2", processes=2)
     assert done.returncode == 0, done.stderr
     assert report()["selection"]["stopped_early_after"] == 3
 
