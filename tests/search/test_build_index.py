@@ -175,6 +175,9 @@ def test_labels_of_a_table_are_recorded_and_replaceable(build, tmp_path, run, ph
     assert SearchIndex.open(tmp_path / "index").labels == {"rose": 2, "oak": 1}
     build(tmp_path / "index", photos, labels="folders")
     assert SearchIndex.open(tmp_path / "index").labels["kind_03"] == 4
+    table.write_text("path,label,1x,a b,year\nkind_00/00.jpg,rose,1,2,3\n")
+    notes = build(tmp_path / "index", photos, labels=table).notes
+    assert "no search can use '1x', 'a b' of the table" in notes[1]
     table.write_text("path,label\na.jpg,rose\na.jpg,oak\n")
     with pytest.raises(InputError, match=r"line 3: a\.jpg is 'oak' here and 'rose' before"):
         build(tmp_path / "index", photos, labels=table)

@@ -306,6 +306,11 @@ def test_an_approximate_index_reports_its_overlap(build, tmp_path, run, photos, 
         ("HSNW", "unknown Milvus index 'HSNW'"),
         (" ", "unknown Milvus index ''"),
         ("HNSW M=x", "such as nlist=1024"),
+        (
+            "HNSW efconstruction=9",
+            "unknown parameter of the Milvus index HNSW 'efconstruction': did you mean 'efConstr",
+        ),
+        ("FLAT nlist=9", "unknown parameter of the Milvus index FLAT 'nlist'"),
     ):
         with pytest.raises(InputError, match=message):
             build(uri, photos, milvus_index=index_type)
@@ -365,6 +370,7 @@ def test_the_command_writes_to_milvus(tmp_path, run, photos, capsys, monkeypatch
     assert "no index in index.db#other" in fails(
         search.main, ["query", "--index", "index.db#other", *query[3:]], capsys
     )
+    Path("text.db").write_text("text")
     assert "no index in nowhere.db" in fails(search.main, ["query", "--index", "nowhere.db", *query[3:]], capsys)
     for flags, message in (
         ([], "name the index: --out FOLDER"),
@@ -373,6 +379,8 @@ def test_the_command_writes_to_milvus(tmp_path, run, photos, capsys, monkeypatch
         (["--store", "milvus", "--out", "idx"], "give the address of Milvus with --uri"),
         (["--uri", "somewhere"], "must be a local file that ends with .db"),
         (["--uri", "index.db#9"], "must consist of letters, digits"),
+        (["--uri", "text.db"], "text.db is not a file of milvus-lite"),
+        (["--uri", "text.db/index.db"], "Not a directory"),
     ):
         assert message in fails(search.main, [*words, *flags], capsys)
 

@@ -33,8 +33,8 @@ def typed_columns(
     usable = [name for name in names if re.fullmatch(r"[^\W\d]\w*", name) and name not in {*FIELDS, *RESERVED}]
     if unusable := sorted(set(names) - set(usable)):
         notes.append(
-            f"no search can use the column {unusable[0]!r} of the table: name it with letters, digits and underscores, "
-            f"and not {', '.join(sorted({*FIELDS, *RESERVED}))}"
+            f"no search can use {', '.join(map(repr, unusable))} of the table: name columns with letters, digits and "
+            f"underscores, and not {', '.join(sorted({*FIELDS, *RESERVED}))}"
         )
     types: dict[str, FieldType] = {}
     for name in usable:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.extras import require
 
@@ -29,10 +30,11 @@ def connect(uri: str, *, create: bool = False) -> Any:
     Raises:
         FileNotFoundError: The local file does not exist.
         InputError: The extra is not installed, the server cannot be reached, or the file is open in another process.
+        OSError: The local file cannot be written.
     """
     require("milvus", "an index in Milvus")
-    if not is_server(uri) and not create and not Path(uri).exists():
-        raise FileNotFoundError(f"no index in {uri}: make one with hgsl-search index")
+    if not is_server(uri):
+        _check_local(Path(uri), create)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are raised, not printed
     from pymilvus import MilvusClient
 
@@ -73,6 +75,17 @@ def milvus_errors(uri: str) -> Iterator[None]:
             else "is it open in another process? A local file serves one at a time"
         )
         raise InputError(f"Milvus at {uri}: {first_line(error)} ({way_out})") from error
+
+
+def _check_local(path: Path, create: bool) -> None:
+    """Checks the path of a local "file", which is a folder of milvus-lite; with ``create``, makes the folder above."""
+    if path.is_file():
+        raise InputError(f"{path} is not a file of milvus-lite, which writes a folder of this name: name another one")
+    if create:
+        check_writable(path)
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():
+        raise FileNotFoundError(f"no index in {path}: make one with hgsl-search index")
 
 
 def _key(uri: str) -> str:

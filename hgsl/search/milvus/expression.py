@@ -1,20 +1,23 @@
 """Conditions as Milvus expressions.
 
-Table columns are dynamic fields with a prefix, so that none can be mistaken for another field. A missing text is stored
-as the empty string, a missing number as ``MISSING``, which no number of a table or of a condition equals.
+Table columns are dynamic fields with a prefix, so that none can be mistaken for another field, in ASCII, as expressions
+of a server want. A missing text is stored as the empty string, a missing number as ``MISSING``, which no number of a
+table or of a condition equals.
 """
 
 from hgsl.search.stores.protocol import Value
 from hgsl.search.where.nodes import FIELDS, MAX_NUMBER, Both, Comparison, Condition, Not, Scalar
 
-PREFIX = "c_"  # of the field of a table column
+PREFIX, ENCODED_PREFIX = "c_", "u_"  # of the field of a table column; of one whose name is not ASCII
 MISSING = -MAX_NUMBER
 ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
 def field_name(name: str) -> str:
     """The field of a collection for a field of a condition."""
-    return name if name in FIELDS else PREFIX + name
+    if name in FIELDS:
+        return name
+    return PREFIX + name if name.isascii() else ENCODED_PREFIX + name.encode().hex()
 
 
 def stored_value(value: Value, is_text: bool) -> Scalar:

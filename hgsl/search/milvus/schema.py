@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, unknown
 from hgsl.evaluation.knn.vectors import Floats
-from hgsl.search.milvus.expression import PREFIX, restored_value, stored_value
+from hgsl.search.milvus.expression import field_name, restored_value, stored_value
 from hgsl.search.stores.protocol import ImageFile, ImageRow
 
 FLAT, METRIC = "FLAT", "IP"  # of unit vectors, this is the cosine similarity
@@ -19,7 +19,17 @@ MAX_TEXT = 65_535  # bytes of a text field
 BATCH = 1000  # rows per request that have vectors
 PAGE = 8192  # rows per request that have none
 MAX_LIMIT = 16_384  # results per request, a limit of Milvus
-INDEX_TYPES = ("FLAT", "HNSW", "IVF_FLAT", "IVF_SQ8", "IVF_PQ", "DISKANN", "SCANN", "AUTOINDEX")
+# Index type -> its parameters.
+INDEX_TYPES = {
+    "FLAT": (),
+    "HNSW": ("M", "efConstruction", "ef"),
+    "IVF_FLAT": ("nlist", "nprobe"),
+    "IVF_SQ8": ("nlist", "nprobe"),
+    "IVF_PQ": ("nlist", "m", "nbits", "nprobe"),
+    "DISKANN": ("search_list",),
+    "SCANN": ("nlist", "nprobe", "reorder_k"),
+    "AUTOINDEX": (),
+}
 SEARCH_PARAMETERS = ("ef", "nprobe", "search_list", "reorder_k")
 META_FIELDS = ["id", "path", "label", "size", "mtime", "until"]
 
@@ -28,16 +38,18 @@ def index_parameters(index_type: str) -> tuple[str, dict[str, Any], dict[str, An
     """Splits ``HNSW M=16 efConstruction=200 ef=64`` into type, parameters to build and parameters to search.
 
     Raises:
-        InputError: It is malformed, or the type is unknown.
+        InputError: It is malformed, or the type or a parameter is unknown.
     """
     name, *words = index_type.split() or [""]
     if name not in INDEX_TYPES:
-        raise InputError(f"unknown Milvus index {name!r}: use one of {', '.join(INDEX_TYPES)}")
+        raise unknown("Milvus index", name, INDEX_TYPES)
     parameters: dict[str, Any] = {}
     for word in words:
         match = re.fullmatch(r"(\w+)=(\d+)", word)
         if match is None:
             raise InputError(f"Milvus index {index_type!r}: expected parameters such as nlist=1024, found {word!r}")
+        if match[1] not in INDEX_TYPES[name]:
+            raise unknown(f"parameter of the Milvus index {name}", match[1], INDEX_TYPES[name])
         parameters[match[1]] = int(match[2])
     search = {key: value for key, value in parameters.items() if key in SEARCH_PARAMETERS}
     return name, {key: value for key, value in parameters.items() if key not in search}, search
@@ -90,7 +102,7 @@ def entities(
             **{"id": number, "vector": vector, "model": model, "since": since, "until": NEVER},
             **{"path": row.file.path, "label": row.label or "", "size": float(row.file.size)},
             **{"mtime": row.file.mtime_ns, "time": row.file.mtime_ns / 1e9},
-            **{PREFIX + name: stored_value(row.values.get(name), kind == "text") for name, kind in columns.items()},
+            **{field_name(name): stored_value(row.values.get(name), kind == "text") for name, kind in columns.items()},
         }
         for number, row, vector in zip(numbers, rows, vectors, strict=True)
     ]
@@ -99,7 +111,7 @@ def entities(
 def image_row(entity: Mapping[str, Any], columns: Mapping[str, str]) -> ImageRow:
     """A row of the collection as an image."""
     file = ImageFile(entity["path"], int(entity["size"]), entity["mtime"])
-    values = {name: restored_value(entity.get(PREFIX + name)) for name in columns}
+    values = {name: restored_value(entity.get(field_name(name))) for name in columns}
     present = {name: value for name, value in values.items() if value is not None}
     return ImageRow(file, entity["label"] or None, present)
 

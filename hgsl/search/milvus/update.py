@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from hgsl.common.disk import check_writable
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.milvus import schema
 from hgsl.search.milvus.client import is_server
+from hgsl.search.milvus.expression import field_name
 from hgsl.search.milvus.snapshot import MilvusSnapshot
 from hgsl.search.milvus.states import Lease, read_state, write_state
 from hgsl.search.stores.protocol import ImageFile, ImageRow, State
 
+BYTES_PER_IMAGE = 300  # besides its vector, roughly
 FLUSH_SECONDS = 5.0  # between requests: the work that a crash can lose
 
 
@@ -52,6 +55,7 @@ class MilvusUpdate:
     def begin(self, record: Mapping[str, Any]) -> dict[int, ImageRow]:
         """Starts writing; returns the images that an interrupted update has stored."""
         self._record = dict(record)
+        schema.index_parameters(record["index_type"])
         model, index_type = record["model"]["fingerprint"], record["index_type"]
         foreign = [number for number, name in self._staged.items() if name != model]
         if self._number == 0 and foreign:  # of a first run with another model, whose vectors may be of another length
@@ -71,8 +75,9 @@ class MilvusUpdate:
         return {number: self._rows[number] for number in self._staged}
 
     def reserve(self, new_images: int, images: int) -> None:
-        """Checks that the index can be built; the space of a server is not known."""
-        schema.index_parameters(self._record["index_type"])
+        """Checks that a local file has space; that of a server is not known."""
+        if not is_server(self._uri):
+            check_writable(self._uri, (4 * self._record["dimensions"] + BYTES_PER_IMAGE) * new_images)
 
     def upsert(self, rows: Sequence[ImageRow], vectors: Floats) -> None:
         """Adds images, and sends them every few seconds."""
@@ -140,7 +145,7 @@ class MilvusUpdate:
 
     def _read_rows(self) -> None:
         """Reads the images of the current state, and those that an interrupted update has left."""
-        fields = [*schema.META_FIELDS, *(schema.PREFIX + name for name in self._columns)]
+        fields = [*schema.META_FIELDS, *map(field_name, self._columns)]
         source, first = (self._client, self._collection, f"until > {self._number}"), self._next_id
         for page in schema.scan(*source, fields, range(first), schema.PAGE):
             self._rows |= {entity["id"]: schema.image_row(entity, self._columns) for entity in page}
