@@ -42,7 +42,7 @@ def add_lora(model: Embedder, rank: int, alpha: float, targets: str | Sequence[s
             f"model.lora.targets {targets!r} match none of the {len(called)} linear layers that backbone "
             f"{model.architecture['backbone']!r} calls{example}: use auto, or set model.lora.rank 0"
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(config, model.backbone)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(".lora_" in name)

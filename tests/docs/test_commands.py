@@ -37,7 +37,7 @@ LONG = {
 
 # Prefix of a line that cannot run here -> the reason.
 LEFT_OUT = {
-    'pip install -e ".[': "changes the installation; tests/test_install.py installs the wheel",
+    'pip install -e ".[': "changes the installation; tests/test_packaging.py installs the wheel",
     "pytest": "this is it",
     "hgsl search serve": "runs until it is stopped; tests/search drives it in a browser",
     "hgsl prepare cub --download": "downloads",
