@@ -6,6 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
@@ -129,10 +130,45 @@ def list_uri(root: str) -> list[RemoteFile]:
     check_uri(root)
     system = _file_system(root)
     system.invalidate_cache()
-    entries: dict[str, Mapping[str, Any]] = _attempt(root, lambda: system.find(root, detail=True))
+    entries: dict[str, Mapping[str, Any]] = (
+        _linked_files(system, root)
+        if root.startswith(QUOTED)
+        else _attempt(root, lambda: system.find(root, detail=True))
+    )
     if not entries:
         raise FileNotFoundError(f"there are no files at {public_uri(root)}")
     return sorted(_listed_files(root, system._strip_protocol(root).rstrip("/") + "/", entries))
+
+
+def _linked_files(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
+    """The files that the pages of folders link to, below an HTTP address.
+
+    fsspec would pass over a folder whose page fails, so that its files look deleted, and does not ask for what tells a
+    changed file, which takes a request per file.
+    """
+    files: set[str] = set()
+    folders, visited = [root.rstrip("/") + "/"], set[str]()
+    while folders:
+        folder = folders.pop()
+        visited.add(folder)
+        try:
+            names = _attempt(folder, partial(system.ls, folder, detail=False))
+        except FileNotFoundError:  # a dead link
+            continue
+        names = [name for name in names if "?" not in name and "#" not in name and name.startswith(folder)]
+        folders += [name for name in names if name.endswith("/") and name not in visited]
+        files |= {name for name in names if not name.endswith("/")}
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(sorted(files), pool.map(partial(_info, system), sorted(files)), strict=True))
+
+
+def _info(system: Any, uri: str) -> Mapping[str, Any]:
+    """The description of a file; of one that is gone, which a later read reports, an empty one."""
+    try:
+        info: Mapping[str, Any] = _attempt(uri, lambda: system.info(uri))
+    except FileNotFoundError:
+        return {"type": "file"}
+    return info
 
 
 def _listed_files(root: str, top: str, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[RemoteFile]:

@@ -1,12 +1,14 @@
 """Images at addresses: the same as local ones, retried, cached, audited, recorded, and no secret in a message."""
 
 import io
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import numpy as np
@@ -255,6 +257,34 @@ def test_a_listing_has_paths_sizes_and_versions(memory: str) -> None:
     assert changed == [NAMES[0]]
     with pytest.raises(FileNotFoundError, match="memory://nothing"):
         remote.list_uri("memory://nothing")
+
+
+def test_a_listing_by_http_has_every_folder_and_the_version_of_each_file(server: Server) -> None:
+    folders = sorted({name.rpartition("/")[0] for name in NAMES})
+    page = "".join(f'<a href="{quote(folder)}/">' for folder in folders) + '<a href="?C=N;O=D"><a href="gone/">'
+    server.content["top/"] = server.content["top"] = page.encode()
+    for folder in folders:
+        names = [name.rpartition("/")[2] for name in NAMES if name.startswith(folder + "/")]
+        links = "".join(f'<a href="{quote(name)}">' for name in names).encode()
+        server.content |= {
+            f"top/{folder}/": links,
+            **{f"top/{folder}/{name}": CONTENT[f"{folder}/{name}"] for name in names},
+        }
+    root = f"{server.address}/top"
+    files = remote.list_uri(root)
+    assert [(file.path, file.size) for file in files] == sorted((name, len(CONTENT[name])) for name in NAMES)
+    server.content[f"top/{NAMES[0]}"] = CONTENT[NAMES[1]]
+    changed = [file.path for file, before in zip(remote.list_uri(root), files, strict=True) if file != before]
+    assert changed == [NAMES[0]]
+    server.failures[f"top/{folders[0]}/"] = [503]
+    assert len(remote.list_uri(root)) == len(NAMES), "a failure that passes"
+    server.failures[f"top/{folders[0]}/"] = [503] * 9
+    with pytest.raises(InputError, match=f"cannot read {re.escape(root)}/.*503"):
+        remote.list_uri(root)
+    with pytest.raises(InputError, match=r"cannot read http://127\.0\.0\.1:9/top.*after 4 attempts"):
+        remote.list_uri("http://127.0.0.1:9/top")
+    with pytest.raises(FileNotFoundError, match="there are no files at"):
+        remote.list_uri(f"{server.address}/nowhere")
 
 
 @pytest.mark.slow
