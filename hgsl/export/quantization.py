@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from hgsl.export.quiet import quiet
 from hgsl.export.session import INPUT
 
 PERCENTILE = 99.99  # of an activation's values within its range: a few outliers would cost all others their digits
-OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool")
+# Relu and Clip are fused with the convolution before them, whose range is then that of their output, from 0 on.
+OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "GlobalAveragePool")
 
 
 def quantize(source: str | Path, path: str | Path) -> None:
@@ -57,6 +59,7 @@ def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tenso
     with atomic_path(path) as temporary, TemporaryDirectory() as folder, quiet():
         fused = f"{folder}/fused.onnx"  # batch norms within convolutions, as the runtime fuses them itself
         quant_pre_process(str(source), fused, skip_symbolic_shape=True)
+        _share_weights(fused)
         quantize_file(
             fused,
             str(temporary),
@@ -71,6 +74,25 @@ def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tenso
             # One batch at a time, so that the activations of one are held in memory.
             extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         )
+
+
+def _share_weights(path: str) -> None:
+    """Stores equal weights once: fusing gives every view of the image (mirror image, scales) a copy of them.
+
+    Biases stay apart, because their scale is that of the activations that they are added to.
+    """
+    import onnx
+
+    network = onnx.load(path)
+    weights = [tensor for tensor in network.graph.initializer if len(tensor.dims) > 1]
+    first: dict[tuple[Any, ...], str] = {}
+    names = {w.name: first.setdefault((*w.dims, onnx.numpy_helper.to_array(w).tobytes()), w.name) for w in weights}
+    for node in network.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for tensor in weights:
+        if names[tensor.name] != tensor.name:
+            network.graph.initializer.remove(tensor)
+    onnx.save(network, path)
 
 
 class _Images:

@@ -92,6 +92,10 @@ def test_views_and_whitening_are_in_the_file(tmp_path: Path, format: str) -> Non
     if format == "onnx":
         quantize(tmp_path / "model", tmp_path / "int8.onnx")
         assert OnnxEmbedder(tmp_path / "int8.onnx")(images).shape == (3, 6)
+        quantize_static(tmp_path / "model", tmp_path / "static.onnx", images.split(1))
+        assert OnnxEmbedder(tmp_path / "static.onnx")(images).shape == (3, 6)
+        # The four views share their weights.
+        assert (tmp_path / "static.onnx").stat().st_size < 0.5 * (tmp_path / "model").stat().st_size
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
