@@ -359,6 +359,38 @@ def test_the_lease_of_a_killed_process_is_taken(build, tmp_path, run, photos, op
         build(uri, photos)
 
 
+def test_a_process_that_lost_its_lease_writes_nothing(build, tmp_path, run, photos, monkeypatch, opened):
+    uri = str(tmp_path / "index.db")
+    build(uri, photos, checkpoint=run)
+    client = opened(uri).store._client
+    other = [states._row(states.LEASE, states.LEASE, 1, json.dumps({"token": "of another", "expires": 0}))]
+    vectors = Encoder.vectors
+    monkeypatch.setattr(Encoder, "vectors", lambda *words: client.upsert("hgsl_states", other) and vectors(*words))
+    Image.new("RGB", (60, 50), "red").save(photos / "new.jpg")
+    with pytest.raises(InputError, match="another process has begun to write"):
+        build(uri, photos)
+    [answer] = client.query("hgsl", filter="id >= 0", output_fields=["count(*)"])
+    assert answer["count(*)"] == 24
+    [row] = client.query("hgsl_states", filter=f"id == {states.LEASE}", output_fields=["text"])
+    assert json.loads(row["text"])["token"] == "of another"
+
+
+def test_a_lease_is_extended_until_it_is_released(build, tmp_path, run, photos, monkeypatch, opened):
+    uri = str(tmp_path / "index.db")
+    build(uri, photos, checkpoint=run)
+    monkeypatch.setattr(states, "LEASE_SECONDS", 1.0)
+    lease = states.Lease(opened(uri).store._client, "hgsl")
+    first = lease._read()["expires"]
+    while lease._read()["expires"] == first:
+        pass
+    lease.release()
+    assert lease._read() == {}
+    monkeypatch.setattr(update, "read_state", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(uri, photos)
+    assert lease._read() == {}, "released by an update that ends while it reads"
+
+
 def test_the_command_writes_to_milvus(tmp_path, run, photos, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["index", "--checkpoint", str(run), "--images", str(photos), "--device", "cpu", "--workers", "0"]

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def _row(number: int, state: int, parts: int, text: str) -> dict[str, Any]:
 
 
 class Lease:
-    """The right of this process to write to an index; it expires if it is not renewed.
+    """The right of this process to write to an index; it expires if this process does not extend it.
 
     Args:
         client: The connection.
@@ -101,13 +102,11 @@ class Lease:
         if other and other["expires"] > time.time() and not _is_dead(other):
             raise InputError(f"process {other['process']} on {other['host']} is writing to the index: wait until it "
                              "has finished")  # fmt: skip
-        self.renew()
+        self._write()
         self.check()
-
-    def renew(self) -> None:
-        """Extends the lease."""
-        text = json.dumps({**self._holder, "expires": time.time() + LEASE_SECONDS})
-        self._client.upsert(self._name, [_row(LEASE, LEASE, 1, text)])
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
 
     def check(self) -> None:
         """Checks that no other process has taken the lease.
@@ -119,8 +118,26 @@ class Lease:
             raise InputError("another process has begun to write to the index: run the command again")
 
     def release(self) -> None:
-        """Gives the lease back."""
-        self._client.delete(self._name, ids=[LEASE])
+        """Gives the lease back, if no other process has taken it."""
+        self._ended.set()
+        self._thread.join(LEASE_SECONDS)
+        if self._read().get("token") == self._holder["token"]:
+            self._client.delete(self._name, ids=[LEASE])
+
+    def _keep(self) -> None:
+        """Extends the lease until it is released or lost, however long a step of the update takes."""
+        while not self._ended.wait(LEASE_SECONDS / 4):
+            try:
+                self.check()
+                self._write()
+            except InputError:
+                return
+            except Exception:  # of the network: tried again, and the update fails by itself
+                continue
+
+    def _write(self) -> None:
+        text = json.dumps({**self._holder, "expires": time.time() + LEASE_SECONDS})
+        self._client.upsert(self._name, [_row(LEASE, LEASE, 1, text)])
 
     def _read(self) -> dict[str, Any]:
         rows = self._client.query(

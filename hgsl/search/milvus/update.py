@@ -32,25 +32,22 @@ class MilvusUpdate:
     def __init__(self, client: Any, uri: str, collection: str) -> None:
         self._client, self._uri, self._collection = client, uri, collection
         self.notes: list[str] = []
-        self._lease = Lease(client, collection)
-        self._number, record = read_state(client, collection)
-        self._columns: dict[str, str] = record.get("columns", {})
-        self._next_id = record.get("next_id", 0)
-        self._ended_with: list[int] = record.get("ended", [0, 0])  # numbers of rows; see prepare()
+        self._number, self._next_id = 0, 0
+        self._columns: dict[str, str] = {}
+        self._ended_with = [0, 0]  # numbers of rows; see prepare()
         self._rows: dict[int, ImageRow] = {}  # of the previous state and of this update
         self._staged: dict[int, str] = {}  # rows that begin with the next state -> model
         self._ended: set[int] = set()  # rows that are marked to end with it
-        if client.has_collection(collection):
-            self._read_rows()
-        self.previous: State | None = None
-        if self._number:
-            broken = {ImageFile(path, size, mtime): reason for path, size, mtime, reason in record["broken"]}
-            rows = {number: row for number, row in self._rows.items() if number not in self._staged}
-            self.previous = State(record, rows, broken)
         self._record: dict[str, Any] = {}
         self._buffer: list[dict[str, Any]] = []
         self._deleted: set[int] = set()
         self._last_flush = time.monotonic()
+        self._lease = Lease(client, collection)
+        try:
+            self.previous = self._read_previous()
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self, record: Mapping[str, Any]) -> dict[int, ImageRow]:
         """Starts writing; returns the images that an interrupted update has stored."""
@@ -93,7 +90,7 @@ class MilvusUpdate:
     def flush(self) -> None:
         """Sends what was added."""
         self._last_flush = time.monotonic()
-        self._lease.renew()
+        self._lease.check()
         self._send(self._buffer)
         self._buffer = []
 
@@ -143,6 +140,18 @@ class MilvusUpdate:
         """Lets other processes write."""
         self._lease.release()
 
+    def _read_previous(self) -> State | None:
+        self._number, record = read_state(self._client, self._collection)
+        self._next_id, self._columns = record.get("next_id", 0), record.get("columns", {})
+        self._ended_with = record.get("ended", [0, 0])
+        if self._client.has_collection(self._collection):
+            self._read_rows()
+        if not self._number:
+            return None
+        broken = {ImageFile(path, size, mtime): reason for path, size, mtime, reason in record["broken"]}
+        rows = {number: row for number, row in self._rows.items() if number not in self._staged}
+        return State(record, rows, broken)
+
     def _read_rows(self) -> None:
         """Reads the images of the current state, and those that an interrupted update has left."""
         fields = [*schema.META_FIELDS, *map(field_name, self._columns)]
@@ -166,7 +175,7 @@ class MilvusUpdate:
         """Sets the state from which rows are no longer visible."""
         for start in range(0, len(numbers), schema.BATCH):
             part = numbers[start : start + schema.BATCH]
-            self._lease.renew()
+            self._lease.check()
             self._client.upsert(self._collection, [{**row, "until": until} for row in self._entities(part, ["*"])])
 
     def _entities(self, numbers: Sequence[int], fields: list[str]) -> list[dict[str, Any]]:
