@@ -36,7 +36,7 @@ RULES: tuple[Rule, ...] = (
         "loss.name {loss.name}, whose arguments are loss.options",
     ),
     (
-        tuple(f"loss.teacher_{name}" for name in ("images", "kind", "weight", "temperature")),
+        tuple(f"loss.teacher_{name}" for name in ("images", "input", "kind", "weight", "features", "temperature")),
         lambda c: c.loss.teacher is None,
         "loss.teacher null",
     ),
@@ -51,11 +51,18 @@ RULES: tuple[Rule, ...] = (
     (
         (
             *("sparsify.mask_initial_value", "sparsify.include", "sparsify.exclude", "sparsify.final_temp"),
-            *("sparsify.lmbda", "sparsify.penalty", "sparsify.mask_lr", "sparsify.rewind_epoch"),
+            *("sparsify.lmbda", "sparsify.penalty", "sparsify.target", "sparsify.mask_lr", "sparsify.rewind_epoch"),
             *("sparsify.ticket_epochs", "sparsify.prune_temperature", "sparsify.dense_run"),
         ),
         lambda c: isinstance(c.sparsify, SparsifyConfig) and c.sparsify.rounds == 0,
         "sparsify.rounds 0, which trains the dense network",
+    ),
+    (
+        tuple(
+            f"sparsify.{name}" for name in ("mask_initial_value", "mask_lr", "final_temp", "lmbda", "prune_temperature")
+        ),
+        lambda c: isinstance(c.sparsify, SparsifyConfig) and c.sparsify.method == "reconstruction",
+        "sparsify.method reconstruction",
     ),
     (("eval.before", "eval.page", "eval.every"), lambda c: isinstance(c, SparsifyRunConfig), "a ticket search"),
 )

@@ -26,10 +26,10 @@ def fastest_seconds(
     """
 
     def seconds(call: Callable[[], object]) -> float:
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         call()
-        _synchronize(device)
+        synchronize(device)
         return time.perf_counter() - start
 
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -39,6 +39,7 @@ def fastest_seconds(
     return {name: min(values[warmup:]) for name, values in times.items()}
 
 
-def _synchronize(device: torch.device | None) -> None:
+def synchronize(device: torch.device | None) -> None:
+    """Waits for the work of a CUDA device; does nothing on others."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -91,6 +91,11 @@ class Config:
         lora = self.model.lora.rank > 0
         refuse(lora and masked, "model.lora freezes the weights that sparsify masks: set sparsify.granularity none")
         refuse(lora and self.train.mode == "head", "train.mode 'head' trains no adapter: set model.lora.rank 0")
+        refuse(
+            self.loss.teacher_features > 0 and (self.run.compile or self.model.checkpointing),
+            "loss.teacher_features reads the outputs of blocks, which run.compile and model.checkpointing hide: leave "
+            "them out",
+        )
         if self.train.mode == "head":
             self._check_head(masked)
 
@@ -112,6 +117,10 @@ class Config:
         refuse(
             self.loss.teacher_images is not None,
             "train.mode 'head' trains on features of the labeled images: leave out loss.teacher_images",
+        )
+        refuse(
+            self.loss.teacher_input == "augmented",
+            "train.mode 'head' trains on features without augmentation: leave loss.teacher_input at whole",
         )
         refuse(
             self.optim.layer_decay is not None,

@@ -22,9 +22,12 @@ class MaskConfig:
     final_temp: float = 200.0
     """Temperature beta at the end of a round, which starts at 1."""
     lmbda: float = 1e-8
-    """Weight lambda of the penalty, the sum of the masks, in the loss."""
-    penalty: Literal["weights", "operations"] = "weights"
-    """Quantity that the penalty counts: remaining weights, as published, or multiplications per image, for speed."""
+    """Weight lambda of the penalty, the sum of the masks, in the loss; with a target, its first value."""
+    penalty: Literal["weights", "operations", "time"] = "weights"
+    """Quantity that the penalty counts: remaining weights, as published; multiplications per image; or, for channels,
+    the time that each layer takes on this device, measured at the start, with batches of eval.batch_size images."""
+    target: float | None = None
+    """Share of that quantity that the ticket is to keep, such as 0.6; lambda is then adapted in every step."""
     mask_lr: float | None = None
     """Peak learning rate of the scores, which have no weight decay; empty means optim.lr."""
 
@@ -34,6 +37,18 @@ class MaskConfig:
             f"sparsify.mask_initial_value must be from -10 to 10, found {self.mask_initial_value}",
         )
         refuse(not 0 <= self.lmbda < inf, f"sparsify.lmbda cannot be negative or infinite, found {self.lmbda}")
+        refuse(
+            self.target is not None and not 0 < self.target < 1,
+            f"sparsify.target is a share between 0 and 1, such as 0.6, found {self.target}",
+        )
+        refuse(
+            self.target is not None and self.lmbda == 0,
+            "sparsify.target adapts sparsify.lmbda, whose first value is 0: set it to a small one, such as 1e-5",
+        )
+        refuse(
+            self.penalty == "time" and self.granularity == "weight",
+            "sparsify.penalty time: closed weights take as long as open ones: set sparsify.granularity channel",
+        )
         for name in ("final_temp", "mask_lr"):
             _check_positive(name, getattr(self, name))
 
@@ -44,6 +59,9 @@ class SparsifyConfig(MaskConfig):
 
     granularity: Literal["none", "weight", "channel"] = "weight"
     """Unit of the masks: single weights (sparsest), or channels, whose removal makes the ticket faster."""
+    method: Literal["continuous", "reconstruction"] = "continuous"
+    """Search: continuous trains masks along with the weights (Continuous Sparsification); reconstruction closes
+    channels down to the target after one pass over training images, and refits the layers that read them."""
     task: Literal["retrieval", "classification"] = "retrieval"
     """Task: retrieval trains an embedder with the loss, classification a classifier with cross entropy."""
     rounds: int = 3
@@ -66,6 +84,16 @@ class SparsifyConfig(MaskConfig):
         refuse(
             self.ticket_epochs is not None and self.ticket_epochs < 1,
             f"sparsify.ticket_epochs must be positive or empty, found {self.ticket_epochs}",
+        )
+        reconstruction = self.method == "reconstruction" and self.rounds > 0
+        refuse(
+            reconstruction and (self.granularity != "channel" or self.penalty == "weights" or self.target is None),
+            "sparsify.method reconstruction removes channels down to a share of the cost: set sparsify.granularity "
+            "channel, sparsify.penalty operations or time, and sparsify.target, such as 0.6",
+        )
+        refuse(
+            reconstruction and self.rewind_epoch is not None,
+            "sparsify.method reconstruction has no epochs to rewind to: set sparsify.rewind_epoch null",
         )
         refuse(self.curve_every < 1, f"sparsify.curve_every must be positive, found {self.curve_every}")
         _check_positive("prune_temperature", self.prune_temperature)

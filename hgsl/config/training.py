@@ -23,6 +23,8 @@ class LossConfig:
     memory: int = 0
     """Size of the cross-batch memory (embeddings of earlier steps, with which a loss over pairs also compares); 0 for
     none."""
+    weight: float = 1.0
+    """Weight of the loss of the labels, beside that of a teacher; 0 learns from the teacher alone."""
     top_k: int | None = None
     """Size K of the hard set: only the K nearest class centers count; empty means all (global softmin)."""
     hard_set: Literal["all", "negatives"] = "all"
@@ -53,15 +55,21 @@ class LossConfig:
     images, which costs one pass over the training images."""
     teacher: str | None = None
     """Teacher for distillation: a run folder, OWNER/NAME on the Hub, local-dir:FOLDER or a timm name, whose embeddings
-    of the training images, computed once and without augmentation, guide the model beside the loss."""
+    of the training images guide the model beside the loss."""
     teacher_images: str | None = None
     """Folder of further images, without labels, at any depth: each step also takes a batch of them, on which the model
     follows the teacher alone."""
+    teacher_input: Literal["whole", "augmented"] = "whole"
+    """What the teacher embeds: the whole image, once and without augmentation, or in each step the augmented crops that
+    the model is trained on, which costs a forward pass and follows the teacher far more closely (for tickets)."""
     teacher_kind: Literal["embedding", "similarities"] = "embedding"
     """What is learned from the teacher: each embedding (through a linear projection where the sizes differ), or the
     similarities among the images of a (micro-)batch."""
     teacher_weight: float = 10.0
     """Weight of the distillation term."""
+    teacher_features: float = 0.0
+    """Weight of the distance between the outputs of each block of model and teacher, which are of one architecture, as
+    a ticket and its dense network; needs teacher_input augmented."""
     teacher_temperature: float = 0.1
     """Temperature of the similarities: at a lower one only the nearest images count."""
 
@@ -82,8 +90,21 @@ class LossConfig:
             )
         refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
+        refuse(not 0 <= self.weight < inf, f"loss.weight cannot be negative or infinite, found {self.weight}")
+        refuse(
+            self.weight == 0 and self.teacher is None,
+            "loss.weight 0 leaves a teacher alone to learn from, but loss.teacher is empty: set one of them",
+        )
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
+        refuse(
+            not 0 <= self.teacher_features < inf,
+            f"loss.teacher_features cannot be negative or infinite, found {self.teacher_features}",
+        )
+        refuse(
+            self.teacher_features > 0 and self.teacher_input == "whole",
+            "loss.teacher_features compares the blocks on the images of a step: set loss.teacher_input augmented",
+        )
         for name in ("teacher_weight", "teacher_temperature"):
             value = getattr(self, name)
             refuse(not 0 < value < inf, f"loss.{name} must be positive and finite, found {value}")

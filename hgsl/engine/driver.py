@@ -235,6 +235,7 @@ class Driver:
             "history": self.history,
             "checkpoint": self.masks.saved if self.masks else None,
             "objective_at_checkpoint": self._objective_at_checkpoint,
+            "layer_costs": self.masks.costs.costs if self.masks and self.masks.costs else None,
             "precisions": self._precisions,
             "seconds": time.perf_counter() - self._started,
             "split": self.problem.split,
@@ -255,6 +256,9 @@ class Driver:
         self._objective_at_checkpoint = saved["objective_at_checkpoint"]
         if self.masks:
             self.masks.saved = self._on_device(saved["checkpoint"])
+            if self.masks.costs:  # measured ones differ from run to run
+                self.masks.costs.costs.copy_(saved["layer_costs"])
+                self.masks.costs.set_prices()
         if saved["precisions"][-1:] != self._precisions:
             self._precisions = [*saved["precisions"], *self._precisions]
         else:

@@ -61,9 +61,12 @@ class Retrieval:
         self.mode = build_mode(config, self.model, runtime)
         classes, width = self.train_set.num_classes, self.model.embedding_size
         self.objective = build_objective(config.loss, classes, width)
-        self.teacher = None if config.loss.teacher is None else Teacher(config, self.manifest, runtime)
+        self.teacher = None
+        if config.loss.teacher is not None:
+            self.teacher = Teacher(config, self.manifest, runtime, self.model.data_config)
         if self.teacher:
-            self.objective.distillation = Distillation(config.loss, width, self.teacher.embedding_size, self.teacher.id)
+            teacher_size, features = self.teacher.embedding_size, self.teacher.match_features(self.model)
+            self.objective.distillation = Distillation(config.loss, width, teacher_size, self.teacher.id, features)
         self.objective.to(runtime.device)
         self.unlabeled_set = None
         if self.teacher and self.teacher.unlabeled:

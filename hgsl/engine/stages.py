@@ -64,6 +64,10 @@ def search_stages(config: SparsifyRunConfig) -> list[Stage]:
     rounds, rewind_epoch = config.sparsify.rounds, config.sparsify.rewind_epoch
     if not rounds:
         return [_search_stage(config, 0, "dense", "none")]
+    ticket = _search_stage(config, rounds, "ticket", "ticket", rewinds=rewind_epoch is not None)
+    ticket = replace(ticket, epochs=config.sparsify.ticket_epochs or config.train.epochs)
+    if config.sparsify.method == "reconstruction":
+        return [ticket]
     searching = [
         _search_stage(
             config,
@@ -75,8 +79,7 @@ def search_stages(config: SparsifyRunConfig) -> list[Stage]:
         )
         for number in range(rounds)
     ]
-    ticket = _search_stage(config, rounds, "ticket", "ticket", rewinds=rewind_epoch is not None)
-    return [*searching, replace(ticket, epochs=config.sparsify.ticket_epochs or config.train.epochs)]
+    return [*searching, ticket]
 
 
 def _search_stage(

@@ -1,4 +1,6 @@
-"""Distillation losses: the distance of a model's embeddings, or of the similarities among them, to a teacher's."""
+"""Distillation losses: the distance of a model's embeddings, their similarities or intermediate maps to a teacher's."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,38 @@ def similarity_distillation(embeddings: Tensor, teacher: Tensor, temperature: fl
     p = _log_probabilities(teacher, temperature)
     q = _log_probabilities(embeddings, temperature)
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
+
+
+def feature_distillation(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Mean squared distance of intermediate maps to those of a teacher, relative to the variance of the teacher's.
+
+    ::
+
+        L = mean over layers l of mean |f_l - t_l|^2 / mean over channels of var t_l
+
+    Args:
+        features: The maps of the model, ``(B, C, ...)`` each.
+        teacher: Those of the teacher, of the same shapes.
+
+    Returns:
+        The loss, a scalar; 1 is as far as the mean of the teacher's map.
+
+    Raises:
+        InputError: The numbers or the shapes of the maps differ.
+
+    Source:
+        Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015.
+    """
+    shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (features, teacher))
+    if not shapes or shapes != expected:
+        raise InputError(f"features are of shapes {shapes} and the teacher's of {expected}: give pairs of equal shapes")
+    distances = [_relative_distance(f.float(), t.float()) for f, t in zip(features, teacher, strict=True)]
+    return torch.stack(distances).mean()
+
+
+def _relative_distance(features: Tensor, teacher: Tensor) -> Tensor:
+    deviations = teacher - teacher.mean([0, *range(2, teacher.ndim)], keepdim=True)
+    return (features - teacher).square().mean() / deviations.square().mean().clamp_min(1e-12)
 
 
 def _log_probabilities(vectors: Tensor, temperature: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hgsl.common.errors import InputError
+from hgsl.sparsity.channels.costs import LayerCosts
 from hgsl.sparsity.compatibility import check_copyable
 from hgsl.sparsity.joint import joint_masks
 from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, check_temperature, detach
@@ -22,6 +23,7 @@ class Masks:
 
     Args:
         module: A network that ``sparsify`` returned, or one built with the masked layers.
+        costs: The costs of its layers, for ``share``; None counts each mask by its price in the penalty.
 
     Attributes:
         saved: The tensors that ``checkpoint`` stored, by name, or None; a trainer saves them with its own state.
@@ -30,8 +32,9 @@ class Masks:
         InputError: The module has no mask.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, costs: LayerCosts | None = None) -> None:
         self.module = module
+        self.costs = costs
         self.saved: dict[str, Tensor] | None = None
         self._joint_penalty: Tensor | None = None
         if not self._masks:
@@ -77,12 +80,26 @@ class Masks:
     def penalty(self) -> Tensor:
         """Returns the sum of the masks over all masked weights; the loss of the search adds lambda times this.
 
-        With ``sparsify(..., penalty="operations")`` each mask is weighted by the multiplications that its weights take,
-        scaled so that a fully open network has the same penalty and one lambda suits both.
+        With ``sparsify(..., penalty="operations")`` or ``"time"`` each mask is weighted by the cost that it saves,
+        scaled so that a fully open network has the same penalty and one lambda suits all.
         """
         if self._joint_penalty is not None:
             return self._joint_penalty
         return torch.stack([mask.penalty() for mask in self._masks]).sum()
+
+    def share(self) -> Tensor:
+        """Returns the share that is left of what the penalty counts, a scalar; soft masks count as far as they open.
+
+        Of the operations or the time of a network with channel masks, it is the share that ``compact`` leaves, in which
+        a convolution counts by its open outputs times its open inputs.
+        """
+        if self.costs is not None:
+            return self.costs.share()
+        masks = self._masks
+        prices = [torch.ones(()) if mask.price is None else mask.price for mask in masks]
+        left = torch.stack([(mask.gate() * price).sum() for mask, price in zip(masks, prices, strict=True)]).sum()
+        total = sum(float(price.expand(mask.scores.shape).sum()) for mask, price in zip(masks, prices, strict=True))
+        return left / total
 
     @contextmanager
     def joint(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Multiplications per weight, and a penalty that counts them instead of weights."""
+"""Multiplications of each layer and of each weight, and a penalty of weight masks that counts them."""
 
 import copy
 from collections.abc import Collection
@@ -29,7 +29,7 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
         InputError: A weight affects the output but belongs to no convolution or linear layer that is called, or none
             of the weights is used.
     """
-    counts = _count_calls(model, example)
+    counts = count_uses(model, example)
     counted = {id(model.get_parameter(name)) for name in counts}
     uncounted = [name for name in names if id(model.get_parameter(name)) not in counted]
     for name in _with_gradient(model, example, uncounted) if uncounted else ():
@@ -45,7 +45,7 @@ def uses_of_weights(model: nn.Module, example: Tensor, names: Collection[str]) -
 
 @torch.no_grad()
 def penalize_operations(network: nn.Module, uses: dict[str, int]) -> None:
-    """Makes the penalty of every mask in ``network`` count multiplications instead of weights.
+    """Makes the penalty of every weight mask in ``network`` count multiplications instead of weights.
 
     The counts are scaled to add up to the number of masked weights, so that one lambda suits both penalties.
 
@@ -55,21 +55,21 @@ def penalize_operations(network: nn.Module, uses: dict[str, int]) -> None:
     """
     operations: dict[SoftMask, Tensor] = {}  # multiplications per score
     for name, tensor, weight, mask in masked_weights(network):
-        use_count = uses[f"{name}.{tensor}".lstrip(".")]
-        if isinstance(mask, SoftMask):
-            operations[mask] = operations.get(mask, torch.zeros((), device=weight.device)) + use_count
-        else:
-            per_row = torch.full((len(weight),), float(use_count * weight[0].numel()), device=weight.device)
-            index = torch.arange(len(weight), device=weight.device) if mask.index is None else mask.index
-            zeros = torch.zeros(mask.source.scores.shape, device=weight.device)
-            operations[mask.source] = operations.get(mask.source, zeros).index_add(0, index, per_row)
+        assert isinstance(mask, SoftMask)
+        zero = torch.zeros((), device=weight.device)
+        operations[mask] = operations.get(mask, zero) + uses[f"{name}.{tensor}".lstrip(".")]
     total = sum(float((per_score * torch.ones_like(mask.scores)).sum()) for mask, per_score in operations.items())
     weight_count = sum(mask.count_masked() for mask in operations)
     for mask, per_score in operations.items():
         mask.penalty_weight = per_score * (weight_count / total)
 
 
-def _count_calls(model: nn.Module, example: Tensor) -> dict[str, int]:
+def operations_of_layers(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """Returns the multiplications that one input takes in each convolution and linear layer, by weight name."""
+    return {name: float(uses * model.get_parameter(name).numel()) for name, uses in count_uses(model, example).items()}
+
+
+def count_uses(model: nn.Module, example: Tensor) -> dict[str, int]:
     """Returns how often one input multiplies the weight of each convolution and linear layer that is called."""
     counts: dict[str, int] = {}
 

@@ -68,7 +68,7 @@ class SoftMask(nn.Module):
         """
         if self.joint is not None and temperature is None and ticket is None:
             return self.joint
-        return self._gate(temperature, ticket) / torch.sigmoid(self.initial_value)
+        return self.gate(temperature, ticket) / torch.sigmoid(self.initial_value)
 
     def forward(self, weight: Tensor, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
         """Returns ``weight`` times the mask; ``temperature`` and ``ticket`` override those of the mask."""
@@ -78,7 +78,7 @@ class SoftMask(nn.Module):
         """Returns the sum of the mask over all masked weights, a scalar; ``penalty_weight`` replaces their number."""
         per_score = self.price
         dtype = torch.promote_types(self.scores.dtype, torch.float32)  # float16 overflows above 65,504 weights
-        gate = self._gate().to(dtype)
+        gate = self.gate().to(dtype)
         total = (gate if per_score is None else gate * per_score).sum()
         return total / torch.sigmoid(self.initial_value.to(dtype))  # one division for all entries
 
@@ -87,7 +87,8 @@ class SoftMask(nn.Module):
         """The price of each score in the penalty, or of all; None is 1."""
         return self.weight_count if self.penalty_weight is None else self.penalty_weight
 
-    def _gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
+    def gate(self, temperature: float | None = None, ticket: bool | None = None) -> Tensor:
+        """Returns how far each score is open, from 0 to 1: the mask before its division by sigmoid(s0)."""
         beta = self.temperature if temperature is None else check_temperature(temperature)
         if self.ticket if ticket is None else ticket:
             return (self.scores > 0).to(self.scores.dtype)

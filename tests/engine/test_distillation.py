@@ -16,6 +16,7 @@ from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.loop.loader import RunBatches
 from hgsl.engine.parts.build import build_manifest
 from hgsl.engine.parts.distillation import Distillation
+from hgsl.engine.parts.feature_matching import FeatureMatching
 from hgsl.engine.parts.objective import build_objective
 from hgsl.engine.parts.optim import parameter_groups
 from hgsl.engine.parts.teacher import Teacher
@@ -58,13 +59,71 @@ def test_the_embeddings_of_the_teacher_are_those_of_the_whole_image_and_of_all_v
         eval=EvalConfig(batch_size=5),
     )
     manifest = build_manifest(config.data)
-    teacher = Teacher(config, manifest, RUNTIME)
+    teacher = Teacher(config, manifest, RUNTIME, {})
     teacher.prepare()
     ids = manifest.subset("train").ids[[3, 0, 5]]
     images = [manifest.root / manifest.paths[row] for row in ids]
     expected = load_embedder("teacher").encode(images)
     assert teacher.embedding_size == expected.shape[1] == 12
-    np.testing.assert_allclose(teacher(torch.from_numpy(ids)).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(teacher(torch.from_numpy(ids), torch.empty(0)).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [48, 32])
+def test_a_teacher_of_augmented_images_sees_those_of_the_step(photo_folder: Callable[..., Path], size: int) -> None:
+    save_teacher()
+    config = Config(
+        run=RunConfig(precision="float32"),
+        data=DataConfig(name="folder", root=str(photo_folder()), cache="none"),
+        loss=LossConfig(teacher="teacher", teacher_input="augmented"),
+    )
+    network = load_embedder("teacher")
+    mean, std = (
+        [value * factor for value in network.data_config[name]] for name, factor in (("mean", 0.5), ("std", 2))
+    )
+    teacher = Teacher(config, build_manifest(config.data), RUNTIME, {"mean": mean, "std": std})
+    teacher.prepare()
+    pixels = torch.rand(3, 3, size, size)
+
+    def normalized(mean: list[float], std: list[float]) -> torch.Tensor:
+        return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    embeddings = teacher(torch.tensor([0, 1, 2]), normalized(mean, std))
+    expected = network.eval()(normalized(network.data_config["mean"], network.data_config["std"]))
+    torch.testing.assert_close(embeddings, expected.detach(), atol=1e-5, rtol=1e-4)
+    assert not embeddings.requires_grad
+    assert not stored(), "nothing is cached"
+
+
+def test_the_blocks_of_model_and_teacher_are_compared_in_each_step() -> None:
+    torch.manual_seed(0)
+    model, other = (create_embedder("test_resnet", weights="none").backbone for _ in range(2))
+    matching = FeatureMatching(model, other)
+    images = torch.rand(4, 3, 32, 32)
+    with matching.recorded():
+        model.train()(images), other.eval()(images)
+    assert matching.loss().item() > 0.1
+    other.load_state_dict(model.state_dict())
+    with matching.recorded():
+        model.eval()(images), other(images)
+    assert matching.loss().item() == 0
+    model.layer2[0].conv1.weight.data.mul_(2)
+    maps = []
+    with matching.recorded():
+        for network in (model, other):
+            handles = [
+                getattr(network, f"layer{i}")[0].register_forward_hook(lambda m, x, y: maps.append(y))
+                for i in (2, 3, 4)
+            ]
+            network(images)
+            for handle in handles:
+                handle.remove()
+    distances = [
+        (f - t).square().mean() / t.var((0, 2, 3), correction=0).mean() for f, t in zip(maps[:3], maps[3:], strict=True)
+    ]
+    assert matching.loss().item() == pytest.approx(sum(distances).item() / 4, rel=1e-4)
+    assert not model.layer1[0]._forward_hooks
+    with pytest.raises(InputError, match="blocks of two networks of one architecture"):
+        FeatureMatching(model, create_embedder("test_vit", weights="none").backbone)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "similarities"])
@@ -120,20 +179,26 @@ def test_several_processes_with_sharded_centers_train_no_projection(monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_ticket_is_searched_and_trained_with_the_dense_run_as_teacher(photo_folder: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(
+    "teacher", ["", "--loss.teacher_input augmented --loss.teacher_features 1 --loss.weight 0 --train.accumulate 2"]
+)
+def test_a_ticket_is_searched_and_trained_with_the_dense_run_as_teacher(
+    photo_folder: Callable[..., Path], teacher: str
+) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--sparsify.rounds"]
     words = [word for word in words if word not in ("--eval.before", "--eval.page", "false")]
     words[words.index("--loss.top_k") : words.index("--loss.top_k") + 2] = ["--loss.top_k", "2", "--eval.flip", "false"]
     assert sparsify.main([*words, "0", "--run.dir", "dense"]) == 0
     words += ["1", "--sparsify.mask_initial_value", "0.1", "--sparsify.rewind_epoch", "null"]
     words += ["--loss.teacher", "dense", "--sparsify.ticket_epochs", "3", "--run.dir", "ticket"]
+    words += teacher.split()
     assert sparsify.main(words) == 0
     report = json.loads(Path("ticket/report.json").read_text())
     assert [record["stage"] for record in report["history"]] == ["round 1"] * 2 + ["ticket"] * 3
     rates = [record["lr/backbone"] for record in read_metrics(Path("ticket/stages/ticket/metrics.jsonl"))]
     assert len(rates) % 3 == 0
     assert rates[-1] < 0.05 * max(rates), "the schedule ends with the last epoch of the ticket"
-    assert len(stored()) == 1
+    assert len(stored()) == (0 if teacher else 1)
 
 
 def test_a_teacher_that_knows_the_images_held_out_is_refused(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hgsl.cli import train
 from hgsl.common.errors import InputError
-from hgsl.config import LossConfig
+from hgsl.config import LossConfig, MaskConfig
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.parts.masking import MaskedObjective
 from hgsl.engine.parts.objective import build_objective, check_loss
@@ -48,10 +48,27 @@ def test_the_penalty_of_the_masks_is_added_to_the_loss() -> None:
     inner = build_objective(LossConfig(top_k=2), num_classes=4, embedding_size=3)
     masks = sparsify(torch.nn.Linear(3, 5))[1]
     embeddings, labels = torch.eye(3), torch.arange(3)
-    masked = MaskedObjective(inner, masks, lmbda=0.1)
+    masked = MaskedObjective(inner, masks, MaskConfig(lmbda=0.1), calls=1)
     penalty = 0.1 * 15  # every mask is 1 while its score is at its initial value
     torch.testing.assert_close(masked(embeddings, labels), inner(embeddings, labels) + penalty)
     assert masked.loss_fn is inner.loss_fn
+
+
+def test_lambda_grows_while_more_is_left_than_the_line_to_the_target_allows() -> None:
+    inner = build_objective(LossConfig(top_k=2), num_classes=4, embedding_size=3)
+    masks = sparsify(torch.nn.Linear(3, 5), 2.0)[1]
+    masked = MaskedObjective(inner, masks, MaskConfig(lmbda=0.1, target=0.4), calls=10)
+    masks.ticket = True
+    lambdas = []
+    for share in (1.0, 1.0, 13 / 15, 0.4, 0.4, 0.4, 0.4, 0.4):
+        masks.mask_parameters()[0].data = torch.where(torch.arange(15) < round(15 * share), 1.0, -1.0).view(5, 3)
+        masked(torch.eye(3), torch.arange(3))
+        lambdas.append(masked.lmbda.item())
+    logs = torch.tensor(lambdas).log() - torch.tensor(0.1).log()
+    # The line: 1, 0.9, 0.8, 0.7, 0.6, 0.5 and then 0.4.
+    expected = torch.tensor([0.0, 0.1, 1 / 15, -0.3, -0.2, -0.1, 0.0, 0.0]).cumsum(0)
+    torch.testing.assert_close(logs, expected, atol=1e-5, rtol=0)
+    assert masked.state_dict()["call"] == 8
 
 
 class NormalizedCenters(nn.Module):

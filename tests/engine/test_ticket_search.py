@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -389,6 +390,39 @@ def test_a_resumed_search_for_channels_ends_the_same_to_the_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": 0.5, "penalty": "time", "lmbda": 1e-4},
+        {"method": "reconstruction", "target": 0.6, "penalty": "time", "rewind_epoch": None},
+    ],
+)
+def test_a_resumed_search_keeps_the_times_measured_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    measurements = []
+
+    def seconds_of_layers(network: torch.nn.Module, example: torch.Tensor) -> tuple[dict[str, float], float]:
+        measurements.append(len(example))
+        names = [name for name, tensor in network.named_parameters() if name.endswith("weight")]
+        seconds = {name: 1.0 + row * (7 if len(measurements) > 2 else 1) % 5 for row, name in enumerate(names)}
+        return seconds, sum(seconds.values())
+
+    monkeypatch.setattr(import_module("hgsl.sparsity.sparsify"), "seconds_of_layers", seconds_of_layers)
+    monkeypatch.setattr(sparsify_report, "compact", lambda model, example: model)
+    config, folder = retrieval_settings(**options), tmp_path / "run"
+    expected = search(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(StopHere):
+        stop_at_save(patch, 2)
+        search(config, folder)
+    report = search(config, folder, resume=True)
+    assert measurements == [8, 8, 8], "batches of eval.batch_size images"
+    assert (report["history"], report["scores"]) == (expected["history"], expected["scores"])
+    assert (folder / "ticket.safetensors").read_bytes() == (tmp_path / "whole" / "ticket.safetensors").read_bytes()
+    assert report["history"][-1]["share"] <= 0.6 + 1e-6 or not options.get("method")
+
+
+@pytest.mark.slow
 def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     report = search(retrieval_settings(), tmp_path)
     assert {"recall@1", "map@r"} <= set(report["scores"])
@@ -417,6 +451,10 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
         ({"lmbda": float("nan")}, "lmbda cannot be negative or infinite, found nan"),
         ({"mask_initial_value": 11.0}, "mask_initial_value must be from -10 to 10, found 11.0"),
         ({"task": "retrieval"}, "cifar10 is for classification"),
+        ({"target": 1.0}, "sparsify.target is a share between 0 and 1"),
+        ({"target": 0.5, "lmbda": 0.0}, "target adapts sparsify.lmbda, whose first value is 0"),
+        ({"penalty": "time"}, "closed weights take as long as open ones"),
+        ({"method": "reconstruction"}, "set sparsify.granularity channel, sparsify.penalty operations or time"),
     ],
 )
 def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: str) -> None:

@@ -36,7 +36,8 @@ def build_state(
     groups = groups_with_masks(problem.groups(), scores, config.sparsify, config.optim)
     objective: Objective | MaskedObjective = problem.objective
     if soft_masks:
-        objective = MaskedObjective(problem.objective, soft_masks, config.sparsify.lmbda)
+        calls = stage.epochs * problem.steps_per_epoch * config.train.accumulate
+        objective = MaskedObjective(problem.objective, soft_masks, config.sparsify, calls)
     optimizer = build_optimizer(groups, config.optim, problem.objective)
     network = problem.network
     if config.run.compile:

@@ -51,13 +51,14 @@ def update_parameters(state: TrainState, batch: Batch, options: LoopOptions, run
     channels_last = state.model.prefers_channels_last(runtime.device)
     micro_batches = _micro_batches(state, images, labels, ids, options.accumulate)
     for number, part in enumerate(micro_batches, start=1):
-        with _averaged_gradients(state, number == len(micro_batches)), _joint_masks(state):
+        with _averaged_gradients(state, number == len(micro_batches)), _joint_masks(state), _recorded_features(state):
+            teacher = state.teacher(part.ids, part.images) if state.teacher else None
             with runtime.autocast():
                 embeddings = state.network(runtime.prepare(part.images, channels_last))
             finite = embeddings.isfinite().all()
             if host_decides(options, runtime) and not all_true(finite):  # agreed, since the next call is collective
                 return _numbers(state, total * torch.nan, total * torch.nan)
-            loss = state.loss_call(embeddings, part.labels, part.teacher) * part.share
+            loss = state.loss_call(embeddings, part.labels, teacher) * part.share
             if not host_decides(options, runtime):  # the whole gradient is then NaN, and the step is skipped
                 usable = finite & loss.detach().isfinite()
                 loss = loss * torch.ones_like(loss.detach()).masked_fill(~usable, torch.nan)
@@ -75,28 +76,25 @@ class MicroBatch(NamedTuple):
     Attributes:
         images: ``(B, 3, H, W)``.
         labels: ``(B,)``, or None for images without labels.
-        teacher: The teacher's embeddings of the images, if there is a teacher.
+        ids: ``(B,)``.
         share: Weight of the part's mean loss: B divided by the number of such images in the batch.
     """
 
     images: Tensor
     labels: Tensor | None
-    teacher: Tensor | None
+    ids: Tensor
     share: float
 
 
 def _micro_batches(state: TrainState, images: Tensor, labels: Tensor, ids: Tensor, accumulate: int) -> list[MicroBatch]:
     """Divides a batch: first the images without labels, which are its last ones, and then those with labels."""
-    if state.teacher is None:
-        parts = zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True)
-        return [MicroBatch(part, part_labels, None, len(part) / len(images)) for part, part_labels in parts]
-    teacher, count = state.teacher(ids), len(ids) - state.teacher.count_unlabeled(ids)
+    count = len(ids) - (state.teacher.count_unlabeled(ids) if state.teacher else 0)
     micro_batches = []
     for rows, labeled in ((slice(count, None), False), (slice(0, count), True)):
-        sides = zip(*(tensor[rows].chunk(accumulate) for tensor in (images, labels, teacher)), strict=True)
+        sides = zip(*(tensor[rows].chunk(accumulate) for tensor in (images, labels, ids)), strict=True)
         micro_batches += [
-            MicroBatch(part, part_labels if labeled else None, part_teacher, len(part) / len(ids[rows]))
-            for part, part_labels, part_teacher in sides
+            MicroBatch(part, part_labels if labeled else None, part_ids, len(part) / len(ids[rows]))
+            for part, part_labels, part_ids in sides
             if len(part)
         ]
     return micro_batches
@@ -133,6 +131,12 @@ def _joint_masks(state: TrainState) -> AbstractContextManager[None]:
     if hasattr(state.network, "_orig_mod") or not isinstance(state.objective, MaskedObjective):
         return nullcontext()
     return state.objective.masks.joint()
+
+
+def _recorded_features(state: TrainState) -> AbstractContextManager[None]:
+    """Records the outputs of the blocks of model and teacher within the context, if they are compared."""
+    features = state.teacher.features if state.teacher else None
+    return features.recorded() if features else nullcontext()
 
 
 @contextmanager

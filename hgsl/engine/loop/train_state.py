@@ -30,7 +30,7 @@ class TrainState:
 
     A step calls ``network`` and ``loss_call``: the model and the objective, compiled or wrapped in
     DistributedDataParallel where needed. Their parameters are the model's and the objective's. ``teacher`` gives the
-    embeddings of a teacher for the ids of a batch, in a run with distillation.
+    embeddings of a teacher for a batch, in a run with distillation.
     """
 
     model: Embedder

@@ -8,14 +8,21 @@ from hgsl.common import ranks
 from hgsl.common.collectives import gather_rows, gather_with_gradient
 from hgsl.common.errors import InputError
 from hgsl.config import LossConfig
+from hgsl.engine.parts.feature_matching import FeatureMatching
 from hgsl.losses.distillation import embedding_distillation, similarity_distillation
 
 
 class TeacherEmbeddings(Protocol):
-    """The embeddings of a teacher for the images of a run."""
+    """The embeddings of a teacher for the images of a run.
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Returns the embeddings (B, D') of the images of these ids, on the device of the run."""
+    Attributes:
+        features: The comparison of the blocks of model and teacher; None without one.
+    """
+
+    features: FeatureMatching | None
+
+    def __call__(self, ids: Tensor, images: Tensor) -> Tensor:
+        """Returns the embeddings (B, D') of a batch, of these ids and augmented images, on the device of the run."""
 
     def count_unlabeled(self, ids: Tensor) -> int:
         """Returns the number of images without labels in a batch, which are its last ones."""
@@ -31,10 +38,19 @@ class Distillation(nn.Module):
         embedding_size: D.
         teacher_size: D'.
         teacher_id: Fingerprint of the teacher, which must be the same when a run is resumed.
+        features: The comparison of the blocks of model and teacher, recorded in each step; None without one.
     """
 
-    def __init__(self, settings: LossConfig, embedding_size: int, teacher_size: int, teacher_id: str) -> None:
+    def __init__(
+        self,
+        settings: LossConfig,
+        embedding_size: int,
+        teacher_size: int,
+        teacher_id: str,
+        features: FeatureMatching | None = None,
+    ) -> None:
         super().__init__()
+        self.features, self.features_weight = features, settings.teacher_features
         self.kind, self.weight, self.temperature = (
             settings.teacher_kind,
             settings.teacher_weight,
@@ -53,6 +69,10 @@ class Distillation(nn.Module):
             nn.init.orthogonal_(self.projection.weight)  # preserves inner products, as far as the sizes allow
 
     def forward(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
+        loss = self._of_embeddings(embeddings, teacher)
+        return loss + self.features_weight * self.features.loss() if self.features else loss
+
+    def _of_embeddings(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
         if self.kind == "embedding":
             return self.weight * embedding_distillation(self.projection(embeddings), teacher)
         if ranks.world_size() > 1:

@@ -6,18 +6,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hgsl.config import MaskConfig, OptimConfig
+from hgsl.config import MaskConfig, OptimConfig, SparsifyConfig
 from hgsl.engine.parts.objective import Objective
 from hgsl.models import Embedder
 from hgsl.sparsity import Masks, sparsify
 
+OPEN = 10.0  # an initial score at which open masks are one, also as a ticket
+TARGET_REACHED = 0.6  # of a stage's steps, after which the line of the target is level
+ADAPTATION = 1.0  # change of log(lambda) in a step, for a share that is 1 too large
+
 
 class MaskedObjective(nn.Module):
-    """The loss of ``inner`` plus, for labeled images, ``lmbda`` times the sum of the masks."""
+    """The loss of ``inner`` plus, for labeled images, lambda times the sum of the masks.
 
-    def __init__(self, inner: Objective, masks: Masks, lmbda: float) -> None:
+    With ``settings.target`` lambda is adapted at every call: it grows while the share that is left lies above a line
+    from 1 to the target, and shrinks below it.
+
+    Args:
+        inner: The loss.
+        masks: The masks.
+        settings: Lambda and the target.
+        calls: Calls for labeled images in the whole stage.
+    """
+
+    lmbda: Tensor
+    call: Tensor
+
+    def __init__(self, inner: Objective, masks: Masks, settings: MaskConfig, calls: int) -> None:
         super().__init__()
-        self.inner, self.masks, self.lmbda = inner, masks, lmbda
+        self.inner, self.masks, self.target, self.calls = inner, masks, settings.target, calls
+        device = masks.mask_parameters()[0].device
+        self.register_buffer("lmbda", torch.tensor(settings.lmbda, device=device))
+        self.register_buffer("call", torch.tensor(0.0, device=device))
 
     @property
     def loss_fn(self) -> nn.Module:
@@ -26,7 +46,18 @@ class MaskedObjective(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor | None, teacher: Tensor | None = None) -> Tensor:
         loss: Tensor = self.inner(embeddings, labels, teacher)
-        return loss if labels is None else loss + self.lmbda * self.masks.penalty()
+        if labels is None:
+            return loss
+        if self.target is not None:
+            self._adapt(self.target)
+        return loss + self.lmbda * self.masks.penalty()
+
+    @torch.no_grad()
+    def _adapt(self, target: float) -> None:
+        progress = self.call / (TARGET_REACHED * self.calls)
+        wanted = 1 - (1 - target) * progress.clamp(max=1)
+        self.lmbda *= torch.exp(ADAPTATION * (self.masks.share() - wanted))
+        self.call += 1
 
 
 def mask_backbone(model: Embedder, settings: MaskConfig) -> Masks | None:
@@ -47,9 +78,10 @@ def mask(model: nn.Module, settings: MaskConfig, example: Tensor, include: Seque
     """
     if settings.granularity == "none":
         return None
+    reconstruction = isinstance(settings, SparsifyConfig) and settings.method == "reconstruction"
     return sparsify(
         model,
-        settings.mask_initial_value,
+        OPEN if reconstruction else settings.mask_initial_value,
         include,
         settings.exclude,
         settings.granularity,

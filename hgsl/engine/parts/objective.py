@@ -37,6 +37,7 @@ class Objective(nn.Module):
         miner: Of pytorch-metric-learning, or None.
         gather: Whether the loss is computed over the embeddings of all processes.
         top_k_schedule: First epoch -> K, for HardGlobalSoftminLoss; empty leaves its K.
+        weight: Factor of the loss beside the term of a teacher.
 
     Attributes:
         distillation: The term of a teacher, which is added to the loss; None without one.
@@ -51,8 +52,10 @@ class Objective(nn.Module):
         *,
         gather: bool = False,
         top_k_schedule: Mapping[int, int | None] | None = None,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
+        self.weight = weight
         self.loss_fn = loss_fn
         self.miner = miner
         self.gather = gather
@@ -74,7 +77,7 @@ class Objective(nn.Module):
             loss: Tensor = self.loss_fn(embeddings, labels)
         else:
             loss = self.loss_fn(embeddings, labels, self.miner(embeddings, labels))
-        return loss
+        return self.weight * loss
 
     def start_epoch(self, epoch: int) -> None:
         """Sets the K of this epoch, if there is a schedule."""
@@ -124,7 +127,7 @@ def build_objective(settings: LossConfig, num_classes: int, embedding_size: int)
         except Exception as error:  # the library raises a bare Exception for losses without pairs
             raise InputError(f"loss.memory {settings.memory} does not go with {settings.name}: {error}") from error
         miner = None
-    objective = Objective(loss_fn, miner, gather=True)
+    objective = Objective(loss_fn, miner, gather=True, weight=settings.weight)
     _try_out(objective, settings, num_classes, embedding_size)
     _note_unused_settings(settings)
     return objective
@@ -142,7 +145,8 @@ def _hard_global_softmin(settings: LossConfig, num_classes: int, embedding_size:
     loss_class = ShardedHardGlobalSoftminLoss if settings.sharded else LOSSES[DEFAULT]
     sparse_grad = use_sparse_centers(settings, num_classes)
     loss_fn = loss_class(num_classes, embedding_size, sparse_grad=sparse_grad, **options)
-    return Objective(loss_fn, gather=settings.both_sides > 0, top_k_schedule=settings.top_k_schedule)
+    schedule = settings.top_k_schedule
+    return Objective(loss_fn, gather=settings.both_sides > 0, top_k_schedule=schedule, weight=settings.weight)
 
 
 def _class(what: str, name: str) -> type[nn.Module]:

@@ -1,11 +1,14 @@
-"""The teacher of a distillation: a frozen network, and its embeddings of the training images."""
+"""The teacher of a distillation: a frozen network, and its embeddings of whole or of augmented training images."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +26,7 @@ from hgsl.data.run_split import file_fingerprints, shared_images
 from hgsl.data.unlabeled import list_unlabeled
 from hgsl.engine.parts.build import build_eval_set, move_to_device
 from hgsl.engine.parts.cached_embeddings import embed_once
+from hgsl.engine.parts.feature_matching import FeatureMatching
 from hgsl.engine.runtime import Runtime
 from hgsl.models import Embedder, create_embedder, load_embedder
 from hgsl.models.storage.hub import fetch
@@ -30,16 +34,18 @@ from hgsl.models.weights import PACKAGED
 
 
 class Teacher:
-    """The embeddings of a frozen network for the images of a run, each computed once, without augmentation.
+    """The embeddings of a frozen network for the images of a run: computed once for each whole image, or in each step.
 
     Args:
         config: The settings; ``loss.teacher`` names the network.
         manifest: All images of the run.
         runtime: Device and precision.
+        normalization: Data config of the model, whose ``mean`` and ``std`` its images have.
 
     Attributes:
         embedding_size: D' of the network.
         id: Fingerprint of the network and its preprocessing.
+        features: The comparison of the blocks of model and teacher, if there is one.
         unlabeled: The images of ``loss.teacher_images``, whose ids follow those of the run's images; None without them.
 
     Raises:
@@ -48,9 +54,10 @@ class Teacher:
         FileNotFoundError: There is no such folder.
     """
 
-    def __init__(self, config: Config, manifest: Manifest, runtime: Runtime) -> None:
+    def __init__(self, config: Config, manifest: Manifest, runtime: Runtime, normalization: Mapping[str, Any]) -> None:
         assert config.loss.teacher is not None
         self.config, self.manifest, self.runtime = config, manifest, runtime
+        self._normalization, self._augmented = normalization, config.loss.teacher_input == "augmented"
         held_out = manifest.take(np.flatnonzero(manifest.split != "train"))
         _check_split(config.loss.teacher, manifest, held_out)
         self._first_unlabeled = int(manifest.ids.max()) + 1
@@ -62,11 +69,21 @@ class Teacher:
             f"teacher {config.loss.teacher}: {model.architecture['backbone']}, {model.embedding_size}-d, "
             f"at {model.data_config['image_size']} pixels"
         )
+        self.features: FeatureMatching | None = None
         self._model: Embedder | None = model
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []  # ids, order, vectors
 
+    def match_features(self, model: Embedder) -> FeatureMatching | None:
+        """Returns the comparison of the blocks of ``model`` with those of the teacher, if the settings ask for it."""
+        if self.config.loss.teacher_features > 0:
+            assert self._model is not None
+            self.features = FeatureMatching(model.backbone, self._model.backbone)
+        return self.features
+
     def prepare(self) -> None:
-        """Computes the embeddings, or reads those of an earlier run, and frees the network; collective.
+        """Computes the embeddings of whole images, or reads those of an earlier run, and frees the network; collective.
+
+        For augmented images the network stays on the device.
 
         Raises:
             InputError: Some are not finite.
@@ -74,6 +91,8 @@ class Teacher:
         if self._model is None:
             return
         model, data = move_to_device(self._model, self.runtime), self.config.data
+        if self._augmented:
+            return
         parts = [build_eval_set(data, self.manifest, model, "train")]
         if self.unlabeled:
             parts.append(build_eval_set(data, self.unlabeled, model, "all"))
@@ -88,8 +107,39 @@ class Teacher:
             self._parts.append((images.ids, np.argsort(images.ids), vectors))
         self._model = None
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Returns the embeddings (B, D') of the images of these ids, on the device of the run."""
+    def __call__(self, ids: Tensor, images: Tensor) -> Tensor:
+        """Returns the embeddings (B, D') of a batch, on the device of the run.
+
+        Args:
+            ids: Ids of the images.
+            images: The images ``(B, 3, H, W)`` as the model takes them, which matter for ``augmented`` alone.
+        """
+        return self._of_augmented(images) if self._augmented else self._of_whole(ids)
+
+    @torch.no_grad()
+    def _of_augmented(self, images: Tensor) -> Tensor:
+        assert self._model is not None
+        images = self.runtime.prepare(images, self._model.prefers_channels_last(self.runtime.device))
+        with self.runtime.autocast():
+            embeddings: Tensor = self._model(self._converted(images))
+        return embeddings
+
+    def _converted(self, images: Tensor) -> Tensor:
+        """Images as the teacher takes them: normalized by its mean and deviation, for a transformer of its size."""
+        assert self._model is not None
+        expected = self._model.data_config
+        if any(tuple(expected[name]) != tuple(self._normalization[name]) for name in ("mean", "std")):
+            (mean, std), (teacher_mean, teacher_std) = (
+                [images.new_tensor(config[name]).view(3, 1, 1) for name in ("mean", "std")]
+                for config in (self._normalization, expected)
+            )
+            images = (images * std + mean - teacher_mean) / teacher_std
+        side = expected["image_size"]
+        if self._model.is_convolutional or images.shape[-1] == side:
+            return images
+        return F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+
+    def _of_whole(self, ids: Tensor) -> Tensor:
         wanted = ids.cpu().numpy()
         result = np.full((len(wanted), self.embedding_size), np.nan, np.float32)
         for part_ids, order, vectors in self._parts:

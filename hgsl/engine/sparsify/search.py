@@ -4,6 +4,8 @@ The stages are ``round 1``, ``round 2``, ..., ``ticket``; or ``dense`` alone, tr
 """
 
 import copy
+import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from hgsl.engine.session import run_in_folder
 from hgsl.engine.sparsify.problems import PROBLEMS, SparsifyProblem
 from hgsl.engine.sparsify.report import Measured, read_scores, save_and_measure, write_layers, write_plot
 from hgsl.engine.stages import Stage, search_stages
+from hgsl.sparsity.reconstruction import reconstruct
+
+RECONSTRUCTION_IMAGES = 2000  # augmented training images from which the moments of the layers' inputs are taken
 
 
 def search(config: SparsifyRunConfig, folder: Path, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -65,18 +70,22 @@ class TicketSearch:
         dense_run = settings.dense_run if settings.rounds else None
         dense_scores = read_scores(Path(dense_run), problem.quality) if dense_run else {}
         self.dense: Measured = (copy.deepcopy(problem.model), dense_scores)  # for comparison with the ticket
-        masks = mask(problem.model, settings, problem.example[:2], settings.include) if settings.rounds else None
+        masks = mask(problem.model, settings, problem.example, settings.include) if settings.rounds else None
         stages = search_stages(config)
         self.driver = Driver(config, folder, runtime, problem, stages, masks, self._after_epoch, started)
 
     def train(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains all stages, or the remaining ones of the state ``saved``, and returns the report."""
+        if self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds and not saved:
+            self._reconstruct()
         self.driver.run(saved)
         model, masks = self.driver.finished_model()
         scores = self.problem.final(model)
         layers = masks.layers() if masks else []
         trained = (model, scores)
-        costs, notes = save_and_measure(self.folder, self.config, self.problem, self.runtime, trained, self.dense)
+        costs, notes = save_and_measure(
+            self.folder, self.config, self.problem, self.runtime, trained, self._scored_dense()
+        )
         write_layers(self.folder, layers)
         write_plot(self.folder, self.driver.history, self.problem.curve_name)
         report: dict[str, Any] = {
@@ -99,11 +108,42 @@ class TicketSearch:
         settings, problem = self.config.sparsify, self.problem
         curve_points = sum(-(-stage.epochs // settings.curve_every) for stage in self.driver.stages)
         networks = 2 if settings.rounds and settings.granularity == "channel" else 1  # the ticket, and compacted
-        return problem.start_size + curve_points * problem.curve_size + networks * problem.final_size
+        count: int = problem.start_size + curve_points * problem.curve_size + networks * problem.final_size
+        if settings.rounds and settings.method == "reconstruction":
+            count += RECONSTRUCTION_IMAGES + problem.curve_size + (0 if self.dense[1] else problem.final_size)
+        return count
+
+    def _scored_dense(self) -> Measured:
+        """The dense network with its scores; one that was trained before, and then reconstructed, is scored here."""
+        dense, scores = self.dense
+        if self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds and not scores:
+            scores = self.problem.final(dense)
+        return dense, scores
+
+    def _reconstruct(self) -> None:
+        """Closes channels down to the target, by what training images tell."""
+        masks, problem, target = self.driver.masks, self.problem, self.config.sparsify.target
+        assert masks is not None
+        assert target is not None
+        steps = math.ceil(RECONSTRUCTION_IMAGES / self.config.train.batch_size)
+        batches = itertools.islice(
+            problem.batches(self.config.run.seed, 0, 1 + steps // problem.steps_per_epoch), steps
+        )
+        channels_last = problem.model.prefers_channels_last(self.runtime.device)
+        reconstruct(
+            problem.network, masks, (self.runtime.prepare(images, channels_last) for images, *_ in batches), target
+        )
+        score = self.problem.curve(problem.model)
+        ranks.print_main(
+            f"reconstruction: {100 * float(masks.share()):.1f} % of the {self.config.sparsify.penalty} are left, "
+            f"{self.problem.curve_name} {score:.4f}"
+        )
 
     def _after_epoch(self, stage: Stage, epoch: int, state: TrainState) -> dict[str, float]:
         masks = self.driver.masks
         numbers = {"density": masks.density() if masks else 1.0}
+        if masks and self.config.sparsify.target is not None:
+            numbers["share"] = float(masks.share())
         if masks and stage.masks == "soft":
             numbers["temperature"] = masks.temperature
         if (epoch + 1) % self.config.sparsify.curve_every == 0 or epoch + 1 == stage.epochs:

@@ -1,6 +1,6 @@
 """Channel groups: the dependency groups that one layer's channels form together, and the mask that closes them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,16 +47,22 @@ def channel_groups(graph: ChannelGraph, values: dict[str, Tensor], selected: Col
     allowed = np.ones(component.max(initial=0) + 1, bool)
     for layer in producers:
         allowed[component[_output_ids(graph, layer)]] &= layer.weight in selected
-    allowed[component[graph.pinned]] = False
+    pinned = component[graph.pinned]
+    allowed[pinned[pinned >= 0]] = False  # -1, of channels that no layer produces, such as those of the input
     candidates = [np.flatnonzero(component == number) for number in np.unique(component[component >= 0])]
     candidates = [ids for ids in candidates if len(ids) > 1 and allowed[component[ids[0]]]]
     closable = _closable(graph, values, producers + norms, [ids[0] for ids in candidates])
     return [_channel_group(graph, producers, norms, ids) for ids in candidates if closable[ids[0]]]
 
 
-def mask_channels(model: nn.Module, groups: list[ChannelGroup], initial_value: float) -> None:
-    """Attaches one shared mask per group to its weights, biases and norms, in every layer that holds them."""
+def mask_channels(model: nn.Module, groups: Sequence[ChannelGroup], initial_value: float) -> list[SoftMask]:
+    """Attaches one shared mask per group to its weights, biases and norms, in every layer that holds them.
+
+    Returns:
+        The mask of each group.
+    """
     owners = owners_of_parameters(model)
+    masks = []
     for group in groups:
         size = len(group.ids)
         weight_count = torch.zeros(size, dtype=torch.int64)
@@ -71,6 +77,8 @@ def mask_channels(model: nn.Module, groups: list[ChannelGroup], initial_value: f
             for layer, tensor in owners[name]:
                 attach(layer, tensor, ChannelMask(source, rows, owner=not registered))
                 registered = True
+        masks.append(source)
+    return masks
 
 
 def _output_ids(graph: ChannelGraph, operator: Operator) -> np.ndarray:

@@ -36,8 +36,12 @@ def remove_groups(plain: nn.Module, graph: ChannelGraph, closed: np.ndarray, exa
     check_output(plain, example, dtype, expected)
 
 
-def removable_groups(model: nn.Module, selected: Collection[str], example: Tensor) -> list[ChannelGroup]:
-    """Returns the channel groups of the ``selected`` weights; one channel of each has been removed from a copy.
+def removable_groups(
+    model: nn.Module, selected: Collection[str], example: Tensor
+) -> tuple[ChannelGraph, list[ChannelGroup]]:
+    """Returns the channels of a network and the channel groups of the ``selected`` weights.
+
+    As a check, one channel of each group has been removed from a copy.
 
     Args:
         model: A plain network.
@@ -56,7 +60,7 @@ def removable_groups(model: nn.Module, selected: Collection[str], example: Tenso
     if not groups:
         raise InputError("nothing left to mask: no channel of the selected layers can be closed on its own")
     _try_removal(plain, graph, groups, example)
-    return groups
+    return graph, groups
 
 
 def _try_removal(plain: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], example: Tensor) -> None:
