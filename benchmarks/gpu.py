@@ -25,7 +25,7 @@ from torch.amp import GradScaler
 from hgsl import HardGlobalSoftminLoss, evaluate_embeddings
 from hgsl.common.device import dtype_name
 from hgsl.common.precision import float32_products
-from hgsl.config import OptimConfig
+from hgsl.config import MaskConfig, OptimConfig
 from hgsl.data.cifar10 import MEAN, STD
 from hgsl.engine.loop.graphs import GraphedStep
 from hgsl.engine.loop.step import train_step
@@ -129,7 +129,7 @@ def cifar_steps(
         torch.manual_seed(0)
         model = Classifier(resnet20(10), MEAN, STD).to(device).to(memory_format=torch.channels_last)
         _, masks = sparsify(model, 0.0, inplace=True, exclude=["*.shortcut", "*.fc"])
-        objective = MaskedObjective(Objective(nn.CrossEntropyLoss()), masks, 1e-8)
+        objective = MaskedObjective(Objective(nn.CrossEntropyLoss()), masks, MaskConfig(lmbda=1e-8), calls=1)
         groups = [{"name": "all", "params": list(model.parameters()), "lr": 0.1}]
         optimizer = create_optimizer(groups, settings)
         schedule = create_schedule(optimizer, settings, 100, 100)

@@ -118,11 +118,12 @@ class Teacher:
 
     @torch.no_grad()
     def _of_augmented(self, images: Tensor) -> Tensor:
-        assert self._model is not None
-        images = self.runtime.prepare(images, self._model.prefers_channels_last(self.runtime.device))
+        """The embeddings of the images as they are, without the further views of an evaluation."""
+        model = self._model
+        assert model is not None
+        images = self.runtime.prepare(images, model.prefers_channels_last(self.runtime.device))
         with self.runtime.autocast():
-            embeddings: Tensor = self._model(self._converted(images))
-        return embeddings
+            return model.combine([model.head(model.pooled(self._converted(images)))])
 
     def _converted(self, images: Tensor) -> Tensor:
         """Images as the teacher takes them: normalized by its mean and deviation, for a transformer of its size."""
