@@ -25,7 +25,7 @@ class MaskConfig:
     """Weight lambda of the penalty, the sum of the masks, in the loss; with a target, its first value."""
     penalty: Literal["weights", "operations", "time"] = "weights"
     """Quantity that the penalty counts: remaining weights, as published; multiplications per image; or, for channels,
-    the time that each layer takes on this device, measured at the start, with batches of eval.batch_size images."""
+    the time that each layer takes on this device, measured at the start, in a search with eval.batch_size images."""
     target: float | None = None
     """Share of that quantity that the ticket is to keep, such as 0.6; lambda is then adapted in every step."""
     mask_lr: float | None = None
