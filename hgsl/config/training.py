@@ -50,9 +50,9 @@ class LossConfig:
     sparse_centers: bool | None = None
     """Whether centers get a sparse gradient and plain SGD at optim.centers_lr, so that no gradient or moment of their
     full size is held; empty means from 100,000 classes on. Several processes then need loss.sharded."""
-    centers: Literal["random", "class_means"] = "random"
+    centers: Literal["random", "class_means", "auto"] = "random"
     """Initial class centers of HardGlobalSoftminLoss: random, as published, or the mean embedding of each class's
-    images, which costs one pass over the training images."""
+    images, which costs one pass over the training images; auto takes the means from 12 classes on."""
     teacher: str | None = None
     """Teacher for distillation: a run folder, OWNER/NAME on the Hub, local-dir:FOLDER or a timm name, whose embeddings
     of the training images guide the model beside the loss."""

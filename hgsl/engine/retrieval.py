@@ -20,7 +20,7 @@ from hgsl.engine.evaluation import EvalOptions, Evaluation, evaluate_model
 from hgsl.engine.loop.loader import RunBatches, run_loader
 from hgsl.engine.loop.train_state import Batch
 from hgsl.engine.parts.build import build_eval_set, build_manifest, build_model, build_train_set
-from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers
+from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_centers, starts_at_means
 from hgsl.engine.parts.distillation import Distillation
 from hgsl.engine.parts.mode import build_mode
 from hgsl.engine.parts.objective import build_objective, check_loss
@@ -168,7 +168,8 @@ class Retrieval:
     def _start_size(self, measure_before: bool) -> int:
         """The number of images that :meth:`start` embeds."""
         tested = int(np.count_nonzero(self.manifest.split == "test")) if measure_before else 0
-        return tested + (len(self.train_set) if self.config.loss.centers == "class_means" else 0)
+        classes = self.train_set.num_classes
+        return tested + (len(self.train_set) if starts_at_means(self.config.loss, classes) else 0)
 
     def _identity(self) -> str:
         """Hash of the images, and of the unlabeled ones if there are any."""

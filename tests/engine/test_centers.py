@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hgsl.config import Config
-from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_at_means
+from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_at_means, start_centers
 from hgsl.engine.parts.objective import build_objective
 from hgsl.engine.runtime import Runtime, build_runtime
 
@@ -56,6 +56,19 @@ def test_centers_are_the_directions_of_the_means(runtime: Runtime, sharded: bool
     loss_fn = build_objective(config.loss, 3, 4).loss_fn
     start_at_means(loss_fn, Same(), points, runtime, batch=2)
     torch.testing.assert_close(loss_fn.centers.detach(), 2 * means(points))  # 2 is the root of their dimension
+
+
+@pytest.mark.parametrize(
+    ("setting", "classes", "at_means"),
+    [("random", 12, False), ("class_means", 3, True), ("auto", 11, False), ("auto", 12, True)],
+)
+def test_few_classes_start_at_random_centers(runtime: Runtime, setting: Any, classes: int, at_means: bool) -> None:
+    config, points = Config(), Points(classes, np.arange(classes))
+    config.loss.centers = setting
+    loss_fn = build_objective(config.loss, classes, 4).loss_fn
+    before = loss_fn.centers.detach().clone()
+    start_centers(loss_fn, config.loss, Same(), points, runtime, batch=4)
+    torch.testing.assert_close(loss_fn.centers.detach(), 2 * means(points) if at_means else before)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,12 @@ from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
 CHUNK = 4096  # centers compared at a time, and maximum number compared with all others
+MEANS_FROM = 12  # classes, of the setting "auto": fewer are better trained from random centers (docs/recipe.md)
+
+
+def starts_at_means(settings: LossConfig, classes: int) -> bool:
+    """Whether the centers of so many classes start at the class means."""
+    return settings.centers == "class_means" or (settings.centers == "auto" and classes >= MEANS_FROM)
 
 
 def start_centers(
@@ -23,7 +29,7 @@ def start_centers(
     batch: int,
 ) -> None:
     """Initializes the centers by ``settings.centers``; losses of other libraries keep their own initialization."""
-    if settings.centers == "class_means" and isinstance(loss_fn, HardGlobalSoftminLoss):
+    if starts_at_means(settings, images.num_classes) and isinstance(loss_fn, HardGlobalSoftminLoss):
         start_at_means(loss_fn, model, images, runtime, batch)
 
 
