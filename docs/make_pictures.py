@@ -1,38 +1,35 @@
 """Makes every picture of README and docs again, with the tools, from images that the package draws itself.
 
-    python docs/make_pictures.py [--run runs/quickstart] [loss retrievals report search]
+    python docs/make_pictures.py [--run runs/quickstart] [loss retrievals tutorial]
 
-Without names it makes all. The quickstart is trained first (2 minutes on 2 cores) unless ``--run`` is there. ``report``
-and ``search`` need playwright and a Chromium; ``search`` needs the extra [serve].
+Without names it makes all. ``retrievals`` trains the quickstart first (2 minutes on 2 cores) unless ``--run`` is there.
+``tutorial`` runs the tutorial on images that it draws, in about 5 minutes on 2 cores; it needs playwright, a Chromium
+and the extras [serve] and [export], and prints what the tutorial quotes.
 """
 
 import argparse
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-import torch
-from PIL import Image
-
-from hgsl import build_dataset
-from hgsl.losses.functional import hard_global_softmin_loss
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from screenshots import Tutorial
+
+from hgsl.losses.functional import hard_global_softmin_loss
 
 CLONE = Path(__file__).parents[1]
 IMAGES = Path(__file__).parent / "images"
 INK, RIGHT, WRONG = "#1c1917", "#15803d", "#c2410c"
-LARGEST = 300_000  # bytes of a committed picture
+LARGEST = 150_000  # bytes of a committed picture
+WIDEST = 1400  # pixels
 
 
 def tool(name: str, *words: object) -> None:
@@ -41,10 +38,13 @@ def tool(name: str, *words: object) -> None:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    """Keeps a picture as WebP, at the best quality that is small enough."""
-    for quality in (90, 80, 70, 60, 50):
+    """Keeps a picture as WebP, at most ``WIDEST`` wide and at the best quality that is small enough."""
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, WIDEST * picture.height // picture.width), Image.Resampling.LANCZOS)
+    for quality in (90, 80, 70, 60, 50, 40, 30):
         picture.convert("RGB").save(IMAGES / name, quality=quality, method=6)
         if (IMAGES / name).stat().st_size <= LARGEST:
+            print(f"written: docs/images/{name} ({(IMAGES / name).stat().st_size:,} bytes)", flush=True)
             return
     raise SystemExit(f"{name} is larger than {LARGEST:,} bytes at any quality")
 
@@ -117,92 +117,28 @@ def draw_retrievals(run: Path) -> None:
             save(half.resize((900, 900 * half.height // half.width), Image.Resampling.LANCZOS), "retrievals.webp")
 
 
-def draw_report(run: Path) -> None:
-    """The first screen of the HTML page of an evaluation."""
+def draw_tutorial(run: Path) -> None:
+    """Pictures of the steps of the tutorial, and, printed, the output that it quotes."""
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "report.html"
-        tool("eval_retrieval.py", "--checkpoint", run, "--html", page)
-        with browser_page(page.as_uri()) as tab:
-            tab.wait_for_timeout(500)
-            save(_shot(tab, folder), "report.webp")
-
-
-def draw_search(run: Path) -> None:
-    """The search page with the answer to one photo."""
-    with tempfile.TemporaryDirectory() as folder:
-        photos = write_butterflies(Path(folder) / "photos")
-        query = photos.parent / "query.jpg"
-        some = sorted(photos.rglob("*.jpg"))[7]
-        shutil.move(some, query)
-        tool(
-            "search.py", "index", "--checkpoint", run, "--images", photos, "--labels", "folders", "--out", f"{folder}/i"
-        )
-        with served(Path(folder) / "i") as address, browser_page(address) as tab:
-            tab.set_input_files("input[type=file]", str(query))
-            tab.wait_for_load_state("networkidle")
-            tab.wait_for_timeout(1500)
-            save(_shot(tab, folder), "search.webp")
-
-
-def write_butterflies(folder: Path, classes: int = 12, images: int = 8) -> Path:
-    """Writes species that the quickstart has not seen, as JPEGs, one folder a species."""
-    data = build_dataset("synthetic", split="all", num_classes=classes, images_per_class=images, image_size=160, seed=5)
-    for row in range(len(data)):
-        image, label, number = data[row]
-        path = folder / data.class_names[label] / f"{number:04}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, quality=92)
-    return folder
-
-
-@contextmanager
-def served(index: Path) -> Iterator[str]:
-    """The search server on a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, str(CLONE / "tools/search.py"), "serve", "--index", str(index), "--port", str(port)]
-    server = subprocess.Popen(words, cwd=CLONE)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(address, timeout=5).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-@contextmanager
-def browser_page(address: str) -> Iterator:
-    """The address in a headless Chromium, 1200 x 800."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 800})
-        tab.goto(address)
-        tab.wait_for_load_state("networkidle")
-        yield tab
-        browser.close()
-
-
-def _shot(tab: object, folder: str) -> Image.Image:
-    path = Path(folder) / "shot.png"
-    tab.screenshot(path=str(path))
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+        tutorial = Tutorial(Path(folder))
+        save(tutorial.duplicates(), "tutorial_duplicates.webp")
+        save(tutorial.curves(), "tutorial_curves.webp")
+        report, pair = tutorial.report()
+        save(report, "report.webp")
+        save(pair, "tutorial_pair.webp")
+        tutorial.print_comparison()
+        unknown, known = tutorial.search()
+        save(unknown, "tutorial_no_match.webp")
+        save(known, "search.webp")
+        save(tutorial.sheet(), "tutorial_sheet.webp")
+        tutorial.print_hits()
+        tutorial.print_export()
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
     "loss": draw_loss,
     "retrievals": draw_retrievals,
-    "report": draw_report,
-    "search": draw_search,
+    "tutorial": draw_tutorial,
 }
 
 
@@ -216,11 +152,10 @@ def main() -> None:
         parser.error(f"unknown picture {sorted(set(names) - set(PICTURES))[0]!r}: use {', '.join(PICTURES)}")
     IMAGES.mkdir(exist_ok=True)
     run = flags.run.absolute()
-    if set(names) != {"loss"} and not (run / "report.json").is_file():
+    if "retrievals" in names and not (run / "report.json").is_file():
         tool("train.py", "--run.dir", run)
     for name in names:
         PICTURES[name](run)
-        print(f"written: docs/images/{name}.webp ({(IMAGES / f'{name}.webp').stat().st_size:,} bytes)", flush=True)
 
 
 if __name__ == "__main__":
