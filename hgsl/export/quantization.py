@@ -39,8 +39,9 @@ def quantize(source: str | Path, path: str | Path) -> None:
 def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tensor]) -> None:
     """Writes the ONNX file ``source`` with 8-bit weights, one scale per channel, and calibrated 8-bit activations.
 
-    The range of an activation holds 99.99% of its values on ``images``. Weights have 7 bits if this processor has no
-    8-bit dot products (VNNI), as others overflow there. Embeddings change, so measure speed and scores before use.
+    The range of an activation holds 99.99% of its values on ``images``, or all if one hardly varies. Weights have 7
+    bits if this processor has no 8-bit dot products (VNNI), as others overflow there. Embeddings change, so measure
+    speed and scores before use.
 
     Args:
         source: An exported embedder.
@@ -60,20 +61,22 @@ def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tenso
         fused = f"{folder}/fused.onnx"  # batch norms within convolutions, as the runtime fuses them itself
         quant_pre_process(str(source), fused, skip_symbolic_shape=True)
         _share_weights(fused)
-        quantize_file(
-            fused,
-            str(temporary),
-            _Images(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS),
-            per_channel=True,
-            reduce_range=not cpu_has_int8(),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
+        settings: dict[str, Any] = {
+            "quant_format": QuantFormat.QDQ,
+            "op_types_to_quantize": list(OPERATORS),
+            "per_channel": True,
+            "reduce_range": not cpu_has_int8(),
+            "activation_type": QuantType.QUInt8,
+            "weight_type": QuantType.QInt8,
             # One batch at a time, so that the activations of one are held in memory.
-            extra_options={"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
-        )
+            "extra_options": {"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
+        }
+        try:
+            method = CalibrationMethod.Percentile
+            quantize_file(fused, str(temporary), _Images(images), calibrate_method=method, **settings)
+        except ValueError:  # an activation hardly varies, so that its values have no histogram
+            method = CalibrationMethod.MinMax
+            quantize_file(fused, str(temporary), _Images(images), calibrate_method=method, **settings)
 
 
 def _share_weights(path: str) -> None:

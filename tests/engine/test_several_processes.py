@@ -20,6 +20,7 @@ from tests.helpers import ROOT, SMALL, launch_ranks
 TRAIN = ROOT / "tools" / "train.py"
 WORDS = [*SMALL, "--train.batch_size", "8", "--loss.both_sides", "0", "--optim.warmup", "0", "--data.test_share", "0.3"]
 SHARDED = [*WORDS, "--loss.sharded", "true", "--optim.clip", "0.5", "--model.embedding_size", "16"]
+SHARDED += ["--loss.centers", "class_means"]  # random ones are those of each process
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
 
 
