@@ -4,10 +4,8 @@ A block of ``bash`` is run line by line, with miniature settings added to what t
 a block of ``python`` is executed; a block of ``yaml`` is read as settings. What cannot run is listed with the reason.
 """
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,7 +18,7 @@ from PIL import Image
 from hgsl import build_dataset
 from hgsl.cli import entry
 from hgsl.cli._settings import build_parser, parse
-from tests.helpers import ROOT, TINY
+from tests.helpers import ROOT, TINY, run_code
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages that take more than a few seconds.
@@ -62,6 +60,7 @@ MINIATURE = {
 DRAWN = "--data.name synthetic --data.options.num_classes 8 --data.options.images_per_class 6"
 # A process that has loaded this library may crash when it trains afterwards.
 APART = "openvino"
+COMMAND = "import sys; from hgsl.cli import entry; sys.exit(entry.main(sys.argv[1:]))"  # hgsl, as code
 # Pages that continue from the results of another.
 EARLIER = {
     "search.md": ["hgsl train --config configs/folder.yaml --data.root my/photos --run.dir runs/mine"],
@@ -140,7 +139,7 @@ def test_every_block_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPat
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.language == "python" and APART in block.text:
-            assert run_apart("-c", block.text) == 0, where
+            run_apart(block.text)
         elif block.language == "python":
             exec(compile(block.text, where, "exec"), namespace)
         elif block.language == "yaml":
@@ -149,17 +148,15 @@ def test_every_block_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPat
         elif block.language == "bash":
             for line in lines(block):
                 if APART in line:
-                    assert run_apart("-m", *shlex.split(line)) == 0, f"{where}: {line}"
+                    run_apart(COMMAND, *shlex.split(line)[1:])
                 elif not left_out(line):
                     assert run(line, monkeypatch) == 0, f"{where}: {line}"
 
 
-def run_apart(*words: str) -> int:
-    """Runs Python with these arguments in a process of its own, if the extra is installed; returns its exit code."""
-    if find_spec(APART) is None:
-        return 0
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *words], env=environment, stdout=subprocess.DEVNULL).returncode
+def run_apart(code: str, *words: str) -> None:
+    """Runs Python code, which must succeed, in a process of its own, if the extra is installed."""
+    if find_spec(APART) is not None:
+        run_code(code, *words)
 
 
 def run(line: str, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -76,7 +76,7 @@ class TicketSearch:
 
     def train(self, saved: dict[str, Any] | None) -> dict[str, Any]:
         """Trains all stages, or the remaining ones of the state ``saved``, and returns the report."""
-        if self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds and not saved:
+        if self._reconstructs and not saved:
             self._reconstruct()
         self.driver.run(saved)
         model, masks = self.driver.finished_model()
@@ -109,14 +109,19 @@ class TicketSearch:
         curve_points = sum(-(-stage.epochs // settings.curve_every) for stage in self.driver.stages)
         networks = 2 if settings.rounds and settings.granularity == "channel" else 1  # the ticket, and compacted
         count: int = problem.start_size + curve_points * problem.curve_size + networks * problem.final_size
-        if settings.rounds and settings.method == "reconstruction":
+        if self._reconstructs:
             count += RECONSTRUCTION_IMAGES + problem.curve_size + (0 if self.dense[1] else problem.final_size)
         return count
+
+    @property
+    def _reconstructs(self) -> bool:
+        """Whether channels are removed by reconstruction, and not by trained masks."""
+        return self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds > 0
 
     def _scored_dense(self) -> Measured:
         """The dense network with its scores; one that was trained before, and then reconstructed, is scored here."""
         dense, scores = self.dense
-        if self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds and not scores:
+        if self._reconstructs and not scores:
             scores = self.problem.final(dense)
         return dense, scores
 
