@@ -63,20 +63,21 @@ function line(query) {
 
 for (const id of ["find", "show", "order"]) $(id).addEventListener("input", () => choose());
 $("controls").addEventListener("submit", (event) => event.preventDefault());
-$("controls").addEventListener("reset", () => { confusion = null; setTimeout(choose); });
+$("clear").addEventListener("click", () => select("", null));
 $("more").addEventListener("click", () => {
   const first = drawn;
   drawMore();
   $("query-list").children[first]?.firstChild.focus();
 });
 
-function show(words, pair) {
+function select(words, pair) {
   $("controls").reset();
   $("find").value = words;
-  setTimeout(() => { // after the reset has been handled
-    $("find").value = words;
-    confusion = pair;
-    choose();
-    $("queries").scrollIntoView();
-  });
+  confusion = pair;
+  choose();
+}
+
+function show(words, pair) {
+  select(words, pair);
+  $("queries").scrollIntoView();
 }
