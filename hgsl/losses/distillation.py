@@ -79,7 +79,9 @@ def similarity_distillation(embeddings: Tensor, teacher: Tensor, temperature: fl
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def feature_distillation(features: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def feature_distillation(
+    features: Sequence[Tensor], teacher: Sequence[Tensor], *, channels_last: bool = False
+) -> Tensor:
     """Mean squared distance of intermediate maps to those of a teacher, relative to the variance of the teacher's.
 
     ::
@@ -87,8 +89,9 @@ def feature_distillation(features: Sequence[Tensor], teacher: Sequence[Tensor]) 
         L = mean over layers l of mean |f_l - t_l|^2 / mean over channels of var t_l
 
     Args:
-        features: The maps of the model, ``(B, C, ...)`` each.
+        features: The outputs of the model's layers: maps ``(B, C, h, w)``, or tokens ``(B, N, C)``.
         teacher: Those of the teacher, of the same shapes.
+        channels_last: Whether the shape of a map is ``(B, h, w, C)``, as in timm's Swin.
 
     Returns:
         The loss, a scalar; 1 is as far as the mean of the teacher's map.
@@ -102,12 +105,15 @@ def feature_distillation(features: Sequence[Tensor], teacher: Sequence[Tensor]) 
     shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (features, teacher))
     if not shapes or shapes != expected:
         raise InputError(f"features are of shapes {shapes} and the teacher's of {expected}: give pairs of equal shapes")
-    distances = [_relative_distance(f.float(), t.float()) for f, t in zip(features, teacher, strict=True)]
+    pairs = zip(features, teacher, strict=True)
+    distances = [_relative_distance(f.float(), t.float(), channels_last) for f, t in pairs]
     return torch.stack(distances).mean()
 
 
-def _relative_distance(features: Tensor, teacher: Tensor) -> Tensor:
-    deviations = teacher - teacher.mean([0, *range(2, teacher.ndim)], keepdim=True)
+def _relative_distance(features: Tensor, teacher: Tensor, channels_last: bool) -> Tensor:
+    is_map = teacher.ndim > 3 and not channels_last
+    positions = [0, *range(2, teacher.ndim)] if is_map else list(range(teacher.ndim - 1))
+    deviations = teacher - teacher.mean(positions, keepdim=True)
     return (features - teacher).square().mean() / deviations.square().mean().clamp_min(1e-12)
 
 
@@ -116,7 +122,7 @@ def _log_probabilities(vectors: Tensor, temperature: float) -> Tensor:
     unit = F.normalize(vectors, dim=1)
     count = len(unit)
     cosines = unit @ unit.T
-    # Without the diagonal: a row of B entries and the next one's first make B + 1, of which the first is dropped.
+    # Without the diagonal: after its first entry, each B + 1 entries of the flattened matrix end with a diagonal one.
     others = cosines.flatten()[1:].view(count - 1, count + 1)[:, :-1].reshape(count, count - 1)
     return (others / temperature).log_softmax(dim=1)
 

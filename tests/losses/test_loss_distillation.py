@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.losses.distillation import embedding_distillation, similarity_distillation
+from hgsl.losses.distillation import embedding_distillation, feature_distillation, similarity_distillation
 
 
 def batch(size: int = 6, width: int = 5, teacher_width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,6 +54,19 @@ def test_a_rotation_and_a_scale_leave_the_similarities_of_the_teacher() -> None:
     rotation = torch.linalg.qr(batch(9, 9)[0])[0][:5]  # (5, 9), with orthonormal rows
     assert similarity_distillation(embeddings, 3 * embeddings @ rotation).item() == pytest.approx(0, abs=1e-12)
     assert similarity_distillation(embeddings[:1], embeddings[:1]).item() == 0
+
+
+def test_features_are_normalized_by_the_variance_of_their_channels_in_every_layout() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, teacher = (torch.randn(4, 6, 3, 5, generator=generator) for _ in range(2))
+    teacher += 10 * torch.arange(6.0).view(6, 1, 1)  # the means of the channels differ more than their entries
+    expected = (features - teacher).square().mean() / teacher.var((0, 2, 3), correction=0).mean()
+    maps = [features], [teacher]
+    tokens = [features.flatten(2).mT], [teacher.flatten(2).mT]
+    last = [features.permute(0, 2, 3, 1)], [teacher.permute(0, 2, 3, 1)]
+    for loss in (feature_distillation(*maps), feature_distillation(*tokens)):
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert feature_distillation(*last, channels_last=True).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("loss", [embedding_distillation, similarity_distillation])

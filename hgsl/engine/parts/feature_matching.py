@@ -35,6 +35,7 @@ class FeatureMatching:
             )
         self._blocks = [[network.get_submodule(name) for name in names] for network in (model, teacher)]
         self._outputs: list[list[Tensor]] = [[], []]
+        self._channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -48,7 +49,7 @@ class FeatureMatching:
 
     def loss(self) -> Tensor:
         """Returns the distance of the recorded outputs, a scalar."""
-        return feature_distillation(*self._outputs)
+        return feature_distillation(*self._outputs, channels_last=self._channels_last)
 
 
 def _append(outputs: list[Tensor], block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
