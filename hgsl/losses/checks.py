@@ -55,14 +55,19 @@ def check_settings(
     margin: float, similarity: str, chunk_size: int | None, decorrelation: float, both_sides: float
 ) -> None:
     """Checks that the similarity is known, margin and weights are finite and not negative, and chunks have rows."""
-    if similarity not in SIMILARITIES:
-        raise unknown("similarity", similarity, SIMILARITIES)
+    check_similarity(similarity)
     examples = {"margin": (margin, 0.1), "decorrelation": (decorrelation, 0.1), "both_sides": (both_sides, 1)}
     for name, (value, example) in examples.items():
         check_number(name, value)
         if not 0 <= value < float("inf"):
             raise InputError(f"{name} is {value}: use 0 (none) or a positive number such as {example}")
     check_integer("chunk_size", chunk_size, 1, "None to have it chosen")
+
+
+def check_similarity(similarity: str) -> None:
+    """Checks that the similarity is one of ``SIMILARITIES``."""
+    if similarity not in SIMILARITIES:
+        raise unknown("similarity", similarity, SIMILARITIES)
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights: Tensor | None = None) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hgsl.common.autograd import builds_graph
-from hgsl.common.precision import ieee_products
+from hgsl.common.precision import ieee_product, ieee_products
 from hgsl.losses.checks import check_integer
 from hgsl.losses.scoring.similarity import unit_of_any_norm
 
@@ -108,5 +108,5 @@ class _SumAbsDots(torch.autograd.Function):
         if builds_graph():
             with torch.no_grad(), ieee_products(vectors.device):
                 signs = (vectors @ vectors.T).masked_fill_(rows[:, None] == rows, 0).sign_()
-            gradient = 2 * signs @ vectors
+            gradient = 2 * ieee_product(signs, vectors.T)
         return grad_total * gradient, None

@@ -10,6 +10,7 @@ from hgsl.losses.checks import (
     check_embeddings,
     check_number,
     check_settings,
+    check_similarity,
     hard_set_size,
 )
 from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
@@ -78,6 +79,7 @@ def hard_global_softmin_loss(
     check_number("alpha", alpha)
     check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
     k, largest_k = (hard_set_size(size, len(centers), hard_set) for size in (top_k, None))
+    alpha = alpha.reshape(()) if isinstance(alpha, Tensor) else alpha
     with torch.autocast(embeddings.device.type, enabled=False):
         x = unit_of_any_norm(embeddings.to(working_dtype(embeddings, centers)))  # (B, D)
         sampled = sampled_rows(len(centers) if decorrelation else 0, decorrelation_sample, x.device)
@@ -108,6 +110,7 @@ def class_logits(
     """Returns ``z`` ``(B, C)``, scaled similarities of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
     check_center_shape(centers)
     check_embeddings(embeddings, centers.shape[1])
+    check_similarity(similarity)
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):
         x, w = unit_of_any_norm(embeddings.to(dtype)), unit(centers.to(dtype))

@@ -167,11 +167,12 @@ class HardGlobalSoftminLoss(nn.Module):
         self.top_k = top_k
 
     def set_centers(self, centers: Tensor) -> None:
-        """Copies ``centers`` ``(C, D)`` into the parameter and normalizes them.
+        """Copies ``centers``, of the shape of the parameter, into it and normalizes them.
 
         Raises:
-            InputError: The shape differs, or a value is not finite.
+            InputError: They are no tensor, the shape differs, or a value is not finite.
         """
+        check_tensor("centers", centers)
         if centers.shape != self.centers.shape or not centers.isfinite().all():
             raise InputError(
                 f"centers of shape {tuple(centers.shape)} cannot be set: "

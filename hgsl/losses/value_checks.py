@@ -117,13 +117,14 @@ def _extremes(embeddings: Tensor, labels: Tensor, alpha: float | Tensor, norms: 
 
 def _find_error(extremes: list[float], num_classes: int) -> str | None:
     """Returns what is wrong with the extremes of several calls, or None."""
-    lowest, highest, low, high, softest, hardest, *norms = extremes
-    if lowest < 0 or highest >= num_classes:
-        return _label_error(f"{lowest:.0f} to {highest:.0f}", num_classes)
-    if not math.isfinite(low + high):
+    first_label, last_label, smallest, largest, lowest_alpha, highest_alpha, *norms = extremes
+    if first_label < 0 or last_label >= num_classes:
+        return _label_error(f"{first_label:.0f} to {last_label:.0f}", num_classes)
+    if not math.isfinite(smallest + largest):
         return _embedding_error("")
-    if not (usual_alpha(softest) and usual_alpha(hardest)):
-        return _alpha_error(hardest if usual_alpha(softest) else softest)
+    for alpha in (lowest_alpha, highest_alpha):
+        if not usual_alpha(alpha):
+            return _alpha_error(alpha)
     if norms[0] == 0:  # a zero center is valid
         norms[0] = 1.0
     return None if usual_norms(norms) else _center_error("")

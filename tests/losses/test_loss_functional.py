@@ -133,6 +133,22 @@ def test_margin_decides_which_classes_are_in_the_hard_set():
     assert hard_global_softmin_loss(embeddings, centers, label, 0.1, 1, margin=1.5) > 0
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_alpha_may_be_a_tensor_of_one_number_of_any_shape(shape):
+    embeddings, centers, labels = batch()
+    alpha = torch.full(shape, 0.5, dtype=torch.float64, requires_grad=True)
+    loss = hard_global_softmin_loss(embeddings, centers, labels, alpha, 3, both_sides=1.0)
+    torch.testing.assert_close(loss, hard_global_softmin_loss(embeddings, centers, labels, 0.5, 3, both_sides=1.0))
+    loss.backward()
+    assert alpha.grad.shape == shape
+
+
+def test_logits_refuse_an_unknown_similarity():
+    embeddings, centers, _ = batch()
+    with pytest.raises(InputError, match="unknown similarity 'cos'"):
+        class_logits(embeddings, centers, similarity="cos")
+
+
 def test_weights_multiply_each_loss_before_the_mean():
     embeddings, centers, labels = batch(size=3)
     singles = [hard_global_softmin_loss(embeddings[i : i + 1], centers, labels[i : i + 1], 1.0, 3) for i in range(3)]

@@ -5,6 +5,7 @@ import torch
 
 from hgsl.common.collectives import gather_with_gradient
 from hgsl.common.errors import InputError
+from hgsl.common.precision import float32_products
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.losses.decorrelation import decorrelation
 from hgsl.losses.functional import hard_global_softmin_loss
@@ -46,6 +47,19 @@ def test_second_derivatives_of_the_centers_alone_and_without_a_regularizer(chunk
 def test_second_derivatives_of_the_regularizer_are_those_of_finite_differences():
     _, centers, _ = random_batch()
     assert torch.autograd.gradgradcheck(decorrelation, [centers])
+
+
+def test_lower_precision_of_products_does_not_reach_the_second_derivative_of_the_regularizer():
+    centers = torch.randn(40, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def second_derivative():
+        (gradient,) = torch.autograd.grad(decorrelation(centers), centers, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), centers)[0]
+
+    expected = second_derivative()
+    with float32_products():  # sets the precision again that was set before
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        assert torch.equal(second_derivative(), expected)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])

@@ -183,6 +183,8 @@ def test_wrong_centers_are_refused():
     for bad in (torch.randn(CLASSES, DIMENSION + 1), torch.full((CLASSES, DIMENSION), torch.nan)):
         with pytest.raises(InputError, match=r"expected finite values of shape \(200, 6\)"):
             build().set_centers(bad)
+    with pytest.raises(InputError, match="centers: expected a tensor, found list"):
+        build().set_centers([[1.0] * DIMENSION] * CLASSES)
 
 
 def test_parameter_groups_hold_each_parameter_once():
