@@ -21,6 +21,7 @@ from hgsl.cli._unused import check_used
 from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.common.extras import require
+from hgsl.common.progress import quiet_mode
 from hgsl.config import Config
 from hgsl.engine.tune import folder as study_folder
 from hgsl.engine.tune.space import FORMS, Dimension, as_text, in_short, parse_space, with_settings
@@ -64,17 +65,18 @@ def _tune(words: list[str]) -> int:
     from hgsl.engine.tune.study import tune
 
     try:
-        outcome = tune(
-            config,
-            folder,
-            space,
-            flags.search,
-            trials=flags.trials,
-            folds=flags.folds,
-            prune=not flags.no_prune,
-            overwrite=flags.overwrite,
-            resume=flags.resume,
-        )
+        with quiet_mode(flags.quiet):
+            outcome = tune(
+                config,
+                folder,
+                space,
+                flags.search,
+                trials=flags.trials,
+                folds=flags.folds,
+                prune=not flags.no_prune,
+                overwrite=flags.overwrite,
+                resume=flags.resume,
+            )
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
@@ -83,9 +85,9 @@ def _tune(words: list[str]) -> int:
 
 
 def _check(config: Config, flags: jsonargparse.Namespace) -> None:
-    """Refuses settings under which a study measures nothing, or something else than what it is for."""
+    """Refuses settings under which a study has nothing to measure, or would measure the wrong thing."""
     if flags.resume and flags.overwrite:
-        raise InputError("--resume goes on with the study in the folder, --overwrite replaces it: give one of the two")
+        raise InputError("--resume continues the study in the folder, --overwrite replaces it: give one of the two")
     if not flags.search:
         raise InputError('nothing to search: give --search, such as --search "loss.alpha=log:0.1..1.6"')
     if flags.trials < 1:

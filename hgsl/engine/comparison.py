@@ -1,6 +1,7 @@
 """Comparison of reports of one split: means and spread over seeds, and paired differences with their intervals."""
 
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -141,12 +142,14 @@ def differences(
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Shortest unique end of a path -> the path."""
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
+    """Shortest unique end of a path, without the suffix of a JSON file -> the path."""
+    absolute = [path if Path(path).name not in ("", "..") else os.path.abspath(path) for path in paths]
+    for suffix in (".json", ""):  # which alone may tell a file from a folder
+        parts = [Path(path.removesuffix(suffix)).parts for path in absolute]
+        for length in range(1, max(map(len, parts)) + 1):
+            names = ["/".join(part[-length:]) for part in parts]
+            if len(set(names)) == len(names):
+                return dict(zip(names, paths, strict=True))
     raise InputError(f"a report is given twice ({', '.join(paths)}): compare different ones")
 
 

@@ -320,3 +320,23 @@ def test_compare_reads_the_report_of_a_run_and_names_what_is_missing(capsys):
     capsys.readouterr()
     assert compare.main([paths[0], "run"]) == 0
     assert "no paired difference" in capsys.readouterr().out
+
+
+def test_compare_names_folders_with_a_dot_and_the_working_directory(capsys, monkeypatch):
+    report = {"split_hash": "h", "protocol": "p", "num_queries": 9, "num_gallery": 9, "map@r": 0.5}
+    for folder in ("lr0.1", "lr0.2"):
+        Path(folder).mkdir()
+        Path(folder, "report.json").write_text(json.dumps({"before": {}, "after": report}))
+    Path("lr0.2.json").write_text(json.dumps(report))
+    for words, names in (
+        (["lr0.1", "lr0.2"], ["lr0.1", "lr0.2"]),
+        (["lr0.2", "lr0.2.json"], ["lr0.2", "lr0.2.json"]),
+        (["./lr0.2.json", "lr0.1/report.json"], ["lr0.2", "report"]),
+        (["lr0.1/.", "lr0.1/../lr0.2"], ["lr0.1", "lr0.2"]),
+    ):
+        assert compare.main([*words, "--json", "c.json"]) == 0
+        assert list(json.loads(Path("c.json").read_text())["scores"]) == names
+    monkeypatch.chdir("lr0.1")
+    assert compare.main([".", "../lr0.2"]) == 0
+    assert "minus" not in (printed := capsys.readouterr().out)
+    assert "\nlr0.1 " in printed

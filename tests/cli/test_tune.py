@@ -111,7 +111,7 @@ def test_a_study_goes_on_with_more_trials_and_draws_the_same_ones_as_in_one_go(
     assert [trial.value for trial in parts] == [trial.value for trial in at_once]
 
     message = fails(tune.main, [*WORDS, *SEARCH, "--folds", "1"], capsys)
-    assert "study folder study exists: --resume goes on with it" in message
+    assert "study folder study exists: --resume continues it" in message
     message = fails(tune.main, [*WORDS, *SEARCH, "--folds", "2", "--resume"], capsys)
     assert "--folds is 2, and the study in study began with 1" in message
     message = fails(tune.main, [*WORDS, *SEARCH, "--folds", "1", "--train.epochs", "2", "--resume"], capsys)
@@ -213,12 +213,15 @@ def test_a_mistake_is_refused_before_the_first_trial(
     assert not Path("study").exists()
 
 
-def test_a_value_may_need_another_searched_setting(in_tmp_path: Path) -> None:
+def test_a_value_may_need_another_searched_setting(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """hard_set negatives needs a top_k, and scale_lr a learnable scale, which are searched too."""
     Path("mine.yaml").write_text("loss: {top_k: null, learnable_scale: false}")
     words = [*WORDS, "--config", "mine.yaml", "--folds", "1", "--trials", "2", "--optim.scale_lr", "1e-4"]
     space = ["loss.hard_set=all,negatives", "loss.top_k=1,2", "loss.learnable_scale=true,false"]
-    assert tune.main([*words, "--search", *space]) == 0
+    assert tune.main([*words, "--search", *space, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "best: trial" in printed
+    assert "trial 0  " not in printed, "no progress"
 
 
 def test_a_study_without_a_saved_trial_leaves_a_free_folder(in_tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_study_without_a_saved_trial_leaves_a_free_folder(in_tmp_path: Path) -
     assert not list(folder.glob(".search*"))
     fold.mkdir(parents=True)
     (fold / run_folder.STATE).touch()
-    with pytest.raises(InputError, match="study folder study exists: --resume goes on with it"):
+    with pytest.raises(InputError, match="study folder study exists: --resume continues it"):
         study_folder.check(folder, overwrite=False, resume=False)
 
 

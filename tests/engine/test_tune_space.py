@@ -104,6 +104,7 @@ def test_the_forms_of_the_documentation() -> None:
         ("data.options.seed=1,2", "this setting decides what is compared"),
         ("eval.ks=[1],[2]", "this setting decides what is compared"),
         ("run.seed=1..9", "this setting decides what is compared"),
+        ("model.lora=1,2", "this is a group of settings: search one of them, such as model.lora.rank"),
     ],
 )
 def test_another_form_is_refused(argument: str, message: str) -> None:
@@ -132,3 +133,12 @@ def test_entries_of_a_dictionary_are_changed_beside_each_other() -> None:
     config = with_settings(Config(), {"loss.name": "ProxyAnchorLoss", "loss.options": {"alpha": 32}})
     changed = with_settings(config, {"loss.options.margin": 0.2, "loss.options.scale": 3})
     assert changed.loss.options == {"alpha": 32, "margin": 0.2, "scale": 3}
+
+
+def test_settings_of_a_group_within_a_section_are_changed_beside_each_other() -> None:
+    config = with_settings(Config(), {"model.freeze": "batch_norm", "model.lora.alpha": 8.0})
+    changed = with_settings(config, {"model.lora.rank": 4, "data.augment.grayscale": 0.1})
+    assert (changed.model.freeze, changed.model.lora.rank, changed.model.lora.alpha) == ("batch_norm", 4, 8.0)
+    assert changed.data.augment.grayscale == 0.1
+    with pytest.raises(InputError, match=r"model.lora.rank cannot be negative"):
+        with_settings(config, {"model.lora.rank": -1})

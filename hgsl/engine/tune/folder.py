@@ -1,6 +1,6 @@
-"""Folder of a study: its files, who may use it, and the locks by which its processes tell live trials from dead ones.
+"""Study folder: the names of its files, the checks before it is used, and the locks of its processes and trials.
 
-Nothing here imports torch, so that the command finds a mistake in its folder at once.
+This module does not import torch, so that a command reports a mistake about its folder at once.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ USERS, TURN = ".users.lock", ".turn.lock"
 
 
 def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuses a folder in which a study can neither begin nor go on.
+    """Checks that a study can start or resume in the folder.
 
     The folder of a study that was interrupted before a trial had saved anything counts as free.
 
@@ -42,7 +42,7 @@ def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise InputError(f"{folder} holds other files and is no study folder: name another with --run.dir")
     if is_study and not (overwrite or resume) and _has_results(folder):
         raise InputError(
-            f"study folder {folder} exists: --resume goes on with it, also beside a process that is at work there; "
+            f"study folder {folder} exists: --resume continues it, also beside a running process; "
             "--overwrite replaces it, --run.dir names another"
         )
     run_folder.check_writable(folder)
@@ -57,9 +57,9 @@ def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, ov
     """Writes the settings of a new study, in place of an earlier one if ``overwrite`` is set.
 
     Raises:
-        InputError: Another process is at work in the folder, or has begun a study there since it was checked.
+        InputError: Another process is using the folder, or has started a study there since it was checked.
     """
-    refusal = f"another process is at work in {folder}: wait for it, join it with --resume, or name another folder"
+    refusal = f"another process is using {folder}: wait for it, join it by --resume, or name another with --run.dir"
     with _flock(folder / USERS, fcntl.LOCK_EX | fcntl.LOCK_NB, refusal):
         check(folder, overwrite=overwrite, resume=False)
         remove_partial(folder)
@@ -71,10 +71,10 @@ def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, ov
 
 
 def check_same(folder: Path, config: Config, search: Sequence[str], folds: int) -> None:
-    """Refuses to go on with a study under settings that it did not begin with.
+    """Checks that the settings and the search space are those that the study started with.
 
     Raises:
-        InputError: The message names the difference.
+        InputError: They differ; the message names the difference.
     """
     begun = read_json(folder / SEARCH, "the search space of a study")
     changed = run_folder.difference(folder, config)
@@ -82,32 +82,32 @@ def check_same(folder: Path, config: Config, search: Sequence[str], folds: int) 
         if begun.get(key) != given:
             changed = f"--{key} is {_words(given)}, and the study in {folder} began with {_words(begun.get(key))}"
     if changed:
-        raise InputError(f"{changed}: give the same settings to go on with it, or --overwrite to start again")
+        raise InputError(f"{changed}: give the same settings to continue it, or --overwrite to start again")
 
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keeps other processes from replacing the study while this one is at work in it; any number may be."""
+    """Keeps other processes from replacing the study within the context, which any number may share."""
     with _flock(folder / USERS, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """Lets one process of the study at a time take a trial or write results; the others wait."""
+    """Lets one process at a time take a trial or write results; the others wait."""
     with _flock(folder / TURN, fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
 def at_work(trial_folder: Path) -> Iterator[None]:
-    """Marks a trial as being trained by this process; the mark goes when the process ends, however it ends."""
+    """Marks a trial as trained by this process until the context or the process ends, however it ends."""
     with _flock(trial_folder / TRIAL_LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB, f"another process trains in {trial_folder}"):
         yield
 
 
 def is_at_work(trial_folder: Path) -> bool:
-    """Whether a living process trains the trial of this folder."""
+    """Whether a running process trains the trial of this folder."""
     try:
         with at_work(trial_folder):
             return False

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -14,24 +14,13 @@ from hgsl.config import Config
 
 # Settings that decide which images score, or where a run computes: with another value two trials cannot be compared.
 FIXED = (
-    *(
-        "run.",
-        "eval.",
-        "sparsify.",
-        "train.select",
-        "train.patience",
-        "data.name",
-        "data.root",
-        "data.protocol",
-        "data.options",
-    ),
+    *("run.", "eval.", "sparsify.", "train.select", "train.patience"),
+    *("data.name", "data.root", "data.protocol", "data.options"),
     *("data.test_share", "data.val_share", "data.val_fold", "data.crop_to_boxes"),
 )
 FORMS = "NAME=LOW..HIGH, NAME=log:LOW..HIGH, NAME=LOW..HIGH/STEP or NAME=A,B,C"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"(?P<log>log:)?(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})(?:/(?P<step>{_NUMBER}))?")
-
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -107,21 +96,30 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     Raises:
         InputError: The settings contradict each other.
     """
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        section, _, field = name.partition(".")
-        field, _, key = field.partition(".")
-        values = sections.setdefault(section, {})
-        if key:  # an entry of a dictionary, such as loss.options.margin
-            value = {**values.get(field, getattr(getattr(config, section), field)), key: value}
-        values[field] = value
     try:
-        changed = {section: dataclasses.replace(getattr(config, section), **v) for section, v in sections.items()}
-        return dataclasses.replace(config, **changed)
+        changed: Config = _replaced(config, settings)
     except InputError:
         raise
     except ValueError as error:
         raise InputError(str(error)) from None
+    return changed
+
+
+def _replaced(part: Any, settings: Mapping[str, Any]) -> Any:
+    """A dataclass, or a dictionary such as ``loss.options``, with other values by dotted names below it."""
+    if isinstance(part, Mapping):
+        return {**part, **settings}
+    values: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        field, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(field, {})[rest] = value
+        else:
+            values[field] = value
+    for field, below in inner.items():
+        values[field] = _replaced(values.get(field, getattr(part, field)), below)
+    return dataclasses.replace(part, **values)
 
 
 def in_short(settings: Mapping[str, Any]) -> str:
@@ -210,5 +208,8 @@ def _is_number(config: Config, name: str) -> bool | None:
         if part not in hints:
             raise InputError(f"--search {name}: there is no such setting; hgsl-train --help lists all")
         hint = hints[part]
+    if dataclasses.is_dataclass(hint):
+        first = dataclasses.fields(hint)[0].name
+        raise InputError(f"--search {name}: this is a group of settings: search one of them, such as {name}.{first}")
     types = set(get_args(hint)) or {hint}
     return False if float in types else True if int in types else None

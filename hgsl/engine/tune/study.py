@@ -23,7 +23,7 @@ from hgsl.engine.tune.results import REASON, Outcome, settings_of, write_results
 from hgsl.engine.tune.space import Choices, Dimension, in_short, with_settings
 
 NAME = "hgsl"
-FOLDER = "folder"  # user attribute: the folder of a trial that goes on with an interrupted one
+FOLDER = "folder"  # user attribute: the folder of an interrupted trial that this one continues
 MANIFEST = "manifest"  # user attribute of the study: hash of its images and their split
 STARTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 LOCK_SECONDS = 60  # for which a process waits while another writes to the database
@@ -44,8 +44,8 @@ def tune(
 ) -> Outcome:
     """Searches the settings with the highest MAP@R on folds of the training classes, and writes the study folder.
 
-    Every process of a study calls this, the first without ``resume``. A trial whose process was killed is gone on with
-    by the next that takes one.
+    Every process of a study calls this, the first without ``resume``. A trial whose process was killed is continued by
+    the next process that takes one.
 
     Args:
         config: The settings of all trials.
@@ -56,7 +56,7 @@ def tune(
         folds: Number of folds, 1 to 4, that each trial is trained and measured on.
         prune: Whether a trial ends early when it is below the median of the others at the same epoch.
         overwrite: Whether an earlier study there may be replaced.
-        resume: Go on with the study there, or join it.
+        resume: Whether to continue the study there, or join it.
 
     Raises:
         InputError: Settings, data or folder are not usable, or no trial was finished.
@@ -148,7 +148,7 @@ class Study:
         return trial
 
     def _put_back_interrupted(self) -> None:
-        """Queues again the trials whose process has ended, with their settings and the folder they were trained in."""
+        """Queues the trials of ended processes anew, with their settings and folders."""
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             trial_folder = self._folder_of(trial.number, trial.user_attrs)
             if study_folder.is_at_work(trial_folder):
@@ -162,23 +162,23 @@ class Study:
     def _train(self, trial: optuna.Trial) -> None:
         """Trains a trial on its folds, and tells the study how it ended."""
         settings = settings_of(trial.params, self.space)
-        print(f"trial {trial.number}  {in_short(settings)}", flush=True)
+        ranks.print_main(f"trial {trial.number}  {in_short(settings)}")
         trial_folder = self._folder_of(trial.number, trial.user_attrs)
         try:
             score = self._score(trial, trial_folder, settings)
         except optuna.TrialPruned as pruned:
             trial.set_user_attr(REASON, str(pruned))
             self.study.tell(trial, state=TrialState.PRUNED)
-            print(f"trial {trial.number}  {pruned}", flush=True)
+            ranks.print_main(f"trial {trial.number}  {pruned}")
         except (Diverged, InputError, torch.OutOfMemoryError) as error:
             trial.set_user_attr(REASON, first_line(error))
             self.study.tell(trial, state=TrialState.PRUNED)
-            print(f"trial {trial.number}  no score: {first_line(error)}", flush=True)
+            ranks.print_main(f"trial {trial.number}  no score: {first_line(error)}")
         else:
             self.study.tell(trial, score)
-            print(f"trial {trial.number}  MAP@R {100 * score:.2f}, best {100 * self.study.best_value:.2f}", flush=True)
+            ranks.print_main(f"trial {trial.number}  MAP@R {100 * score:.2f}, best {100 * self.study.best_value:.2f}")
         for path in trial_folder.glob(f"fold_*/{run_folder.STATE}"):
-            path.unlink()  # with the weights of the optimizer: nobody goes on with it
+            path.unlink()  # with the moments of the optimizer, which nothing reads again
 
     def _score(self, trial: optuna.Trial, trial_folder: Path, settings: Mapping[str, Any]) -> float:
         """Returns the mean over the folds of the MAP@R that ``train.select`` would choose.
