@@ -32,6 +32,7 @@ def test_an_extension_starts_from_the_last_weights_with_a_new_schedule(
 ) -> None:
     assert train.main(words) == 0
     first, before = load_state(Path("out/state.safetensors"))["train"], report()
+    Path("out/no_match.json").write_text("{}")
     steps = first["step"]
     assert train.main([*words, "--train.epochs", "4", "--optim.lr", "0", "--optim.centers_lr", "0", "--extend"]) == 0
     printed = capsys.readouterr().out
@@ -53,6 +54,7 @@ def test_an_extension_starts_from_the_last_weights_with_a_new_schedule(
     rates = [record["lr/projection"] for record in records] if "lr/projection" in records[0] else []
     assert all(rate == pytest.approx(again) for rate, again in zip(rates, rates[steps:], strict=False))
     assert report()["extended_after"] == [2]
+    assert not Path("out/no_match.json").exists(), "a threshold of the earlier weights"
     assert "trained on after epoch 2, with a new learning-rate schedule" in " ".join(report()["after"]["notes"])
     earlier = Path("out/earlier/epoch_2")
     assert json.loads((earlier / "report.json").read_text()) == before

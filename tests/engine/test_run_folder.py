@@ -60,6 +60,8 @@ def test_partial_files_of_a_killed_process_are_removed() -> None:
 
 def test_a_run_that_took_the_folder_meanwhile_is_not_removed() -> None:
     folder = Path("run")
+    folder.mkdir()
+    (folder / ".config.0123abcd.partial.yaml").write_text("")  # of a process that was killed at its start
     run_folder.check_free(folder, overwrite=False)
     with run_folder.locked(folder):
         run_folder.create(folder, Config(), {}, overwrite=False)
@@ -126,7 +128,8 @@ def test_every_precision_of_a_resumed_run_is_reported(photo_folder: Callable[...
 def test_overwriting_removes_the_runs_of_earlier_seeds() -> None:
     folder = Path("run")
     run_folder.create(folder, Config(), {}, overwrite=False)
-    for name in ("seed_2/config.yaml", "seed_mine/notes.txt", "seeds.json", "compact.safetensors", "notes.txt"):
+    earlier = ("seed_2/config.yaml", "seeds.json", "no_match.json", "compact.safetensors")
+    for name in (*earlier, "seed_mine/notes.txt", "notes.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
     run_folder.create(folder, Config(), {}, overwrite=True)
@@ -171,3 +174,13 @@ def test_stored_and_recomputed_activations_train_alike(
     assert losses[0] == losses[1]
     assert train.main([*words, "--model.freeze", "none", "--model.checkpointing", "true", "--run.dir", "no"]) == 2
     assert "batch norms would count every image twice" in capsys.readouterr().err
+
+
+def test_a_run_that_is_resumed_with_other_ks_draws_its_curves(photo_folder: Callable[..., Path]) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--eval.before", "true"]
+    assert train.main(words) == 0
+    Path("out/report.json").unlink()
+    assert train.main([*words, "--resume", "--eval.ks", "[1,3]", "--eval.page", "true"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert ("recall@3" in report["before"], "recall@3" in report["after"]) == (False, True)
+    assert Path("out/curves.png").is_file()

@@ -11,6 +11,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import check_output_files
 from hgsl.common.extras import require
 from hgsl.common.files import write_json, write_text
+from hgsl.common.no_match import FILE_NAME as NO_MATCH
 from hgsl.common.no_match import write_no_match
 from hgsl.engine.evaluation.evaluation import Evaluation, GalleryEvaluation
 from hgsl.engine.folder.logging import read_metrics, validation_curves
@@ -108,7 +109,7 @@ class EvalOutputs:
             if self.run and part.no_match is not None and len(galleries) == 1:
                 # The threshold does not apply to scores without these steps.
                 content, folder = {**part.no_match, "post_processing": list(data.steps)}, self.run
-                yield str(Path(folder) / "no_match.json"), lambda c=content, f=folder: write_no_match(f, c)
+                yield str(Path(folder) / NO_MATCH), lambda c=content, f=folder: write_no_match(f, c)
             if self.csv:
                 path = _of_gallery(self.csv, name, galleries)
                 yield path, lambda p=path, r=part.ranking.result: write_text(p, query_csv(r, data.class_names))

@@ -73,5 +73,6 @@ def begin(folder: Path, config: Config) -> None:
     for name in (run_folder.CONFIG, run_folder.REPORT):
         shutil.copyfile(folder / name, kept / name)
     files.write_json(folder / run_folder.EXTENSIONS, {"after_epochs": extended_after(folder, extend=True)})
+    (folder / run_folder.NO_MATCH).unlink(missing_ok=True)  # the threshold of the earlier weights
     (folder / run_folder.REPORT).unlink()
     files.write_text(folder / run_folder.CONFIG, config.to_yaml())

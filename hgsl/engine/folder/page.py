@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.tables import recall_of
 from hgsl.engine.evaluation import Evaluation
 from hgsl.engine.folder.logging import validation_curves
 from hgsl.engine.folder.run_folder import CURVES, PAGE
@@ -28,11 +29,7 @@ def write_page(
         records: Of ``metrics.jsonl``.
         evaluation: Of the test classes, after training.
     """
-    recalls = {
-        f"{moment} training": {k: report[moment][f"recall@{k}"] for k in evaluation.result.ks}
-        for moment in ("before", "after")
-        if report[moment]
-    }
+    recalls = {f"{moment} training": recall_of(report[moment]) for moment in ("before", "after") if report[moment]}
     loss = {"loss (running mean)": _smoothed(records)} if records else None
     write_curves(folder / CURVES, recalls, loss, validation_curves(records))
     data = evaluation.data

@@ -14,6 +14,7 @@ import yaml
 from hgsl.common import disk, files
 from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json, write_text
+from hgsl.common.no_match import FILE_NAME as NO_MATCH
 from hgsl.common.split_record import FILE_NAME as SPLIT
 from hgsl.config import Config
 
@@ -38,7 +39,7 @@ MAY_CHANGE = (
 )
 WRITTEN = (
     *(CONFIG, SPLIT, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
-    *("model.json", "model.safetensors", TRACKERS, EXTENSIONS),
+    *("model.json", "model.safetensors", TRACKERS, EXTENSIONS, NO_MATCH),
     *(TICKET, COMPACT, COSTS, LAYERS, SEEDS),
 )
 
@@ -88,7 +89,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir():
         raise InputError(f"run folder {folder} is a file: name another with --run.dir")
     is_run = (folder / CONFIG).is_file()
-    if {path.name for path in folder.iterdir()} <= {LOCK} or (is_run and overwrite):
+    if _names(folder) <= {LOCK} or (is_run and overwrite):
         return
     if not is_run:
         raise InputError(f"{folder} holds other files and is no run folder: name another with --run.dir")
@@ -227,13 +228,18 @@ def create(folder: Path, config: Config, environment: dict[str, Any], *, overwri
 def _is_unsaved(folder: Path) -> bool:
     """Whether ``folder`` has a run without any saved result, and no other files."""
     run_files = {LOCK, *WRITTEN, *FOLDERS}
-    names = {path.name for path in folder.iterdir() if files.PARTIAL not in path.name}
+    names = _names(folder)
     seeds = _seed_folders(folder)
     return (
         not names & set(RESULTS)
         and names <= run_files | {path.name for path in seeds}
         and all(_is_unsaved(seed) for seed in seeds)
     )
+
+
+def _names(folder: Path) -> set[str]:
+    """The names in ``folder``, except the partial files of a killed process."""
+    return {path.name for path in folder.iterdir() if files.PARTIAL not in path.name}
 
 
 def _seed_folders(folder: Path) -> list[Path]:
