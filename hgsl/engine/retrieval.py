@@ -156,10 +156,10 @@ class Retrieval:
         return evaluate_model(self.mode.view(model), self.inputs(split), options)
 
     def center_similarity(self) -> float | None:
-        """Mean cosine of a class center to the nearest other; None for a loss without centers."""
+        """Mean cosine of a class center to the nearest other; None without centers, or with fewer than two."""
         classes, width = self.train_set.num_classes, self.model.embedding_size
         centers = class_vectors(self.objective.loss_fn, classes, width)
-        return None if centers is None else nearest_similarity(centers if centers.shape[1] == width else centers.T)
+        return None if centers is None else nearest_similarity(centers)
 
     def name_images(self, ids: Tensor) -> list[str]:
         """Paths of a batch's images."""

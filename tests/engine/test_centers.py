@@ -72,7 +72,7 @@ def test_few_classes_start_at_random_centers(runtime: Runtime, setting: Any, cla
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("ProxyAnchorLoss", (5, 4)), ("ArcFaceLoss", (4, 5)), ("TripletMarginLoss", None)]
+    ("name", "shape"), [("ProxyAnchorLoss", (5, 4)), ("ArcFaceLoss", (5, 4)), ("TripletMarginLoss", None)]
 )
 def test_class_vectors_of_any_loss(name: str, shape: tuple[int, int] | None) -> None:
     config = Config()
@@ -91,3 +91,8 @@ def test_similarity_of_the_nearest_of_many_or_few(monkeypatch: pytest.MonkeyPatc
     step = -(-classes // 4)
     looked_at = nearest[::step]
     assert nearest_similarity(centers) == pytest.approx(sum(looked_at) / len(looked_at), abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_shard_of_less_than_two_centers_has_no_similarity(count: int) -> None:
+    assert nearest_similarity(torch.ones(count, 3)) is None

@@ -70,22 +70,27 @@ def start_at_means(
 
 
 def class_vectors(loss_fn: nn.Module, classes: int, width: int) -> Tensor | None:
-    """The parameter with one vector per class, (C, D) or (D, C), or this process's rows of it; None without one."""
+    """The vectors of the classes, (C, D), or this process's shard of them; None for a loss without any."""
     if isinstance(loss_fn, ShardedHardGlobalSoftminLoss):
         return loss_fn.centers
     candidates = [p for p in loss_fn.parameters() if p.shape in ((classes, width), (width, classes))]
-    return candidates[0] if len(candidates) == 1 else None
+    if len(candidates) != 1:
+        return None
+    return candidates[0] if candidates[0].shape[1] == width else candidates[0].T
 
 
 @torch.no_grad()
-def nearest_similarity(centers: Tensor) -> float:
+def nearest_similarity(centers: Tensor) -> float | None:
     """Returns the mean over classes of the cosine to the nearest other center, near 1 where the centers collapse.
 
-    With more than ``CHUNK`` classes, at most as many evenly spaced ones are compared with all.
+    With more than ``CHUNK`` classes, at most as many evenly spaced ones are compared with all. None for fewer than two,
+    as a process may hold of sharded centers.
 
     Args:
-        centers: (C, D), at least two, of any length; the shard of a process if they are sharded.
+        centers: (C, D), of any length; the shard of a process if they are sharded.
     """
+    if len(centers) < 2:
+        return None
     sample = torch.arange(0, len(centers), -(-len(centers) // CHUNK), device=centers.device)
     unit = nn.functional.normalize(centers[sample].float(), dim=1)
     nearest = torch.full((len(unit),), -1.0, device=centers.device)
