@@ -89,7 +89,7 @@ class Config:
             "sparsify.granularity none",
         )
         lora = self.model.lora.rank > 0
-        refuse(lora and masked, "model.lora freezes the weights that sparsify masks: set sparsify.granularity none")
+        refuse(lora and masked, "model.lora freezes the weights that sparsify masks: set model.lora.rank 0")
         refuse(lora and self.train.mode == "head", "train.mode 'head' trains no adapter: set model.lora.rank 0")
         refuse(
             self.loss.teacher_features > 0 and (self.run.compile or self.model.checkpointing),
@@ -135,6 +135,9 @@ class SparsifyRunConfig(Config):
     sparsify: SparsifyConfig = field(default_factory=SparsifyConfig)
 
     def __post_init__(self) -> None:
+        refuse(
+            self.train.mode == "head", "a search masks the backbone, which train.mode 'head' does not train: use full"
+        )
         super().__post_init__()
         rewind = self.sparsify.rewind_epoch
         refuse(
@@ -150,9 +153,6 @@ class SparsifyRunConfig(Config):
         refuse(
             self.eval.has_views() or self.eval.whiten is not None,
             "a search measures networks of one view: leave out eval.flip, eval.scales and eval.whiten",
-        )
-        refuse(
-            self.train.mode == "head", "a search masks the backbone, which train.mode 'head' does not train: use full"
         )
 
 

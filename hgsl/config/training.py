@@ -157,7 +157,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
             value = getattr(self, name)
-            refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
+            refuse(not 0 <= value < inf, f"optim.{name} cannot be negative or infinite, found {value}")
         refuse(
             self.layer_decay is not None and not 0 < self.layer_decay <= 1,
             f"optim.layer_decay must be above 0 and at most 1, such as 0.75, or empty, found {self.layer_decay}",
@@ -174,8 +174,15 @@ class OptimConfig:
             f"optim.momentum belongs to sgd, but optim.name is {self.name}: leave it empty or choose sgd",
         )
         refuse(
+            self.momentum is not None and not 0 <= self.momentum < 1,
+            f"optim.momentum must lie from 0 to below 1, or be empty, found {self.momentum}",
+        )
+        refuse(
             self.name != "sgd" and self.nesterov,
             f"optim.nesterov belongs to sgd, but optim.name is {self.name}: leave it out or choose sgd",
+        )
+        refuse(
+            self.nesterov and self.momentum == 0, "optim.nesterov needs a momentum above 0: leave one of the two out"
         )
         refuse(
             self.schedule == "step" and not self.step_epochs,

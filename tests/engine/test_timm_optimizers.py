@@ -59,5 +59,11 @@ def test_refusals() -> None:
         create_optimizer([{"params": [nn.Parameter(torch.zeros(2))]}], OptimConfig(name="lionn"))
     with pytest.raises(ValueError, match=r"optim\.momentum belongs to sgd, but optim\.name is lion"):
         OptimConfig(name="lion", momentum=0.9)
+    with pytest.raises(ValueError, match=r"optim\.momentum must lie from 0 to below 1, or be empty, found 9"):
+        OptimConfig(name="sgd", momentum=9)
+    with pytest.raises(ValueError, match=r"optim\.nesterov needs a momentum above 0"):
+        OptimConfig(name="sgd", momentum=0.0, nesterov=True)
+    with pytest.raises(ValueError, match=r"optim\.lr cannot be negative or infinite, found nan"):
+        OptimConfig(lr=float("nan"))
     with pytest.raises(ValueError, match="'lamb' computes a norm or a mean over all class centers"):
         Config(loss=LossConfig(sharded=True), optim=OptimConfig(name="lamb"))
