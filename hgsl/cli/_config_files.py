@@ -28,19 +28,19 @@ def resolve(words: Sequence[str]) -> list[str]:
     others: list[str] = []
     remaining = iter(words)
     for word in remaining:
-        if word == "--config" and (name := next(remaining, None)) is not None:
-            files += ["--config", str(_existing(name))]
-        elif word.startswith("--config="):
-            files.append(f"--config={_existing(word.removeprefix('--config='))}")
-        else:
+        flag, equals, name = word.partition("=")
+        if flag != "--config":
             others.append(word)
+        elif equals or (name := next(remaining, "")):
+            files += ["--config", str(_existing(name))]
+        else:
+            others.append(word)  # without a value, which the parser refuses
     return [*files, *others]
 
 
 def config_files(words: Sequence[str]) -> list[Path]:
-    """Returns the config files that the arguments name, in their order."""
-    separate = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config"]
-    return [Path(name) for name in separate] + [Path(w.partition("=")[2]) for w in words if w.startswith("--config=")]
+    """Returns the config files in the arguments from :func:`resolve`, in their order."""
+    return [Path(words[i + 1]) for i, word in enumerate(words[:-1]) if word == "--config"]
 
 
 def name_of_run(files: Sequence[str | Path]) -> str:
@@ -67,11 +67,26 @@ def check_file(path: Path, known: set[str]) -> None:
             raise InputError(f"{path}: {key} holds settings such as {_example(key, known)}, found {value!r}")
 
 
+def is_search(path: Path) -> bool:
+    """Whether a config file holds the settings of a ticket search, as its run folder does."""
+    section = _content(path).get("sparsify")
+    return isinstance(section, Mapping) and "rounds" in section
+
+
 def for_another_data_set(words: Sequence[str], *, quiet: bool = False) -> list[str]:
-    """Drops settings in a file that belong to the data set which ``--data.name`` replaces, and prints a note."""
+    """Drops settings in a file that belong to the data set which ``--data.name`` replaces, and prints a note.
+
+    Args:
+        words: The arguments, from :func:`resolve`.
+        quiet: Whether to print no note.
+    """
     files = config_files(words)
-    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--data.name"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--data.name=")]
+    following = [*words[1:], ""]
+    given = [
+        word.partition("=")[2] or other
+        for word, other in zip(words, following, strict=True)
+        if word.partition("=")[0] == "--data.name"
+    ]
     data: dict[str, Any] = {}
     for path in files:
         data |= _content(path).get("data") or {}
@@ -83,8 +98,7 @@ def for_another_data_set(words: Sequence[str], *, quiet: bool = False) -> list[s
             f"note: --data.name {given[-1]} replaces {data.get('name', 'synthetic')} of {files[-1]}, whose "
             f"{' and '.join(f'data.{key}' for key in dropped)} no longer apply"
         )
-    last = max(i for i, word in enumerate(words) if word.startswith("--config"))
-    end = last + (1 if "=" in words[last] else 2)
+    end = 2 * len(files)  # the config files come first
     empty = {"options": "--data.options={}", "root": "--data.root=null"}
     return [*words[:end], *(empty[key] for key in dropped), *words[end:]]
 

@@ -135,9 +135,9 @@ DEFAULTS = {
 ENGINES = ("local", "ray")
 
 
-def eval_parser() -> ArgumentParser:
+def eval_parser(settings: type[Config] = Config) -> ArgumentParser:
     """Returns the parser of the flags and settings that an evaluation uses, the most used first."""
-    parser = build_parser(DESCRIPTION)
+    parser = build_parser(DESCRIPTION, settings)
     parser.usage = (
         "%(prog)s [-h] (--checkpoint RUN | --model NAME | --embeddings FILE --labels FILE) [--FLAG VALUE ...]"
     )
@@ -150,7 +150,7 @@ def eval_parser() -> ArgumentParser:
         groups.append(parser.add_argument_group(title))
         for flag, value_type, text in flags:
             _add_flag(groups[-1], flag, value_type, text)
-    unused = {name for name in setting_names() if not _has_effect(name, USED_SETTINGS["--model"])}
+    unused = {name for name in setting_names(settings) if not _has_effect(name, USED_SETTINGS["--model"])}
     aliases = {"eval.ks", "model.backbone"}  # of --k and --model
     hide(parser, [f"--{name}" for name in (unused | aliases) - {"model"}])
     model = parser._option_string_actions["--model"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hgsl.cli._runtimes import megabytes, print_latencies
-from hgsl.cli._settings import build_parser, parse
+from hgsl.cli._settings import build_parser, parse_as, settings_of_run
 from hgsl.common.tables import format_table
 from hgsl.data import RetrievalDataset
 from hgsl.engine.evaluation import EvalOptions, evaluate_model
@@ -32,7 +32,7 @@ class Int8Data:
     Attributes:
         training: Training images of the run, as in an evaluation.
         searched: Its test images; None if it was trained on all of its images.
-        options: Of the evaluation, in float32 on the CPU.
+        options: Options of the evaluation, in float32 on the CPU.
     """
 
     training: RetrievalDataset
@@ -43,7 +43,8 @@ class Int8Data:
 def int8_data(run: Path, root: str | None, model: Embedder) -> Int8Data:
     """Lists the images of a run, in the folder ``root`` if they were moved."""
     words = ["--config", str(run / "config.yaml"), *(["--data.root", root] if root else [])]
-    config, _ = parse(build_parser(""), words)
+    settings = settings_of_run(run)
+    config, _ = parse_as(settings, build_parser("", settings), words)
     runtime = replace(build_runtime(config), device=torch.device("cpu"), dtype=torch.float32)
     options = EvalOptions.of_training(config.eval, runtime)
     if config.data.test_share == 0:

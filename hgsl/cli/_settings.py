@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import jsonargparse
 
-from hgsl.cli._config_files import CONFIGS, check_file, config_files, for_another_data_set, resolve
+from hgsl.cli._config_files import CONFIGS, check_file, config_files, for_another_data_set, is_search, resolve
 from hgsl.cli._help import HelpFormatter, hide
 from hgsl.cli._messages import explain, is_free, unknown_setting
 from hgsl.cli._names import check_names
 from hgsl.common.errors import InputError
-from hgsl.config import Config
+from hgsl.config import Config, SparsifyRunConfig
 
-__all__ = ["CONFIGS", "AnyConfig", "build_parser", "parse", "parse_as", "setting_names"]
+__all__ = ["CONFIGS", "AnyConfig", "build_parser", "parse", "parse_as", "setting_names", "settings_of_run"]
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -70,8 +70,8 @@ def parse_as(
 
     Args:
         settings: Those that the parser was built for.
-        parser: From :func:`build_parser`.
-        arguments: Of the command line.
+        parser: A parser from :func:`build_parser`.
+        arguments: Arguments of the command line.
         quiet: Whether to print no note about settings of a data set that another one replaces.
 
     Raises:
@@ -94,6 +94,11 @@ def parse_as(
         print(config.to_yaml(), end="")
         parser.exit()
     return config, built
+
+
+def settings_of_run(folder: Path) -> type[Config]:
+    """Returns the type of the settings in ``config.yaml`` of a run: of a training, or of a ticket search."""
+    return SparsifyRunConfig if is_search(folder / "config.yaml") else Config
 
 
 def setting_names(settings: type = Config, prefix: str = "") -> Iterator[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from hgsl.cli._eval_flags import FILES, OUTPUTS, check_files, check_flags, eval_parser, option_values, value_of
 from hgsl.cli._main import run
 from hgsl.cli._paths import check_data_root
-from hgsl.cli._settings import parse
+from hgsl.cli._settings import parse_as, settings_of_run
 from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.common.model_source import check_model_source
+from hgsl.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(words: list[str]) -> None:
-    config, flags = parse(eval_parser(), _with_settings(words), quiet=value_of(words, "--checkpoint") is not None)
+    checkpoint, arguments = value_of(words, "--checkpoint"), _with_settings(words)
+    settings = Config if checkpoint is None else settings_of_run(Path(checkpoint))
+    config, flags = parse_as(settings, eval_parser(settings), arguments, quiet=checkpoint is not None)
     check_flags(flags, words)
     if value_of(words, "--data.image_size") and not value_of(words, "--eval.image_size"):
         config.eval.image_size = None  # the size that is given, not that of the config file

@@ -266,3 +266,12 @@ def test_a_recipe_may_have_settings_that_a_flag_makes_ineffective(tmp_path: Path
 def test_a_flag_before_the_config_file_replaces_its_setting() -> None:
     config, _ = parse(build_parser("x"), ["--optim.lr", "0.5", "--config", "folder", "--data.root", "."])
     assert config.optim.lr == 0.5
+
+
+def test_files_and_names_count_in_their_order_in_either_form(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("data: {name: csv}")
+    second.write_text("data: {name: folder, root: photos}")
+    for names in (["--data.name", "folder"], ["--data.name=csv", "--data.name", "folder"]):
+        config = read(f"--config={first}", "--config", str(second), *names)
+        assert Path(config.data.root or "").name == "photos", "the data set of the last file, whose root applies"

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from hgsl.cli._settings import CONFIGS
+from hgsl.cli import eval_retrieval
+from hgsl.cli._eval_flags import eval_parser
+from hgsl.cli._settings import CONFIGS, parse_as, settings_of_run
 from hgsl.cli._training import read, training_parser
 from hgsl.cli.sparsify import main
 from hgsl.common.errors import InputError
+from hgsl.common.progress import quiet_mode
 from hgsl.common.random_state import seed_all
 from hgsl.config import (
+    Config,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -234,8 +239,11 @@ def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
     assert search(config, whole_run, resume=True) == report, "a finished run is only reported"
 
 
-def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, whole_run: Path) -> None:
-    report = search(settings(cifar, rounds=0), tmp_path / "dense")
+def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet_mode():
+        report = search(settings(cifar, rounds=0), tmp_path / "dense")
+    accuracy = 100 * report["scores"]["accuracy"]
+    assert capsys.readouterr().out == f"\naccuracy {accuracy:.2f}, in percent, with 100.0 % of the masked weights\n"
     assert report["density"] == 1.0
     assert [record["stage"] for record in report["history"]] == ["dense"] * 3
     assert list(report["costs"]) == ["dense"]
@@ -422,6 +430,14 @@ def test_a_resumed_search_keeps_the_times_measured_at_its_start(
     assert report["history"][-1]["share"] <= 0.6 + 1e-6 or not options.get("method")
 
 
+def test_the_settings_of_a_search_are_read_by_an_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for config in (retrieval_settings(), Config()):
+        path.write_text(config.to_yaml())
+        settings = settings_of_run(tmp_path)
+        assert parse_as(settings, eval_parser(settings), ["--config", str(path)])[0] == config
+
+
 @pytest.mark.slow
 def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     report = search(retrieval_settings(), tmp_path)
@@ -431,6 +447,8 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     assert small["map@r"] == pytest.approx(ticket["map@r"], abs=1e-6)
     assert small["flops"] < dense["flops"]
     assert [("score" in record) for record in report["history"]] == [False, True] * 2
+    assert eval_retrieval.main(["--checkpoint", str(tmp_path), "--json", str(tmp_path / "eval.json")]) == 0
+    assert json.loads((tmp_path / "eval.json").read_text())["map@r"] == report["scores"]["map@r"]
     model = load_embedder(tmp_path)
     assert model.data_config["image_size"] == 32
     assert not [name for name in model.state_dict() if "parametrizations" in name]
@@ -460,6 +478,13 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
 def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         settings(cifar, **change)
+
+
+def test_a_search_is_not_told_to_leave_out_its_masks() -> None:
+    with pytest.raises(ValueError, match=r"train.mode 'head' does not train: use full"):
+        SparsifyRunConfig(train=TrainConfig(mode="head"))
+    with pytest.raises(ValueError, match=r"freezes the weights that sparsify masks: set model.lora.rank 0"):
+        SparsifyRunConfig(model=ModelConfig(lora=LoraConfig(rank=4)))
 
 
 def test_a_dense_network_has_no_round_to_rewind_in(cifar: Path) -> None:

@@ -101,6 +101,7 @@ class TicketSearch:
             **self.driver.metadata(),
         }
         write_json(self.folder / run_folder.REPORT, report)
+        _print_scores(self.folder, report)
         return report
 
     def embedding_count(self) -> int:
@@ -126,7 +127,7 @@ class TicketSearch:
         return dense, scores
 
     def _reconstruct(self) -> None:
-        """Closes channels down to the target, by what training images tell."""
+        """Closes channels down to the target, by reconstruction on training images."""
         masks, problem, target = self.driver.masks, self.problem, self.config.sparsify.target
         assert masks is not None
         assert target is not None
@@ -159,4 +160,8 @@ class TicketSearch:
 
 
 def _print_scores(folder: Path, report: dict[str, Any]) -> None:
-    ranks.print_main(", ".join(f"{name} {value}" for name, value in report["scores"].items()), result=True)
+    scores = {name: value for name, value in report["scores"].items() if isinstance(value, float)}
+    percent = ", ".join(f"{name} {100 * value:.2f}" for name, value in scores.items())
+    ranks.print_main(
+        f"\n{percent}, in percent, with {100 * report['density']:.1f} % of the masked weights", result=True
+    )
