@@ -129,8 +129,11 @@ def test_a_tracker_that_cannot_start_is_refused(
         raise ConnectionError("no login")
 
     recorder.start = refuse  # type: ignore[method-assign]
-    message = fails(train.main, [*words, "--run.trackers", "[recorder]"], capsys)
+    first = Recorder()
+    monkeypatch.setitem(TRACKERS, "first", lambda: first)
+    message = fails(train.main, [*words, "--run.trackers", "[first, recorder]"], capsys)
     assert "run.trackers recorder cannot be started (no login)" in message
+    assert first.ends == [None], "the tracking that was started is ended"
     assert "did you mean 'wandb'" in fails(train.main, [*words, "--run.trackers", "[wanbd]"], capsys)
     assert "names one twice" in fails(train.main, [*words, "--run.trackers", "[wandb, wandb]"], capsys)
     monkeypatch.setattr(extras, "find_spec", lambda name: None)

@@ -29,6 +29,24 @@ class Tracking:
         self._records: list[Record] = []
         self._sent = time.monotonic()
 
+    def start(self, name: str, run: TrackedRun) -> str | None:
+        """Starts the tracker ``name`` of ``TRACKERS``, and returns the key by which a resumed run continues it.
+
+        Raises:
+            InputError: It cannot be started.
+        """
+        tracker = TRACKERS[name]()
+        try:
+            key = tracker.start(run)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"run.trackers {name} cannot be started ({first_line(error)}): leave it out, or see docs/training.md"
+            ) from error
+        self._trackers[name] = tracker
+        return key
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the numbers of a step, which are passed on from time to time."""
         self._records.append((step, values))
@@ -73,33 +91,23 @@ class Tracking:
 
 @contextmanager
 def tracking(names: Sequence[str], run: TrackedRun) -> Iterator[Tracking]:
-    """Starts the trackers, and ends them however the context ends.
+    """Starts the trackers, and ends them however the context ends, also where one of them cannot be started.
 
     Args:
-        names: Of ``TRACKERS``.
+        names: Keys of ``TRACKERS``.
         run: The run; its ``key`` is read from and written to its folder.
 
     Raises:
         InputError: A tracker cannot be started, such as where its package is missing.
     """
     keys = _read_keys(run.folder)
-    trackers: dict[str, Tracker] = {}
-    for name in names:
-        trackers[name] = TRACKERS[name]()
-        try:
-            key = trackers[name].start(replace(run, key=keys.get(name)))
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(
-                f"run.trackers {name} cannot be started ({first_line(error)}): leave it out, or see docs/training.md"
-            ) from error
-        if key:
-            keys[name] = key
-    if keys:
-        write_json(run.folder / run_folder.TRACKERS, keys)
-    active = Tracking(trackers)
+    active = Tracking()
     try:
+        for name in names:
+            if key := active.start(name, replace(run, key=keys.get(name))):
+                keys[name] = key
+        if keys:
+            write_json(run.folder / run_folder.TRACKERS, keys)
         yield active
     finally:
         active.interrupt()
