@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from hgsl.common.device_names import check_device_name
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 
@@ -41,6 +42,9 @@ def check_cleaning_flags(flags: argparse.Namespace) -> None:
     for flag, value in (("--similarity", flags.similarity), ("--drop-duplicates", flags.drop_duplicates or None)):
         if value is not None and not flags.duplicates:
             raise InputError(f"{flag} has no effect without --duplicates FILE.html: give it as well")
+    if flags.similarity is not None and not -1 <= flags.similarity <= 1:
+        raise InputError(f"--similarity is a cosine similarity from -1 to 1, found {flags.similarity}")
+    check_device_name(flags.device, "--device")
     if flags.drop_duplicates and not flags.manifest:
         raise InputError("--drop-duplicates changes the table of --manifest: give --manifest FILE.csv")
     if flags.duplicates:

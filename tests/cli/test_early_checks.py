@@ -122,6 +122,7 @@ EVAL_MISTAKES = {
     ),
 }
 SEARCH = ["index", "--images", "photos", "--out", "index", "--checkpoint", "photos"]
+DUPLICATES = ["folder", "--root", "photos", "--duplicates", "duplicates.html"]
 COMMANDS = {
     "train": MISTAKES,
     "eval_retrieval": EVAL_MISTAKES,
@@ -130,6 +131,13 @@ COMMANDS = {
             ["--config", "flowers17_cs", "--sparsify.dense_run", "nowhere"],
             "sparsify.dense_run: nowhere does not exist",
         )
+    },
+    "prepare_dataset": {
+        "similarity": (
+            [*DUPLICATES, "--similarity", "95"],
+            "--similarity is a cosine similarity from -1 to 1, found 95",
+        ),
+        "device": ([*DUPLICATES, "--device", "gpu"], "unknown --device 'gpu': use auto, cpu, mps, cuda or cuda:N"),
     },
     "search": {
         "index type": ([*SEARCH, "--milvus-index", "FLAT"], "index is given with --faiss, not --milvus-index ('FLAT')"),
