@@ -127,8 +127,8 @@ class TrainingRun:
         evaluation = None if self.is_final else self.retrieval.evaluation(model, "test")
         records = read_metrics(self.folder / run_folder.METRICS) if ranks.is_main() else []
         report = {
-            "before": self._with_notes(driver.before),
-            "after": self._with_notes(evaluation.summary(), self._extension_notes()) if evaluation else {},
+            "before": driver.before,
+            "after": self._with_notes(evaluation.summary()) if evaluation else {},
             **({} if evaluation else {"trained_on_all": self._training_counts()}),
             "selection": self._selection(),
             **({"extended_after": self.extended_after} if self.extended_after else {}),
@@ -229,7 +229,9 @@ class TrainingRun:
         epochs = " and ".join(map(str, self.extended_after))
         return [f"trained on after epoch {epochs}, with a new learning-rate schedule (--extend)"]
 
-    def _with_notes(self, scores: dict[str, Any], notes: Sequence[str] = ()) -> dict[str, Any]:
+    def _with_notes(self, scores: dict[str, Any]) -> dict[str, Any]:
+        """The scores after training, with what must be known to read them."""
+        notes = self._extension_notes()
         if self.config.train.select == "best_on_test":
             notes = ["the epoch was chosen on these images, so the score is too high", *notes]
-        return {**scores, "notes": [*scores["notes"], *notes]} if scores and notes else scores
+        return {**scores, "notes": [*scores["notes"], *notes]}

@@ -69,6 +69,8 @@ def run_in_folder(
         extension.check(folder, config)
     else:
         run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+        if resume:
+            run_folder.check_single(folder)
     if resume and not extend and (finished := run_folder.finished_report(folder)):
         ranks.print_main(f"{folder} is finished:")
         print_report(folder, finished)

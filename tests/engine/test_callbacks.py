@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hgsl.config import Config
 from hgsl.engine.callbacks import call_callbacks
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
+from hgsl.engine.loop.stop import StopRequest
 from tests.helpers import SMALL
 
 pytestmark = pytest.mark.usefixtures("in_tmp_path")
@@ -72,6 +74,15 @@ def test_an_error_in_a_callback_ends_the_run_with_its_state_saved(photo_folder: 
     assert load_state(Path("out/state.safetensors"))["train"]["step"] == 3
     assert hgsl.train(config, "out", resume=True)["after"] == expected
     assert Path("out/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+
+
+def test_a_training_may_run_in_a_thread_which_no_signal_can_reach() -> None:
+    def number_in_context() -> int | None:
+        with StopRequest() as stop:
+            return stop.number
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(number_in_context).result() is None
 
 
 def test_what_is_no_callback_is_refused_before_anything_is_read() -> None:

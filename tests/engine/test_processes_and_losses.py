@@ -143,8 +143,10 @@ def test_choosing_on_test_is_noted_in_the_report(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out"]
-    assert train.main([*words, "--train.select", "best_on_test"]) == 0
-    assert "too high" in " ".join(json.loads(Path("out/report.json").read_text())["after"]["notes"])
+    assert train.main([*words, "--train.select", "best_on_test", "--eval.before", "true"]) == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert "too high" in " ".join(report["after"]["notes"])
+    assert not report["before"]["notes"], "no epoch was chosen before training"
     assert "note: the epoch was chosen on these images" in capsys.readouterr().out
     assert train.main([*words, "--train.select", "best", "--overwrite"]) == 2
 
@@ -318,3 +320,5 @@ def test_several_seeds_resume_only_under_the_same_settings(
     assert train.main([*words, "--seeds", "2"]) == 0
     assert train.main([*words, "--seeds", "2", "--resume", "--optim.lr", "0.5"]) == 2
     assert "give the same settings" in capsys.readouterr().err
+    assert "holds runs of several seeds: --seeds continues them" in fails(train.main, [*words, "--resume"], capsys)
+    assert not Path("all/report.json").exists()

@@ -64,6 +64,18 @@ def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> Non
     check_unused(folder)
 
 
+def check_single(folder: Path) -> None:
+    """Checks that a run to resume is not the folder of several seeds, in which one more would be trained.
+
+    Raises:
+        InputError: It is.
+    """
+    if seeds := sorted(_seed_folders(folder)):
+        raise InputError(
+            f"{folder} holds runs of several seeds: --seeds continues them, --run.dir names one, such as {seeds[0]}"
+        )
+
+
 def check_unused(folder: Path) -> None:
     """Checks that the folder can be written, and that no other process does so.
 

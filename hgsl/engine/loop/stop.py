@@ -1,6 +1,7 @@
 """Orderly stop: the first SIGINT or SIGTERM ends the run after the step and a save, a second one at once."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -20,13 +21,18 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Within the context, the first SIGINT or SIGTERM is recorded in ``number`` and does not end the process."""
+    """Within the context, the first SIGINT or SIGTERM is recorded in ``number`` and does not end the process.
+
+    A training in another thread than the main one is not stopped by signals.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._record)
         return self
