@@ -56,7 +56,7 @@ def read(
     extend = getattr(flags, "extend", False)  # of hgsl train
     if flags.resume and flags.overwrite:
         raise InputError("--resume continues the run in the folder, --overwrite replaces it: give one of the two")
-    if flags.resume and getattr(flags, "dry_run", False):  # not of hgsl tune
+    if flags.resume and flags.dry_run:
         raise InputError("--dry-run estimates a whole training: leave out --resume")
     if extend and (flags.resume or flags.overwrite):
         raise InputError("--extend trains a finished run on, --resume an interrupted one, --overwrite starts: give one")

@@ -10,7 +10,7 @@ Record = tuple[int, Mapping[str, float]]  # step, numbers
 
 
 class Callback:
-    """A subclass overrides the moments that it needs; each is called in the first process, with data of its own.
+    """Base class of callbacks, called in the first process with copies of the numbers; override what you need.
 
     An exception ends the training after its state is saved, so that ``resume=True`` continues it.
     """
@@ -19,27 +19,27 @@ class Callback:
         """Called after a step, or with ``run.log_every`` N for N steps one after the other.
 
         Args:
-            step: From 1.
-            values: As in ``metrics.jsonl``: ``loss``, ``grad_norm``, ``lr/backbone``, ``images_per_second``, ...
+            step: Number of the step, from 1.
+            values: A record of ``metrics.jsonl``: ``loss``, ``grad_norm``, ``lr/backbone``, ...
         """
 
     def on_epoch(self, epoch: int, values: dict[str, float]) -> None:
-        """Called after an epoch, whose state is saved.
+        """Called after an epoch and the save of its state.
 
         Args:
-            epoch: From 1.
+            epoch: Number of the epoch, from 1.
             values: The mean ``loss`` of the epoch, and what was measured after it, such as ``val/map@r``.
         """
 
     def on_end(self, report: dict[str, Any]) -> None:
-        """Called with the content of ``report.json``, which is written."""
+        """Called with the content of ``report.json``, after it is written."""
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Checks the type of each.
+    """Checks that each is a :class:`Callback`.
 
     Raises:
-        InputError: One is no :class:`Callback`.
+        InputError: One is not.
     """
     for callback in callbacks:
         if not isinstance(callback, Callback):
@@ -57,10 +57,10 @@ def call_callbacks(
         callbacks: The callbacks, the same number in every process.
         records: Steps and their numbers.
         epoch: The epoch that has ended, from 1, or None.
-        values: Of this epoch.
+        values: The numbers of this epoch.
 
     Returns:
-        The exception that one has raised, in every process one, or None.
+        The exception that a callback raised, or None; every process gets one if the first does.
     """
     if not callbacks:
         return None

@@ -42,7 +42,7 @@ class Driver:
         after_epoch: (stage, epoch, state) -> values to log, called before the state is saved.
         started: Reading of ``time.perf_counter`` at the beginning of the run.
         is_over: State -> whether a stage ends before its last epoch, the same on every process.
-        callbacks: Of the caller.
+        callbacks: Called after steps and epochs; see :class:`Callback`.
 
     Attributes:
         before: The scores before training, or {}.
@@ -192,7 +192,7 @@ class Driver:
             ).run(self.problem.batches(stage.seed, state.step, stage.epochs))
 
     def _metric_log(self, number: int, folder: Path) -> MetricLog:
-        """The log of a stage; the trackers count the steps of all stages, also of those with logs of their own."""
+        """The log of a stage; the trackers count the steps of all stages, each of which may have its own log."""
         logged = self.stages[number].epochs_before * self.problem.steps_per_epoch
         before, tracking = self.steps_before(number) - logged, self.tracking
         return MetricLog(

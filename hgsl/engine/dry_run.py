@@ -1,6 +1,7 @@
 """Dry run: splits and steps of a run, and its time and memory as estimated from two measured steps."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -131,7 +132,8 @@ def _estimate(run: EstimatedRun, config: Config, runtime: Runtime) -> Estimate:
     step = 0.0 if head else _step_seconds(driver, config, runtime)
     image = _embedding_seconds(driver.problem, runtime)
     on_gpu = runtime.device.type == "cuda"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # In bytes on macOS, in KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(
         epochs=epochs,
         steps_per_epoch=driver.problem.steps_per_epoch,

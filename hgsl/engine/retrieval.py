@@ -34,7 +34,7 @@ from hgsl.models import Embedder
 
 
 def _first_manifest(data: DataConfig) -> Manifest:
-    """The images of a run that starts, without broken ones if the settings say so."""
+    """The images of a new run, without broken ones if ``data.broken`` is skip."""
     manifest = build_manifest(data)
     return skip_broken(manifest) if data.broken == "skip" else manifest
 

@@ -17,7 +17,8 @@ class EmbeddingFiles:
     """Paths of ``.npy``, ``.npz`` or ``.safetensors`` files: embeddings with their labels, ids and groups.
 
     Attributes:
-        embeddings: Of the queries, and of the gallery unless it is separate; with ``labels``, ``ids``, ``groups``.
+        embeddings: Embeddings of the queries, and of the gallery unless it is separate, with ``labels``, ``ids`` and
+            ``groups``.
         gallery_embeddings: One file per separate gallery; with ``gallery_labels``, ``gallery_ids``, ``gallery_groups``.
         training_embeddings: Embeddings that whitening is fitted on.
         calibration_embeddings: Embeddings that a threshold is calibrated on; with ``calibration_labels``.

@@ -25,9 +25,9 @@ def write_page(
 
     Args:
         folder: The run folder, whose name is the title.
-        report: With ``before`` and ``after``.
-        records: Of ``metrics.jsonl``.
-        evaluation: Of the test classes, after training.
+        report: The report, with ``before`` and ``after``.
+        records: Records of ``metrics.jsonl``.
+        evaluation: Evaluation on the test classes, after training.
     """
     recalls = {f"{moment} training": recall_of(report[moment]) for moment in ("before", "after") if report[moment]}
     loss = {"loss (running mean)": _smoothed(records)} if records else None

@@ -1,4 +1,4 @@
-"""CUDA graphs: a whole training step, captured once and replayed, for networks whose launches take longer than they do.
+"""CUDA graphs: a training step captured once and replayed, for networks whose kernels launch more slowly than they run.
 
 The first steps are ordinary ones, on the stream of the later capture: they allocate the optimizer's state and let
 libraries choose their kernels. A capture computes nothing, so that nothing has to be undone before the first replay,

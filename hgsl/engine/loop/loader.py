@@ -44,7 +44,7 @@ class RunBatches(Sampler[list[Key]]):
         labels: (N,) the class of each image.
         batch_size: Images per step, over all processes.
         epochs: Number of epochs.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
         sampler: One of ``hgsl.data.SAMPLERS``.
         per_class: Images per class, for the samplers ``m_per_class`` and ``category``.
         unlabeled: Number of images without labels, at the positions after the N of the others. As many of them as a

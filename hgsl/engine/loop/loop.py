@@ -46,7 +46,7 @@ class Loop:
         name_images: Ids -> paths, for the message about a loss that is not finite.
         folder: Folder for the list of these paths.
         is_over: Called before each epoch; whether training ends before it. The same on every process.
-        callbacks: Of the caller.
+        callbacks: Called after steps and epochs; see :class:`Callback`.
     """
 
     state: TrainState
@@ -68,7 +68,7 @@ class Loop:
         Raises:
             Diverged: The loss is NaN or infinite.
             Stopped: A signal ended the run; its state is saved.
-            Exception: Of a callback; the state is saved.
+            Exception: A callback raised it; the state is saved.
         """
         first = self.state.step // self.options.steps_per_epoch
         step = step_function(train_step, self.state, self.options, self.runtime)

@@ -18,7 +18,7 @@ class PendingStep:
     Attributes:
         step: Its number, from 1.
         numbers: ``(3,)``, see ``NUMBERS``, on the device.
-        ids: Of its images.
+        ids: Ids of its images.
         rates: Learning rates of the step by the name of the log.
     """
 

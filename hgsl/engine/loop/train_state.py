@@ -19,7 +19,7 @@ from hgsl.engine.parts.shards import load_optimizer_state, optimizer_state, shar
 from hgsl.losses import ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
-READ_EVERY = 50  # steps between two reads from a GPU, unless run.log_every says otherwise
+READ_EVERY = 50  # steps between two reads from a GPU, unless run.log_every is set
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images (B, 3, H, W), labels (B,), ids (B,)
 

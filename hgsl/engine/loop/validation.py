@@ -40,8 +40,8 @@ class Validation:
         """Returns the scores of ``state.final_model`` for the log, or {} after an epoch that is not evaluated.
 
         Args:
-            epoch: From 1.
-            epochs: Of the run.
+            epoch: Number of the epoch, from 1.
+            epochs: Number of epochs of the run.
             state: Its ``best`` holds epoch and score of the best epoch, and the evaluations since.
         """
         if epoch % self.every and epoch != epochs:

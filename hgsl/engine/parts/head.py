@@ -86,7 +86,7 @@ def start_at_principal_axes(model: Embedder, features: np.ndarray) -> None:
     random projection would be trained on the training classes only, and would lose directions of other classes.
 
     Args:
-        model: With a projection to D dimensions.
+        model: An embedder with a projection to D dimensions.
         features: (N, C') pooled features of training images; of more, ``AXES_ROWS`` evenly spaced rows are used.
     """
     rows = np.unique(np.linspace(0, len(features) - 1, min(len(features), AXES_ROWS)).astype(np.int64))

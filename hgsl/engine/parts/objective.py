@@ -34,7 +34,7 @@ class Objective(nn.Module):
 
     Args:
         loss_fn: Called with embeddings, labels and, if there is a miner, its tuple.
-        miner: Of pytorch-metric-learning, or None.
+        miner: A miner of pytorch-metric-learning, or None.
         gather: Whether the loss is computed over the embeddings of all processes.
         top_k_schedule: First epoch -> K, for HardGlobalSoftminLoss; empty leaves its K.
         weight: Factor of the loss beside the term of a teacher.

@@ -28,11 +28,11 @@ class RunImages:
     """The images that a run is evaluated on.
 
     Attributes:
-        manifest: With their splits.
+        manifest: The images, with their splits.
         notes: What must be known to read the scores; a command prints it first.
         trained_on: Counts of searched ``classes`` and ``images`` that the run was trained on, where it is not its own
             split that is evaluated; empty if there are none.
-        record: Of the run, if it has one.
+        record: The recorded images of the run; None if it has no record.
     """
 
     manifest: Manifest
@@ -60,7 +60,7 @@ def images_of_run(data: DataConfig, folder: Path) -> RunImages:
     """Lists the images on which the run in ``folder`` is evaluated under these settings.
 
     They are the recorded ones, also where they were moved to another root. Settings that ask for another data set or
-    another split are followed; the notes then tell how much of what is searched was trained on.
+    another split are followed; the notes then state how much of what is searched was trained on.
 
     Raises:
         InputError: No test image of the run is left.

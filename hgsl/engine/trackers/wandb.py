@@ -1,4 +1,4 @@
-"""Weights & Biases (extra ``wandb``): offline unless ``WANDB_MODE`` says otherwise."""
+"""Weights & Biases (extra ``wandb``): offline unless ``WANDB_MODE`` is set."""
 
 import os
 import shutil

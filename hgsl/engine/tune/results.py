@@ -74,7 +74,7 @@ def settings_of(params: Mapping[str, Any], space: Mapping[str, Dimension]) -> di
 
 
 def importances(study: optuna.Study, finished: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Returns the share of the variance of MAP@R that each setting explains, by fANOVA; {} where none can be told."""
+    """Returns the share of the variance of MAP@R that each setting explains, by fANOVA; {} from too few trials."""
     scores = {trial.value for trial in finished}
     if len(finished) < ENOUGH or len(scores) < 2:
         return {}

@@ -68,7 +68,7 @@ def parse_space(arguments: Sequence[str], config: Config) -> dict[str, Dimension
 
     Args:
         arguments: One a setting, in one of the ``FORMS``.
-        config: The settings that are not searched, which tell the type of those that are.
+        config: The settings that are not searched, which determine the types of those that are.
 
     Raises:
         InputError: An argument has another form, names a setting twice, or names one that cannot be searched.

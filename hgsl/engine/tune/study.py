@@ -50,7 +50,7 @@ def tune(
     Args:
         config: The settings of all trials.
         folder: The study folder.
-        space: From :func:`hgsl.engine.tune.space.parse_space`.
+        space: Setting -> its values, from :func:`hgsl.engine.tune.space.parse_space`.
         search: The arguments that ``space`` was read from.
         trials: Number of trials of the whole study.
         folds: Number of folds, 1 to 4, that each trial is trained and measured on.
