@@ -72,15 +72,22 @@ class Transform:
     steps: Sequence[Callable[[Any], Any]]
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        if not isinstance(image, Image.Image | Tensor):
-            raise InputError(
-                f"image is of type {type(image).__name__}: expected a PIL image, which "
-                "hgsl.common.images.read_image returns for a path, or a uint8 tensor (3, H, W)"
-            )
-        value: Any = self.resize(to_pixels(image) if isinstance(image, Image.Image) else image)
+        value: Any = self.resize(to_pixels(image) if isinstance(image, Image.Image) else _checked_pixels(image))
         for step in self.steps:
             value = step(value)
         return value
+
+
+def _checked_pixels(image: object) -> Tensor:
+    description = f"of type {type(image).__name__}"
+    if isinstance(image, Tensor):
+        if image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3:
+            return image
+        description = f"a {image.dtype} tensor of shape {tuple(image.shape)}"
+    raise InputError(
+        f"image is {description}: expected a PIL image, which hgsl.common.images.read_image returns for a path, or a "
+        "uint8 tensor (3, H, W) of values from 0 to 255"
+    )
 
 
 def train_transform(

@@ -130,6 +130,19 @@ def test_only_rgb_images_are_taken(mode: str) -> None:
         eval_transform(CONFIG, 8)(Image.new(mode, (9, 9)))
 
 
+@pytest.mark.parametrize(
+    ("image", "description"),
+    [
+        (torch.rand(3, 9, 9), r"a torch\.float32 tensor of shape \(3, 9, 9\)"),  # its values would be divided by 255
+        (torch.zeros(1, 9, 9, dtype=torch.uint8), r"a torch\.uint8 tensor of shape \(1, 9, 9\)"),
+        ("photo.jpg", "of type str"),
+    ],
+)
+def test_other_tensors_and_paths_are_refused(image: object, description: str) -> None:
+    with pytest.raises(InputError, match=f"image is {description}: expected a PIL image"):
+        eval_transform(CONFIG, 8)(image)  # type: ignore[arg-type]
+
+
 def test_errors_name_the_value() -> None:
     for call, message in (
         (lambda: train_transform(CONFIG, 32, "random_resize_crop"), "unknown augmentation recipe 'random_resize_crop'"),
