@@ -125,8 +125,8 @@ def inspect_file(location: Location) -> Inspection:
     try:
         with open_with_pillow(io.BytesIO(content)) as image:
             findings, small = _thumbnail(image)
-    except Image.DecompressionBombError:
-        return Inspection(("huge",), digest)
+    except Image.DecompressionBombError:  # Pillow opens no image of so many pixels
+        return Inspection(("huge", "unreadable"), digest)
     except DAMAGED:
         return Inspection(("unreadable",), digest)
     if small is None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hgsl.common.errors import InputError
+from hgsl.common.images import read_image
 from hgsl.data import audit as audit_module
 from hgsl.data import duplicates, load_manifest
 from hgsl.data.audit import FINDINGS, audit, inspect_file
@@ -74,9 +75,13 @@ def test_unusual_files_are_reported_and_pass(folder: Path, monkeypatch: pytest.M
     assert findings(result) == {"gray": [["gray.jpg"], ["gray_too.png"]], "cmyk": [["cmyk.jpg"]], "huge": [["big.jpg"]]}
 
 
-def test_a_decompression_bomb_is_huge_not_fatal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_over_pillows_limit_is_unreadable_as_in_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert inspect_file(folder / "0.jpg").findings == ("huge",)
+    assert inspect_file(folder / "0.jpg").findings == ("huge", "unreadable")
+    with pytest.raises(InputError, match="decompression bomb"):
+        read_image(folder / "0.jpg")
 
 
 @pytest.mark.parametrize(("split", "where"), [("train", "within"), ("test", "across")])
