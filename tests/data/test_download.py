@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,6 +88,15 @@ def test_a_later_call_resumes(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "a.tgz").read_bytes() == CONTENT
 
 
+def test_only_the_rest_of_a_file_needs_space(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="has 2,048,000 bytes to download, and only 1,000 are free"):
+        download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM])
+    (tmp_path / "a.tgz.part").write_bytes(CONTENT[:-900])
+    download(server.url, tmp_path / "a.tgz", len(CONTENT), [SUM])
+    assert (tmp_path / "a.tgz").read_bytes() == CONTENT
+
+
 def test_a_complete_part_is_only_checked(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.tgz.part").write_bytes(CONTENT)
     download(server.url, tmp_path / "a.tgz", None, [SUM])
@@ -155,5 +165,5 @@ def test_no_server_and_no_http(tmp_path: Path) -> None:
         download("http://127.0.0.1:9/a.tgz", tmp_path / "a.tgz", pause=0)
     with pytest.raises(InputError, match="only http and https"):
         download("file:///etc/passwd", tmp_path / "a.tgz")
-    with pytest.raises(InputError, match=r"bytes, and only .* are free"):
+    with pytest.raises(InputError, match=r"bytes to download, and only .* are free"):
         download("http://127.0.0.1:9/a.tgz", tmp_path / "a.tgz", size=10**18)

@@ -45,8 +45,10 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     free = shutil.disk_usage(path.parent).free
-    if size is not None and free < size:
-        raise InputError(f"{url} has {size:,} bytes, and only {free:,} are free in {path.parent}")
+    if size is not None and free < size - _length(part):
+        raise InputError(
+            f"{url} has {size - _length(part):,} bytes to download, and only {free:,} are free in {path.parent}"
+        )
     _fetch_all(url, part, size, pause)
     mismatch = _mismatch(part, size, checksums)
     if mismatch:
