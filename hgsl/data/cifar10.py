@@ -5,6 +5,7 @@ At this size, decoding files in loader processes would take longer than the netw
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,7 +173,7 @@ def _decode(root: Path, rows: Sequence[Row], names: tuple[str, ...]) -> ImageArr
         try:
             with Image.open(io.BytesIO(read())) as image:
                 pixels = np.asarray(decode(image))
-        except DAMAGED as error:
+        except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{root}: {name} is not a readable image ({error})") from None
         if pixels.shape != images.shape[1:]:
             raise InputError(

@@ -310,6 +310,7 @@ def test_a_missing_root_is_named(tmp_path: Path, name: str) -> None:
         ("cub", "CUB_200_2011/images.txt", ("8 ", "x\n9 "), "line 8: 1 values, expected 2: 'x'"),
         ("cub", "CUB_200_2011/images.txt", ("8 ", "7 "), "1 rows repeat the number of another row"),
         ("cub", "CUB_200_2011/bounding_boxes.txt", ("8 2", "9 2"), "list different images"),
+        ("cub", "CUB_200_2011/bounding_boxes.txt", ("8 2", "8 x2"), "bounding_boxes.txt: could not convert .* 'x2"),
         ("cub", "CUB_200_2011/image_class_labels.txt", ("8 4", "8 5"), "names class 5, which is not in classes.txt"),
         (
             "aircraft",

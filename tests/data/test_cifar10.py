@@ -129,6 +129,17 @@ def test_bad_images_are_named(tmp_path: Path, name: str, content: bytes, message
         load_cifar10(tmp_path / "x.zip")
 
 
+def test_a_damaged_member_of_a_zip_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for member, data in members().items():
+            archive.writestr(member, data)
+    content = (tmp_path / "x.zip").read_bytes()
+    pixels = next(iter(members().values()))
+    (tmp_path / "x.zip").write_bytes(content.replace(pixels, pixels[:-1] + b"?", 1))
+    with pytest.raises(InputError, match=f"{next(iter(members()))} is not a readable image .*CRC"):
+        load_cifar10(tmp_path / "x.zip")
+
+
 def test_held_out_images_are_disjoint_and_reproducible(binary: Path) -> None:
     train, _ = load_cifar10(binary)
     rest, held = hold_out(train, 0.25)

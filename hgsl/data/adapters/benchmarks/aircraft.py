@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError, unknown
-from hgsl.data.adapters.benchmarks.lists import read_columns, read_numbered
+from hgsl.data.adapters.benchmarks.lists import read_columns, read_numbered, to_floats
 from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
@@ -29,8 +29,7 @@ def load(root: Path, level: str = "variant") -> Manifest:
     if level not in LEVELS:
         raise unknown("level of aircraft", level, LEVELS)
     root = find_root("aircraft", root, LEVELS[level], "data", "fgvc-aircraft-2013b/data")
-    names = (root / LEVELS[level]).read_text(encoding="utf-8").strip().splitlines()
-    index = {name.strip(): i for i, name in enumerate(names)}
+    index = {name: i for i, (name,) in enumerate(read_columns(root / LEVELS[level], 1))}
     parts = ["train", "val"] if (root / f"images_{level}_train.txt").exists() else ["trainval"]
     rows = []  # image id, class, split
     for part in (*parts, "test"):
@@ -62,4 +61,4 @@ def _boxes(file: Path, images: tuple[str, ...]) -> NDArray[np.float64] | None:
     missing = next((image for image in images if image not in boxes), None)
     if missing is not None:
         raise InputError(f"{file} has no box for image {missing}")
-    return np.array([boxes[image] for image in images], np.float64) - [1, 1, 0, 0]
+    return to_floats((boxes[image] for image in images), file) - [1, 1, 0, 0]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.data.adapters.benchmarks.lists import read_numbered, to_int
+from hgsl.data.adapters.benchmarks.lists import read_numbered, to_floats, to_int
 from hgsl.data.files.layout import find_root
 from hgsl.data.manifest import Manifest, make_manifest
 
@@ -32,7 +32,7 @@ def load(root: Path) -> Manifest:
     unknown = next((row[0] for row in labels.values() if row[0] not in index), None)
     if unknown is not None:
         raise InputError(f"{root / 'image_class_labels.txt'} names class {unknown}, which is not in classes.txt")
-    x, y, width, height = np.array([boxes[key] for key in images], np.float64).T
+    x, y, width, height = to_floats((boxes[key] for key in images), root / "bounding_boxes.txt").T
     return make_manifest(
         "cub",
         root,

@@ -1,8 +1,11 @@
 """Readers of the lists in official archives: columns of text, and MATLAB structs."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from hgsl.common.errors import InputError
@@ -57,6 +60,18 @@ def to_int(value: str, path: Path) -> int:
         return int(value)
     except ValueError:
         raise InputError(f"{path}: {value!r} is not a whole number") from None
+
+
+def to_floats(rows: Iterable[Sequence[str]], path: Path) -> NDArray[np.float64]:
+    """``rows`` of text (N, M) as numbers (N, M).
+
+    Raises:
+        InputError: A value is no number; the message names the file.
+    """
+    try:
+        return np.array([[float(value) for value in row] for row in rows])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_mat(path: Path, *fields: str) -> list[Any]:
