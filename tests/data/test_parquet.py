@@ -272,8 +272,11 @@ def test_image_folders_with_metadata(tmp_path: Path, kind: str) -> None:
         (tmp_path / split).mkdir()
         for number in range(4):
             (tmp_path / split / f"{number}.png").write_bytes(image_bytes(number))
-        rows = [{"file_name": f"{number}.png", "species": label} for number, label in enumerate(labels)]
-        lines = ["file_name,species", *(",".join(row.values()) for row in rows)]
+        rows = [
+            {"file_name": f"{number}.png", "species": label, "img_path": "camera/7.raw"}  # of another meaning
+            for number, label in enumerate(labels)
+        ]
+        lines = ["file_name,species,img_path", *(",".join(row.values()) for row in rows)]
         text = "\n".join(map(json.dumps, rows) if kind == "jsonl" else lines)
         if kind == "parquet":
             write_rows(tmp_path / split / "metadata.parquet", rows)

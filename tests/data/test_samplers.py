@@ -128,3 +128,8 @@ def test_small_categories_are_joined_in_their_order() -> None:
 def test_errors_name_both_numbers(name: str, labels: np.ndarray, batch_size: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         epoch_plan(name, labels, batch_size)
+
+
+def test_categories_are_one_per_class() -> None:
+    with pytest.raises(InputError, match=r"categories have the shape \(7,\): expected one for each of 8 classes"):
+        epoch_plan("category", UNEVEN, 8, categories=[0] * 7)

@@ -11,7 +11,7 @@ from hgsl.common.files import walk_files
 from hgsl.common.suggestions import nearest
 from hgsl.data.adapters.parquet_rows import read_parquet_rows
 from hgsl.data.adapters.rows import manifest_of_rows, split_of, with_protocol
-from hgsl.data.adapters.table import Row, read_labels, read_rows
+from hgsl.data.adapters.table import PATH_COLUMNS, Row, read_labels, read_rows
 from hgsl.data.files.parquet_images import open_parquet
 from hgsl.data.manifest import SPLIT_NAMES, Manifest
 
@@ -56,7 +56,8 @@ def _read(table: Path, root: Path, label_column: str) -> Iterator[Row]:
                 hint = f" (is it {close!r}?)" if close else ""
                 raise InputError(f"{row}: there is no {column!r}{hint}: it has {', '.join(row.values)}")
         path = (folder / row[FILE_NAME]).as_posix()
-        yield replace(row, values={**row.values, "path": path, "label": row[label_column]})
+        others = {column: value for column, value in row.values.items() if column not in PATH_COLUMNS}
+        yield replace(row, values={**others, "path": path, "label": row[label_column]})
 
 
 def _rows(table: Path, label_column: str) -> Iterator[Row]:

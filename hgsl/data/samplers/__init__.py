@@ -66,6 +66,10 @@ def epoch_plan(
             f"{len(classes)} images cannot fill a batch of {batch_size}: set train.batch_size from 1 to {len(classes)}"
         )
     coarser = None if categories is None else np.asarray(categories, np.int64)
+    if coarser is not None and coarser.shape != (classes.max() + 1,):
+        raise InputError(
+            f"categories have the shape {coarser.shape}: expected one for each of {classes.max() + 1} classes"
+        )
     plan = SAMPLERS[name](classes, batch_size, per_class, np.random.default_rng([seed, epoch]), coarser)
     if not len(plan):
         raise InputError(
