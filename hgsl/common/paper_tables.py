@@ -9,7 +9,6 @@ SUFFIXES = (".md", ".tex")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
-
 Rows = Mapping[str, Sequence[str]]
 Best = Sequence[str | None]
 
@@ -24,9 +23,7 @@ def check_table_path(flag: str, path: str) -> None:
         raise InputError(f"{flag} {path}: name a file that ends in .md (Markdown) or .tex (LaTeX)")
 
 
-def format_for(
-    path: str, rows: Mapping[str, Sequence[str]], headings: Sequence[str], best: Sequence[str | None]
-) -> str:
+def format_for(path: str, rows: Rows, headings: Sequence[str], best: Best) -> str:
     """Returns a table in the format of the file's suffix.
 
     Args:

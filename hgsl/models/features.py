@@ -26,8 +26,8 @@ def pool_features(backbone: nn.Module, pooling: nn.Module, images: Tensor) -> Te
 
 def pooled_width(backbone: nn.Module, pooling: nn.Module) -> int:
     """Returns C', the number of pooled features."""
-    own = "head" in getattr(pooling, "inputs", ())
-    return int(backbone.head_hidden_size if own else backbone.num_features * int(pooling.expansion))  # type: ignore
+    reads_head = "head" in getattr(pooling, "inputs", ())
+    return int(backbone.head_hidden_size if reads_head else backbone.num_features * int(pooling.expansion))  # type: ignore
 
 
 def spatial_features(backbone: nn.Module, images: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def add_lora(model: Embedder, rank: int, alpha: float, targets: str | Sequence[s
         model: The model.
         rank: Rank of the adapters.
         alpha: Numerator of their scale.
-        targets: ``auto`` for every linear layer that the backbone calls; or the ends of layer names, such as ``qkv``.
+        targets: ``auto`` for every linear layer that the backbone calls; or the end of layer names, such as ``qkv``, or
+            several.
 
     Returns:
         The names of the layers.
@@ -34,7 +35,7 @@ def add_lora(model: Embedder, rank: int, alpha: float, targets: str | Sequence[s
     from peft import LoraConfig, inject_adapter_in_model
 
     called = _called_linear_layers(model)
-    ends = [] if targets == "auto" else list(targets)
+    ends = [] if targets == "auto" else [targets] if isinstance(targets, str) else list(targets)
     names = [name for name in called if not ends or any(f".{name}".endswith(f".{end}") for end in ends)]
     if not names:
         example = f", such as {called[-1]!r}" if called else ""

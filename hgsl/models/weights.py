@@ -92,9 +92,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):  # wrappers that training scripts add
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content, content.values())):
         raise InputError(f"{path} holds no state dict (names to tensors), so no weights can be read from it")
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _pretrained(source: BackboneSource, image_size: int | None) -> dict[str, Tensor]:

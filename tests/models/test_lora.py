@@ -66,6 +66,7 @@ def test_the_merged_model_has_equal_outputs_and_plain_weights(tmp_path: Path) ->
 
 def test_targets() -> None:
     _, names = adapted(["qkv"])
+    assert adapted("qkv")[1] == names
     assert names
     assert all(name.endswith(".qkv") for name in names)
     with pytest.raises(InputError, match=r"\['query'\] match none of the .* linear layers"):

@@ -167,6 +167,9 @@ def test_bad_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             create_embedder("test_resnet", weights=name)
         assert "\n" not in str(caught.value)
     assert not Path("owned").exists()
+    torch.save({0: torch.zeros(1)}, "numbers.pth")
+    with pytest.raises(InputError, match=r"numbers\.pth holds no state dict"):
+        create_embedder("test_resnet", weights="numbers.pth")
     with pytest.raises(FileNotFoundError, match=r"no weights file absent\.pth"):
         create_embedder("test_resnet", weights="absent.pth")
 
