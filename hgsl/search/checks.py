@@ -25,10 +25,10 @@ def check_index_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: an index is a folder")
-    if not folder.is_dir() or has_index(folder) or (folder / MODEL).is_dir():
+    if not folder.is_dir() or has_index(folder):
         return
-    interrupted = state_files(folder)
-    files = [path.name for path in folder.iterdir() if path not in interrupted and path.name[0] != "."]
+    allowed = {folder / MODEL, *state_files(folder), folder / "lost+found"}  # of an interrupted first run; of a disk
+    files = sorted(path.name for path in folder.iterdir() if path not in allowed and path.name[0] != ".")
     if files:
         raise InputError(f"{folder} holds other files ({files[0]}): name an empty or a new folder for the index")
 
@@ -117,7 +117,7 @@ def check_engine(
     file = index.partition("#")[0]
     if "://" in file or file.startswith("unix:"):
         raise InputError("--engine ray with a Milvus server needs --parts DIR, a folder that all machines share")
-    return Path(f"{file}.parts").expanduser()
+    return Path(f"{Path(file)}.parts").expanduser()
 
 
 def named_indexes(words: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,41 @@ from PIL import Image
 from hgsl.common.errors import InputError
 from hgsl.search import SearchIndex, build_index
 from hgsl.search.encoder import Encoder
+from hgsl.search.folder.update import FolderUpdate
 from hgsl.search.indexing import embedding
+
+
+@pytest.mark.parametrize("name", ["embeddings.npy", "images.zip", "vectors.1.csv", "images.1.jsonl.zip"])
+def test_files_that_no_index_has_written_are_neither_taken_nor_removed(build, tmp_path, run, photos, name):
+    for folder in (tmp_path / "one", tmp_path / "other/model"):
+        folder.mkdir(parents=True)
+    (tmp_path / "one" / name).touch()
+    (tmp_path / "other" / name).touch()
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        with pytest.raises(InputError, match=rf"holds other files \({name}\)"):
+            build(folder, photos, checkpoint=run)
+    (tmp_path / "index/lost+found").mkdir(parents=True)
+    build(tmp_path / "index", photos, checkpoint=run)
+    (tmp_path / "index" / name).touch()
+    (photos / "kind_00/00.jpg").unlink()
+    assert build(tmp_path / "index", photos).images == 23
+    assert (tmp_path / "index" / name).exists()
+
+
+def test_a_first_run_that_is_interrupted_at_its_end_embeds_nothing_again(
+    build, tmp_path, run, photos, counted, monkeypatch
+):
+    options = {"checkpoint": run, "faiss": "IVF2,Flat nprobe=2"}
+    with monkeypatch.context() as context:
+        context.setattr(FolderUpdate, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "index", photos, **options)
+    for name in (".index.0a.partial.json", "model/.model.0a.partial.safetensors"):
+        (tmp_path / "index" / name).touch()
+    counted.clear()
+    report = build(tmp_path / "index", photos, **options)
+    assert (counted, report.images, report.resumed) == ([], 24, 24)
+    assert not list((tmp_path / "index").rglob(".*.partial*"))
 
 
 @pytest.mark.parametrize(

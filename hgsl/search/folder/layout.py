@@ -13,6 +13,7 @@ What an interrupted update has appended is taken over by the next one. When many
 the files anew, with the next N. No file is unpickled.
 """
 
+import re
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from hgsl.common import files
 RECORD, MODEL, LOCK = "index.json", "model", ".lock"
 MODEL_COMPLETE = "model.json"  # written last of the two files of the model
 FOLDERS = "folders"  # as the source of labels: the names of the class folders
-STATE_FILES = ("embeddings", "images", "vectors")
+STATE_FILE = re.compile(r"(embeddings\.\d+\.npy|images\.\d+\.jsonl|vectors\.\d+\.faiss)", re.ASCII)
 
 
 def locked(folder: Path) -> AbstractContextManager[None]:
@@ -45,11 +46,11 @@ def has_index(folder: Path) -> bool:
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The embeddings, images and FAISS files in the folder, hidden ones of interrupted writes included."""
-    return [path for name in STATE_FILES for pattern in (f"{name}.*", f".{name}.*") for path in folder.glob(pattern)]
+    """The embeddings, images and FAISS files in the folder, of any state; none if there is no folder."""
+    return [path for path in folder.glob("*.*.*") if STATE_FILE.fullmatch(path.name)]
 
 
-def last_number(folder: Path) -> int:
-    """The highest number in the names of files, whether an ``index.json`` names them or not."""
-    parts = [path.name.split(".")[1] for path in state_files(folder) if not path.name.startswith(".")]
-    return max((int(part) for part in parts if part.isdecimal()), default=0)
+def last_number(folder: Path, prefix: str = "") -> int:
+    """The highest number in the names of these files, or of those with a prefix, whether a state names them or not."""
+    names = [path.name for path in state_files(folder) if path.name.startswith(prefix)]
+    return max((int(name.split(".")[1]) for name in names), default=0)

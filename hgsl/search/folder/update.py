@@ -10,12 +10,12 @@ import numpy as np
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.common.faiss_factory import FLAT, check_factory
-from hgsl.common.files import write_json
+from hgsl.common.files import remove_partial, write_json
 from hgsl.evaluation.knn.vectors import Floats
 from hgsl.search.folder import faiss_file
 from hgsl.search.folder.appender import Appender, names_of, resumed
 from hgsl.search.folder.faiss_update import is_intact, update_faiss
-from hgsl.search.folder.layout import RECORD, has_index, last_number, state_files
+from hgsl.search.folder.layout import MODEL, RECORD, has_index, last_number, state_files
 from hgsl.search.folder.reader import FolderState, read_state
 from hgsl.search.folder.record import FORMAT, FormatError, read_record
 from hgsl.search.folder.snapshot import FolderSnapshot
@@ -58,7 +58,7 @@ class FolderUpdate:
             stored, size = resumed(self.folder, files, table, previous["bytes"], model)
             self._next_number = previous["next_id"]
         else:
-            table, files = ImageTable(), names_of(last_number(self.folder))
+            table, files = ImageTable(), names_of(last_number(self.folder, "images"))
             stored, size = [], 0
             if self.previous is None or self.previous.record["files"].get("images") != files["images"]:
                 stored, size = resumed(self.folder, files, table, 0, model)
@@ -126,13 +126,18 @@ class FolderUpdate:
         return FolderSnapshot(self._record, table, vectors, faiss.backend)
 
     def publish(self, measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Replaces ``index.json``, then removes the files that it does not name: readers keep those that are open."""
+        """Replaces ``index.json``, then removes files that it does not name, and those of interrupted writes.
+
+        Readers keep those that are open.
+        """
         number = 1 + (self.previous.record["state"] if self.previous else 0)
         content = {"format": FORMAT, "state": number, **self._record, **measured}
         write_json(self.folder / RECORD, content)
         for path in state_files(self.folder):
             if path.name not in content["files"].values():
                 path.unlink(missing_ok=True)
+        for folder in (self.folder, self.folder / MODEL):
+            remove_partial(folder)
         return content
 
     def close(self) -> None:
