@@ -316,6 +316,43 @@ def test_an_approximate_index_reports_its_overlap(build, tmp_path, run, photos, 
             build(uri, photos, milvus_index=index_type)
 
 
+def test_a_first_run_of_another_index_type_leaves_none_of_it(build, tmp_path, run, photos, monkeypatch, opened):
+    uri = str(tmp_path / "index.db")
+    with monkeypatch.context() as context:
+        context.setattr(update.MilvusUpdate, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(uri, photos, checkpoint=run, milvus_index="HNSW M=8 efConstruction=64 ef=64")
+    assert build(uri, photos, checkpoint=run).resumed == 24
+    assert schema.built_type(opened(uri).store._client, "hgsl") == "FLAT"
+
+
+def test_a_parameter_of_the_search_needs_no_other_index(build, tmp_path, run, photos, monkeypatch):
+    uri = str(tmp_path / "index.db")
+    build(uri, photos, checkpoint=run, milvus_index="HNSW M=8 efConstruction=64 ef=64")
+    monkeypatch.setattr(schema, "replace_index", lambda *_: pytest.fail("built another index"))
+    record = build(uri, photos, milvus_index="HNSW M=8 efConstruction=64 ef=32").record
+    assert record["index_type"] == "HNSW M=8 efConstruction=64 ef=32"
+    with pytest.raises(pytest.fail.Exception):
+        build(uri, photos, milvus_index="HNSW M=9 efConstruction=64 ef=32")
+
+
+def test_a_stranger_for_which_an_approximate_index_finds_nothing_is_not_accepted():
+    entities = [{"id": number, "path": f"{number}.jpg", "label": label} for number, label in enumerate("aab")]
+
+    class Client:
+        def query(self, *_, **__):
+            return [{**entity, "vector": [1.0, 0.0]} for entity in entities]
+
+        def search(self, *_, data, filter, **__):
+            others = [] if '"a"' in filter else entities[:1]
+            return [[{"distance": 1.0, "entity": {**entity, "vector": [1.0, 0.0]}} for entity in others] for _ in data]
+
+    record = {"label_counts": {}, "index_type": "HNSW", "images": 3, "next_id": 3}
+    state = snapshot.MilvusSnapshot(Client(), "http://host", "images", 1, record)
+    scores, labels = state.nearest_of_other_label([0, 1, 2])
+    assert (scores.tolist(), labels) == ([-1.0, -1.0, 1.0], ["a", "a", "a"])
+
+
 def test_ties_at_the_end_of_the_candidates_are_ordered_by_path(build, tmp_path, run, photos, opened):
     for number in range(40):
         shutil.copy(photos / "kind_00/00.jpg", photos / f"kind_03/copy{(7 * number) % 40:02}.jpg")

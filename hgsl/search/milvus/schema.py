@@ -73,6 +73,12 @@ def create_images(client: Any, collection: str, width: int, index_type: str) -> 
     )
 
 
+def built_type(client: Any, collection: str) -> str | None:
+    """The type of the vector index of a collection, without parameters; None if there is no index."""
+    description = client.describe_index(collection, "vector")
+    return description["index_type"] if description else None
+
+
 def replace_index(client: Any, collection: str, index_type: str) -> None:
     """Builds another vector index for a collection."""
     client.release_collection(collection)

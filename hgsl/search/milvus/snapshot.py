@@ -128,9 +128,11 @@ class MilvusSnapshot:
         for label in sorted(set(labels.values())):
             positions = [position for position, number in enumerate(numbers) if labels[number] == label]
             others = Both(Comparison("label", "!=", (label,)), Comparison("label", "!=", ("",)))
-            hits = self.search(Vectors(vectors[positions], None, 1.0), 1, others)
-            for position, [hit] in zip(positions, hits, strict=True):
-                scores[position], nearest[position] = hit.similarity, hit.label or ""
+            results = self.search(Vectors(vectors[positions], None, 1.0), 1, others)
+            for position, hits in zip(positions, results, strict=True):
+                # An approximate index may find none of them: no threshold then accepts this image.
+                similarity, name = (hits[0].similarity, hits[0].label or "") if hits else (-1.0, label)
+                scores[position], nearest[position] = similarity, name
         return scores, nearest
 
     def _nearest(self, queries: Floats, k: int, limit: int, expression: str) -> list[list[Hit]]:

@@ -114,9 +114,8 @@ class MilvusUpdate:
         ending = {number for number in self._deleted if number not in self._staged and number in self._rows}
         self._mark(sorted(ending - self._ended), self._number + 1)
         self._mark(sorted(self._ended - ending), schema.NEVER)  # of an interrupted run, now wanted
-        index_type = self._record["index_type"]
-        if self.previous and (retrain or self.previous.record["index_type"] != index_type):
-            schema.replace_index(self._client, self._collection, index_type)
+        if retrain or not self._has_index():
+            schema.replace_index(self._client, self._collection, self._record["index_type"])
         images = [row for number, row in self._rows.items() if number not in ending]
         self._record |= {
             "images": len(images),
@@ -163,6 +162,16 @@ class MilvusUpdate:
             self._rows |= {entity["id"]: schema.image_row(entity, self._columns) for entity in page}
             self._staged |= {entity["id"]: entity["model"] for entity in page}
         self._next_id = max([first, *(number + 1 for number in self._staged)])
+
+    def _has_index(self) -> bool:
+        """Whether the collection has the vector index of the next state; an interrupted update may have left another.
+
+        Parameters of a search need no other index.
+        """
+        name, build, _ = schema.index_parameters(self._record["index_type"])
+        if schema.built_type(self._client, self._collection) != name:
+            return False
+        return self.previous is None or schema.index_parameters(self.previous.record["index_type"])[1] == build
 
     def _remove(self, numbers: Sequence[int]) -> None:
         """Removes rows that no state has."""
