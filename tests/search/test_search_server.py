@@ -399,13 +399,14 @@ def test_a_client_that_disconnects_leaves_no_traceback(index):
 
 
 def test_uploads_are_counted(serve, index, monkeypatch):
-    monkeypatch.setattr("hgsl.search.web.routes.MAX_UPLOADS", 1)
+    monkeypatch.setattr(request_body, "MAX_UPLOADS", 1)
     url = httpx.URL(serve(index))
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
         connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
         while (answer := httpx.post(f"{url}/api/search", content=SMALL)).status_code == 200:
             pass  # until the server has received the one that does not end
         assert "too many" in refused(answer, 429)
+        assert "too many" in refused(httpx.post(f"{url}/api/images/5/heat", content=SMALL), 429)
     while httpx.post(f"{url}/api/search", content=SMALL).status_code == 429:
         pass  # until it has noticed the disconnect
 
@@ -524,6 +525,28 @@ def test_schemathesis_finds_no_server_error(serve, index):
                 assert operation.path in ("/api/indexes", "/healthz", "/metrics")
     assert sum(statuses.values()) > 300
     assert {200, 404, 415, 422} <= set(statuses)
+
+
+def test_an_index_that_cannot_be_read_is_a_refusal(client, index, monkeypatch):
+    def unreachable(*_):
+        raise InputError("Milvus at http://milvus:19530/photos: connection refused")
+
+    requests = ("/api/images", "/api/images/3/similar", "/api/images/3/jpeg", "/api/images/3/heat?query=4")
+    with monkeypatch.context() as context:
+        for name in ("images", "vectors", "search"):
+            context.setattr(index._snapshot, name, unreachable)
+        for request in requests:
+            assert "cannot be read at present" in refused(client.get(request), 503)
+        assert "cannot be read at present" in refused(client.post("/api/search", content=SMALL), 503)
+        context.setattr(index._snapshot, "search", lambda *_: 1 / 0)
+        answer = httpx.post(client.base_url.join("/api/search"), content=SMALL)  # uvicorn ends the connection
+        assert "the server failed" in refused(answer, 500)
+    assert {client.get(request).status_code for request in requests} == {200}
+
+
+def test_a_name_that_cannot_be_one_of_a_host_is_refused():
+    with pytest.raises(InputError, match=r"cannot listen on a+ port 0"):
+        listen(70 * "a", 0)
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999])

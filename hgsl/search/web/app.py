@@ -1,5 +1,6 @@
 """The web application: its page, its routes, and errors as JSON."""
 
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
+from hgsl.common.errors import InputError
 from hgsl.search.index import SearchIndex
 from hgsl.search.stores.protocol import Hit
 from hgsl.search.web import parameters
@@ -19,6 +21,7 @@ from hgsl.search.web.limits import RequestLimits
 from hgsl.search.web.metrics import Metrics, MetricsMiddleware
 from hgsl.search.web.monitoring import add_monitoring_routes
 from hgsl.search.web.queries import Query, answer_all
+from hgsl.search.web.request_body import Uploads
 from hgsl.search.web.routes import add_heat_routes, add_index_routes, add_search_routes
 from hgsl.search.web.served import ServedIndexes
 from hgsl.version import __version__
@@ -39,7 +42,7 @@ def create_app(indexes: SearchIndex | Mapping[str, SearchIndex], names: Iterable
     served = ServedIndexes({"": indexes} if isinstance(indexes, SearchIndex) else indexes)
     batcher: Batcher[tuple[SearchIndex, Query], list[Hit]] = Batcher(answer_all)
     decoders = ThreadPoolExecutor(DECODERS, "decode")
-    metrics = Metrics()
+    received, metrics = Uploads(), Metrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,8 +65,8 @@ def create_app(indexes: SearchIndex | Mapping[str, SearchIndex], names: Iterable
     for route in PAGE_FILES:
         app.add_route(route, _page_file, include_in_schema=False)
     add_index_routes(app, served, decoders)
-    add_search_routes(app, served, batcher, decoders)
-    add_heat_routes(app, served, decoders)
+    add_search_routes(app, served, batcher, decoders, received)
+    add_heat_routes(app, served, decoders, received)
     add_monitoring_routes(app, served, metrics)
     return app
 
@@ -72,6 +75,13 @@ def _send_errors_as_json(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestError)
         return JSONResponse({"error": error.message}, error.status)
+
+    async def unavailable(_: Request, error: Exception) -> JSONResponse:
+        logging.getLogger("uvicorn.error").warning(f"an index cannot be read: {error}")
+        return JSONResponse({"error": "the index cannot be read at present: try again in a moment"}, 503)
+
+    async def failed(_: Request, __: Exception) -> JSONResponse:  # the server logs the traceback
+        return JSONResponse({"error": "the server failed at this request: its log has the reason"}, 500)
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -83,6 +93,8 @@ def _send_errors_as_json(app: FastAPI) -> None:
         return JSONResponse({"error": str(error.detail)}, error.status_code, headers=error.headers)
 
     app.add_exception_handler(RequestError, refused)
+    app.add_exception_handler(InputError, unavailable)
+    app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, unknown)
 

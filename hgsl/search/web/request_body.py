@@ -1,6 +1,8 @@
 """Reading of an uploaded file from a request, limited in size and time."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -10,6 +12,26 @@ from hgsl.search.web.uploads import MAX_BYTES
 
 BODY_SECONDS = 30.0  # that an upload may take
 MAX_DISCARDED = 4 * MAX_BYTES  # a longer body is not even read to its end
+MAX_UPLOADS = 32  # at a time: each holds up to MAX_BYTES
+
+
+class Uploads:
+    """The uploads of a server, of which a limited number is held in memory at a time."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(MAX_UPLOADS)
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yields the uploaded file, which counts as one until the context ends.
+
+        Raises:
+            RequestError: 429 too many uploads, and those of :func:`read_body`.
+        """
+        if self._free.locked():
+            raise RequestError(429, "too many images are being sent: try again in a moment")
+        async with self._free:
+            yield await read_body(request)
 
 
 async def read_body(request: Request) -> bytes:

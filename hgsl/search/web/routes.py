@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from PIL import Image
 
 from hgsl.common.errors import InputError
-from hgsl.common.locations import open_image
+from hgsl.common.locations import locate, open_image
 from hgsl.search.index import SearchIndex
 from hgsl.search.stores.protocol import Hit
 from hgsl.search.web import schemas, uploads
@@ -19,12 +19,10 @@ from hgsl.search.web.batcher import Batcher
 from hgsl.search.web.errors import RequestError
 from hgsl.search.web.heat import heat_maps
 from hgsl.search.web.queries import Query
-from hgsl.search.web.request_body import read_body
+from hgsl.search.web.request_body import Uploads
 from hgsl.search.web.schemas import MAX_K, About, Answer, ImageId, Index, K, Labels, Match, Where, error_responses
 from hgsl.search.web.served import ServedIndexes
 from hgsl.search.where.nodes import Condition, fields_of
-
-MAX_UPLOADS = 32  # at a time: each holds up to MAX_BYTES
 
 
 def add_index_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExecutor) -> None:
@@ -52,7 +50,7 @@ def add_index_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolEx
             max_k=MAX_K,
         )
 
-    @app.get("/api/images", responses=error_responses(404))
+    @app.get("/api/images", responses=error_responses(404, 503))
     async def images(
         k: K = 24,
         label: Labels = (),
@@ -82,9 +80,9 @@ def add_search_routes(
     served: ServedIndexes,
     batcher: Batcher[tuple[SearchIndex, Query], list[Hit]],
     decoders: ThreadPoolExecutor,
+    received: Uploads,
 ) -> None:
     """Adds the routes that search by an upload or by an image of an index."""
-    uploading = asyncio.Semaphore(MAX_UPLOADS)
 
     async def answer(index: SearchIndex, query: Query) -> Answer:
         hits = await batcher.submit((index, query))
@@ -108,10 +106,7 @@ def add_search_routes(
         opened = served.find(index)
         part = uploads.parse_box(box)
         condition = _condition(opened, label, where)
-        if uploading.locked():
-            raise RequestError(429, "too many images are being sent: try again in a moment")
-        async with uploading:
-            content = await read_body(request)
+        async with received.read(request) as content:
             loop = asyncio.get_running_loop()
             tensor = await loop.run_in_executor(decoders, uploads.prepare, content, part, opened.encoder)
         return await answer(opened, Query(tensor, k, condition))
@@ -126,7 +121,7 @@ def add_search_routes(
         return await answer(opened, Query(image, k, _condition(opened, label, where)))
 
 
-def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExecutor) -> None:
+def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExecutor, received: Uploads) -> None:
     """Adds the routes that show which parts of two images make them similar."""
 
     async def answer(index: SearchIndex, query: Path | str | bytes, box: str | None, image: Path | str) -> schemas.Heat:
@@ -134,7 +129,7 @@ def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExe
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(decoders, heat_maps, index.encoder, query, part, image)
 
-    @app.get("/api/images/{image}/heat", responses=error_responses(404, 410, 413))
+    @app.get("/api/images/{image}/heat", responses=error_responses(404, 410, 413, 503))
     async def heat_of_image(
         image: ImageId, query: schemas.QueryId, box: schemas.Box = None, index: Index = None
     ) -> schemas.Heat:
@@ -145,7 +140,7 @@ def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExe
 
     @app.post(
         "/api/images/{image}/heat",
-        responses=error_responses(404, 408, 410, 413),
+        responses=error_responses(404, 408, 410, 413, 429, 503),
         openapi_extra=schemas.IMAGE_BODY,
     )
     async def heat_of_upload(
@@ -154,7 +149,8 @@ def add_heat_routes(app: FastAPI, served: ServedIndexes, decoders: ThreadPoolExe
         """Shows which parts make an image of the index similar to the uploaded one."""
         opened = served.find(index)
         path = await asyncio.to_thread(_path_of, opened, image)
-        return await answer(opened, await read_body(request), box, path)
+        async with received.read(request) as content:
+            return await answer(opened, content, box, path)
 
 
 def _condition(index: SearchIndex, labels: Sequence[str], where: str | None) -> Condition | None:
@@ -174,10 +170,10 @@ def _images_of_path(index: SearchIndex, path: str) -> list[Hit]:
 
 
 def _path_of(index: SearchIndex, image: int) -> Path | str:
-    try:
-        return index.path(image)
-    except InputError:
-        raise RequestError(404, f"the index has no image {image}: it has {len(index)}") from None
+    hits = index.images([image])
+    if not hits:
+        raise RequestError(404, f"the index has no image {image}: it has {len(index)}")
+    return locate(index.root, hits[0].path)
 
 
 def _jpeg_response(location: Path | str, side: int, cached: str | None) -> Response:

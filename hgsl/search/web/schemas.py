@@ -123,7 +123,7 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def jpeg_responses() -> dict[int | str, dict[str, Any]]:
     """The responses of the route that sends an image."""
     return {
-        **error_responses(404, 410, 413),
+        **error_responses(404, 410, 413, 503),
         200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
         304: {"description": "The browser's copy is current."},
     }

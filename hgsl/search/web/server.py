@@ -118,7 +118,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that is too long for a host
         raise InputError(f"cannot listen on {host} port {port}: {error}; --host and --port name another") from None
     # Accepted connections inherit it; without it the end of a response waits 40 ms for the client's acknowledgment.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

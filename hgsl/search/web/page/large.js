@@ -59,10 +59,14 @@ export async function copyText(text, button) {
 // Replaces both images by what makes them similar.
 async function drawHeat(hit) {
   $("heat-text").textContent = "Computing …";
-  const response = await context.heat(hit);
-  const answer = await response.json();
+  let answer;
+  try {
+    answer = await (await context.heat(hit)).json();
+  } catch {
+    answer = { error: "The server does not answer. Is it still running?" };
+  }
   if (hit !== shown[position] || !heat) return;
-  if (!response.ok) {
+  if (answer.error) {
     $("heat-text").textContent = answer.error;
     return;
   }
