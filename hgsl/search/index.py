@@ -180,7 +180,8 @@ class SearchIndex:
     def similar(
         self, image: int, k: int = 10, *, label: str | Sequence[str] | None = None, where: str | None = None
     ) -> list[Hit]:
-        """Returns the k nearest images of an image of the index, itself excluded."""
+        """Returns the k nearest images of an image of the index, itself excluded; see :meth:`search`."""
+        check_neighbors(k)
         [hits] = self.nearest(self.vector(image)[None], k + 1, self.condition(where, label))
         return [hit for hit in hits if hit.id != image][:k]
 

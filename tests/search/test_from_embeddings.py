@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from hgsl.evaluation.parts.cluster import RayCluster
 from hgsl.evaluation.parts.part import PartContent, list_parts, read_columns, read_part, write_part
 from hgsl.models import load_embedder
 from hgsl.search import SearchIndex
+from hgsl.search.checks import check_engine
 from hgsl.search.indexing import cluster
 from tests.helpers import fails
 from tests.search.test_build_index import vectors_of
@@ -164,6 +166,9 @@ def test_parts_of_another_model_damaged_parts_and_foreign_paths_are_refused(
         build(tmp_path / "third", checkpoint=run, from_embeddings=parts)
     path.write_bytes(content)
     record, columns, vectors = read_part(path, ("path", "size", "mtime_ns"))
+    write_part(path, PartContent(columns, np.concatenate([0 * vectors[:1], vectors[1:]]), []), record)
+    with pytest.raises(InputError, match=f"{path.name} has vectors that are zero or not finite"):
+        build(tmp_path / "third", checkpoint=run, from_embeddings=parts)
     columns["path"][0] = "../../secret.jpg"
     write_part(path, PartContent(columns, vectors, []), record)
     with pytest.raises(InputError, match="not inside the image folder"):
@@ -189,6 +194,10 @@ def test_the_parts_of_an_evaluation_fill_an_index(build, tmp_path, run, photos, 
         path.unlink()
     evaluate_model(model, dataset, ray)
     assert embedded == []  # the arrays are assembled from the parts
+    for name in ("embeddings", "labels"):  # killed while it gave the files their names
+        (tmp_path / f"ray/{name}.npy").rename(tmp_path / f"ray/{name}.part.npy")
+    evaluate_model(model, dataset, ray)
+    assert (tmp_path / "ray/embeddings.npy").read_bytes() == (tmp_path / "one/embeddings.npy").read_bytes()
     report = build(tmp_path / "index", checkpoint=run, from_embeddings=tmp_path / "ray")
     assert report.images == 24
     np.testing.assert_array_equal(
@@ -202,6 +211,12 @@ def test_the_parts_of_an_evaluation_fill_an_index(build, tmp_path, run, photos, 
         evaluate_model(model, dataset, replace(ray, store=tmp_path / "broken"))
     with pytest.raises(InputError, match="ray needs store"):
         EvalOptions(ray=RayCluster())
+
+
+def test_parts_lie_beside_the_index(monkeypatch):
+    monkeypatch.setattr("hgsl.search.checks.require", lambda *_: None)
+    for address, parts in (("my/index", "my/index.parts"), ("my/index/", "my/index.parts"), ("a.db#b", "a.db.parts")):
+        assert check_engine("ray", address, None, None, None) == Path(parts)
 
 
 def test_flags_that_contradict_each_other(tmp_path, run, photos, capsys, monkeypatch):

@@ -115,8 +115,9 @@ def test_a_rate_that_so_few_images_cannot_tell_from_zero_drops_the_threshold():
     assert "0.01 cannot be measured on 12" in notes[0]
 
 
-def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos):
+def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos, monkeypatch):
     folder = tmp_path / "index"
+    monkeypatch.setenv("HOME", str(run.parent))
 
     def threshold(**options):
         report = build(folder, photos, **options)
@@ -125,7 +126,7 @@ def test_the_threshold_comes_from_the_run_or_a_flag(build, tmp_path, run, photos
     assert threshold(checkpoint=run) == (None, [])
     content = {"threshold": 0.2, "metric": "cosine", "calibration": {"asked_rate": 0.25}}
     (run / "no_match.json").write_text(json.dumps(content))
-    calibrated_threshold, notes = threshold(checkpoint=run)
+    calibrated_threshold, notes = threshold(checkpoint=f"~/{run.name}")
     assert 0.2 < calibrated_threshold < 1
     assert "of 24 images of 6 classes" in notes[0]
     assert threshold() == (calibrated_threshold, [])  # nothing has changed

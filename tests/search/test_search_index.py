@@ -65,6 +65,8 @@ def test_similar_excludes_the_image_itself(index):
         ids, _ = oracle(index, stored(index)[number], 6)
         assert [hit.id for hit in index.similar(number, 5)] == [i for i in ids if i != number][:5]
     assert len(index.similar(0, 1000)) == 23
+    with pytest.raises(InputError, match="k must be at least 1, found 0"):
+        index.similar(0, 0)
 
 
 def test_copies_are_ranked_by_path(tmp_path, run, photos):

@@ -57,7 +57,9 @@ class FolderSnapshot:
         if where is None:
             return self._search(self._gallery, queries, k)
         positions = self._matching(where)
-        return self._search(self._filtered_gallery(positions), queries, k) if len(positions) else [[]] * len(queries)
+        if not len(positions):
+            return [[] for _ in range(len(queries))]
+        return self._search(self._filtered_gallery(positions), queries, k)
 
     def search_exactly(self, queries: Vectors, k: int) -> list[list[Hit]]:
         """Returns the k nearest images of each query, compared with every vector."""

@@ -42,17 +42,18 @@ def threshold_source(
     if given is not None:
         check_threshold(given)
         return {"threshold": float(given), "source": GIVEN}
-    content = None if checkpoint is None else read_no_match(checkpoint)
-    if checkpoint is None or content is None:
+    folder = None if checkpoint is None else Path(checkpoint).expanduser()
+    content = None if folder is None else read_no_match(folder)
+    if folder is None or content is None:
         return previous.get("no_match")
-    path, threshold = Path(checkpoint) / FILE_NAME, content["threshold"]
+    path, threshold = folder / FILE_NAME, content["threshold"]
     if content["metric"] != "cosine" or content.get("post_processing") or not math.isfinite(threshold):
         notes.append(f"{path} was calibrated for other scores than plain cosine similarity and is not used")
         return previous.get("no_match")
     calibration = content.get("calibration", {})
     if not isinstance(calibration.get("asked_rate"), float | int):
         raise InputError(f"{path} lacks the requested rate: calibrate again with hgsl-eval --no-match")
-    split = read_split_record(checkpoint)
+    split = read_split_record(folder)
     trained = sorted(split.trained_classes) if split else []
     rate = float(calibration["asked_rate"])
     return {"source": str(path), "run_threshold": threshold, "rate": rate, "trained_classes": trained}

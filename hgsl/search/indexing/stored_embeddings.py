@@ -147,5 +147,5 @@ def _check_files(path: Path, files: Sequence[ImageFile]) -> None:
 def _check_vectors(path: Path, vectors: Floats, encoder: Encoder) -> None:
     if len(vectors) and vectors.shape[1] != encoder.dimensions:
         raise InputError(f"{path} has vectors of {vectors.shape[1]} dimensions, not {encoder.dimensions}: {AGAIN}")
-    if not np.isfinite(vectors).all():
-        raise InputError(f"{path} has vectors that are not finite: {AGAIN}")
+    if not (np.isfinite(vectors).all() and (vectors != 0).any(axis=1).all()):
+        raise InputError(f"{path} has vectors that are zero or not finite: {AGAIN}")

@@ -1,7 +1,7 @@
 """Conditions as a tree of comparisons, and the fields that they may use.
 
-A missing text is the empty string. A missing number equals no number: of the comparisons with it, only ``!=`` holds. So
-every condition is true or false of every image, in every store.
+A missing text is the empty string. A missing number equals no number: of the comparisons with it, only ``!=`` and
+``not in`` hold. So every condition is true or false of every image, in every store.
 """
 
 from collections.abc import Mapping, Sequence
