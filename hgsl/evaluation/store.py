@@ -73,9 +73,7 @@ class EmbeddingStore:
                 reserve_space(path)
             open_memmap(marks, mode="w+", dtype=np.uint8, shape=(self.batches,)).flush()  # written last
         ranks.barrier()
-        self.arrays = {
-            name: np.load(self._path(name, part=True), mmap_mode="r+", allow_pickle=False) for name in ARRAYS
-        }
+        self.arrays = {name: np.load(self._current(name), mmap_mode="r+", allow_pickle=False) for name in ARRAYS}
         self.marks = np.load(marks, mmap_mode="r+", allow_pickle=False)
         if width and self.arrays["embeddings"].shape[1] != width:
             raise InputError(
@@ -104,9 +102,9 @@ class EmbeddingStore:
             self._flush()
             ranks.barrier()
             if ranks.is_main():
-                write_json(self.folder / CHECKSUMS, {name: word_sum(self._path(name, part=True)) for name in ARRAYS})
+                write_json(self.folder / CHECKSUMS, {name: word_sum(self._current(name)) for name in ARRAYS})
                 for name in reversed(ARRAYS):  # the vectors last: their presence marks the store as complete
-                    os.replace(self._path(name, part=True), self._path(name))
+                    os.replace(self._current(name), self._path(name))
         ranks.barrier()
         embeddings, labels, ids = (np.load(self._path(name), mmap_mode="r", allow_pickle=False) for name in ARRAYS)
         return embeddings, labels, ids
@@ -139,3 +137,8 @@ class EmbeddingStore:
 
     def _path(self, name: str, *, part: bool = False) -> Path:
         return self.folder / f"{name}.part.npy" if part else self.folder / f"{name}.npy"
+
+    def _current(self, name: str) -> Path:
+        """The file of an array until the store is complete; a killed process may have renamed some already."""
+        part = self._path(name, part=True)
+        return part if part.is_file() else self._path(name)

@@ -54,6 +54,14 @@ def test_vectors_labels_and_ids_come_in_order_whatever_the_workers(tmp_path):
     assert digest(embed(model, data, batch_size=4, store=tmp_path / "store")) == digest(found)
 
 
+def test_a_store_whose_files_were_renamed_in_part_is_completed(tmp_path):
+    expected = digest(embed(network(), Squares(8), batch_size=4, store=tmp_path))
+    for name in ("embeddings", "labels"):  # killed after the first of three
+        (tmp_path / f"{name}.npy").rename(tmp_path / f"{name}.part.npy")
+    assert digest(embed(network(), Squares(8), batch_size=4, store=tmp_path)) == expected
+    assert not list(tmp_path.glob("*.part.npy"))
+
+
 class Careless(Squares):
     def __getitem__(self, index):
         random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Embeddings of a data set computed on a cluster, with the vectors, files and promises of ``embed``."""
+"""Embeddings of a data set computed on a cluster: the vectors and files of ``embed``, continued in the same way."""
 
 import copy
 import os
@@ -62,7 +62,9 @@ def embed_on_cluster(
     weights = f"{fingerprint(model, f'{batch_size} {dtype_name(dtype)}')[:16]} {identity}"
     sink = EmbeddingStore(folder, count, len(starts), weights)
     pending = set(sink.pending())
-    if pending:
+    if not pending:
+        sink.open(0)  # complete, or not yet so because a process was killed after its last batch
+    else:
         with locked(folder / LOCK, f"another process is writing to {folder}: wait until it has finished"):
             remove_partial(folder)
             parts = divide({"row": list(range(count)), **(files or {})}, batch_size, weights)

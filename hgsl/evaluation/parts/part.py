@@ -117,8 +117,8 @@ def write_part(path: Path, content: PartContent, record: Mapping[str, Any]) -> N
     vectors = np.ascontiguousarray(content.vectors, dtype=np.float32)
     width = vectors.shape[1] if len(vectors) else 0
     checksums = {name: _checksum(values) for name, values in content.columns.items()}
-    own = {"format": FORMAT, "dimensions": width, "broken": content.broken}
-    text = json.dumps({**record, **own, "checksums": {**checksums, VECTOR: array_sum(vectors)}}).encode()
+    entries = {"format": FORMAT, "dimensions": width, "broken": content.broken}
+    text = json.dumps({**record, **entries, "checksums": {**checksums, VECTOR: array_sum(vectors)}}).encode()
     matrix = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), max(width, 1))
     columns = {name: pyarrow.array(list(values)) for name, values in content.columns.items()}
     table = pyarrow.table({**columns, VECTOR: matrix})
