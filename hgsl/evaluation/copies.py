@@ -1,21 +1,22 @@
 """Near duplicates by embedding: pairs of similar images, and a threshold calibrated on altered copies of the images."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.knn import k_nearest
-from hgsl.evaluation.knn.order import Gallery, neighbor_scores
-from hgsl.evaluation.knn.vectors import Array, Floats, Ints, open_vectors
+from hgsl.evaluation.knn.order import neighbor_scores
+from hgsl.evaluation.knn.vectors import Floats, Ints
+from hgsl.evaluation.task import make_task
 
 NEIGHBORS = 8  # of an image, among which its duplicates are found; larger groups connect through several images
 EXACT = 50_000  # images up to which the search is exact
 RECALL = 0.95  # share of altered copies that the threshold accepts
 CONFUSED = 0.01  # share of images whose nearest image of another class lies above the threshold, about, at most
+EQUAL = 1 - 1e-4  # highest threshold: equal images are duplicates, whatever their classes and the rounding
 
 
 class Neighborhood(NamedTuple):
@@ -39,27 +40,19 @@ class CopyThreshold(NamedTuple):
     confused: float
 
 
-def nearest_images(embeddings: Array, *, device: torch.device | str = "cpu", max_memory: int = 1 << 30) -> Neighborhood:
+def nearest_images(
+    embeddings: Floats, *, device: torch.device | str = "cpu", max_memory: int = 1 << 30
+) -> Neighborhood:
     """Searches each image's ``NEIGHBORS`` nearest others: exactly up to ``EXACT`` images, else by an inverted file."""
-    vectors = open_vectors(embeddings, "embeddings")
-    ids = np.arange(len(vectors))
-    is_exact = len(vectors) <= EXACT
-    backend: Any
-    concurrency = backends.concurrency(torch.device(device)) if is_exact else 1
-    if not is_exact:
-        cells = int(4 * len(vectors) ** 0.5)
-        backend = backends.approximate(vectors, "cosine", f"IVF{cells},Flat nprobe=16")
-    elif torch.device(device).type == "cpu":
-        backend = backends.on_cpu(vectors, "cosine", max_memory)
-    else:
-        backend = backends.on_device(vectors, "cosine", max_memory, torch.device(device))
-    gallery = Gallery(vectors, ids, "cosine", backend, is_exact, concurrency)
-    depth = min(NEIGHBORS, max(1, len(ids) - 1))
-    neighbors = Neighborhood(np.full((len(ids), depth), -1), np.full((len(ids), depth), -np.inf, np.float32))
-    depths = np.full(len(ids), depth)
-    for rows, positions in k_nearest(gallery, vectors, depths, excluded=((ids, ids),), max_memory=max_memory):
+    count = len(embeddings)
+    task = make_task(embeddings, np.zeros(count, dtype=np.int64), device=device)  # no label is used
+    gallery = task.search_gallery(max_memory, "Flat" if count <= EXACT else f"IVF{int(4 * count**0.5)},Flat nprobe=16")
+    depth = min(NEIGHBORS, max(1, count - 1))
+    neighbors = Neighborhood(np.full((count, depth), -1), np.full((count, depth), -np.inf, np.float32))
+    depths = np.full(count, depth)
+    for rows, positions in k_nearest(gallery, task.queries, depths, excluded=task.excluded, max_memory=max_memory):
         neighbors.rows[rows] = positions
-        neighbors.scores[rows] = neighbor_scores(vectors, positions, vectors, rows, "cosine")
+        neighbors.scores[rows] = neighbor_scores(task.gallery, positions, task.queries, rows, task.metric)
     return neighbors
 
 
@@ -67,6 +60,8 @@ def calibrate_copies(
     copies: Floats, neighbors: Neighborhood, labels: Ints, value: float | None = None
 ) -> CopyThreshold:
     """The similarity that ``RECALL`` of the altered copies reach, or a higher one that few other classes reach.
+
+    It is at most ``EQUAL``, so that equal images are found in any number of classes.
 
     Args:
         copies: (M,) similarities of altered copies to their originals.
@@ -86,6 +81,7 @@ def calibrate_copies(
         allowed = 2 + int(CONFUSED * len(others))  # a duplicate of two classes is the nearest of both its images
         if allowed < len(others):
             value = max(value, float(np.nextafter(np.sort(others)[::-1][allowed], np.float32(2))))
+        value = min(value, EQUAL)
     if not -1 <= value <= 1:
         raise InputError(f"a cosine similarity lies between -1 and 1, found {value}")
     return CopyThreshold(value, float((copies >= value).mean()), float((others >= value).mean()))

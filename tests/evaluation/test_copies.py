@@ -49,6 +49,14 @@ def test_a_similarity_that_other_classes_reach_is_raised() -> None:
     assert same.value == pytest.approx(0.7)  # neighbors of one class do not count
 
 
+def test_equal_images_of_several_classes_are_found() -> None:
+    rows, labels = np.arange(400)[:, None] ^ 1, np.arange(400)
+    neighbors = Neighborhood(rows, np.full((400, 1), np.nextafter(np.float32(1), np.float32(2))))
+    threshold = calibrate_copies(np.full(100, 0.7, np.float32), neighbors, labels)
+    assert 0.999 < threshold.value < 1
+    assert len(similar_pairs(neighbors, threshold.value)[0]) == 200
+
+
 def test_a_given_similarity_is_measured() -> None:
     neighbors = Neighborhood(np.array([[1], [0]]), np.float32([[0.6], [0.6]]))
     threshold = calibrate_copies(np.float32([0.5, 0.7, 0.9, 0.95]), neighbors, np.array([0, 1]), 0.6)
