@@ -115,6 +115,8 @@ def rank(
     Raises:
         InputError: No query has a match in the gallery, or an argument is out of range.
     """
+    if top < 0:
+        raise InputError(f"top must be at least 0, found {top}")
     ks, top = checked_ks(ks), min(top, len(task.gallery))
     if reorder is not None:
         reorder.check(task)

@@ -16,7 +16,7 @@ from hgsl.evaluation.knn import backends
 from hgsl.evaluation.knn.exclusion import KeyPair, both_equal, count_all_equal, count_equal
 from hgsl.evaluation.knn.order import Gallery
 from hgsl.evaluation.knn.vectors import Array, Ints, Vectors, integers, open_vectors
-from hgsl.evaluation.labels import encode_labels, signed
+from hgsl.evaluation.labels import as_array, encode_labels, signed
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class _Side:
         """The rows that a mask chooses; all of them without one."""
         if mask is None:
             return self
-        array, count = np.asarray(mask), len(self.vectors)
+        array, count = as_array(mask), len(self.vectors)
         if array.shape != (count,) or array.dtype != bool:
             raise InputError(
                 f"{name}: expected {count} booleans, one per image, found {array.dtype} of shape {array.shape}"

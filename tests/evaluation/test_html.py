@@ -243,8 +243,9 @@ def test_contact_sheet_frames_right_and_wrong(tmp_path):
     _, ranking, _ = make_page()
     result, neighbors = ranking.result, ranking.neighbors.first(3)
     row = int(np.flatnonzero(neighbors.hits[:, 0] & ~neighbors.hits[:, 1])[0])
+    names = [f"{name}\nof two lines" for name in NAMES]
     write_contact_sheet(
-        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, neighbors, color, NAMES, side=96
+        tmp_path / "sheet.png", [row], result.query_ids, result.query_labels, neighbors, color, names, side=96
     )
     with Image.open(tmp_path / "sheet.png") as sheet:
         left = 96 + 24

@@ -186,3 +186,5 @@ def test_reranking_parameters_out_of_range_are_refused():
         KReciprocal(k1=0)
     with pytest.raises(InputError, match="cosine similarities, but the metric is 'l2'"):
         rank(make_task(*clusters(), metric="l2"), reorder=KReciprocal())
+    with pytest.raises(InputError, match="top must be at least 0, found -1"):
+        rank(make_task(*clusters()), top=-1)

@@ -167,6 +167,13 @@ def test_a_backend_with_larger_errors_than_expected_is_detected():
     gallery = Gallery(vectors, ids, "cosine", rounded)
     found = np.concatenate([block for _, block in k_nearest(gallery, vectors, np.full(300, 40), excluded=[(ids, ids)])])
     np.testing.assert_array_equal(found, brute_force(data, data, 40, ids, ids))
+    queries = data.copy()
+    queries[7] = 0  # whose scores have no error and no noise
+    gallery = Gallery(vectors, ids, "inner_product", rounded)
+    found = np.empty((300, 40), np.int64)
+    for rows, block in k_nearest(gallery, open_vectors(queries, unit=False), np.full(300, 40), excluded=[(ids, ids)]):
+        found[rows] = block
+    np.testing.assert_array_equal(found, brute_force(queries, data, 40, ids, ids))
 
 
 def test_images_of_the_querys_label_and_group_are_left_out():

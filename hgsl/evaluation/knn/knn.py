@@ -112,9 +112,10 @@ def _ranked(request: KnnRequest, rows: Ints, depth: int, width: int, caution: fl
         ranked = np.full((len(rows), depth), -1, dtype=np.int64)
         ranked[complete, : positions.shape[1]] = positions[:, :depth]
 
-    inexact = complete[error > noise]
+    is_inexact = error > noise
+    inexact = complete[is_inexact]
     if len(inexact):  # this backend is less accurate than float32 arithmetic
-        worst = float((error / noise).max())
+        worst = float((error[is_inexact] / noise[is_inexact]).max())
         ranked[inexact] = _ranked(request, rows[inexact], depth, width, 2 * caution * worst)
     if len(incomplete):
         ranked[incomplete] = _search_wider(request, rows[incomplete], depth, width, caution)

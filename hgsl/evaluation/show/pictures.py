@@ -116,7 +116,8 @@ def write_sheet(
         inner = side - 2 * border
         sheet.paste(ImageOps.fit(tile.load().convert("RGB"), (inner, inner)), (x + border, y + border))
         for line, text in enumerate((tile.first, tile.second)):
-            draw.text((x, y + side + line * caption // 2), _fit(draw, text, font, side), fill=tile.color, font=font)
+            text = _fit(draw, text.replace("\n", " "), font, side)  # Pillow measures single lines only
+            draw.text((x, y + side + line * caption // 2), text, fill=tile.color, font=font)
 
     for number, tiles in enumerate(lines):
         y = gap + number * (side + caption + gap)

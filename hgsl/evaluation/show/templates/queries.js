@@ -9,10 +9,11 @@ const FILTERS = {
   right: (query) => query.neighbors.length > 0 && isHit(query, 0),
   lost: (query) => !query.neighbors.some((_, rank) => isHit(query, rank)),
 };
+const bestScore = (query) => query.neighbors[0]?.[1] ?? -Infinity; // an approximate index may find no neighbor
 const ORDERS = {
   worst: (a, b) => a.number - b.number,
   best: (a, b) => b.number - a.number,
-  sure: (a, b) => wrongFirst(b) - wrongFirst(a) || b.neighbors[0][1] - a.neighbors[0][1] || a.number - b.number,
+  sure: (a, b) => wrongFirst(b) - wrongFirst(a) || bestScore(b) - bestScore(a) || a.number - b.number,
   class: (a, b) => classOf(a.image).localeCompare(classOf(b.image)) || a.number - b.number,
 };
 let chosen = [];
