@@ -61,10 +61,10 @@ def export_model(
         except (RuntimeError, NotImplementedError, ValueError) as error:
             raise InputError(f"cannot export this model to {format}: {first_line(error)}") from error
         differences = parity(model, exported, image_size, batch_sizes)
-        largest = max(differences.values())
-        if not largest <= TOLERANCE:
+        too_large = [difference for difference in differences.values() if not difference <= TOLERANCE]  # also NaN
+        if too_large:
             raise InputError(
-                f"the {format} file differs from PyTorch by {largest:.1e}, more than {TOLERANCE:.0e}: "
+                f"the {format} file differs from PyTorch by {max(too_large):.1e}, more than {TOLERANCE:.0e}: "
                 "it was removed; try another format"
             )
         if len(targets) > 1:  # the last is renamed first; a crash in between leaves none rather than two that differ

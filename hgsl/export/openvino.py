@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.errors import InputError, first_line
+from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.extras import require
 from hgsl.export.session import INPUT, OUTPUT
 
@@ -27,7 +27,7 @@ class OpenVinoEmbedder(nn.Module):
 
     Raises:
         FileNotFoundError: A file is missing.
-        InputError: The extra is missing, a file is damaged, or it is not an exported embedder.
+        InputError: The extra is missing, a file is damaged, it is not an exported embedder, or an unknown precision.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class OpenVinoEmbedder(nn.Module):
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
+        if precision not in PRECISION_HINTS:
+            raise unknown("precision", precision, PRECISION_HINTS)
         weights = Path(path).with_suffix(".bin") if weights is None else weights
         for file in (path, weights):
             if not Path(file).is_file():

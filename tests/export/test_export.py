@@ -1,6 +1,7 @@
 """Exported files: parity with PyTorch, the metadata beside them, and refusals."""
 
 import json
+import math
 import resource
 import shutil
 from collections.abc import Callable
@@ -157,6 +158,19 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_gives_nan_for_some_batches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Network(nn.Module):
+        data_config: ClassVar = {"image_size": 8}
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)
+
+    monkeypatch.setattr("hgsl.export.formats.parity", lambda *_: {1: 1e-7, 2: math.nan, 5: 1e-7})
+    with pytest.raises(InputError, match="differs from PyTorch by nan"):
+        export_model(Network(), tmp_path / "model.pt2", format="torch-export")
+    assert not list(tmp_path.iterdir())
+
+
 def test_parity_and_latencies() -> None:
     assert parity(lambda x: x, lambda x: x + 0.25, 8, (1, 2)) == pytest.approx({1: 0.25, 2: 0.25}, abs=1e-6)
     assert np.isnan(parity(lambda x: x, lambda x: x * torch.nan, 8, (1,))[1])
@@ -257,6 +271,8 @@ def test_static_quantization_keeps_the_directions_of_calibrated_images(tmp_path:
     assert "DequantizeLinear" in producer.values()
     before_activations = {producer[node.input[0]] for node in nodes if node.op_type == "Relu"}
     assert "DequantizeLinear" not in before_activations  # ranges are taken after an activation, not before
+    with pytest.raises(InputError, match="images: there are none to calibrate the activations on"):
+        quantize_static(tmp_path / "model.onnx", tmp_path / "other.onnx", [])
 
 
 @pytest.mark.parametrize(

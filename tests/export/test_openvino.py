@@ -79,6 +79,8 @@ def test_a_precision_is_that_of_the_computation(file: Path) -> None:
         difference = (OpenVinoEmbedder(file, precision="bfloat16")(images) - exact).abs().max()
     assert (difference > 1e-4) == (precisions[1] == openvino.Type.bf16)
     assert difference < 0.05
+    with pytest.raises(InputError, match="unknown precision 'float16'"):
+        OpenVinoEmbedder(file, precision="float16")  # type: ignore[arg-type]
 
 
 def test_the_file_takes_other_batches_than_were_compared(file: Path) -> None:
