@@ -116,7 +116,7 @@ def resident(field: str) -> int:
 
 def measure_in_subprocess(name: str, count: int, width: int) -> dict[str, object]:
     command = [sys.executable, __file__, "--one", name, "--count", str(count), "--width", str(width)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(result.stdout.splitlines()[-1])
 
 

@@ -90,7 +90,10 @@ def serve(index: Path, work: Callable[[str, int], None]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout is not None
-            address = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+            words = process.stdout.readline().split()
+            address = next((word for word in words if word.startswith("http")), None)
+            if address is None:
+                raise SystemExit("the server did not start: its error is above")
             work(address, process.pid)
         finally:
             process.terminate()

@@ -57,21 +57,28 @@ def run_all(options: argparse.Namespace) -> None:
         if not (folder_of(options.out, name, seed) / "report.json").is_file()
     ]
     running: list[tuple[Path, subprocess.Popen[bytes]]] = []
-    while (waiting or running) and time.monotonic() < end:
-        while waiting and len(running) < options.parallel:
-            folder, settings, seed = waiting.pop(0)
-            options.out.mkdir(parents=True, exist_ok=True)
-            with (options.out / f"{folder.name}.log").open("ab") as log:
-                process = subprocess.Popen(command(options, folder, settings, seed), stdout=log, stderr=log)
-            running.append((folder, process))
-            print(f"started {folder}", file=sys.stderr)
-        time.sleep(0.2)
-        for folder, process in [entry for entry in running if entry[1].poll() is not None]:
-            running.remove((folder, process))
-            if process.returncode:
-                raise SystemExit(f"{folder} failed with status {process.returncode}: see {folder}.log")
+    try:
+        while (waiting or running) and time.monotonic() < end:
+            while waiting and len(running) < options.parallel:
+                folder, settings, seed = waiting.pop(0)
+                options.out.mkdir(parents=True, exist_ok=True)
+                with (options.out / f"{folder.name}.log").open("ab") as log:
+                    process = subprocess.Popen(command(options, folder, settings, seed), stdout=log, stderr=log)
+                running.append((folder, process))
+                print(f"started {folder}", file=sys.stderr)
+            time.sleep(0.2)
+            for folder, process in [entry for entry in running if entry[1].poll() is not None]:
+                running.remove((folder, process))
+                if process.returncode:
+                    raise SystemExit(f"{folder} failed with status {process.returncode}: see {folder}.log")
+    finally:  # also of those beside a run that failed
+        stop(running)
+
+
+def stop(running: Sequence[tuple[Path, subprocess.Popen[bytes]]]) -> None:
+    """Ends runs after they have saved their states."""
     for folder, process in running:
-        print(f"the time is over: {folder} saves its state", file=sys.stderr)
+        print(f"stopped: {folder} saves its state", file=sys.stderr)
         process.send_signal(signal.SIGTERM)
     for _, process in running:
         try:
