@@ -1,5 +1,8 @@
 """Benchmarks in miniature: the tables that they print, from runs on tiny data on the CPU."""
 
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -42,6 +45,18 @@ def test_a_run_of_the_tickets_continues_where_it_was_stopped(tmp_path: Path) -> 
     (tmp_path / "config.yaml").touch()
     assert tickets.command(options, tmp_path, ["--rounds", "0"], 1)[-1] == "--resume"
     assert "--run.cuda_graphs" not in tickets.command(Namespace(**{**vars(options), "plain": True}), tmp_path, [], 0)
+
+
+def test_a_failed_run_of_the_tickets_stops_those_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = iter(["raise SystemExit(3)", "import signal; signal.pause()"])
+    processes: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+    monkeypatch.setattr(tickets, "names", lambda: {"dense": [], "ticket, s0 = 0.0": []})
+    monkeypatch.setattr(tickets, "command", lambda *_: [sys.executable, "-c", next(codes)])
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: processes.append(start(*a, **k)) or processes[-1])
+    with pytest.raises(SystemExit, match="dense_seed0 failed with status 3"):
+        tickets.run_all(Namespace(out=tmp_path, seeds=[0], minutes=5, parallel=2))
+    assert [process.poll() for process in processes] == [3, -signal.SIGTERM]
 
 
 @pytest.fixture
