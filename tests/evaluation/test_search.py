@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
 from hgsl.evaluation import evaluate_embeddings
-from hgsl.evaluation.knn import backends
+from hgsl.evaluation.knn import backends, knn
 from hgsl.evaluation.knn.knn import k_nearest
 from hgsl.evaluation.knn.order import Gallery, neighbor_scores
 from hgsl.evaluation.knn.vectors import open_vectors
@@ -152,7 +152,7 @@ def test_queries_of_different_depth_each_get_theirs():
     assert sorted(seen) == list(range(200))
 
 
-def test_a_backend_with_larger_errors_than_expected_is_detected():
+def test_a_backend_with_larger_errors_than_expected_is_detected(monkeypatch):
     rng = np.random.default_rng(4)
     data, ids = unit(rng, 300, 32), np.arange(300)
     vectors = open_vectors(data)
@@ -170,10 +170,15 @@ def test_a_backend_with_larger_errors_than_expected_is_detected():
     queries = data.copy()
     queries[7] = 0  # whose scores have no error and no noise
     gallery = Gallery(vectors, ids, "inner_product", rounded)
-    found = np.empty((300, 40), np.int64)
+    found, compared = np.empty((300, 40), np.int64), []
+    score_all = knn._score_all
+    monkeypatch.setattr(
+        knn, "_score_all", lambda request, rows, depth: compared.extend(rows) or score_all(request, rows, depth)
+    )
     for rows, block in k_nearest(gallery, open_vectors(queries, unit=False), np.full(300, 40), excluded=[(ids, ids)]):
         found[rows] = block
     np.testing.assert_array_equal(found, brute_force(queries, data, 40, ids, ids))
+    assert compared == [7]  # all of its scores are equal; the others need no more than their candidates
 
 
 def test_images_of_the_querys_label_and_group_are_left_out():
