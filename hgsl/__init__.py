@@ -7,7 +7,7 @@ import importlib
 
 from hgsl.version import __version__
 
-TYPE_CHECKING = False  # for type checkers True; the module typing takes most of the time of this import
+TYPE_CHECKING = False  # type checkers read it as True; importing typing would take most of the time of this import
 if TYPE_CHECKING:
     from typing import Any
 

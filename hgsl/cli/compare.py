@@ -45,6 +45,8 @@ def _compare(flags: argparse.Namespace) -> None:
         check_table_path("--table", flags.table)
     outputs = {name: path for name in ("json", "curves", "table", "plot") if (path := getattr(flags, name))}
     check_output_files(outputs)
+    if flags.bootstrap < 2:
+        raise InputError(f"--bootstrap needs at least 2 samples, found {flags.bootstrap}")
     if flags.seed < 0:
         raise InputError(f"--seed must be at least 0, found {flags.seed}")
 

@@ -48,6 +48,8 @@ def train_seeds(
     if config.data.test_share == 0:
         raise InputError("--seeds compares scores, but data.test_share 0 leaves nothing to measure on: leave it out")
     run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+    if resume and (folder / run_folder.STATE).is_file():
+        raise InputError(f"{folder} holds a single run: leave out --seeds to resume it, or name another with --run.dir")
     with run_folder.locked(folder):
         if not resume:
             run_folder.create(folder, config, environment(), overwrite=overwrite)

@@ -306,6 +306,7 @@ def test_compare_refuses_what_cannot_be_compared(capsys):
     assert "give at least two" in fails(compare.main, [paths[0]], capsys)
     assert "given twice" in fails(compare.main, [paths[0], paths[0]], capsys)
     assert "no such report" in fails(compare.main, [paths[0], "nothing.json"], capsys)
+    assert "--bootstrap needs at least 2 samples, found 1" in fails(compare.main, [*paths, "--bootstrap", "1"], capsys)
     assert "--seed must be at least 0, found -1" in fails(compare.main, [*paths[:2], "--seed", "-1"], capsys)
     for flag in ("--curves", "--plot"):
         assert "suffix '.txt' cannot be written" in fails(compare.main, [*paths[:2], flag, "c.txt"], capsys)

@@ -194,6 +194,7 @@ def test_a_finished_run_resumes_to_its_summary(
     assert "out is finished" in printed
     assert next(line for line in table if line.startswith("after training")) in printed
     assert Path("out/model.safetensors").stat().st_mtime_ns == before
+    assert "holds a single run: leave out --seeds" in fails(train.main, [*words, "--resume", "--seeds", "2"], capsys)
     assert train.main([*words, "--run.dir", "never", "--resume"]) == 2
     assert "no run to resume in never" in capsys.readouterr().err
 

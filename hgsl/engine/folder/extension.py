@@ -68,10 +68,10 @@ def begin(folder: Path, config: Config) -> None:
     report = run_folder.finished_report(folder)
     assert report is not None  # see check
     epochs = epochs_of(folder, report)
-    kept = folder / run_folder.EARLIER / f"epoch_{epochs}"
-    kept.mkdir(parents=True, exist_ok=True)
+    earlier = folder / run_folder.EARLIER / f"epoch_{epochs}"
+    earlier.mkdir(parents=True, exist_ok=True)
     for name in (run_folder.CONFIG, run_folder.REPORT):
-        shutil.copyfile(folder / name, kept / name)
+        shutil.copyfile(folder / name, earlier / name)
     files.write_json(folder / run_folder.EXTENSIONS, {"after_epochs": extended_after(folder, extend=True)})
     (folder / run_folder.NO_MATCH).unlink(missing_ok=True)  # the threshold of the earlier weights
     (folder / run_folder.REPORT).unlink()
