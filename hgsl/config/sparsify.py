@@ -61,7 +61,7 @@ class SparsifyConfig(MaskConfig):
     """Unit of the masks: single weights (sparsest), or channels, whose removal makes the ticket faster."""
     method: Literal["continuous", "reconstruction"] = "continuous"
     """Search: continuous trains masks along with the weights (Continuous Sparsification); reconstruction closes
-    channels down to the target after one pass over training images, and refits the layers that read them."""
+    weights or channels down to the target after one pass over training images, and refits what remains."""
     task: Literal["retrieval", "classification"] = "retrieval"
     """Task: retrieval trains an embedder with the loss, classification a classifier with cross entropy."""
     rounds: int = 3
@@ -87,9 +87,14 @@ class SparsifyConfig(MaskConfig):
         )
         reconstruction = self.method == "reconstruction" and self.rounds > 0
         refuse(
-            reconstruction and (self.granularity != "channel" or self.penalty == "weights" or self.target is None),
-            "sparsify.method reconstruction removes channels down to a share of the cost: set sparsify.granularity "
-            "channel, sparsify.penalty operations or time, and sparsify.target, such as 0.6",
+            reconstruction and self.target is None,
+            "sparsify.method reconstruction closes weights or channels down to a share: set sparsify.target, such as "
+            "0.6",
+        )
+        refuse(
+            reconstruction and self.granularity == "channel" and self.penalty == "weights",
+            "sparsify.method reconstruction removes channels for the cost that they save: set sparsify.penalty "
+            "operations or time",
         )
         refuse(
             reconstruction and self.rewind_epoch is not None,

@@ -438,6 +438,19 @@ def test_the_settings_of_a_search_are_read_by_an_evaluation(tmp_path: Path) -> N
         assert parse_as(settings, eval_parser(settings), ["--config", str(path)])[0] == config
 
 
+def test_weights_removed_by_reconstruction_stay_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("hgsl.engine.sparsify.search"), "RECONSTRUCTION_IMAGES", 36)
+    include = ["backbone.layer1.*", "backbone.layer2.*"]
+    options = {"method": "reconstruction", "granularity": "weight", "target": 0.6, "rewind_epoch": None}
+    report = search(retrieval_settings(include=include, **options), tmp_path)
+    assert [record["stage"] for record in report["history"]] == ["ticket", "ticket"]
+    assert 0.59 < report["density"] <= 0.6
+    weights = {row["layer"]: row for row in report["layers"]}
+    model = load_embedder(tmp_path)
+    for name, row in weights.items():
+        assert int(model.get_submodule(name).weight.count_nonzero()) == row["remaining"]
+
+
 @pytest.mark.slow
 def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
     report = search(retrieval_settings(), tmp_path)
@@ -472,7 +485,11 @@ def test_channel_tickets_for_retrieval(tmp_path: Path) -> None:
         ({"target": 1.0}, "sparsify.target is a share between 0 and 1"),
         ({"target": 0.5, "lmbda": 0.0}, "target adapts sparsify.lmbda, whose first value is 0"),
         ({"penalty": "time"}, "closed weights take as long as open ones"),
-        ({"method": "reconstruction"}, "set sparsify.granularity channel, sparsify.penalty operations or time"),
+        ({"method": "reconstruction"}, "down to a share: set sparsify.target, such as 0.6"),
+        (
+            {"method": "reconstruction", "granularity": "channel", "target": 0.6},
+            "for the cost that they save: set sparsify.penalty operations or time",
+        ),
     ],
 )
 def test_settings_that_contradict(cifar: Path, change: dict[str, Any], message: str) -> None:

@@ -116,7 +116,7 @@ class TicketSearch:
 
     @property
     def _reconstructs(self) -> bool:
-        """Whether channels are removed by reconstruction, and not by trained masks."""
+        """Whether weights or channels are removed by reconstruction, and not by trained masks."""
         return self.config.sparsify.method == "reconstruction" and self.config.sparsify.rounds > 0
 
     def _scored_dense(self) -> Measured:
@@ -127,7 +127,7 @@ class TicketSearch:
         return dense, scores
 
     def _reconstruct(self) -> None:
-        """Closes channels down to the target, by reconstruction on training images."""
+        """Closes weights or channels down to the target, by reconstruction on training images."""
         masks, problem, target = self.driver.masks, self.problem, self.config.sparsify.target
         assert masks is not None
         assert target is not None
