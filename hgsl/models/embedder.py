@@ -165,7 +165,17 @@ class Embedder(nn.Module):
         Args:
             mean: Subtracted from each embedding.
             matrix: Applied to the difference; None removes the mean alone.
+
+        Raises:
+            InputError: D' is not the size of the embeddings before whitening.
         """
+        width = self.architecture["embedding_size"] or self.pooled_size
+        shapes = [tuple(tensor.shape) for tensor in (mean, matrix) if tensor is not None]
+        if shapes[0] != (width,) or (matrix is not None and (matrix.ndim != 2 or len(matrix) != width)):
+            raise InputError(
+                f"mean and matrix of shapes {', '.join(map(str, shapes))} do not fit embeddings of {width} dimensions: "
+                f"expected ({width},) and ({width}, D)"
+            )
         self.build_whitening("mean" if matrix is None else matrix.shape[1], len(mean))
         assert isinstance(self.whitening, Whitening)
         with torch.no_grad():

@@ -84,6 +84,14 @@ def test_mean_removal_and_whitening_follow_their_formulas(model: Embedder) -> No
         assert model(images()).dtype == torch.float32
 
 
+def test_a_whitening_of_another_size_is_refused(model: Embedder) -> None:
+    width = model.embedding_size
+    for mean, matrix in ((torch.zeros(3), None), (torch.zeros(width), torch.zeros(1, 4))):
+        with pytest.raises(InputError, match=f"do not fit embeddings of {width} dimensions"):
+            model.set_whitening(mean, matrix)
+    assert model.architecture["whitening"] is None
+
+
 def test_a_vector_at_the_mean_keeps_its_direction(model: Embedder) -> None:
     with torch.no_grad():
         x = model(images(1))
