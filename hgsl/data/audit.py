@@ -2,13 +2,13 @@
 
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
+from hgsl.common.cores import available_cores
 from hgsl.common.errors import InputError
 from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode, open_with_pillow
 from hgsl.common.locations import Location, read_bytes
@@ -74,8 +74,8 @@ class Inspection:
     image_hash: int | None = None
 
 
-def audit(manifest: Manifest, workers: int | None = None) -> Audit:
-    """Opens every image, in parallel threads.
+def audit(manifest: Manifest) -> Audit:
+    """Opens every image, in a thread per core.
 
     Duplicates are exact if the bytes of the files are equal, and near if their perceptual hashes are. A pair "across
     splits" has its images in two splits, so that test images leak into training or validation.
@@ -83,7 +83,7 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     Raises:
         InputError: The images are rendered, not read from files.
     """
-    results = inspect_images(manifest, workers)
+    results = inspect_images(manifest)
     report = Audit(len(results), {name: [] for name in FINDINGS})
     for path, result in zip(manifest.paths, results, strict=True):
         for name in result.findings:
@@ -97,8 +97,8 @@ def audit(manifest: Manifest, workers: int | None = None) -> Audit:
     return report
 
 
-def inspect_images(manifest: Manifest, workers: int | None = None) -> list[Inspection]:
-    """Reads every file of a manifest, in parallel threads.
+def inspect_images(manifest: Manifest) -> list[Inspection]:
+    """Reads every file of a manifest, in a thread per core.
 
     Raises:
         InputError: The images are rendered, not read from files.
@@ -106,7 +106,7 @@ def inspect_images(manifest: Manifest, workers: int | None = None) -> list[Inspe
     if manifest.render is not None:
         raise InputError(f"{manifest.name} draws its images: there are no files to audit")
     locations = [manifest.location(row) for row in range(len(manifest))]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
+    with ThreadPoolExecutor(available_cores()) as pool:  # decoding releases the GIL
         inspections = pool.map(inspect_file, locations)
         return list(progress_bar(inspections, total=len(locations), desc="audit", unit="image"))
 

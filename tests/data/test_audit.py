@@ -33,7 +33,7 @@ def audit_of(root: Path, *paths: str, split: str = "") -> audit_module.Audit:
     names = [f"{i}.jpg" for i in range(8)] + list(paths)
     half = ["train"] * 4 + ["test"] * 4
     manifest = make_manifest("toy", root, names, [0] * len(names), ["a"], split=half + [split] * len(paths))
-    return audit(manifest, workers=2)
+    return audit(manifest)
 
 
 def findings(result: audit_module.Audit) -> dict[str, list[list[str]]]:

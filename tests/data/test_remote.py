@@ -218,7 +218,7 @@ def test_the_audit_reads_addresses(local: Path, memory: str) -> None:
     system.pipe_file(f"/photos/{NAMES[0]}", CONTENT[NAMES[0]][:-60])
     system.pipe_file(f"/photos/{NAMES[2]}", CONTENT[NAMES[7]])
     system.rm_file(f"/photos/{NAMES[3]}")
-    findings = audit(load_manifest("csv", local, image_root=memory), workers=2).findings
+    findings = audit(load_manifest("csv", local, image_root=memory)).findings
     assert {name: paths for name, paths in findings.items() if paths} == {
         "missing": [[NAMES[3]]],
         "damaged": [[NAMES[0]]],
