@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,26 @@ def test_queries_filter_and_sort(page):
     assert set(page.locator("#query-list .name").all_inner_texts()) == {"daisy"}
     page.fill("#find", "117")  # an id
     assert page.locator("#query-list li").count() == 1
+
+
+def test_queries_for_which_an_index_finds_nothing_are_sorted_last(browser, watched, tmp_path):
+    report, ranking, options = make_page(count=10, noise=0.1)
+    positions, scores = ranking.neighbors.positions.copy(), ranking.neighbors.scores.copy()
+    positions[[2, 5]], scores[[2, 5]] = -1, -np.inf
+    write_html(
+        tmp_path / "report.html",
+        report,
+        replace(ranking, neighbors=Neighbors.of(ranking.task, positions, scores)),
+        options,
+    )
+    with browser.new_context() as context:
+        tab = context.new_page()
+        trouble = watched(tab, "file:")
+        tab.goto((tmp_path / "report.html").as_uri())
+        tab.select_option("#order", "sure")
+        thumbnails = [line.locator(".thumb").count() for line in tab.locator("#query-list li").all()]
+        assert trouble == []
+    assert thumbnails == 8 * [9] + 2 * [1]
 
 
 def test_frames_mark_hits_and_misses(page):
