@@ -34,13 +34,15 @@ def measure_overlap(snapshot: Snapshot, previous: Mapping[str, Any], notes: list
     numbers = snapshot.spread(QUERIES)
     queries = open_vectors(snapshot.vectors(numbers), "queries")
     try:
-        exact = snapshot.search_exactly(queries, DEPTH)
+        exact = snapshot.search_exactly(queries, DEPTH + 1)  # the first is the image itself
     except InputError as error:
         notes.append(f"the overlap of the index with exact search is not measured: {error}")
         return None
-    approximate = snapshot.search(queries, DEPTH)
-    in_both = sum(len({hit.id for hit in first} & {hit.id for hit in second})
-                for first, second in zip(approximate, exact, strict=True))  # fmt: skip
-    share = in_both / sum(len(hits) for hits in exact)
+    approximate = snapshot.search(queries, DEPTH + 1)
+    neighbors, found = (
+        [{hit.id for hit in row if hit.id != number} for row, number in zip(rows, numbers, strict=True)]
+        for rows in (exact, approximate)
+    )
+    share = sum(len(a & b) for a, b in zip(neighbors, found, strict=True)) / max(1, sum(map(len, neighbors)))
     notes.append(f"the index finds {share:.1%} of the {DEPTH} nearest images of {len(numbers)} images of the index")
     return {"overlap": share, "queries": len(numbers), "depth": DEPTH, "images": len(snapshot)}
