@@ -46,6 +46,12 @@ def test_the_share_is_that_of_the_compacted_network(closed: list[int]) -> None:
     assert float(masks.share()) == pytest.approx(rows["small"]["flops"] / rows["dense"]["flops"], rel=1e-5)
 
 
+def test_the_share_follows_the_masks_to_another_device() -> None:
+    masked, masks = sparsify(network(), 1.0, granularity="channel", penalty="operations", example=X)
+    masked.to("meta")
+    assert masks.share().is_meta
+
+
 def test_a_price_is_what_closing_the_channel_saves() -> None:
     _, masks = sparsify(network(), 2.0, granularity="channel", penalty="operations", example=X)
     masks.penalty().backward()

@@ -86,3 +86,20 @@ def test_a_target_out_of_reach_is_an_error() -> None:
         reconstruct(network, masks, X, 0.1)
     with pytest.raises(InputError, match="reconstruct needs costs"):
         reconstruct(network, Masks(network), X, 0.5)
+
+
+def test_channels_that_only_dead_units_read_are_closed_also_before_an_activation_in_place() -> None:
+    torch.manual_seed(0)
+    reader = nn.Conv2d(8, 12, 1)
+    with torch.no_grad():  # the first 6 units, which are dead, read the first 4 channels, and the others the last 4
+        reader.weight[:6, 4:], reader.weight[6:, :4], reader.bias[:6] = 0, 0, -1000
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), reader, nn.ReLU(inplace=True), nn.Conv2d(12, 3, 1))
+    network, masks = masked(net)
+    reconstruct(network, masks, X, 0.6)
+    assert masks.mask_parameters()[0].gt(0).tolist() == [False] * 4 + [True] * 4
+
+
+def test_no_batches_are_an_error() -> None:
+    network, masks = masked(Net(1))
+    with pytest.raises(InputError, match="batches has no inputs"):
+        reconstruct(network, masks, [], 0.5)

@@ -41,8 +41,10 @@ class LayerCosts:
     def share(self) -> Tensor:
         """Returns the share of the cost that is left, a scalar; soft masks count as far as they are open."""
         closed = 1 - torch.cat([mask.gate() for mask in self.masks]).to(self.costs.dtype)
-        open_outputs, open_inputs = 1 - self.outputs @ closed, 1 - self.inputs @ closed
-        return 1 - (self.costs * (1 - open_outputs * open_inputs)).sum()
+        # The masks may have moved with the network.
+        costs, outputs, inputs = (tensor.to(closed.device) for tensor in (self.costs, self.outputs, self.inputs))
+        open_outputs, open_inputs = 1 - outputs @ closed, 1 - inputs @ closed
+        return 1 - (costs * (1 - open_outputs * open_inputs)).sum()
 
     @torch.no_grad()
     def set_prices(self) -> None:

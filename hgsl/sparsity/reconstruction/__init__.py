@@ -33,7 +33,8 @@ def reconstruct(network: nn.Module, masks: Masks, batches: Iterable[Tensor], tar
         target: Share of what the penalty counts, such as 0.6.
 
     Raises:
-        InputError: Masks of channels have no costs, or closing all that can be closed in this way leaves more.
+        InputError: Masks of channels have no costs, there are no batches, or closing all that can be closed in this way
+            leaves more.
     """
     if masks.costs is not None:
         remove_channels(network, masks.costs, batches, target)

@@ -58,7 +58,11 @@ def is_supported(layer: nn.Module) -> bool:
 
 
 def measure(network: nn.Module, layers: Sequence[LayerInputs], batches: Iterable[Tensor]) -> None:
-    """Runs the network on the batches, and collects the second moments of inputs and the gains of outputs."""
+    """Runs the network on the batches, and collects the second moments of inputs and the gains of outputs.
+
+    Raises:
+        InputError: There are no batches.
+    """
     handles = [inputs.layer.register_forward_hook(partial(_record, inputs)) for inputs in layers]
     generator, count = torch.Generator().manual_seed(0), 0
     try:
@@ -79,6 +83,10 @@ def measure(network: nn.Module, layers: Sequence[LayerInputs], batches: Iterable
     finally:
         for handle in handles:
             handle.remove()
+    if not count:
+        raise InputError(
+            "batches has no inputs: reconstruct measures the layers on them, so give a few batches of images"
+        )
     measured = [inputs.gains for inputs in layers if inputs.gains is not None]
     least = LEAST_GAIN * torch.cat(measured).mean() if measured else 0.0
     for gains in measured:
@@ -138,4 +146,4 @@ def _record(inputs: LayerInputs, layer: nn.Module, arguments: tuple[Tensor, ...]
     if not output.requires_grad:
         output = output.detach().requires_grad_()
     inputs.outputs.append(output)
-    return output
+    return output.clone()  # a following in-place activation must not change the recorded output
