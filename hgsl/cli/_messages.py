@@ -2,7 +2,7 @@
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hgsl.common.suggestions import nearest
@@ -18,6 +18,8 @@ TYPES = {
     dict: "settings such as {name: value}",
     types.NoneType: "null",
 }
+STRAY = "unrecognized arguments: "
+EXAMPLES = {"--checkpoint": "RUN", "--config": "FILE", "--data.root": "DIR"}
 _PARSER = re.compile(r'^Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
 _FLAG_TYPE = re.compile(r"Expected an? <class '(?P<type>\w+)'>")
 _VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)$")
@@ -49,6 +51,12 @@ def unknown_setting(what: str, key: str, known: set[str]) -> str:
     same_group = {name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]}
     close = nearest(key, same_group) or nearest(key, known)
     return f"unknown {what} {key!r}: " + (f"did you mean {close!r}?" if close else "--help lists all of them")
+
+
+def stray_argument(words: str, known: Iterable[str]) -> str:
+    """Returns the message about words of the command line that belong to no flag."""
+    flags = ", ".join(f"{flag} {value}" for flag, value in EXAMPLES.items() if flag in known)
+    return f"unexpected argument {words!r}: a value follows its flag ({flags}), in quotes if it contains spaces"
 
 
 def is_free(key: str) -> bool:

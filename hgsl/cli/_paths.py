@@ -36,12 +36,17 @@ def check_data_root(config: Config) -> None:
 
     Raises:
         FileNotFoundError: It is not; the message names the setting and the path.
-        InputError: It is a file, and the data set ``folder`` was to be read from it.
+        InputError: It is a file, and the data set ``folder`` reads a folder; or the data set has no files at all.
     """
     name, root = config.data.name, config.data.root
     if root is not None:
         check_local("data.root", root, ROOT_HINT)
         _check_exists("data.root", root)
+        if name == "synthetic":
+            raise InputError(
+                f"data.root {root} is not read by data.name synthetic, which draws its images: "
+                "for images in class folders give --data.name folder, or --config folder"
+            )
         if name == "folder" and not Path(root).expanduser().is_dir():
             raise InputError(f"data.root: {root} is a file: data.name folder reads a folder, data.name csv a table")
     elif name != "synthetic" and not default_root(name).exists():

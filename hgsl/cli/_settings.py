@@ -11,7 +11,7 @@ import jsonargparse
 
 from hgsl.cli._config_files import CONFIGS, check_file, config_files, for_another_data_set, is_search, resolve
 from hgsl.cli._help import HelpFormatter, hide
-from hgsl.cli._messages import explain, is_free, unknown_setting
+from hgsl.cli._messages import STRAY, explain, is_free, stray_argument, unknown_setting
 from hgsl.cli._names import check_names
 from hgsl.common.errors import InputError
 from hgsl.config import Config, SparsifyRunConfig
@@ -79,7 +79,8 @@ def parse_as(
         FileNotFoundError: There is no such config file.
     """
     groups = {f"--{field.name}" for field in dataclasses.fields(settings)}  # they would read a file unchecked
-    _check_flags(arguments, {option for action in parser._actions for option in action.option_strings} - groups)
+    known = {option for action in parser._actions for option in action.option_strings} - groups
+    _check_flags(arguments, known)
     words = resolve(arguments)
     for path in config_files(words):
         check_file(path, set(setting_names(settings)))
@@ -88,6 +89,8 @@ def parse_as(
         built = parser.instantiate(values)
         config = settings(**{field.name: built[field.name] for field in dataclasses.fields(settings)})
     except (ValueError, jsonargparse.ArgumentError) as error:
+        if str(error).startswith(STRAY):
+            raise InputError(stray_argument(str(error).removeprefix(STRAY), known)) from None
         raise InputError(explain(str(error), settings)) from None
     check_names(config)
     if built.print_config:

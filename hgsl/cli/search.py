@@ -208,9 +208,10 @@ def _print_report(report: "IndexReport", address: str) -> None:
     for note in report.notes:
         print(f"note: {note}")
     no_match = report.record["no_match"] or {"threshold": None}
-    below = "none" if no_match["threshold"] is None else f"below {no_match['threshold']:.4f} ({no_match['source']})"
+    threshold = no_match["threshold"]
+    below = "none" if threshold is None else f"{threshold:.4f} ({no_match['source']})"
     print(f"index {address}: {report.images:,} images, {report.record['dimensions']:,} dimensions, "
-          f"{report.record['index_type']}; no match: {below}")  # fmt: skip
+          f"{report.record['index_type']}; no-match threshold: {below}")  # fmt: skip
 
 
 def _query(options: argparse.Namespace) -> None:

@@ -35,6 +35,10 @@ MAX_ASPECT = 100  # aspect ratio above which an image is refused
 BIT_DEPTHS = (8, 10, 12, 14, *range(16, 33))
 
 
+class UnreadableImageError(InputError):
+    """An image file that is there, but damaged or no image."""
+
+
 def check_shape(width: int, height: int) -> None:
     """Checks the aspect ratio of an image.
 
@@ -85,8 +89,8 @@ def read_image(location: Location, min_side: int | None = None) -> Image.Image:
             eighth of its size, never below ``min_side``, in a fraction of the time.
 
     Raises:
-        InputError: The file is missing, cannot be fetched, is not an image, damaged, or refused by :func:`decode`; the
-            message names it.
+        UnreadableImageError: The file is not an image, damaged, or refused by :func:`decode`; the message names it.
+        InputError: The file is missing, or cannot be fetched; the message names it.
     """
     location = local_or_uri(location) if isinstance(location, str) else location
     try:
@@ -100,13 +104,19 @@ def read_image(location: Location, min_side: int | None = None) -> Image.Image:
             return decode(image)
     except FileNotFoundError:
         raise InputError(f"image {name_of(location)} does not exist") from None
+    except UnidentifiedImageError:
+        reason = "the file is empty" if _is_empty(file) else "the file is no image, or of an unsupported format"
     except DAMAGED as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        reason = " ".join(text.split()).partition(" <_io.BytesIO")[0] or type(error).__name__
-        raise InputError(
-            f"cannot read image {name_of(location)}: {reason} (replace the file or remove it from the data; "
-            "hgsl prepare NAME --audit lists all such files)"
-        ) from None
+        reason = " ".join(text.split()) or type(error).__name__
+    raise UnreadableImageError(f"cannot read image {name_of(location)}: {reason}")
+
+
+def _is_empty(file: Path | BinaryIO) -> bool:
+    if isinstance(file, Path):
+        return not file.stat().st_size
+    file.seek(0)
+    return not file.read(1)
 
 
 def decode(image: Image.Image) -> Image.Image:

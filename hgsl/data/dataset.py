@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hgsl.common.errors import InputError
-from hgsl.common.images import check_shape, read_image, to_pixels
+from hgsl.common.images import UnreadableImageError, check_shape, read_image, to_pixels
 from hgsl.common.locations import name_of, remote_states
 from hgsl.common.transforms import Transform
 from hgsl.data.files.cache import cached, file_key
@@ -91,7 +91,14 @@ class RetrievalDataset(Dataset[tuple[Any, int, int]]):
         if manifest.render is not None:
             return manifest.render(int(self.ids[index]))
         location, box = manifest.location(index), self._box(index)
-        return read_image(location, min_side) if box is None else crop(read_image(location), box, name_of(location))
+        try:
+            image = read_image(location, min_side if box is None else None)
+        except UnreadableImageError as error:
+            raise InputError(
+                f"{error} (replace the file or remove it from the data; hgsl prepare {manifest.name} --root DIR "
+                "--audit lists all such files, --data.broken skip leaves out those of the training split)"
+            ) from None
+        return image if box is None else crop(image, box, name_of(location))
 
     def _resized(self, index: int, transform: Transform) -> Tensor:
         def make() -> Tensor:

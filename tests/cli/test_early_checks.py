@@ -18,7 +18,12 @@ from hgsl.engine.folder import run_folder
 
 MISTAKES = {
     "data set": (["--data.name", "floder"], "unknown data.name 'floder': did you mean 'folder'?"),
-    "root": (["--data.root", "nowhere"], "nowhere does not exist"),
+    "root": (["--data.name", "folder", "--data.root", "nowhere"], "nowhere does not exist"),
+    "root of images that are drawn": (
+        ["--data.root", "photos"],
+        "photos is not read by data.name synthetic, which draws",
+    ),
+    "folder without its flag": (["photos"], "unexpected argument 'photos': a value follows its flag (--config FILE"),
     "no root": (["--data.name", "folder"], "data.root is not given, and its default for folder, "),
     "root is a file": (
         ["--data.name", "folder", "--data.root", "file"],
@@ -103,6 +108,7 @@ EVAL_MISTAKES = {
         "FAISS cannot build the index 'IVF16,Flat nprobes=3': ",
     ),
     "file of a run": (["--checkpoint", "file"], "file is a file: name its folder, ."),
+    "run without its flag": (["photos"], "unexpected argument 'photos': a value follows its flag (--checkpoint"),
     "unfinished run": (["--checkpoint", "photos"], "no model.json in photos: expected the folder of a finished run"),
     "absent device": ([*EMBEDDINGS, "--run.device", "mps"], "run.device 'mps' is not present on this machine"),
     "k": ([*EMBEDDINGS, "--k", "0"], "ks: each K must be an integer of at least 1, found 0"),

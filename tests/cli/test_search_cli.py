@@ -77,7 +77,7 @@ def test_a_condition_limits_a_query(capsys):
 
 def test_no_match_is_printed(capsys):
     assert search.main([*INDEX, "--no-match", "1"]) == 0
-    assert "no match: below 1.0000 (given)" in capsys.readouterr().out
+    assert "no-match threshold: 1.0000 (given)" in capsys.readouterr().out
     Image.effect_noise((64, 64), 90).save("stranger.png")
     assert search.main([*QUERY, "stranger.png"]) == 0
     assert "no match: the nearest is 0." in capsys.readouterr().out

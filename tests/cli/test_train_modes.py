@@ -128,7 +128,7 @@ def test_a_finished_run_can_be_inspected_and_compared(
     for part in ("Recall@3", "6 steps in", "loss ", "alpha 0.4", "cosine of nearest centers", "one/report.html"):
         assert part in printed
     page = Path("one/report.html").read_text()
-    assert "one on folder" in page
+    assert "<h1>one on folder</h1>" in page
     assert "kind_" in page
     assert Path("one/curves.png").read_bytes().startswith(b"\x89PNG")
     last = read_metrics(Path("one/metrics.jsonl"))[-1]

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hgsl.common.errors import InputError
-from hgsl.common.images import IMAGE_SUFFIXES, read_image, to_pixels
+from hgsl.common.images import IMAGE_SUFFIXES, UnreadableImageError, read_image, to_pixels
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
 from hgsl.data.files.cache import cached, file_key
 from hgsl.data.manifest import Manifest, make_manifest
@@ -189,17 +189,21 @@ def test_damaged_files_are_named_in_one_line(tmp_path: Path, suffix: str) -> Non
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
     noise.save(tmp_path / f"whole{suffix}")
     content = (tmp_path / f"whole{suffix}").read_bytes()
-    for name, damaged in (
-        ("cut", content[: len(content) // 2]),
-        ("head", content[:9]),
-        ("text", b"no image"),
-        ("empty", b""),
+    for name, damaged, reason in (
+        ("cut", content[: len(content) // 2], ""),
+        ("head", content[:9], ""),
+        ("text", b"no image", "the file is no image, or of an unsupported format "),
+        ("empty", b"", "the file is empty "),
     ):
         path = tmp_path / f"{name}{suffix}"
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=f"cannot read image .*{name}\\{suffix}: ") as caught:
+        with pytest.raises(InputError, match=f"cannot read image .*{name}\\{suffix}: {reason}") as caught:
             RetrievalDataset(one(path))[0]
-        assert "\n" not in str(caught.value)
+        assert str(caught.value).count(f"{name}{suffix}") == 1
+        assert str(caught.value).endswith("--data.broken skip leaves out those of the training split)")
+        with pytest.raises(UnreadableImageError, match=f"{name}\\{suffix}: {reason.strip()}") as caught:
+            read_image(path)
+        assert "hgsl" not in str(caught.value), "a query is no part of a data set"
     with pytest.raises(InputError, match=r"image .*gone.jpg does not exist"):
         read_image(tmp_path / "gone.jpg")
 

@@ -192,7 +192,7 @@ def test_broken_images_rows_and_files_are_named(folder: Path, tmp_path: Path) ->
     ]
     write_rows(tmp_path / "p/0.parquet", rows)
     dataset = RetrievalDataset(list_images("parquet", tmp_path / "p"))
-    for row, reason in ((1, "cannot identify image file"), (2, "the row has no image"), (3, "truncated")):
+    for row, reason in ((1, "the file is no image"), (2, "the row has no image"), (3, "truncated")):
         with pytest.raises(
             InputError, match=rf"cannot read image {row}.png \(row {row} of .*p/0.parquet\): .*{reason}"
         ):

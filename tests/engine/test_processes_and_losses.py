@@ -320,6 +320,6 @@ def test_several_seeds_resume_only_under_the_same_settings(
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.epochs", "1", "--run.dir", "all"]
     assert train.main([*words, "--seeds", "2"]) == 0
     assert train.main([*words, "--seeds", "2", "--resume", "--optim.lr", "0.5"]) == 2
-    assert "give the same settings" in capsys.readouterr().err
+    assert "give the same settings to continue it (--config all/config.yaml)" in capsys.readouterr().err
     assert "holds runs of several seeds: --seeds continues them" in fails(train.main, [*words, "--resume"], capsys)
     assert not Path("all/report.json").exists()

@@ -14,7 +14,7 @@ from hgsl.evaluation import make_task, rank
 from hgsl.evaluation.neighbors import Neighbors
 from hgsl.evaluation.show.html import PageOptions, render_html, script_json, write_html
 from hgsl.evaluation.show.inspection import confusions, embedding_map, suspicious_pairs
-from hgsl.evaluation.show.pictures import write_contact_sheet
+from hgsl.evaluation.show.pictures import Tile, write_contact_sheet, write_sheet
 from hgsl.evaluation.show.plots import write_curves
 from hgsl.evaluation.show.report import build_report
 
@@ -274,6 +274,16 @@ def test_contact_sheet_frames_right_and_wrong(tmp_path):
     assert (green, orange) == ((0x15, 0x80, 0x3D), (0xC2, 0x41, 0x0C))
 
 
+def test_a_sheet_draws_the_letters_of_other_alphabets(tmp_path):
+    def pixels(name):
+        write_sheet(tmp_path / "sheet.png", [[Tile(lambda: color(0), "query", name)]], 1)
+        return (tmp_path / "sheet.png").read_bytes()
+
+    sheets = [pixels(name) for name in ("ö", "ü", "ñ", "ł", "я", "λ")]
+    assert len(set(sheets)) == 6, "a font draws every letter that it lacks as the same box"
+    assert pixels("u\u0308") == sheets[1], "two characters, as file names on a Mac have it"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".pdf"])
 def test_curves_are_written(tmp_path, suffix):
     path = tmp_path / f"curves{suffix}"
@@ -350,6 +360,23 @@ def test_any_neighbor_opens_beside_its_query_and_its_path_is_copied(named_page):
     assert page.locator("#viewer").is_visible()
     page.keyboard.press("Escape")
     assert page.locator("#viewer").is_hidden()
+
+
+def test_names_on_the_map_do_not_cover_each_other(page, page_file, tmp_path):
+    text = page_file.read_text()
+    content = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+    data = json.loads(content)
+    data["map"] = [[number, 0.5, 0.5] for number, _, _ in data["map"]]
+    (tmp_path / "one_point.html").write_text(text.replace(content, script_json(data)))
+    page.goto((tmp_path / "one_point.html").as_uri())
+    drawn = page.evaluate("""() => {
+        const drawn = [];
+        CanvasRenderingContext2D.prototype.fillText = (name, x, y) => drawn.push([name, y]);
+        window.dispatchEvent(new Event("resize"));
+        return drawn;
+    }""")
+    assert sorted(name for name, _ in drawn) == sorted(NAMES)
+    assert min(np.diff(sorted(y for _, y in drawn))) >= 16, "every class has the same median"
 
 
 def test_the_map_zooms_and_its_points_still_open_their_queries(page):

@@ -69,6 +69,11 @@ class Evaluation:
         """Name of a gallery -> its report, without scores of single classes and queries."""
         return {name: self._report(part) for name, part in self.galleries.items()}
 
+    def title(self, name: str) -> str:
+        """Returns the heading of a page: the name of a run or gallery, and that of the data set if it differs."""
+        dataset = self.data.metadata.get("dataset", name)
+        return name if dataset == name else f"{name} on {dataset}"
+
     def summary(self) -> dict[str, Any]:
         """Returns scores, counts and metadata of the only gallery, as in the report of a training."""
         return {**self.result.to_dict(), **self.data.metadata}

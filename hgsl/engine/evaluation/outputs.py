@@ -126,9 +126,8 @@ class EvalOutputs:
 
     def _write_page(self, path: str, evaluation: Evaluation, name: str) -> None:
         data = evaluation.data
-        dataset = data.metadata.get("dataset")
         options = PageOptions(
-            title=f"{name} on {dataset}" if dataset else name,
+            title=evaluation.title(name),
             class_names=data.class_names,
             image_names=data.image_names,
             load_image=data.load_image,

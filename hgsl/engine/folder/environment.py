@@ -54,9 +54,15 @@ def start() -> dict[str, str]:
     }
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": _command_line(),
         **{name: commit for name, commit in commits.items() if commit},
     }
+
+
+def _command_line() -> str:
+    program, *words = sys.argv
+    names = program.split() if program.startswith("hgsl ") else [program]  # the command hgsl sets both words as one
+    return shlex.join([*names, *words])
 
 
 def commit_of(folder: Path, tracked: str | None = None) -> str | None:

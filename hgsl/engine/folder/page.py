@@ -34,7 +34,7 @@ def write_page(
     write_curves(folder / CURVES, recalls, loss, validation_curves(records))
     data = evaluation.data
     options = PageOptions(
-        title=f"{folder.name} on {data.metadata['dataset']}",
+        title=evaluation.title(folder.name),
         class_names=data.class_names,
         image_names=data.image_names,
         load_image=data.load_image,

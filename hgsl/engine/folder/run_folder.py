@@ -177,7 +177,10 @@ def check_same(folder: Path, config: Config) -> None:
         InputError: They differ; the message names the first difference.
     """
     if changed := difference(folder, config):
-        raise InputError(f"{changed}: give the same settings to continue it, or --overwrite to start again")
+        raise InputError(
+            f"{changed}: give the same settings to continue it (--config {folder / CONFIG}), "
+            "or --overwrite to start again"
+        )
 
 
 def check_finished(folder: Path, config: Config) -> None:

@@ -16,7 +16,8 @@ class Stopped(Exception):
     """The run was stopped by a signal after saving its state; ``exit_code`` is 128 plus the signal number."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved, --resume continues from it")
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; the state is saved, the same command with --resume continues from it")
         self.exit_code = 128 + number
 
 

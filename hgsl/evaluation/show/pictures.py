@@ -3,11 +3,13 @@
 import base64
 import io
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -104,7 +106,8 @@ def write_sheet(
         side: Pixels of one image's side.
     """
     gap, caption = side // 12, side // 4
-    font = ImageFont.load_default(size=side // 11)
+    # DejaVu has the letters of most alphabets; the font that Pillow includes lacks even those of German.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), side // 12)
     left = side + 3 * gap
     size = (left + columns * (side + gap) + gap, gap + len(lines) * (side + caption + gap))
     sheet = Image.new("RGB", size, PAPER)
@@ -131,8 +134,9 @@ def write_sheet(
         raise InputError(f"cannot write an image to {path}: {error}; use a name such as sheet.png") from None
 
 
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut to a width in pixels."""
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut to a width in pixels; a letter and its accent, two characters in names from a Mac, become one."""
+    text = unicodedata.normalize("NFC", text)
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

@@ -112,10 +112,8 @@ def _reason(error: Exception, location: Path | str) -> str:
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(location, Path) and location.is_file() and not location.stat().st_size:
-        return "the file is empty"
     reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     for prefix in (f"cannot read image {location}: ", f"cannot read {location}: "):
         reason = reason.removeprefix(prefix)
     reason = reason.replace(f" {str(location)!r}", "")
-    return " ".join(reason.split("(replace the file")[0].split())
+    return " ".join(reason.split())

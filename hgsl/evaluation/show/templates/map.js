@@ -1,4 +1,6 @@
 const MAX_NAMES = 25; // classes that are named on the map
+const NAME_HEIGHT = 16;
+const NAME_SHIFTS = [0, 1, -1, 2, -2, 3, -3, 4, -4]; // lines below the median, tried in this order
 const canvas = $("plot");
 const context = canvas.getContext("2d");
 const order = Object.keys(data.classes).map(Number);
@@ -32,11 +34,11 @@ function drawMap() {
   const isWanted = (point) => wanted === "" || String(labelOf(point.query.image)) === wanted;
   points.filter((point) => !isWanted(point)).forEach((point) => drawPoint(point, true));
   points.filter(isWanted).forEach((point) => drawPoint(point, false));
-  if (wanted !== "" || order.length <= MAX_NAMES) drawNames(points.filter(isWanted), width);
+  if (wanted !== "" || order.length <= MAX_NAMES) drawNames(points.filter(isWanted), width, height);
 }
 
-// Each class is named at the median of its points, with an outline in the background color.
-function drawNames(named, width) {
+// Each class is named near the median of its points where no other name is, with an outline in the background color.
+function drawNames(named, width, height) {
   const style = getComputedStyle(document.body);
   const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
   context.font = `600 13px ${style.fontFamily}`;
@@ -45,13 +47,19 @@ function drawNames(named, width) {
   context.lineJoin = "round";
   context.strokeStyle = style.getPropertyValue("--card");
   context.fillStyle = style.getPropertyValue("--ink");
+  const drawn = [];
+  const isFree = (x, y, half) =>
+    y >= NAME_HEIGHT && y <= height - NAME_HEIGHT / 2 &&
+    drawn.every((name) => Math.abs(name.x - x) >= name.half + half || Math.abs(name.y - y) >= NAME_HEIGHT);
   for (const label of order) {
     const group = named.filter((point) => labelOf(point.query.image) === label);
     if (!group.length) continue;
     const name = data.classes[label];
     const half = context.measureText(name).width / 2 + 6;
     const x = Math.min(width - half, Math.max(half, median(group.map((point) => point.x))));
-    const y = median(group.map((point) => point.y));
+    const middle = median(group.map((point) => point.y));
+    const y = NAME_SHIFTS.map((shift) => middle + shift * NAME_HEIGHT).find((y) => isFree(x, y, half)) ?? middle;
+    drawn.push({ x, y, half });
     context.strokeText(name, x, y);
     context.fillText(name, x, y);
   }
