@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,9 @@ def for_another_data_set(words: Sequence[str], *, quiet: bool = False) -> list[s
         quiet: Whether to print no note.
     """
     files = config_files(words)
-    following = [*words[1:], ""]
     given = [
-        word.partition("=")[2] or other
-        for word, other in zip(words, following, strict=True)
+        word.partition("=")[2] or following
+        for word, following in zip_longest(words, words[1:], fillvalue="")
         if word.partition("=")[0] == "--data.name"
     ]
     data: dict[str, Any] = {}

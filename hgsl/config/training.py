@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from hgsl.config.checks import refuse
 
+FEW_CLASSES = 12  # below, "auto" takes random centers and a smaller alpha (docs/recipe.md)
+
 
 @dataclass
 class LossConfig:
@@ -30,8 +32,8 @@ class LossConfig:
     hard_set: Literal["all", "negatives"] = "all"
     """Members of the hard set: all (the K nearest centers, as published) or negatives (the center of the true class and
     the K nearest others)."""
-    alpha: float = 0.1
-    """Softness: the scale of the distances is 10 / alpha."""
+    alpha: float | Literal["auto"] = 0.1
+    """Softness: the scale of the distances is 10 / alpha; auto is 0.4 for fewer than 12 classes and 1 otherwise."""
     learnable_scale: bool = True
     """Whether alpha is learned."""
     decorrelation: float = 0.1
@@ -75,7 +77,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
-        refuse(self.alpha <= 0, f"loss.alpha must be positive, found {self.alpha}")
+        refuse(self.alpha != "auto" and not 0 < self.alpha < inf, f"loss.alpha must be positive, found {self.alpha}")
         refuse(
             bool(self.top_k_schedule) and self.top_k is not None,
             "loss.top_k_schedule replaces loss.top_k: leave one of them empty",

@@ -114,8 +114,10 @@ def test_recipe_trains(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / name).mkdir()
     MAKERS[name](tmp_path / name)
     backbone = "test_vit" if "vit" in recipe.stem else "test_resnet"
-    words = ["--config", str(recipe), *WORDS, "--data.root", name, "--model.backbone", backbone, "--run.dir", "out"]
-    if name == "quickstart":
+    words = ["--config", str(recipe), *WORDS, "--model.backbone", backbone, "--run.dir", "out"]
+    if name != "quickstart":
+        words += ["--data.root", name]
+    else:
         words += ["--data.options", "{num_classes: 8, images_per_class: 4, image_size: 32}"]
     if name == "flowers17":  # all 1,360 images belong to it: a larger batch makes few steps of them
         words += ["--train.batch_size", "360", "--train.epochs", "1", "--data.test_share", "0.5"]

@@ -197,7 +197,7 @@ def test_broken_images_rows_and_files_are_named(folder: Path, tmp_path: Path) ->
             InputError, match=rf"cannot read image {row}.png \(row {row} of .*p/0.parquet\): .*{reason}"
         ):
             dataset.image(row)
-    findings = audit(dataset.manifest, workers=1).findings
+    findings = audit(dataset.manifest).findings
     assert findings["unreadable"] == [["1.png"], ["2.png"]]
     assert findings["damaged"] == [["3.png"]]
     (tmp_path / "q").mkdir()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hgsl.config import Config
+from hgsl.config import Config, LossConfig
 from hgsl.engine.parts.centers import class_vectors, nearest_similarity, start_at_means, start_centers
 from hgsl.engine.parts.objective import build_objective
 from hgsl.engine.runtime import Runtime, build_runtime
@@ -56,6 +56,16 @@ def test_centers_are_the_directions_of_the_means(runtime: Runtime, sharded: bool
     loss_fn = build_objective(config.loss, 3, 4).loss_fn
     start_at_means(loss_fn, Same(), points, runtime, batch=2)
     torch.testing.assert_close(loss_fn.centers.detach(), 2 * means(points))  # 2 is the root of their dimension
+
+
+def test_few_classes_have_a_smaller_alpha() -> None:
+    alphas = [
+        build_objective(LossConfig(alpha=alpha), classes, 4).loss_fn.alpha.item()  # type: ignore[arg-type]
+        for alpha, classes in (("auto", 11), ("auto", 12), (0.2, 12))
+    ]
+    assert alphas == pytest.approx([0.4, 1.0, 0.2])
+    with pytest.raises(ValueError, match=r"loss.alpha must be positive, found nan"):
+        LossConfig(alpha=float("nan"))
 
 
 @pytest.mark.parametrize(

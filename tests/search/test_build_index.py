@@ -107,7 +107,7 @@ def test_broken_images_are_counted_named_and_skipped(build, tmp_path, run, photo
 def test_a_folder_of_broken_images_makes_no_index(build, tmp_path, run):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_text("x")
-    with pytest.raises(InputError, match=r"none of the 1 images .* a\.jpg: cannot identify"):
+    with pytest.raises(InputError, match=r"none of the 1 images .* a\.jpg: the file is no image"):
         build(tmp_path / "index", tmp_path / "bad", checkpoint=run)
 
 

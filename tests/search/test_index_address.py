@@ -49,7 +49,7 @@ def test_new_changed_deleted_and_broken_images_are_noticed(
     system.rm_file("/bucket/photos/kind_00/02.jpg")
     report = build(tmp_path / "index", bucket)
     assert (report.new, report.unchanged, report.images) == (1, 22, 23)
-    assert report.broken == {"kind_00/01.jpg": "cannot identify image file"}
+    assert report.broken == {"kind_00/01.jpg": "the file is no image, or of an unsupported format"}
     with pytest.raises(InputError, match=r"memory://bucket/photos/kind_00/02.jpg does not exist"):
         SearchIndex.open(tmp_path / "index").search(f"{bucket}/kind_00/02.jpg")
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsl.config import LossConfig
+from hgsl.config.training import FEW_CLASSES
 from hgsl.data import RetrievalDataset
 from hgsl.engine.parts.head import Head, PooledSet
 from hgsl.engine.runtime import Runtime
@@ -12,12 +13,11 @@ from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss
 from hgsl.models import Embedder
 
 CHUNK = 4096  # centers compared at a time, and maximum number compared with all others
-MEANS_FROM = 12  # classes, of the setting "auto": fewer are better trained from random centers (docs/recipe.md)
 
 
 def starts_at_means(settings: LossConfig, classes: int) -> bool:
     """Whether the centers of so many classes start at the class means."""
-    return settings.centers == "class_means" or (settings.centers == "auto" and classes >= MEANS_FROM)
+    return settings.centers == "class_means" or (settings.centers == "auto" and classes >= FEW_CLASSES)
 
 
 def start_centers(

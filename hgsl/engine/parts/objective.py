@@ -19,11 +19,13 @@ from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.library_parts import trainable
 from hgsl.common.random_state import preserved_random_state
 from hgsl.config import LossConfig
+from hgsl.config.training import FEW_CLASSES
 from hgsl.engine.parts.distillation import Distillation
 from hgsl.losses import LOSSES, HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k
 
 DEFAULT = HardGlobalSoftminLoss.__name__  # the loss whose arguments are settings of the config
 SPARSE_FROM = 100_000  # classes; below, a dense gradient and its moments take less than 2 GB at 1,024 dimensions
+ALPHA, ALPHA_OF_FEW = 1.0, 0.4  # of loss.alpha auto (docs/recipe.md)
 QUEUE = ("embedding_memory", "label_memory", "queue_idx", "has_been_filled")  # of a cross-batch memory
 
 
@@ -137,6 +139,8 @@ def _hard_global_softmin(settings: LossConfig, num_classes: int, embedding_size:
     """Builds the default loss; a K above the number of classes means all, so that a config fits small data as well."""
     names = inspect.signature(HardGlobalSoftminLoss).parameters
     options = {name: value for name, value in asdict(settings).items() if name in names}
+    if settings.alpha == "auto":
+        options["alpha"] = ALPHA_OF_FEW if num_classes < FEW_CLASSES else ALPHA
     if settings.top_k is not None and settings.top_k >= num_classes:
         ranks.print_main(
             f"loss.top_k {settings.top_k} is not below the {num_classes} training classes: all of them are used"
