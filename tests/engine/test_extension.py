@@ -62,6 +62,7 @@ def test_an_extension_starts_from_the_last_weights_with_a_new_schedule(
     assert report()["before"] == {}
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_killed_resumes_to_the_same_end(words: list[str]) -> None:
     assert train.main(words) == 0
     finished = Path("out/state.safetensors").read_bytes()

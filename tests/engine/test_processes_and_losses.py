@@ -268,6 +268,7 @@ def test_a_signal_to_the_whole_group_saves_like_one_to_the_process(photo_folder:
     assert Path("out/state.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_one_line(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--run.dir", "out", "--data.workers", "1"]
     process = subprocess.Popen(

@@ -241,6 +241,7 @@ def test_dark_and_light_have_readable_colors(page, check_colors):
     check_colors(page)
 
 
+@pytest.mark.slow
 def test_a_search_has_an_address_that_others_can_open(open_page, url):
     page = open_page(url)
     page.locator("#grid .tile").nth(2).click()
