@@ -39,10 +39,11 @@ def measure_overlap(snapshot: Snapshot, previous: Mapping[str, Any], notes: list
         notes.append(f"the overlap of the index with exact search is not measured: {error}")
         return None
     approximate = snapshot.search(queries, DEPTH + 1)
-    neighbors, found = (
+    neighbors, approximate_neighbors = (
         [{hit.id for hit in row if hit.id != number} for row, number in zip(rows, numbers, strict=True)]
         for rows in (exact, approximate)
     )
-    share = sum(len(a & b) for a, b in zip(neighbors, found, strict=True)) / max(1, sum(map(len, neighbors)))
+    in_both = sum(len(a & b) for a, b in zip(neighbors, approximate_neighbors, strict=True))
+    share = in_both / max(1, sum(map(len, neighbors)))
     notes.append(f"the index finds {share:.1%} of the {DEPTH} nearest images of {len(numbers)} images of the index")
     return {"overlap": share, "queries": len(numbers), "depth": DEPTH, "images": len(snapshot)}

@@ -41,9 +41,10 @@ class Removal:
     def close(self, limit: float) -> None:
         """Removes the weights whose removal changes the network's output by less than ``limit`` times their price."""
         weight, closed = self.weight.clone(), torch.zeros_like(self.weight, dtype=torch.bool)
-        for block in torch.arange(weight.shape[1], device=weight.device).split(BLOCK):
-            first, end = int(block[0]), int(block[-1]) + 1
-            steps = weight.new_zeros(len(weight), len(block))
+        columns = weight.shape[1]
+        for first in range(0, columns, BLOCK):
+            end = min(first + BLOCK, columns)
+            steps = weight.new_zeros(len(weight), end - first)
             for column in range(first, end):
                 step = weight[:, column] / self.factor[column, column]
                 closed[:, column] = step.square() < limit * self.price[:, column]
