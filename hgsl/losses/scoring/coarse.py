@@ -27,7 +27,7 @@ NORM_TOLERANCE = 1e-5
 GROUP = 16  # centers that are reduced to their maximum before the top k
 PIECE, BLOCK = 256, 4096  # centers converted, while they are in cache, and multiplied at a time; multiples of GROUP
 PROBE = 8192  # centers of the first chunk, which shows whether scores separate
-SCORES = 2**23  # coarse scores held at a time
+SCORES = 2**24  # coarse scores held at a time
 CANDIDATES = (48, 4)  # at least so many, and so many per center sought
 REFINED = 128  # embeddings whose candidates are gathered at a time
 PAYS_FROM = {"batch": 64, "classes": 32768, "dimension": 64}
@@ -104,7 +104,7 @@ def _exact_scores(x: Tensor, centers: Tensor, rows: Tensor) -> Tensor:
 def _find_candidates(x: Tensor, centers: Tensor, k: int, norms: Tensor, bound: Tensor) -> Candidates | None:
     """Returns the candidates, and fills ``norms``; None where an exact search is faster."""
     count, m = len(centers), _candidate_count(k)
-    rounded = x.bfloat16().T.contiguous()
+    rounded = x.bfloat16().T
     chunk = max(PROBE, SCORES // len(x) // BLOCK * BLOCK)
     scores = rounded.new_empty(min(chunk, count + -count % GROUP), len(x))
     parts: list[Candidates] = []
@@ -138,14 +138,14 @@ def _score_chunk(rounded: Tensor, centers: Tensor, scores: Tensor, norms: Tensor
     scores[count:padded].fill_(-torch.inf)
     maxima = scores.new_empty(padded // GROUP, scores.shape[1])
     buffer = scores.new_empty(min(BLOCK, count), centers.shape[1])
-    for start in range(0, count, BLOCK):
-        stop, end = min(start + BLOCK, count), min(start + BLOCK, padded)
-        for first in range(start, stop, PIECE):
-            piece = centers[first : min(first + PIECE, stop)]
-            torch.linalg.vector_norm(piece, dim=1, out=norms[first : first + len(piece)])
-            buffer[first - start : first - start + len(piece)].copy_(piece)
-        torch.mm(buffer[: stop - start], rounded, out=scores[start:stop])
-        torch.amax(scores[start:end].unflatten(0, (-1, GROUP)), dim=1, out=maxima[start // GROUP : end // GROUP])
+    tables = centers.split(BLOCK), norms.split(BLOCK), scores[:padded].split(BLOCK), maxima.split(BLOCK // GROUP)
+    for block, block_norms, block_scores, block_maxima in zip(*tables, strict=True):
+        pieces = block.split(PIECE), block_norms.split(PIECE), buffer[: len(block)].split(PIECE)
+        for piece, piece_norms, converted in zip(*pieces, strict=True):
+            torch.linalg.vector_norm(piece, dim=1, out=piece_norms)
+            converted.copy_(piece)
+        torch.mm(buffer[: len(block)], rounded, out=block_scores[: len(block)])
+        torch.amax(block_scores.unflatten(0, (-1, GROUP)), dim=1, out=block_maxima)
     return maxima
 
 
