@@ -1,5 +1,9 @@
 """Removal of weights by reconstruction, against regressions written out."""
 
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity import reconstruct, sparsify
-from hgsl.sparsity.reconstruction.inputs import RIDGE
+from hgsl.sparsity.reconstruction.inputs import RIDGE, close_down_to
 
 GENERATOR = torch.Generator().manual_seed(0)
 MIXING = torch.randn(6, 6, generator=GENERATOR)
@@ -120,3 +124,32 @@ def test_weights_that_cost_more_are_removed_first() -> None:
         densities[penalty] = masks.density_by_layer()
     assert densities["operations"]["0"] < densities["weights"]["0"]
     assert densities["operations"]["4"] > 0.9, "a hundredth of the operations"
+
+
+@pytest.mark.parametrize(
+    ("share_of", "reached", "count"),
+    [
+        (lambda limit: 1 / (1 + limit), 1.0, 2),  # ends at the target
+        (lambda limit: 0.2 if limit >= 3 else 0.9, 3.0, None),  # jumps over it
+        (lambda limit: 0.5, math.inf, 1),  # is at it when all is closed
+    ],
+)
+def test_the_smallest_limit_that_reaches_the_target_is_the_last_and_none_is_computed_again_at_once(
+    share_of: Callable[[float], float], reached: float, count: int | None
+) -> None:
+    limits: list[float] = []
+
+    def share_at(limit: float) -> float:
+        limits.append(limit)
+        return share_of(limit)
+
+    close_down_to(0.5, share_at)
+    assert limits[-1] == min(limit for limit in limits if limit >= reached) == pytest.approx(reached)
+    assert all(limit != following for limit, following in pairwise(limits))
+    assert count in (None, len(limits))
+
+
+@pytest.mark.parametrize("target", [0.0, -0.1, 1.5, float("nan")])
+def test_a_target_that_is_no_share_is_an_error(target: float) -> None:
+    with pytest.raises(InputError, match=r"target is .*: expected a share above 0 and at most 1"):
+        reconstruct(*sparsify(linear(4), 10.0), BATCHES, target)

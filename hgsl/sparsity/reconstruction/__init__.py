@@ -33,9 +33,11 @@ def reconstruct(network: nn.Module, masks: Masks, batches: Iterable[Tensor], tar
         target: Share of what the penalty counts, such as 0.6.
 
     Raises:
-        InputError: Masks of channels have no costs, there are no batches, or closing all that can be closed in this way
-            leaves more.
+        InputError: The target is no share, masks of channels have no costs, there are no batches, or more is left when
+            all is closed that can be closed in this way.
     """
+    if not 0 < target <= 1:
+        raise InputError(f"target is {target}: expected a share above 0 and at most 1, such as 0.6")
     if masks.costs is not None:
         remove_channels(network, masks.costs, batches, target)
     elif any(isinstance(mask, ChannelMask) for _, _, _, mask in masked_tensors(network)):

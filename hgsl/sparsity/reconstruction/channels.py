@@ -66,11 +66,12 @@ def _removals(mask: SoftMask, readers: list[Reader]) -> tuple[list[int], list[fl
     size = mask.scores.numel()
     weights, inverses = [], []
     for reader in readers:
-        weight, gains = reader.inputs.weight.detach().double(), reader.inputs.gains
+        weight, gains, moments = reader.inputs.weight.detach().double(), reader.inputs.gains, reader.inputs.moments
         assert gains is not None
+        assert moments is not None
         columns = _columns_of(reader, weight[0, 0].numel())
         weights.append((weight.flatten(1) * gains.sqrt()[:, None])[:, columns])  # scores in order
-        inverses.append(torch.linalg.inv(reader.inputs.second_moments())[columns][:, columns])
+        inverses.append(torch.linalg.inv(moments)[columns][:, columns])
     alive = torch.ones(size, dtype=torch.bool, device=mask.scores.device)
     order: list[int] = []
     changes: list[float] = []
@@ -127,12 +128,12 @@ def _close(costs: LayerCosts, removals: dict[SoftMask, tuple[list[int], list[flo
 @torch.no_grad()
 def _refit(reader: Reader, is_open: Tensor) -> None:
     """Sets the weights of the open channels to those that come closest to the output of all."""
-    weight = reader.inputs.weight
+    weight, moments = reader.inputs.weight, reader.inputs.moments
+    assert moments is not None
     width = weight[0, 0].numel()
     open_columns = is_open[reader.scores.to(is_open.device)].repeat_interleave(width)
     if bool(open_columns.all()):
         return
-    moments = reader.inputs.second_moments()
     inside = moments[open_columns][:, open_columns]
     flat = weight.flatten(1).double()
     fitted = torch.zeros_like(flat)

@@ -26,7 +26,8 @@ class LayerInputs:
 
     Attributes:
         layer: A convolution or linear layer.
-        moments: Sum of x x^T over positions, ``(C m, C m)``, with m columns a channel, as of a filter of m pixels.
+        moments: Once measured, E[x x^T] of the inputs, ``(C m, C m)`` float64, with m columns a channel, as of a filter
+            of m pixels, and with a small multiple of the identity that makes it invertible.
         count: Positions; 0 for a layer that the network does not call.
         gains: Mean squared change of the network's output with each output of the layer, ``(O,)`` float64.
     """
@@ -42,12 +43,6 @@ class LayerInputs:
         """The weight as stored, without its mask, ``(O, C, ...)``."""
         layer: Any = self.layer
         return layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
-
-    def second_moments(self) -> Tensor:
-        """Returns E[x x^T], ``(C m, C m)`` float64, with a small multiple of the identity that makes it invertible."""
-        assert self.moments is not None
-        moments = self.moments / self.count
-        return moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments)).to(moments)
 
 
 def is_supported(layer: nn.Module) -> bool:
@@ -87,6 +82,10 @@ def measure(network: nn.Module, layers: Sequence[LayerInputs], batches: Iterable
         raise InputError(
             "batches has no inputs: reconstruct measures the layers on them, so give a few batches of images"
         )
+    for inputs in layers:
+        if inputs.moments is not None:
+            diagonal = inputs.moments.div_(inputs.count).diagonal()
+            diagonal.add_(RIDGE * diagonal.mean())
     measured = [inputs.gains for inputs in layers if inputs.gains is not None]
     least = LEAST_GAIN * torch.cat(measured).mean() if measured else 0.0
     for gains in measured:
@@ -103,23 +102,26 @@ def close_down_to(target: float, share_at: Callable[[float], float]) -> None:
     Raises:
         InputError: Without a limit, more is left.
     """
-    share = share_at(math.inf)
+    limit = last = math.inf
+    share = share_at(last)
     if share > target:
         raise InputError(
             f"the target share {target} cannot be reached: {share:.3f} is left when all that can be reconstructed is "
             "closed: choose a larger one, or mask more layers"
         )
-    low, high = -60.0, 60.0  # natural logarithm of the limit
+    low, high = -60.0, 60.0  # natural logarithm of the limits between which the smallest one lies
     for _ in range(LIMITS):
         if share > (1 - TOLERANCE) * target:
             break
         middle = (low + high) / 2
-        left = share_at(math.exp(middle))
+        last = math.exp(middle)
+        left = share_at(last)
         if left > target:
             low = middle
         else:
-            high, share = middle, left
-    share_at(math.exp(high))
+            high, limit, share = middle, last, left
+    if last != limit:
+        share_at(limit)
 
 
 def _outputs_first(layer: nn.Module, gradient: Tensor) -> Tensor:

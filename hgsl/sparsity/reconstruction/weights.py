@@ -30,10 +30,11 @@ class Removal:
 
     def __init__(self, inputs: LayerInputs, mask: SoftMask) -> None:
         assert inputs.gains is not None
+        assert inputs.moments is not None
         self.target, self.mask = inputs.weight, mask
         self.weight = inputs.weight.detach().flatten(1).double()  # (O, n)
         self.open = mask.scores.detach().abs().clamp_min(1e-3)
-        self.factor = torch.linalg.cholesky(torch.linalg.inv(inputs.second_moments()), upper=True)  # U, (n, n)
+        self.factor = torch.linalg.cholesky(torch.linalg.inv(inputs.moments), upper=True)  # U, (n, n)
         price = torch.ones_like(self.weight) if mask.price is None else mask.price.expand(mask.scores.shape).flatten(1)
         self.price = price / inputs.gains[:, None]
 
