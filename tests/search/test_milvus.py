@@ -20,8 +20,9 @@ from hgsl.common.errors import InputError
 from hgsl.evaluation.knn.vectors import open_vectors
 from hgsl.search import SearchIndex
 from hgsl.search.encoder import Encoder
-from hgsl.search.milvus import schema, snapshot, states, update
-from hgsl.search.stores.address import split_address
+from hgsl.search.milvus import schema, snapshot, states, store, update
+from hgsl.search.milvus.client import is_server
+from hgsl.search.stores.address import open_store, split_address
 from tests.helpers import environment, fails
 from tests.search.test_folder_store import fake_model, without_numbers
 
@@ -324,6 +325,75 @@ def test_a_first_run_of_another_index_type_leaves_none_of_it(build, tmp_path, ru
             build(uri, photos, checkpoint=run, milvus_index="HNSW M=8 efConstruction=64 ef=64")
     assert build(uri, photos, checkpoint=run).resumed == 24
     assert schema.built_type(opened(uri).store._client, "hgsl") == "FLAT"
+
+
+def test_the_next_update_builds_the_index_that_an_interrupted_one_has_dropped(
+    build, run, photos, monkeypatch, uri, opened
+):
+    from pymilvus import MilvusClient
+
+    build(uri, photos, checkpoint=run)
+    address, collection = split_address(uri)
+    for index_type, expected in ((None, "FLAT"), ("HNSW M=8 efConstruction=64 ef=64", "HNSW")):
+        with monkeypatch.context() as context:
+            context.setattr(MilvusClient, "create_index", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                build(uri, photos, milvus_index="HNSW M=8 efConstruction=64 ef=64")
+        if is_server(address):  # a local file is searched without an index
+            with pytest.raises(InputError, match=r"has no vector index: .* run hgsl-search index again"):
+                opened(uri)
+        assert build(uri, photos, milvus_index=index_type).images == 24
+        index = opened(uri)
+        assert schema.built_type(index.store._client, collection) == expected
+        assert len(index.search(index.vector(0), 24)[0]) == 24
+        index.store.close()
+
+
+def test_a_first_run_that_ended_between_a_collection_and_its_index_is_continued(
+    build, run, photos, monkeypatch, uri, opened
+):
+    from pymilvus import MilvusClient
+
+    create_index, calls = MilvusClient.create_index, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) in (1, 3):  # of the states; then, after another attempt has built that one, of the images
+            raise KeyboardInterrupt
+        return create_index(*arguments, **options)
+
+    monkeypatch.setattr(MilvusClient, "create_index", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            build(uri, photos, checkpoint=run)
+    assert build(uri, photos, checkpoint=run, milvus_index="HNSW M=8 efConstruction=64 ef=64").images == 24
+    _, collection = split_address(uri)
+    assert schema.built_type(opened(uri).store._client, collection) == "HNSW"
+
+
+def test_a_reader_names_the_command_that_builds_a_missing_index(monkeypatch):
+    from pymilvus import MilvusException
+
+    class Client:
+        def __init__(self, index):
+            self.index = index
+
+        def has_collection(self, name):
+            return True
+
+        def load_collection(self, name):
+            raise MilvusException(message="index not found")
+
+        def describe_index(self, *_):
+            return self.index
+
+    closed = []
+    monkeypatch.setattr(store, "disconnect", lambda *_: closed.append(1))
+    for index, message in ((None, "http://host#photos has no vector index"), ({"index_type": "FLAT"}, "not found")):
+        monkeypatch.setattr(store, "connect", lambda _, index=index: Client(index))
+        with pytest.raises(InputError, match=message):
+            open_store("http://host#photos").open()
+    assert closed == [1, 1]
 
 
 def test_a_parameter_of_the_search_needs_no_other_index(build, tmp_path, run, photos, monkeypatch):

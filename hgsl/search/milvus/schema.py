@@ -79,6 +79,16 @@ def built_type(client: Any, collection: str) -> str | None:
     return description["index_type"] if description else None
 
 
+def load_with_index(client: Any, collection: str, index_type: str) -> None:
+    """Loads a collection, and builds its vector index before where a process has ended between two requests.
+
+    Milvus loads no collection without an index, which a creation begins and a replacement passes through.
+    """
+    if built_type(client, collection) is None:
+        client.create_index(collection, _vector_index(client, index_type))
+    client.load_collection(collection)
+
+
 def replace_index(client: Any, collection: str, index_type: str) -> None:
     """Builds another vector index for a collection."""
     client.release_collection(collection)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
+from hgsl.search.milvus.schema import FLAT, METRIC, load_with_index
 
 SUFFIX = "_states"
 PART = 60_000  # characters of a record per row
@@ -22,19 +23,12 @@ STRIDE = 1_000_000  # row numbers per state
 LEASE, LEASE_SECONDS = -1, 60.0  # row number of the lease, and seconds until another process may take it
 
 
-def create_states(client: Any, collection: str) -> None:
-    """Creates the collection of the states."""
-    from pymilvus import DataType
-
-    schema = client.create_schema(auto_id=False)
-    schema.add_field("id", DataType.INT64, is_primary=True)
-    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
-    for name in ("state", "parts"):
-        schema.add_field(name, DataType.INT64)
-    schema.add_field("text", DataType.VARCHAR, max_length=65_535)
-    parameters = client.prepare_index_params()
-    parameters.add_index("vector", index_name="vector", index_type="FLAT", metric_type="IP")
-    client.create_collection(collection + SUFFIX, schema=schema, index_params=parameters, consistency_level="Strong")
+def open_states(client: Any, collection: str) -> None:
+    """Loads the collection of the states, and creates it before if it is missing."""
+    if client.has_collection(collection + SUFFIX):
+        load_with_index(client, collection + SUFFIX, FLAT)
+    else:
+        _create_states(client, collection)
 
 
 def current_state(client: Any, collection: str) -> int:
@@ -59,6 +53,20 @@ def write_state(client: Any, collection: str, number: int, record: dict[str, Any
     rows = [_row(number * STRIDE + part, number, len(parts), content) for part, content in enumerate(parts)]
     client.insert(collection + SUFFIX, rows)
     client.delete(collection + SUFFIX, filter=f"state >= 0 and state < {number - 1}")
+
+
+def _create_states(client: Any, collection: str) -> None:
+    from pymilvus import DataType
+
+    schema = client.create_schema(auto_id=False)
+    schema.add_field("id", DataType.INT64, is_primary=True)
+    schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)  # Milvus wants one in every collection
+    for name in ("state", "parts"):
+        schema.add_field(name, DataType.INT64)
+    schema.add_field("text", DataType.VARCHAR, max_length=65_535)
+    parameters = client.prepare_index_params()
+    parameters.add_index("vector", index_name="vector", index_type=FLAT, metric_type=METRIC)
+    client.create_collection(collection + SUFFIX, schema=schema, index_params=parameters, consistency_level="Strong")
 
 
 def _complete_states(client: Any, collection: str, fields: Sequence[str]) -> dict[int, list[dict[str, Any]]]:

@@ -6,10 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hgsl.common.errors import InputError
 from hgsl.models import Embedder
 from hgsl.search.milvus.client import connect, disconnect, milvus_errors
+from hgsl.search.milvus.schema import built_type
 from hgsl.search.milvus.snapshot import MilvusSnapshot
-from hgsl.search.milvus.states import SUFFIX, create_states, current_state, read_state
+from hgsl.search.milvus.states import SUFFIX, current_state, open_states, read_state
 from hgsl.search.milvus.update import MilvusUpdate
 
 
@@ -45,9 +47,8 @@ class MilvusStore:
         """Takes the lease of the writer and reads the state."""
         with milvus_errors(self.uri):
             if "_client" not in self.__dict__:
-                self.__dict__["_client"] = self._connect(create=True)
-            if not self._client.has_collection(self.collection + SUFFIX):
-                create_states(self._client, self.collection)
+                self.__dict__["_client"] = connect(self.uri, create=True)
+            open_states(self._client, self.collection)
             update = MilvusUpdate(self._client, self.uri, self.collection)
             try:
                 yield update
@@ -65,14 +66,27 @@ class MilvusStore:
 
     @cached_property
     def _client(self) -> Any:
-        return self._connect(create=False)
-
-    def _connect(self, create: bool) -> Any:
-        client = connect(self.uri, create=create)
-        for name in (self.collection, self.collection + SUFFIX):
-            if client.has_collection(name):
-                client.load_collection(name)
+        """A connection to read the loaded collections."""
+        client = connect(self.uri)
+        try:
+            for name in (self.collection, self.collection + SUFFIX):
+                if client.has_collection(name):
+                    self._load(client, name)
+        except BaseException:
+            disconnect(client, self.uri)
+            raise
         return client
+
+    def _load(self, client: Any, name: str) -> None:
+        try:
+            client.load_collection(name)
+        except Exception as error:
+            if built_type(client, name) is not None:
+                raise
+            raise InputError(
+                f"{self.address} has no vector index: an update is building one, or was interrupted before; then run "
+                "hgsl-search index again, which builds it"
+            ) from error
 
     def _existing(self, state: int) -> int:
         if not state:

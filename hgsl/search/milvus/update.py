@@ -144,6 +144,7 @@ class MilvusUpdate:
         self._next_id, self._columns = record.get("next_id", 0), record.get("columns", {})
         self._ended_with = record.get("ended", [0, 0])
         if self._client.has_collection(self._collection):
+            schema.load_with_index(self._client, self._collection, record.get("index_type", schema.FLAT))
             self._read_rows()
         if not self._number:
             return None
