@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from hgsl.common.device import cpu_has_int8
-from hgsl.common.errors import InputError
+from hgsl.common.errors import InputError, first_line
 from hgsl.common.extras import require
 from hgsl.common.files import atomic_path
 from hgsl.export.quiet import quiet
 from hgsl.export.session import INPUT
 
 PERCENTILE = 99.99  # of an activation's values within its range: a few outliers would cost all others their digits
+NO_HISTOGRAM = "Too many bins for data range"  # NumPy's error where the values of an activation hardly vary
 # Relu and Clip are fused with the convolution before them, whose range is then that of their output, from 0 on.
 OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "GlobalAveragePool")
 
@@ -51,7 +52,7 @@ def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tenso
             be searched are enough.
 
     Raises:
-        InputError: The extra is missing, or there are no images.
+        InputError: The extra is missing, there are no images, or an activation on them is not finite.
         OSError: The path cannot be written, or the disk is full.
     """
     require("export", "8-bit quantization")
@@ -74,12 +75,16 @@ def quantize_static(source: str | Path, path: str | Path, images: Sequence[Tenso
             # One batch at a time, so that the activations of one are held in memory.
             "extra_options": {"CalibPercentile": PERCENTILE, "CalibStridedMinMax": 1},
         }
-        try:
-            method = CalibrationMethod.Percentile
-            quantize_file(fused, str(temporary), _Images(images), calibrate_method=method, **settings)
-        except ValueError:  # an activation hardly varies, so that its values have no histogram
-            method = CalibrationMethod.MinMax
-            quantize_file(fused, str(temporary), _Images(images), calibrate_method=method, **settings)
+        for method in (CalibrationMethod.Percentile, CalibrationMethod.MinMax):
+            try:
+                quantize_file(fused, str(temporary), _Images(images), calibrate_method=method, **settings)
+                return
+            except ValueError as error:
+                if method is CalibrationMethod.MinMax or NO_HISTOGRAM not in str(error):
+                    raise InputError(
+                        f"{source} cannot be calibrated on these images: {first_line(error)}; are the images, and the "
+                        "activations of the network on them, finite?"
+                    ) from error
 
 
 def _share_weights(path: str) -> None:

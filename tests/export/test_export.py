@@ -273,6 +273,22 @@ def test_static_quantization_keeps_the_directions_of_calibrated_images(tmp_path:
     assert "DequantizeLinear" not in before_activations  # ranges are taken after an activation, not before
     with pytest.raises(InputError, match="images: there are none to calibrate the activations on"):
         quantize_static(tmp_path / "model.onnx", tmp_path / "other.onnx", [])
+    infinite = images[:2].clone()
+    infinite[1, 2, 3, 4] = math.inf
+    with pytest.raises(InputError, match=r"model\.onnx cannot be calibrated on these images: .*is not finite"):
+        quantize_static(tmp_path / "model.onnx", tmp_path / "other.onnx", [infinite])
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_an_activation_that_hardly_varies_is_calibrated_by_its_extremes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_embedder("test_resnet", weights="none", image_size=48).eval()
+    export_model(model, tmp_path / "model.onnx", batch_sizes=(1,))
+    image = torch.ones(1, 3, 48, 48)
+    image[0, 0, 0, 0] += torch.finfo(image.dtype).eps  # no histogram has a hundred bins between 1 and the next number
+    quantize_static(tmp_path / "model.onnx", tmp_path / "int8.onnx", [image])
+    with torch.inference_mode():
+        assert (OnnxEmbedder(tmp_path / "int8.onnx")(image) * model(image)).sum() > 0.99
 
 
 @pytest.mark.parametrize(
