@@ -3,12 +3,17 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from hgsl.common.errors import InputError
 
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# Names of the parameters of an HTTP address that grant access, such as X-Amz-Signature of a presigned one.
-SECRET = re.compile(r"sig|token|key|secret|pass|pwd|auth|cred|x-amz-|x-goog-|expires|policy", re.IGNORECASE)
+# Words in the names of the HTTP parameters that grant access, such as X-Amz-Signature of a presigned address.
+SECRET = re.compile(
+    r"(.*(access|account|api|app|auth|client|master|private|secret|service|session|shared|sign|signing|storage))?key"
+    r"|sig|sign|signed|.*(signature|token|secret|password|passwd|pwd|credential)s?"
+    r"|pass(code|phrase)?|o?auth(entication|orization)?|creds?|expires|policy|hmac|jwt"
+)
 
 
 def check_path(name: str, value: object, expected: str = "a path") -> None:
@@ -41,10 +46,19 @@ def public_uri(uri: str) -> str:
     assert end is not None  # the pattern matches everywhere
     host, path = rest[: end.start()].rpartition("@")[2], rest[end.start() :]
     if protocol.lower() in ("http", "https"):
-        path, _, query = path.partition("?")
-        query = "&".join(part for part in query.split("&") if not SECRET.search(part.partition("=")[0]))
-        path += f"?{query}" if query else ""
+        path, hash_mark, fragment = path.partition("#")
+        path, question_mark, query = path.partition("?")
+        for mark, text in ((question_mark, query), (hash_mark, fragment)):
+            public = "&".join(part for part in text.split("&") if not _is_secret(part.partition("=")[0]))
+            path += f"{mark}{public}" if public or not text else ""
     return f"{protocol}://{host}{path}"
+
+
+def _is_secret(name: str) -> bool:
+    """Whether a parameter of this name grants access, by its words: "access-key" and "apiKey", but not "monkey"."""
+    name = unquote(name)
+    words = [*re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name), *re.findall(r"[A-Za-z]+", name)]
+    return bool(re.match(r"x-(amz|goog)-", name, re.IGNORECASE)) or any(SECRET.fullmatch(w.lower()) for w in words)
 
 
 def check_local(name: str, path: str | os.PathLike[str], way_out: str) -> None:
