@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hgsl.cli._interrupt import EXIT_INTERRUPTED, end_on_interrupt
-from hgsl.cli._streams import open_ended_output
+from hgsl.cli._streams import check_output, open_ended_output
 from hgsl.common.cores import wait_without_spinning
 from hgsl.common.errors import InputError
 
@@ -19,7 +19,7 @@ EXIT_INPUT = 2
 
 
 def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
-    """Calls ``work`` and returns the exit status: 0, 2 after bad input, 130 after Ctrl-C.
+    """Calls ``work`` and returns the exit status: 0, 2 after bad input or lost output, 130 after Ctrl-C.
 
     Args:
         work: The command; its own exit status, or None for 0.
@@ -47,7 +47,13 @@ def run(work: Callable[[], int | None], *, ends_process: bool = False) -> int:
 
 def _status_of(work: Callable[[], int | None]) -> int:
     try:
-        return work() or EXIT_OK
+        try:
+            status = work() or EXIT_OK
+        except SystemExit:  # of a parser, after --help
+            check_output()
+            raise
+        check_output()
+        return status
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_INPUT

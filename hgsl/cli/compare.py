@@ -1,7 +1,6 @@
 """``hgsl-compare``: reports side by side, with paired differences and their intervals."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--curves", metavar="FILE", help="Also draw Recall@K of all (.png, .pdf, .svg).")
     parser.add_argument("--table", metavar="FILE", help="Also write the scores as Markdown (.md) or LaTeX (.tex).")
     parser.add_argument("--plot", metavar="FILE", help="Also draw MAP@R and Recall@1 of all, a point per seed.")
-    flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _compare(flags), ends_process=arguments is None)
+    return run(lambda: _compare(parser.parse_args(arguments)), ends_process=arguments is None)
 
 
 def _compare(flags: argparse.Namespace) -> None:

@@ -27,8 +27,8 @@ def main(arguments: "list[str] | None" = None) -> int:
         exit_on_interrupt()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0].startswith("-"):
-        print(import_module("hgsl.cli._summary").summarize(words, COMMANDS))
-        return 0
+        run = import_module("hgsl.cli._main").run
+        return int(run(lambda: _print_summary(words), ends_process=arguments is None))
     name, *words = words
     if name not in COMMANDS:
         print(f"error: {import_module('hgsl.common.errors').unknown('command', name, COMMANDS)}", file=sys.stderr)
@@ -75,6 +75,10 @@ def sparsify() -> int:
 def prepare() -> int:
     """``hgsl-prepare``."""
     return _start("prepare")
+
+
+def _print_summary(words: "list[str]") -> None:
+    print(import_module("hgsl.cli._summary").summarize(words, COMMANDS))
 
 
 def _start(name: str) -> int:

@@ -1,7 +1,6 @@
 """``hgsl-export``: export of a trained model to another runtime, to a folder for the Hub, or to the Hub itself."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--private", action="store_true", help="Make the new repository of --push private.")
     parser.add_argument("--license", metavar="NAME", help="License of the weights for hub, such as apache-2.0.")
-    flags = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return run(lambda: _export(flags), ends_process=arguments is None)
+    return run(lambda: _export(parser.parse_args(arguments)), ends_process=arguments is None)
 
 
 def _export(flags: argparse.Namespace) -> None:

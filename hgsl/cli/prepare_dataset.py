@@ -27,8 +27,7 @@ EXIT_PROBLEM = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 on success, 1 if ``--verify`` or ``--audit`` found a problem, 2 after bad input."""
-    flags = _parser().parse_args(arguments)
-    return run(lambda: prepare(flags), ends_process=arguments is None)
+    return run(lambda: prepare(_parser().parse_args(arguments)), ends_process=arguments is None)
 
 
 def _parser() -> argparse.ArgumentParser:

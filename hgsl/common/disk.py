@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hgsl.common.errors import InputError
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -43,8 +45,10 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
         size: Bytes that will be needed, if known.
 
     Raises:
+        InputError: It is a device or a pipe.
         OSError: It cannot be written, or fewer than ``size`` bytes are free; the error names ``path``.
     """
+    check_no_device(path)
     folder = Path(path)
     if not folder.is_dir():
         folder = folder.parent
@@ -60,6 +64,16 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
     if free < size:
         reason = f"{os.strerror(errno.ENOSPC)} ({free:,} bytes are free, {size:,} are needed)"
         raise OSError(errno.ENOSPC, reason, os.fspath(path))
+
+
+def check_no_device(path: str | os.PathLike[str]) -> None:
+    """Checks that ``path`` is no device or pipe such as /dev/null, which a rename to this name would remove.
+
+    Raises:
+        InputError: It is one.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{os.fspath(path)} is a device or a pipe, and would be replaced: name a file")
 
 
 def reserve_space(path: str | os.PathLike[str]) -> None:

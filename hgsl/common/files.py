@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hgsl.common.disk import named_disk_errors
+from hgsl.common.disk import check_no_device, named_disk_errors
 from hgsl.common.errors import InputError
 
 PARTIAL = ".partial"  # in the name of a file that is being written
@@ -25,9 +25,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     library sets another (safetensors: readable by the owner only).
 
     Raises:
+        InputError: ``path`` is a device or a pipe.
         OSError: The folder cannot be written, or the disk is full; the error names ``path``. Nothing is left behind.
     """
     target = Path(path)
+    check_no_device(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept: several writers (PNG, safetensors) choose their format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{PARTIAL}{target.suffix}")

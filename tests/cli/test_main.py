@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,57 @@ def test_an_interrupt_that_a_library_swallows_ends_the_process_all_the_same() ->
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert (output, errors, process.returncode) == ("swallowed\n", "interrupted\n", 130)
+
+
+WRITES = {
+    "prints little": "print('a line')",
+    "prints much": "[print('a line') for _ in range(9999)]",
+    "prints long help": "argparse.ArgumentParser(description='a line ' * 9999).parse_args(['--help'])",
+    "prints short help": "argparse.ArgumentParser().parse_args(['--help'])",
+}
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is one of Linux")
+
+
+@needs_full
+@pytest.mark.parametrize("ends_process", [True, False])
+@pytest.mark.parametrize("work", WRITES.values(), ids=WRITES)
+def test_output_that_cannot_be_written_is_one_line_and_a_status(work: str, ends_process: bool) -> None:
+    code = (
+        f"import argparse, sys\nfrom hgsl.cli._main import run\ndef work():\n    {work}\n"
+        f"sys.exit(run(work, ends_process={ends_process}))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device: standard output\n")
+
+
+@needs_full
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--help"],
+        ["compare", "--help"],
+        ["search", "query", "--help"],
+        ["export", "--help"],
+        ["prepare", "--help"],
+        pytest.param(["--version"], marks=pytest.mark.slow),
+        pytest.param(["train", "--help"], marks=pytest.mark.slow),
+        pytest.param(["train", "--print_config"], marks=pytest.mark.slow),
+        pytest.param(["train", "--help-all"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_no_command_succeeds_without_its_output(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "hgsl", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device: standard output\n")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    code = "from hgsl.cli._main import run\nraise SystemExit(run(lambda: print('a line ' * 99999)))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.close()
+    assert (process.communicate()[1], process.wait()) == ("", 0)

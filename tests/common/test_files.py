@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError
 from hgsl.common.files import atomic_path, walk_files, write_json, write_text
 
@@ -53,6 +54,18 @@ def test_folders_are_made_and_the_suffix_is_kept(tmp_path: Path) -> None:
         assert temporary.parent == tmp_path / "a" / "b"
         temporary.write_bytes(b"x")
     assert (tmp_path / "a" / "b" / "plot.png").read_bytes() == b"x"
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link):
+        for write in (check_writable, lambda path: write_text(path, "x")):
+            with pytest.raises(InputError, match=f"^{path} is a device or a pipe, and would be replaced: name a file$"):
+                write(path)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    assert link.is_symlink()
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hgsl.cli import search
+from hgsl.cli._search_flags import search_parser
 from tests.helpers import ROOT
 
 FILES = sorted((ROOT / "docs/deploy").glob("*.yaml"))
@@ -33,7 +33,7 @@ def commands(value: Any) -> Iterator[list[str]]:
 def test_the_commands_of_an_example_are_accepted_and_name_one_index(path):
     words = {command[2]: command for command in commands(documents(path))}
     assert words.keys() == {"index", "serve"}
-    options = {name: search._parser().parse_args(command[2:]) for name, command in words.items()}
+    options = {name: search_parser().parse_args(command[2:]) for name, command in words.items()}
     assert options["serve"].host == "0.0.0.0"
     assert options["serve"].index == [options["index"].uri] == ["http://milvus:19530#photos"]
     assert options["serve"].checkpoint == options["index"].checkpoint == "/model"
