@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hgsl.config.checks import refuse
+from hgsl.config.checks import check_finite, refuse
 
 
 @dataclass
@@ -42,6 +42,7 @@ class RunConfig:
     others, so a resumed run is then equal up to rounding only."""
 
     def __post_init__(self) -> None:
+        check_finite("run", self)
         refuse(not 0 <= self.seed < 2**32, f"run.seed must lie from 0 to {2**32 - 1}, found {self.seed}")
         refuse(len(set(self.trackers)) < len(self.trackers), f"run.trackers names one twice: {self.trackers}")
         refuse(
@@ -74,6 +75,7 @@ class AugmentConfig:
     """Random erasing: probability that noise replaces a random box, such as 0.25."""
 
     def __post_init__(self) -> None:
+        check_finite("data.augment", self)
         for name, largest in {"color_jitter": 1, "rand_augment": 10, "grayscale": 1, "random_erasing": 1}.items():
             value = getattr(self, name)
             refuse(not 0 <= value <= largest, f"data.augment.{name} must lie from 0 to {largest}, found {value}")
@@ -126,6 +128,7 @@ class DataConfig:
     """Worker processes of the data loader; empty means one per core, at most 8."""
 
     def __post_init__(self) -> None:
+        check_finite("data", self)
         self._resolve_folders()
         refuse(self.image_size < 1, f"data.image_size must be positive, found {self.image_size}")
         refuse(not 0 <= self.test_share < 1, f"data.test_share must lie from 0 to below 1, found {self.test_share}")

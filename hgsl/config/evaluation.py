@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
-from hgsl.config.checks import refuse
+from hgsl.config.checks import check_finite, refuse
 
 STEP = 32  # pixels; convolutional backbones have this output stride
 
@@ -42,13 +43,14 @@ class EvalConfig:
     """Whether report.html and curves.png are written after training (up to 20,000 queries)."""
 
     def __post_init__(self) -> None:
+        check_finite("eval", self)
         refuse(not self.ks or min(self.ks) < 1, f"eval.ks must be positive numbers, found {self.ks}")
         refuse(self.every < 0, f"eval.every cannot be negative, found {self.every}: 0 evaluates no epoch")
         refuse(self.batch_size < 1, f"eval.batch_size must be positive, found {self.batch_size}")
         if isinstance(self.image_size, str) and self.image_size.isdecimal():
             self.image_size = int(self.image_size)
         refuse(
-            isinstance(self.image_size, str) and (not _is_multiple(self.image_size) or self.factor <= 0),
+            isinstance(self.image_size, str) and (not _is_multiple(self.image_size) or not 0 < self.factor < inf),
             f"eval.image_size must be a number of pixels, or a multiple of data.image_size such as 1.2x, "
             f"found {self.image_size!r}",
         )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hgsl.config.checks import refuse
+from hgsl.config.checks import check_finite, refuse
 
 PACKAGED = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")  # as hgsl.models.weights
 
@@ -20,6 +20,7 @@ class LoraConfig:
     """Layers with an adapter: auto for all linear ones of the backbone, or the ends of their names, such as [qkv]."""
 
     def __post_init__(self) -> None:
+        check_finite("model.lora", self)
         refuse(self.rank < 0, f"model.lora.rank cannot be negative, found {self.rank}")
         refuse(self.alpha <= 0, f"model.lora.alpha must be positive, found {self.alpha}")
 
@@ -59,6 +60,7 @@ class ModelConfig:
     """Whether activations are recomputed instead of stored: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
+        check_finite("model", self)
         refuse(
             self.weights == "packaged" and self.backbone not in PACKAGED,
             f"model.weights 'packaged' are those of {', '.join(PACKAGED)}, but model.backbone is {self.backbone!r}: "

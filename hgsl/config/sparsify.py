@@ -1,10 +1,9 @@
 """Settings of Continuous Sparsification: masks during training, and the search for a ticket."""
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Literal
 
-from hgsl.config.checks import refuse
+from hgsl.config.checks import check_finite, refuse
 
 
 @dataclass
@@ -32,11 +31,12 @@ class MaskConfig:
     """Peak learning rate of the scores, which have no weight decay; empty means optim.lr."""
 
     def __post_init__(self) -> None:
+        check_finite("sparsify", self)
         refuse(
             not -10 <= self.mask_initial_value <= 10,
             f"sparsify.mask_initial_value must be from -10 to 10, found {self.mask_initial_value}",
         )
-        refuse(not 0 <= self.lmbda < inf, f"sparsify.lmbda cannot be negative or infinite, found {self.lmbda}")
+        refuse(self.lmbda < 0, f"sparsify.lmbda cannot be negative, found {self.lmbda}")
         refuse(
             self.target is not None and not 0 < self.target < 1,
             f"sparsify.target is a share between 0 and 1, such as 0.6, found {self.target}",
@@ -105,4 +105,4 @@ class SparsifyConfig(MaskConfig):
 
 
 def _check_positive(name: str, value: float | None) -> None:
-    refuse(value is not None and not 0 < value < inf, f"sparsify.{name} must be positive and finite, found {value}")
+    refuse(value is not None and value <= 0, f"sparsify.{name} must be positive, found {value}")

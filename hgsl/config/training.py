@@ -1,10 +1,9 @@
 """Settings of loss, optimizer and training loop."""
 
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Literal
 
-from hgsl.config.checks import refuse
+from hgsl.config.checks import check_finite, refuse
 
 FEW_CLASSES = 12  # below, "auto" takes random centers and a smaller alpha (docs/recipe.md)
 
@@ -76,8 +75,9 @@ class LossConfig:
     """Temperature of the similarities: at a lower one only the nearest images count."""
 
     def __post_init__(self) -> None:
+        check_finite("loss", self)
         refuse(self.top_k is not None and self.top_k < 1, f"loss.top_k must be positive or empty, found {self.top_k}")
-        refuse(self.alpha != "auto" and not 0 < self.alpha < inf, f"loss.alpha must be positive, found {self.alpha}")
+        refuse(self.alpha != "auto" and self.alpha <= 0, f"loss.alpha must be positive, found {self.alpha}")
         refuse(
             bool(self.top_k_schedule) and self.top_k is not None,
             "loss.top_k_schedule replaces loss.top_k: leave one of them empty",
@@ -92,24 +92,21 @@ class LossConfig:
             )
         refuse(self.miner is None and bool(self.miner_options), "loss.miner_options need loss.miner")
         refuse(self.memory < 0, f"loss.memory cannot be negative, found {self.memory}")
-        refuse(not 0 <= self.weight < inf, f"loss.weight cannot be negative or infinite, found {self.weight}")
+        refuse(self.weight < 0, f"loss.weight cannot be negative, found {self.weight}")
         refuse(
             self.weight == 0 and self.teacher is None,
             "loss.weight 0 leaves a teacher alone to learn from, but loss.teacher is empty: set one of them",
         )
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
-        refuse(
-            not 0 <= self.teacher_features < inf,
-            f"loss.teacher_features cannot be negative or infinite, found {self.teacher_features}",
-        )
+        refuse(self.teacher_features < 0, f"loss.teacher_features cannot be negative, found {self.teacher_features}")
         refuse(
             self.teacher_features > 0 and self.teacher_input == "whole",
             "loss.teacher_features compares the blocks on the images of a step: set loss.teacher_input augmented",
         )
         for name in ("teacher_weight", "teacher_temperature"):
             value = getattr(self, name)
-            refuse(not 0 < value < inf, f"loss.{name} must be positive and finite, found {value}")
+            refuse(value <= 0, f"loss.{name} must be positive, found {value}")
         refuse(self.teacher == "", "loss.teacher is an empty text: leave it out, or name a run folder or model")
         refuse(self.sharded and self.both_sides > 0, "loss.both_sides needs all centers: set loss.sharded to false")
         refuse(
@@ -157,9 +154,10 @@ class OptimConfig:
     (see run.log_every). Empty is true on a GPU."""
 
     def __post_init__(self) -> None:
+        check_finite("optim", self)
         for name in ("lr", "projection_lr", "centers_lr", "scale_lr", "weight_decay"):
             value = getattr(self, name)
-            refuse(not 0 <= value < inf, f"optim.{name} cannot be negative or infinite, found {value}")
+            refuse(value < 0, f"optim.{name} cannot be negative, found {value}")
         refuse(
             self.layer_decay is not None and not 0 < self.layer_decay <= 1,
             f"optim.layer_decay must be above 0 and at most 1, such as 0.75, or empty, found {self.layer_decay}",
@@ -230,6 +228,7 @@ class TrainConfig:
     step; --resume continues from one of these if it is copied over state.safetensors."""
 
     def __post_init__(self) -> None:
+        check_finite("train", self)
         for name in ("epochs", "batch_size", "accumulate", "save_every", "keep"):
             value = getattr(self, name)
             minimum = 0 if name == "epochs" else 1

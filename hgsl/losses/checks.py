@@ -25,11 +25,13 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
 
 
 def check_number(name: str, value: object) -> None:
-    """Checks for a number, or a tensor of one number; True and False do not count as numbers."""
+    """Checks for a finite number, or a tensor of one number, which is not read; True and False are no numbers."""
     is_number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
     if not is_number or isinstance(value, bool):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise InputError(f"{name} is {shown}: expected a number")
+    if isinstance(value, Real) and not abs(value) < float("inf"):  # type: ignore[operator]
+        raise InputError(f"{name} is {value}: expected a finite number")
 
 
 def hard_set_size(top_k: int | None, num_classes: int, hard_set: str) -> int:

@@ -110,6 +110,7 @@ def class_logits(
     """Returns ``z`` ``(B, C)``, scaled similarities of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
     check_center_shape(centers)
     check_embeddings(embeddings, centers.shape[1])
+    check_number("alpha", alpha)
     check_similarity(similarity)
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):

@@ -11,6 +11,7 @@ from hgsl.losses.checks import check_batch, check_integer, check_number, check_s
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
 from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.graphs import LossGraphs
+from hgsl.losses.library_arguments import refuse_references, tuple_weights
 from hgsl.losses.scoring.similarity import normalize_
 
 
@@ -167,10 +168,15 @@ class HardGlobalSoftminLoss(nn.Module):
         self.top_k = top_k
 
     def set_centers(self, centers: Tensor) -> None:
-        """Copies ``centers``, of the shape of the parameter, into it and normalizes them.
+        """Copies ``centers`` into the parameter and normalizes them.
+
+        Args:
+            centers: ``(C, D)``. Sharded centers are set by each process for its own classes alone: rows ``first_class``
+                to ``first_class + len(loss_fn.centers)`` of the table, which ``loss_fn.local_rows(table)`` returns.
 
         Raises:
-            InputError: They are no tensor, the shape differs, or a value is not finite.
+            InputError: They are no tensor, a value is not finite, or the shape differs; the message has both shapes, as
+                in ``centers of shape (10, 64) cannot be set: expected finite values of shape (5, 64)``.
         """
         check_tensor("centers", centers)
         if centers.shape != self.centers.shape or not centers.isfinite().all():
@@ -215,36 +221,3 @@ class HardGlobalSoftminLoss(nn.Module):
                 )
             self.renormalize()
         self._trained_unattached = torch.is_grad_enabled() and not self.optimizer_attached
-
-
-def refuse_references(ref_emb: Tensor | None, ref_labels: Tensor | None) -> None:
-    """Raises if reference embeddings are given, as pytorch-metric-learning's losses with class weights do."""
-    if ref_emb is not None or ref_labels is not None:
-        raise InputError("ref_emb and ref_labels are not supported: embeddings are compared with class centers only")
-
-
-def tuple_weights(indices_tuple: Sequence[Tensor] | None, batch_size: int) -> Tensor | None:
-    """Returns ``(B,)`` weights in [0, 1]: how often each embedding occurs in a miner's tuple, divided by the maximum.
-
-    Raises:
-        InputError: The tuple holds anything other than indices into the batch.
-    """
-    if indices_tuple is None:
-        return None
-    if not isinstance(indices_tuple, Sequence):
-        raise InputError(f"indices_tuple: expected a tuple of tensors, found {type(indices_tuple).__name__}")
-    for part in indices_tuple:
-        check_tensor("indices_tuple", part)
-    if not sum(part.numel() for part in indices_tuple):
-        return None
-    indices = torch.cat([part.flatten() for part in indices_tuple])
-    if indices.is_floating_point() or indices.dtype == torch.bool:
-        raise InputError(f"indices_tuple holds {indices.dtype}: expected integers, the indices of a miner")
-    lowest, highest = torch.stack(indices.aminmax()).tolist()
-    if lowest < 0 or highest >= batch_size:
-        wrong = highest if lowest >= 0 else lowest
-        raise InputError(
-            f"indices_tuple names embedding {wrong}, but the batch has {batch_size}: expected 0 to {batch_size - 1}"
-        )
-    counts = indices.bincount(minlength=batch_size)
-    return counts / counts.max()

@@ -5,6 +5,7 @@ from typing import Any
 from torch import optim
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.losses.checks import check_number
 from hgsl.losses.hgsl import HardGlobalSoftminLoss
 
 SPARSE_OPTIMIZERS = {"sgd": optim.SGD, "adagrad": optim.Adagrad, "sparse_adam": optim.SparseAdam}
@@ -16,6 +17,8 @@ def parameter_groups(loss_fn: HardGlobalSoftminLoss, centers_lr: float, scale_lr
 
     A fixed scale is omitted, and so are centers with ``sparse_grad``, which need :func:`sparse_optimizer`.
     """
+    check_number("centers_lr", centers_lr)
+    check_number("scale_lr", scale_lr)
     groups: list[dict[str, Any]] = []
     if not loss_fn.sparse_grad:
         groups.append({"name": "centers", "params": [loss_fn.centers], "lr": centers_lr, "weight_decay": 0.0})
@@ -36,10 +39,11 @@ def sparse_optimizer(
         **options: further arguments of the optimizer.
 
     Raises:
-        InputError: The name is unknown, or the options are incompatible with sparse gradients.
+        InputError: The name is unknown, the rate is not finite, or the options are incompatible with sparse gradients.
     """
     if name not in SPARSE_OPTIMIZERS:
         raise unknown("sparse optimizer", name, SPARSE_OPTIMIZERS)
+    check_number("lr", lr)
     optimizer: optim.Optimizer = SPARSE_OPTIMIZERS[name]([loss_fn.centers], lr=lr, **options)
     attach_optimizer(loss_fn, optimizer)
     return optimizer

@@ -23,7 +23,8 @@ from hgsl.losses.checks import check_batch, hard_set_size
 from hgsl.losses.decorrelation import count_pairs, sampled_rows, sum_abs_dots
 from hgsl.losses.functional import class_logits, working_dtype
 from hgsl.losses.hard_set import largest, nearest_classes, scaled, score_classes, true_class_first
-from hgsl.losses.hgsl import HardGlobalSoftminLoss, refuse_references, tuple_weights
+from hgsl.losses.hgsl import HardGlobalSoftminLoss
+from hgsl.losses.library_arguments import refuse_references, tuple_weights
 from hgsl.losses.scoring.dense_scores import dense_scores
 from hgsl.losses.scoring.similarity import unit_of_any_norm
 from hgsl.losses.value_checks import check_centers, check_values, usual_norms

@@ -1,10 +1,14 @@
 """Settings on the command line: files, overrides, messages about mistakes."""
 
+import dataclasses
 import importlib
+import math
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -14,7 +18,7 @@ from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
 from hgsl.cli._training import training_parser
 from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
-from hgsl.config import Config, SparsifyRunConfig
+from hgsl.config import Config, EvalConfig, LossConfig, SparsifyConfig, SparsifyRunConfig
 
 
 def read(*words: str) -> Config:
@@ -275,3 +279,38 @@ def test_files_and_names_count_in_their_order_in_either_form(tmp_path: Path) -> 
     for names in (["--data.name", "folder"], ["--data.name=csv", "--data.name", "folder"]):
         config = read(f"--config={first}", "--config", str(second), *names)
         assert Path(config.data.root or "").name == "photos", "the data set of the last file, whose root applies"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_may_be_nan_or_infinite(value: float) -> None:
+    checked = 0
+    for section in {SparsifyConfig, *(part.type for part in sections_of(Config))}:
+        for name, hint in get_type_hints(section).items():
+            if "float" not in str(hint):
+                continue
+            wrong = [0.5, value] if get_origin(hint) in (list, tuple) else value
+            with pytest.raises(ValueError, match=rf"\w\.{name} must be finite, found .*{value}"):
+                section(**{name: wrong})
+            checked += 1
+    assert checked > 35
+    with pytest.raises(InputError, match=f"^loss.decorrelation must be finite, found {value}$"):
+        read(f"--loss.decorrelation={value}".replace("inf", ".inf").replace("nan", ".nan"))
+
+
+def test_arguments_for_other_code_may_be_infinite_but_not_nan() -> None:
+    assert LossConfig("TripletMarginLoss", miner_options={"cutoff": math.inf}, miner="Miner").miner == "Miner"
+    with pytest.raises(ValueError, match=r"loss\.options must be finite, found .*nan"):
+        LossConfig("TripletMarginLoss", options={"margins": [0.1, math.nan]})
+
+
+def test_a_multiple_of_the_image_size_that_overflows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"eval\.image_size must be a number of pixels, or a multiple"):
+        EvalConfig(image_size="9" * 400 + "x")
+
+
+def sections_of(settings: type) -> Iterator[dataclasses.Field[Any]]:
+    """The fields of settings that are sections, nested ones included."""
+    for part in dataclasses.fields(settings):
+        if dataclasses.is_dataclass(part.type):
+            yield part
+            yield from sections_of(part.type)

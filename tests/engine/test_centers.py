@@ -64,7 +64,7 @@ def test_few_classes_have_a_smaller_alpha() -> None:
         for alpha, classes in (("auto", 11), ("auto", 12), (0.2, 12))
     ]
     assert alphas == pytest.approx([0.4, 1.0, 0.2])
-    with pytest.raises(ValueError, match=r"loss.alpha must be positive, found nan"):
+    with pytest.raises(ValueError, match=r"loss.alpha must be finite, found nan"):
         LossConfig(alpha=float("nan"))
 
 

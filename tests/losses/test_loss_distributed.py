@@ -160,6 +160,10 @@ def check_state(rank, world):
         alone.load_state_dict(state)
     sharded.load_state_dict({"centers": 3 * table, "alpha": torch.tensor(0.5)})
     torch.testing.assert_close(sharded.all_centers(), 3 * table)
+    sharded.set_centers(sharded.local_rows(2 * table))
+    torch.testing.assert_close(sharded.all_centers(), torch.nn.functional.normalize(table))
+    with pytest.raises(InputError, match=r"centers of shape \(7, 6\) cannot .* of shape \(\d, 6\)"):
+        sharded.set_centers(table)
     with pytest.raises(RuntimeError, match="size mismatch for centers"):
         sharded.load_state_dict({"centers": torch.zeros(8, DIMENSION), "alpha": torch.tensor(0.5)})
 

@@ -7,9 +7,15 @@ import pytest
 import torch
 
 from hgsl.common.errors import InputError
-from hgsl.losses import HardGlobalSoftminLoss, ShardedHardGlobalSoftminLoss, scheduled_top_k, sparse_optimizer
+from hgsl.losses import (
+    HardGlobalSoftminLoss,
+    ShardedHardGlobalSoftminLoss,
+    parameter_groups,
+    scheduled_top_k,
+    sparse_optimizer,
+)
 from hgsl.losses.decorrelation import decorrelation
-from hgsl.losses.functional import hard_global_softmin_loss
+from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.scoring.similarity import normalize_
 
 ROUTES = pytest.mark.parametrize("chunk_size", [None, 3], ids=["dense", "gathered"])
@@ -176,11 +182,26 @@ def test_a_numpy_integer_is_an_integer():
         ({"margin": None}, "margin is None: expected a number"),
         ({"margin": True}, "margin is True: expected a number"),
         ({"alpha": False}, "alpha is False: expected a number"),
+        ({"alpha": math.nan}, "alpha is nan: expected a finite number"),
+        ({"alpha": math.inf}, "alpha is inf: expected a finite number"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         HardGlobalSoftminLoss(**{"num_classes": 9, "embedding_size": 5, **options})
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf])
+def test_rates_of_centers_and_scale_must_be_finite(rate):
+    loss_fn = HardGlobalSoftminLoss(9, 5)
+    with pytest.raises(InputError, match=f"centers_lr is {rate}: expected a finite number"):
+        parameter_groups(loss_fn, rate)
+    with pytest.raises(InputError, match=f"scale_lr is {rate}: expected a finite number"):
+        parameter_groups(loss_fn, 0.1, rate)
+    with pytest.raises(InputError, match=f"lr is {rate}: expected a finite number"):
+        sparse_optimizer(HardGlobalSoftminLoss(9, 5, sparse_grad=True), lr=rate)
+    with pytest.raises(InputError, match=f"alpha is {rate}: expected a finite number"):
+        class_logits(torch.randn(2, 5), loss_fn.centers, rate)
 
 
 @pytest.mark.parametrize("shape", [(9, 0), (0, 5), (5,), (9, 5, 1)])
