@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hgsl.common.errors import InputError
 from hgsl.common.transforms import Transform, eval_transform, train_transform
+from hgsl.models.activations import activations_in_place
 from hgsl.models.backbone import has_depthwise, is_convolutional
 from hgsl.models.encode import ImageInput, encode
 from hgsl.models.features import pool_features, pooled_width
@@ -55,6 +56,15 @@ class Embedder(nn.Module):
         self.architecture = architecture
         self.is_convolutional = is_convolutional(backbone)
         self.has_depthwise = has_depthwise(backbone)
+        self._in_place = activations_in_place(backbone)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Embedder":
+        """Sets the mode; in training no activation works in place if autograd would then keep a copy of its input."""
+        super().train(mode)
+        for activation in self._in_place:
+            activation.inplace = not mode
+        return self
 
     def prefers_channels_last(self, device: torch.device) -> bool:
         """Whether the channels-last memory format is the faster one on ``device``: for networks of convolutions.

@@ -1,6 +1,8 @@
 """The embedder: output, image sizes, transform and refusals."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hgsl import create_embedder
 from hgsl.common.errors import InputError
@@ -174,3 +177,32 @@ def test_the_memory_format_depends_on_the_device() -> None:
     ):
         model = create_embedder(name, weights="none")
         assert (model.prefers_channels_last(cpu), model.prefers_channels_last(gpu)) == (on_cpu, on_gpu)
+
+
+class Clones(TorchDispatchMode):
+    """Counts the copies that autograd makes of inputs which are overwritten."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_activations_work_in_place_in_evaluation_only() -> None:
+    model, images = create_embedder("tf_efficientnet_lite0", weights="none"), torch.randn(2, 3, 64, 64)
+    plain = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
+    plain.load_state_dict(model.backbone.state_dict())
+    activations = [(ours, theirs) for ours, theirs in zip(model.backbone.modules(), plain.modules(), strict=True)]
+    activations = [pair for pair in activations if isinstance(pair[0], nn.ReLU6)]
+    assert len(activations) > 30
+    for network in (model, copy.deepcopy(model)):
+        copied = [module for module in network.modules() if isinstance(module, nn.ReLU6)]
+        with Clones() as clones:
+            output = network.backbone.forward_features(images)
+        assert clones.count == 0
+        assert not any(module.inplace for module in copied)
+        torch.testing.assert_close(output, plain.forward_features(images), rtol=0, atol=0)
+        network.eval()
+        assert [module.inplace for module in copied] == [theirs.inplace for _, theirs in activations]
+        assert not any(module.inplace for module in network.train().modules() if isinstance(module, nn.ReLU6))
