@@ -13,6 +13,7 @@ from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
 from hgsl.common.faiss_factory import check_factory
 from hgsl.common.model_source import check_model_source
+from hgsl.common.paths import public_uri
 from hgsl.search import checks
 from hgsl.search.folder.record import read_record
 from hgsl.search.stores.address import is_milvus, split_address
@@ -76,7 +77,7 @@ def _index(options: argparse.Namespace) -> None:
         address=options.address,
         parts=options.parts,
     )
-    _print_report(report, address)
+    _print_report(report, public_uri(address))
 
 
 def _print_report(report: "IndexReport", address: str) -> None:
@@ -117,7 +118,9 @@ def _query(options: argparse.Namespace) -> None:
     results = index.search(options.images, options.k, label=options.label, where=options.where)
     if options.json:
         queries = [_as_json(index, path, hits) for path, hits in zip(options.images, results, strict=True)]
-        print(json.dumps({"index": options.index, "threshold": index.threshold, "queries": queries}, indent=2))
+        print(
+            json.dumps({"index": public_uri(options.index), "threshold": index.threshold, "queries": queries}, indent=2)
+        )
     else:
         for path, hits in zip(options.images, results, strict=True):
             _print_hits(index, path, hits)

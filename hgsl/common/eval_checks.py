@@ -142,6 +142,8 @@ def _check_number(name: str, value: Any) -> None:
         raise InputError(f"{name} must be {number} of at least {minimum}, found {value!r}")
     if not value >= minimum:
         raise InputError(f"{name} must be at least {minimum}, found {value}")
+    if value == float("inf"):
+        raise InputError(f"{name} must be finite, found {value}")
 
 
 def _image_suffixes() -> set[str]:

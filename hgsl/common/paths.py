@@ -36,12 +36,14 @@ def is_uri(path: object) -> bool:
 
 
 def public_uri(uri: str) -> str:
-    """Returns an address without what grants access: user and password, and such parameters of HTTP.
+    """Returns an address without what grants access: user, password, such parameters of HTTP; other text as it is.
 
     >>> public_uri("https://me:word@host/a.jpg?size=9&X-Amz-Signature=f00")
     'https://host/a.jpg?size=9'
     """
-    protocol, _, rest = uri.partition("://")
+    protocol, has_protocol, rest = uri.partition("://")
+    if not has_protocol:
+        return uri
     end = re.search(r"[/?#]|$", rest)
     assert end is not None  # the pattern matches everywhere
     host, path = rest[: end.start()].rpartition("@")[2], rest[end.start() :]
@@ -49,14 +51,15 @@ def public_uri(uri: str) -> str:
         path, hash_mark, fragment = path.partition("#")
         path, question_mark, query = path.partition("?")
         for mark, text in ((question_mark, query), (hash_mark, fragment)):
-            public = "&".join(part for part in text.split("&") if not _is_secret(part.partition("=")[0]))
+            public = "&".join(part for part in text.split("&") if not _is_secret(part))
             path += f"{mark}{public}" if public or not text else ""
     return f"{protocol}://{host}{path}"
 
 
-def _is_secret(name: str) -> bool:
-    """Whether a parameter of this name grants access, by its words: "access-key" and "apiKey", but not "monkey"."""
-    name = unquote(name)
+def _is_secret(parameter: str) -> bool:
+    """Whether NAME=VALUE grants access, by the words of its name: "access-key" and "apiKey", but not "monkey"."""
+    name, has_value, _ = parameter.partition("=")
+    name = unquote(name) if has_value else ""
     words = [*re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name), *re.findall(r"[A-Za-z]+", name)]
     return bool(re.match(r"x-(amz|goog)-", name, re.IGNORECASE)) or any(SECRET.fullmatch(w.lower()) for w in words)
 

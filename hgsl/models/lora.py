@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA) of the linear layers of a backbone, through peft; merged, the model needs no peft."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,8 +30,10 @@ def add_lora(model: Embedder, rank: int, alpha: float, targets: str | Sequence[s
         The names of the layers.
 
     Raises:
-        InputError: peft is not installed, or there is no such layer.
+        InputError: peft is not installed, ``alpha`` is not positive and finite, or there is no such layer.
     """
+    if not 0 < alpha < math.inf:
+        raise InputError(f"alpha of the adapters must be positive and finite, found {alpha}")
     require("lora", "model.lora")
     from peft import LoraConfig, inject_adapter_in_model
 

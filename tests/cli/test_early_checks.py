@@ -81,6 +81,10 @@ EVAL_MISTAKES = {
         [*EMBEDDINGS, "--query-expansion", "3", "--expansion-alpha", "-1"],
         "expansion_alpha must be at least 0, found -1",
     ),
+    "infinite alpha": (
+        [*EMBEDDINGS, "--query-expansion", "3", "--expansion-alpha", ".inf"],
+        "expansion_alpha must be finite, found inf",
+    ),
     "memory": ([*EMBEDDINGS, "--max-memory", "0"], "--max-memory must be a positive number of GB, found 0"),
     "memory nan": ([*EMBEDDINGS, "--max-memory", ".nan"], "--max-memory must be a positive number of GB, found nan"),
     "metric": ([*EMBEDDINGS, "--metric", "cosin"], "unknown metric 'cosin': did you mean 'cosine'?"),

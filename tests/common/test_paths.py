@@ -17,7 +17,13 @@ def test_not_inside(path: str) -> None:
 
 @pytest.mark.parametrize("name", ["monkey", "design", "passage", "author", "keyword", "tokenizer", "sigma", "max-keys"])
 def test_a_parameter_is_public_unless_a_whole_word_of_its_name_grants_access(name: str) -> None:
-    for address in (f"https://host/a.jpg?size=9&{name}=2", f"https://host/a.jpg?{name}=2#top", "https://host/a.jpg?#"):
+    for address in (
+        f"https://host/a.jpg?size=9&{name}=2",
+        f"https://host/a.jpg?{name}=2#top",
+        "https://host/a.jpg?#",
+        "index.db#sign",
+        "http://host#key",
+    ):
         assert public_uri(address) == address
 
 

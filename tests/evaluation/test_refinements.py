@@ -51,6 +51,9 @@ def test_whitened_training_embeddings_have_unit_covariance_before_scaling():
         fit_whitening(vectors, 9)
     with pytest.raises(InputError, match="400 identical embeddings have no directions"):
         fit_whitening(np.tile(vectors[:1], (400, 1)))
+    for floor in (-0.1, 1.0, np.nan):
+        with pytest.raises(InputError, match=f"floor is a share of the largest variance, .* found {floor}"):
+            fit_whitening(vectors, floor=floor)
     with pytest.raises(InputError, match="fitted on 8 dimensions"):
         whitening.apply(np.eye(3, dtype=np.float32))
 
@@ -75,5 +78,8 @@ def test_query_expansion_and_gallery_augmentation():
     np.testing.assert_allclose(augmented.gallery.data, expected, atol=1e-6)
     np.testing.assert_array_equal(augmented.queries.data, vectors)
     assert rank(expand_queries(augmented, 5)).result.map_at_r > rank(task).result.map_at_r
+    for alpha in (-1.0, np.nan, np.inf):
+        with pytest.raises(InputError, match=f"a finite alpha of at least 0, found 3 and {alpha}"):
+            expand_queries(task, 3, alpha)
     with pytest.raises(InputError, match="the metric is 'l2'"):
         expand_queries(make_task(vectors, labels, metric="l2"))

@@ -1,5 +1,6 @@
 """Low-rank adapters: what trains, equal outputs after the merge, training, resume and loading without peft."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,9 @@ def test_targets() -> None:
     assert all(name.endswith(".qkv") for name in names)
     with pytest.raises(InputError, match=r"\['query'\] match none of the .* linear layers"):
         adapted(["query"])
+    for alpha in (0.0, math.nan, math.inf):
+        with pytest.raises(InputError, match=f"alpha of the adapters must be positive and finite, found {alpha}"):
+            add_lora(create_embedder("test_vit", weights="none", image_size=32), 2, alpha)
 
 
 def test_layers_whose_weights_are_read_past_them_get_no_adapter() -> None:

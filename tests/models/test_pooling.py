@@ -1,9 +1,12 @@
-"""SCDA pooling against a slow reference."""
+"""SCDA pooling against a slow reference, and the numbers of GeM."""
+
+import math
 
 import pytest
 import torch
 
-from hgsl.models.pooling import SCDAPool
+from hgsl.common.errors import InputError
+from hgsl.models.pooling import GeMPool, SCDAPool
 
 
 def scda(features: torch.Tensor) -> torch.Tensor:
@@ -33,3 +36,10 @@ def test_scda_of_a_constant_map_is_the_constant(value: float, shape: tuple[int, 
     pooled.sum().backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+def test_the_numbers_of_gem_are_positive_and_finite(wrong: float) -> None:
+    for options in ({"p": wrong}, {"eps": wrong}):
+        with pytest.raises(InputError, match=f"must be positive and finite, found .*{wrong}"):
+            GeMPool(**options)

@@ -526,8 +526,11 @@ def test_the_command_writes_to_milvus(tmp_path, run, photos, capsys, monkeypatch
 
 def test_an_unreachable_server_is_one_line(monkeypatch):
     monkeypatch.setattr("hgsl.search.milvus.client.SECONDS", 0.2)
-    with pytest.raises(InputError, match=r"Milvus at http://127\.0\.0\.1:9: .*is the server running"):
-        SearchIndex.open("http://127.0.0.1:9")
+    for user in ("", "me:passw0rd@"):
+        with pytest.raises(InputError, match=r"Milvus at http://127\.0\.0\.1:9: .*is the server running") as error:
+            SearchIndex.open(f"http://{user}127.0.0.1:9#photos")
+        assert "passw0rd" not in str(error.value)
+    assert open_store("http://me:passw0rd@host#photos").address == "http://host#photos"
 
 
 def test_addresses():

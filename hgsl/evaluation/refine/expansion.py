@@ -1,5 +1,6 @@
 """Query expansion and database augmentation: weighted means of a vector and its neighbors."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -45,8 +46,10 @@ def augment_gallery(
 def _mixed(task: RetrievalTask, count: int, alpha: float, max_memory: int, name: str, progress: bool) -> Floats:
     if task.metric != "cosine":
         raise InputError(f"expansion weighs neighbors by cosine similarity, but the metric is {task.metric!r}")
-    if count < 1 or alpha < 0:
-        raise InputError(f"expansion needs at least 1 neighbor and alpha of at least 0, found {count} and {alpha}")
+    if count < 1 or not 0 <= alpha < math.inf:
+        raise InputError(
+            f"expansion needs at least 1 neighbor and a finite alpha of at least 0, found {count} and {alpha}"
+        )
     gallery = task.search_gallery(max_memory)
     mixed = np.empty((len(task.queries), task.queries.width), dtype=np.float32)
     depths = np.full(len(mixed), min(count, len(task.gallery)))

@@ -64,9 +64,11 @@ def fit_whitening(
         at_most: Whether to keep fewer than ``dimensions`` where the embeddings have variance in fewer directions.
 
     Raises:
-        InputError: The embeddings are all the same, ``shrinkage`` is out of range, or the embeddings have variance in
-            fewer than ``dimensions`` directions without ``at_most``.
+        InputError: The embeddings are all the same, ``floor`` or ``shrinkage`` is out of range, or the embeddings have
+            variance in fewer than ``dimensions`` directions without ``at_most``.
     """
+    if not 0 <= floor < 1:
+        raise InputError(f"floor is a share of the largest variance, from 0 to below 1, found {floor}")
     if not 0 <= shrinkage <= 1:
         raise InputError(f"shrinkage must lie from 0 to 1, found {shrinkage}")
     vectors = open_vectors(embeddings)

@@ -11,6 +11,7 @@ from typing import Any
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.extras import require
+from hgsl.common.paths import public_uri
 
 TOKEN_VARIABLE = "HGSL_MILVUS_TOKEN"
 SECONDS = 30.0  # until a server must answer
@@ -74,7 +75,7 @@ def milvus_errors(uri: str) -> Iterator[None]:
             if is_server(uri)
             else "is it open in another process? A local file serves one at a time"
         )
-        raise InputError(f"Milvus at {uri}: {first_line(error)} ({way_out})") from error
+        raise InputError(f"Milvus at {public_uri(uri)}: {first_line(error)} ({way_out})") from error
 
 
 def _check_local(path: Path, create: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
+from hgsl.common.paths import public_uri
 from hgsl.models import Embedder
 from hgsl.search.milvus.client import connect, disconnect, milvus_errors
 from hgsl.search.milvus.schema import built_type
@@ -21,13 +22,13 @@ class MilvusStore:
     Args:
         uri: A local file or the address of a server.
         collection: Of the images; that of the states has its name and a suffix.
-        address: As the user wrote it.
+        address: As the user wrote it; messages have it without a password.
     """
 
     kind = "milvus"
 
     def __init__(self, uri: str, collection: str, address: str) -> None:
-        self.uri, self.collection, self.address = uri, collection, address
+        self.uri, self.collection, self.address = uri, collection, public_uri(address)
         self.model: Path | None = None  # the record names it
 
     def state(self) -> int:

@@ -195,7 +195,7 @@ class Store(Protocol):
 
     Attributes:
         kind: ``folder`` or ``milvus``.
-        address: As the user wrote it.
+        address: As the user wrote it, without a password.
         model: Folder of the copy of the model; None for a store that holds no model.
     """
 
