@@ -32,7 +32,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import write_json, write_text
 from hgsl.data import Manifest, load_manifest
 from hgsl.data.adapters.table import write_table
-from hgsl.data.manifest import make_manifest
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.protocols import apply_protocol, cut_validation
 from hgsl.engine.folder.run_folder import CONFIG, STATE
 from hgsl.engine.loop.stop import Diverged, Stopped

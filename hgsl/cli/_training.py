@@ -16,7 +16,7 @@ from hgsl.cli._unused import check_used
 from hgsl.common.device_names import check_device_name
 from hgsl.common.errors import InputError
 from hgsl.common.progress import quiet_mode
-from hgsl.engine.folder import extension, run_folder
+from hgsl.engine.folder import extension, resume_checks
 
 MAIN_SETTINGS = (
     *("--config", "--run.dir", "--data.name", "--data.root", "--data.image_size", "--model.backbone"),
@@ -67,7 +67,7 @@ def read(
     if extend:
         extension.check(folder, config)
     else:
-        run_folder.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
+        resume_checks.check(folder, config, overwrite=flags.overwrite, resume=flags.resume)
     return config, flags, folder
 
 

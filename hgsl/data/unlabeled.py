@@ -7,7 +7,8 @@ import numpy as np
 from hgsl.common.errors import InputError
 from hgsl.common.files import walk_files
 from hgsl.common.images import IMAGE_SUFFIXES
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.build_manifest import make_manifest
+from hgsl.data.manifest import Manifest
 
 
 def list_unlabeled(root: Path) -> Manifest:

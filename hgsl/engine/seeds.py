@@ -11,7 +11,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import read_json, write_json
 from hgsl.common.tables import columns_of, format_cells, recall_of
 from hgsl.config import Config
-from hgsl.engine.folder import run_folder
+from hgsl.engine.folder import resume_checks, run_folder
 from hgsl.engine.folder.environment import environment
 from hgsl.engine.run import train
 
@@ -47,7 +47,7 @@ def train_seeds(
         raise InputError("--seeds trains one seed after the other in one process: under torchrun start each run.seed")
     if config.data.test_share == 0:
         raise InputError("--seeds compares scores, but data.test_share 0 leaves nothing to measure on: leave it out")
-    run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+    resume_checks.check(folder, config, overwrite=overwrite, resume=resume)
     if resume and (folder / run_folder.STATE).is_file():
         raise InputError(f"{folder} holds a single run: leave out --seeds to resume it, or name another with --run.dir")
     with run_folder.locked(folder):

@@ -19,7 +19,7 @@ from hgsl.common.workers import named_worker_errors
 from hgsl.config import Config
 from hgsl.engine.distributed import process_group
 from hgsl.engine.driver import Driver
-from hgsl.engine.folder import extension, run_folder
+from hgsl.engine.folder import extension, resume_checks, run_folder
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.environment import environment
 from hgsl.engine.runtime import Runtime, agree_on_precision, build_runtime
@@ -68,7 +68,7 @@ def run_in_folder(
     if extend:
         extension.check(folder, config)
     else:
-        run_folder.check(folder, config, overwrite=overwrite, resume=resume)
+        resume_checks.check(folder, config, overwrite=overwrite, resume=resume)
         if resume:
             run_folder.check_single(folder)
     if resume and not extend and (finished := run_folder.finished_report(folder)):

@@ -12,8 +12,8 @@ from hgsl.common.images import read_image
 from hgsl.data import audit as audit_module
 from hgsl.data import duplicates, load_manifest
 from hgsl.data.audit import FINDINGS, audit, inspect_file
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.duplicates import near_duplicates, perceptual_hash
-from hgsl.data.manifest import make_manifest
 
 
 def smooth_image(seed: int, size: int = 96) -> Image.Image:

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from hgsl.common.errors import InputError
 from hgsl.common.images import IMAGE_SUFFIXES, UnreadableImageError, read_image, to_pixels
 from hgsl.data import RetrievalDataset, build_dataset, eval_transform, load_manifest, train_transform
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.cache import cached, file_key
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 from hgsl.data.protocols import cut_to_boxes
 
 CONFIG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}

@@ -10,10 +10,11 @@ import pytest
 from hgsl.cli.prepare_dataset import main
 from hgsl.common.errors import InputError
 from hgsl.data import load_manifest
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.changes import describe_change, drop_duplicates
 from hgsl.data.duplicates import group_pairs
 from hgsl.data.fixes import COLUMNS, Fix, apply_fixes, read_fixes
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 
 def table(**columns: object) -> Manifest:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hgsl.common.errors import InputError
-from hgsl.data.manifest import Manifest, make_manifest, number_groups
+from hgsl.data.build_manifest import make_manifest, number_groups
+from hgsl.data.manifest import Manifest
 from hgsl.data.overview import summary, verify_files
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgsl.common.errors import InputError
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.build_manifest import make_manifest
+from hgsl.data.manifest import Manifest
 from hgsl.data.protocols import apply_protocol, cut_to_boxes, cut_validation
 
 

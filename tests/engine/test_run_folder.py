@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hgsl.cli import train
 from hgsl.config import Config, DataConfig, LossConfig, RunConfig
-from hgsl.engine.folder import run_folder
+from hgsl.engine.folder import resume_checks, run_folder
 from hgsl.engine.folder.logging import read_metrics
 from tests.helpers import SMALL
 
@@ -31,20 +31,20 @@ def test_settings_must_be_the_same_to_resume(loss: LossConfig) -> None:
     default, other = Config(), Config(loss=loss)
     for first, second in ((default, other), (other, default)):
         Path(run_folder.CONFIG).write_text(first.to_yaml())
-        run_folder.check_same(Path(), first)
+        resume_checks.check_same(Path(), first)
         with pytest.raises(ValueError, match=r"loss\..* and the run in \. began with"):
-            run_folder.check_same(Path(), second)
+            resume_checks.check_same(Path(), second)
 
 
 def test_a_setting_that_the_run_lacked_counts_as_another() -> None:
     Path(run_folder.CONFIG).write_text("sparsify: null")
     with pytest.raises(ValueError, match=r"and the run in \. began with not given"):
-        run_folder.check_same(Path(), Config())
+        resume_checks.check_same(Path(), Config())
 
 
 def test_device_and_workers_may_change_on_resuming() -> None:
     Path(run_folder.CONFIG).write_text(Config(run=RunConfig(device="cpu"), data=DataConfig(workers=0)).to_yaml())
-    run_folder.check_same(Path(), Config(run=RunConfig(device="cuda"), data=DataConfig(workers=4)))
+    resume_checks.check_same(Path(), Config(run=RunConfig(device="cuda"), data=DataConfig(workers=4)))
 
 
 def test_partial_files_of_a_killed_process_are_removed() -> None:
@@ -79,12 +79,12 @@ def test_a_run_that_saved_nothing_leaves_a_free_folder(seeds: bool) -> None:
     inner = folder / "seed_0" if seeds else folder
     if seeds:
         run_folder.create(inner, Config(), {}, overwrite=False)
-    run_folder.check(folder, Config(), overwrite=False, resume=False)
-    run_folder.check(folder, Config(), overwrite=False, resume=True)
+    resume_checks.check(folder, Config(), overwrite=False, resume=False)
+    resume_checks.check(folder, Config(), overwrite=False, resume=True)
     for name in ("state.safetensors", "model.safetensors", "notes.txt"):
         (inner / name).write_bytes(b"x")
         with pytest.raises(ValueError, match="--overwrite replaces it"):
-            run_folder.check(folder, Config(), overwrite=False, resume=False)
+            resume_checks.check(folder, Config(), overwrite=False, resume=False)
         (inner / name).unlink()
     run_folder.create(folder, Config(), {}, overwrite=False)
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "environment.json"}

@@ -10,7 +10,8 @@ from hgsl.common.errors import InputError
 from hgsl.common.files import as_text, walk_files
 from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.data.adapters.split_folders import split_folders
-from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest
+from hgsl.data.build_manifest import make_manifest
+from hgsl.data.manifest import SPLIT_NAMES, Manifest
 
 Skipped = list[tuple[str, str]]  # path, reason
 

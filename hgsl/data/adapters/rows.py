@@ -10,8 +10,9 @@ from hgsl.common.errors import InputError, unknown
 from hgsl.common.paths import is_uri, public_uri, relative_to_root
 from hgsl.common.remote import check_root_uri, check_uri
 from hgsl.data.adapters.table import BOX_COLUMNS, Row
+from hgsl.data.build_manifest import make_manifest, number_groups
 from hgsl.data.files.parquet_images import ParquetImages
-from hgsl.data.manifest import SPLIT_NAMES, Manifest, make_manifest, number_groups
+from hgsl.data.manifest import SPLIT_NAMES, Manifest
 
 TRUE, FALSE, EMPTY = ("true", "1", "1.0"), ("false", "0", "0.0"), ("", "none", "nan")
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from hgsl.common.errors import InputError
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.build_manifest import make_manifest
+from hgsl.data.manifest import Manifest
 from hgsl.data.synthetic import butterfly, meadow, species
 from hgsl.data.synthetic.shared_images import SharedImages
 

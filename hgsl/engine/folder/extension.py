@@ -12,7 +12,7 @@ import yaml
 from hgsl.common import files
 from hgsl.common.errors import InputError
 from hgsl.config import Config
-from hgsl.engine.folder import run_folder
+from hgsl.engine.folder import resume_checks, run_folder
 
 # Settings that an extension may change: those of its schedule.
 MAY_CHANGE = (
@@ -31,7 +31,7 @@ def check(folder: Path, config: Config) -> None:
     report = run_folder.finished_report(folder)
     if report is None:
         raise InputError(f"the run in {folder} is not finished: --resume finishes it, then --extend trains on")
-    if changed := run_folder.difference(folder, config, MAY_CHANGE):
+    if changed := resume_checks.difference(folder, config, MAY_CHANGE):
         raise InputError(f"{changed}: an extension may change train.epochs and the learning rates with their schedule")
     epochs = epochs_of(folder, report)
     if config.train.epochs <= epochs:

@@ -1,4 +1,4 @@
-"""Run folder: the names of its files, the checks before it is used, and its lock.
+"""Run folder: the names of its files, its lock, and the checks that it is free, writable and large enough.
 
 This module does not import torch, so that a command reports a mistake about its folder at once.
 """
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from hgsl.common import disk, files
 from hgsl.common.errors import InputError
@@ -30,38 +28,11 @@ LOCK = ".lock"
 FOLDERS = (BOARD, STATES, STAGES, WANDB, EARLIER)
 # Results, or a state to resume from: a run folder without any of them is free.
 RESULTS = (REPORT, STATE, BEST, "model.safetensors", TICKET, SEEDS)
-# Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed.
-MAY_CHANGE = (
-    *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
-    *("run.trackers", "run.log_every", "run.cuda_graphs", "run.autotune", "optim.fused"),
-    *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
-    *("sparsify.dense_run", "sparsify.curve_every"),
-)
 WRITTEN = (
     *(CONFIG, SPLIT, REPORT, ENVIRONMENT, STATE, METRICS, LAST_BATCH, BEST, PAGE, CURVES, QUERIES),
     *("model.json", "model.safetensors", TRACKERS, EXTENSIONS, NO_MATCH),
     *(TICKET, COMPACT, COSTS, LAYERS, SEEDS),
 )
-
-
-def check(folder: Path, config: Config, *, overwrite: bool, resume: bool) -> None:
-    """Checks that a run under ``config`` can start or resume in the folder.
-
-    Raises:
-        InputError: The folder is in use, cannot be written, or has a run under other settings.
-        FileNotFoundError: There is no run to resume.
-    """
-    if config.loss.teacher is not None and Path(config.loss.teacher).expanduser().resolve() == folder.resolve():
-        raise InputError(
-            f"loss.teacher {config.loss.teacher} is the run folder itself: name another folder with --run.dir"
-        )
-    if not resume:
-        check_free(folder, overwrite=overwrite)
-    elif finished_report(folder) is None:
-        check_same(folder, config)
-    else:
-        check_finished(folder, config)
-    check_unused(folder)
 
 
 def check_single(folder: Path) -> None:
@@ -170,61 +141,6 @@ def finished_report(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / REPORT, "the report of a finished run")
 
 
-def check_same(folder: Path, config: Config) -> None:
-    """Checks that the settings which determine the weights are those that the run started with.
-
-    Raises:
-        InputError: They differ; the message names the first difference.
-    """
-    if changed := difference(folder, config):
-        raise InputError(
-            f"{changed}: give the same settings to continue it (--config {folder / CONFIG}), "
-            "or --overwrite to start again"
-        )
-
-
-def check_finished(folder: Path, config: Config) -> None:
-    """Checks that a finished run, which is only reported, was trained under these settings.
-
-    Raises:
-        InputError: It was not, so that its scores are not those that are asked for.
-    """
-    if not (changed := difference(folder, config)):
-        return
-    more = list(changes(folder, config)) == ["train.epochs"] and not hasattr(config.sparsify, "rounds")
-    extension = "--extend trains on from its last weights, with a new learning-rate schedule; " if more else ""
-    raise InputError(
-        f"{changed}; it is finished: {extension}--overwrite trains from the start, --run.dir names another folder, and "
-        "the settings of the run show its scores"
-    )
-
-
-def difference(folder: Path, config: Config, may_change: tuple[str, ...] = ()) -> str | None:
-    """Returns in words which settings that determine weights differ from the run in ``folder``, or None.
-
-    The first one is given with both values, the others by name.
-    """
-    changed = {key: values for key, values in changes(folder, config).items() if not key.startswith(may_change)}
-    if not changed:
-        return None
-    first, *others = changed
-    now, then = changed[first]
-    also = f" ({', '.join(others)} differ{'s' if len(others) == 1 else ''} too)" if others else ""
-    return f"{first} is {now}, and the run in {folder} began with {then}{also}"
-
-
-def changes(folder: Path, config: Config) -> dict[str, tuple[str, str]]:
-    """Returns the settings that determine weights and differ: name -> the value of ``config``, that of the run."""
-    original = _flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {})
-    given = _flat(yaml.safe_load(config.to_yaml()) or {})
-    changed: dict[str, tuple[str, str]] = {}
-    for key in {**given, **original}:
-        now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, original))
-        if now != then and not key.startswith(MAY_CHANGE):
-            changed[key] = now, then
-    return changed
-
-
 def create(folder: Path, config: Config, environment: dict[str, Any], *, overwrite: bool) -> None:
     """Clears the folder of an earlier run and writes its settings and versions.
 
@@ -259,10 +175,3 @@ def _names(folder: Path) -> set[str]:
 
 def _seed_folders(folder: Path) -> list[Path]:
     return [path for path in folder.glob("seed_*") if (path / CONFIG).is_file()]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -13,7 +13,7 @@ from typing import Any
 from hgsl.common.errors import InputError
 from hgsl.common.files import PARTIAL, read_json, remove_partial, write_json, write_text
 from hgsl.config import Config
-from hgsl.engine.folder import run_folder
+from hgsl.engine.folder import resume_checks, run_folder
 
 CONFIG = run_folder.CONFIG  # the settings that all trials have in common
 SEARCH, DATABASE, TRIALS = "search.json", "study.db", "trials"
@@ -77,7 +77,7 @@ def check_same(folder: Path, config: Config, search: Sequence[str], folds: int) 
         InputError: They differ; the message names the difference.
     """
     begun = read_json(folder / SEARCH, "the search space of a study")
-    changed = run_folder.difference(folder, config)
+    changed = resume_checks.difference(folder, config)
     for key, given in (("search", list(search)), ("folds", folds)):
         if begun.get(key) != given:
             changed = f"--{key} is {_words(given)}, and the study in {folder} began with {_words(begun.get(key))}"

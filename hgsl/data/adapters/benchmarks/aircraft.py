@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.data.adapters.benchmarks.lists import read_columns, read_numbered, to_floats
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 

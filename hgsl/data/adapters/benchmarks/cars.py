@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.data.adapters.benchmarks.lists import read_mat
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 LABELED_TEST = "cars_test_annos_withlabels.mat"
 

@@ -6,8 +6,9 @@ import numpy as np
 
 from hgsl.common.errors import InputError
 from hgsl.data.adapters.benchmarks.lists import read_numbered, to_floats, to_int
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 
 def load(root: Path) -> Manifest:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 # In the order of the files, 80 images each; no file of the archive lists these names.
 CLASS_NAMES = (

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from hgsl.common.errors import InputError
 from hgsl.data.adapters.benchmarks.lists import read_columns
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 STATUS = ("train", "query", "gallery")
 LIST = "list_eval_partition.txt"

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from hgsl.data.adapters.benchmarks.lists import read_columns, to_int
+from hgsl.data.build_manifest import make_manifest
 from hgsl.data.files.layout import find_root
-from hgsl.data.manifest import Manifest, make_manifest
+from hgsl.data.manifest import Manifest
 
 
 def load(root: Path) -> Manifest:
