@@ -1,6 +1,7 @@
 """Steps of ``hgsl prepare`` that change the table of a data set: fixes, and duplicates that are dropped."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgsl.common.device_names import check_device_name
@@ -16,7 +17,7 @@ def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fixes",
         metavar="FILE.csv",
-        help="Apply the marks of a report page to the table of --manifest; no image file changes.",
+        help="Apply the marks of a report page to the images of --manifest and --to; no image file changes.",
     )
     parser.add_argument(
         "--duplicates",
@@ -32,7 +33,7 @@ def add_cleaning_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-duplicates",
         action="store_true",
-        help="Keep one image of each group of --duplicates in the table of --manifest, a test image if there is one.",
+        help="Keep one image of each group of --duplicates in --manifest and --to, a test image if there is one.",
     )
     parser.add_argument("--device", default="auto", help="Device of the network of --duplicates.")
 
@@ -45,8 +46,12 @@ def check_cleaning_flags(flags: argparse.Namespace) -> None:
     if flags.similarity is not None and not -1 <= flags.similarity <= 1:
         raise InputError(f"--similarity is a cosine similarity from -1 to 1, found {flags.similarity}")
     check_device_name(flags.device, "--device")
-    if flags.drop_duplicates and not flags.manifest:
-        raise InputError("--drop-duplicates changes the table of --manifest: give --manifest FILE.csv")
+    changes = {"--drop-duplicates": flags.drop_duplicates, "--fixes": flags.fixes and not flags.duplicates}
+    for flag, given in changes.items():
+        if given and not (flags.manifest or flags.to):
+            raise InputError(f"{flag} changes the table of --manifest or the files of --to: give --manifest FILE.csv")
+    if flags.fixes and not Path(flags.fixes).expanduser().is_file():
+        raise FileNotFoundError(f"no table {flags.fixes}: --fixes names the fixes.csv of a report page")
     if flags.duplicates:
         check_writable(flags.duplicates)
 

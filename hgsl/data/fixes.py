@@ -1,6 +1,5 @@
 """Fixes of a data set: the marks of a report page (``fixes.csv``), applied to a manifest, never to image files."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.tables import count_of
+from hgsl.data.adapters.table import check_lengths, parse_table
 from hgsl.data.changes import drop_duplicates
 from hgsl.data.duplicates import group_pairs
 from hgsl.data.manifest import Manifest
@@ -38,23 +38,20 @@ class Fix:
 
 
 def read_fixes(file: str | Path) -> list[Fix]:
-    """Reads a table that a report page has written: ``path,mark,label,other``.
+    """Reads a table that a report page has written, or a spreadsheet has saved anew: ``path,mark,label,other``.
 
     Raises:
         FileNotFoundError: There is no such file.
-        InputError: It has other columns or another mark; the message names file and line.
+        InputError: It cannot be decoded, or has other columns or another mark; the message names file and line.
     """
-    with Path(file).expanduser().open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise InputError(
-                f"{file} is no table of fixes: its columns are {', '.join(reader.fieldnames or ()) or 'missing'}, "
-                f"expected {', '.join(COLUMNS)}"
-            )
-        fixes = [
-            Fix(**{name: row[name] or "" for name in COLUMNS}, source=f"{file}, line {reader.line_num}")
-            for row in reader
-        ]
+    columns, rows = parse_table(Path(file).expanduser())
+    if tuple(columns) != COLUMNS:
+        raise InputError(
+            f"{file} is no table of fixes: its columns are {', '.join(columns) or 'missing'}, "
+            f"expected {', '.join(COLUMNS)}"
+        )
+    check_lengths(rows, columns)
+    fixes = [Fix(**row.values, source=str(row)) for row in rows]
     for fix in fixes:
         if fix.mark not in MARKS:
             raise unknown(f"mark in {fix.source}", fix.mark, MARKS)

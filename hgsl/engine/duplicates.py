@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset
 
 from hgsl.common.device import pick_device
+from hgsl.common.errors import InputError
 from hgsl.data import Manifest, RetrievalDataset
 from hgsl.data.audit import inspect_images
 from hgsl.data.changes import preferred
@@ -22,6 +24,7 @@ from hgsl.evaluation import embed
 from hgsl.evaluation.copies import CopyThreshold, calibrate_copies, nearest_images, similar_pairs
 from hgsl.evaluation.knn.vectors import Floats, Ints
 from hgsl.evaluation.show.duplicates import DuplicatePage, ImageGroup, write_duplicate_page
+from hgsl.evaluation.show.pictures import missing_picture
 from hgsl.models import Embedder, create_embedder
 
 BACKBONE, WEIGHTS, IMAGE_SIZE = "tf_efficientnet_lite0", "packaged", 160  # needs no network
@@ -179,6 +182,13 @@ def write_duplicates(duplicates: Duplicates, path: str | os.PathLike[str]) -> No
         labels=manifest.labels.tolist(),
         class_names=manifest.class_names,
         splits=manifest.split.tolist(),
-        load_image=lambda row: images.image(row, PICTURE_SIDE),
+        load_image=partial(_load, images),
     )
     write_duplicate_page(path, groups, duplicates.pairs, page)
+
+
+def _load(images: RetrievalDataset, row: int) -> Image.Image:
+    try:
+        return images.image(row, PICTURE_SIDE)
+    except InputError:  # equal files are duplicates also where they are no images
+        return missing_picture(PICTURE_SIDE)

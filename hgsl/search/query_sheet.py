@@ -9,34 +9,33 @@ from PIL import Image
 
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
-from hgsl.common.locations import Location
-from hgsl.evaluation.show.pictures import INK, WRONG, Tile, write_sheet
+from hgsl.common.locations import Location, name_of
+from hgsl.evaluation.show.pictures import GRAY, INK, WRONG, Tile, missing_picture, write_sheet
 from hgsl.search.index import SearchIndex
 from hgsl.search.stores.protocol import Hit
 
 SIDE = 160
-GRAY = "#a8a29e"
 
 
 def write_query_sheet(
-    path: str | os.PathLike[str], index: SearchIndex, queries: Sequence[Path], results: Sequence[Sequence[Hit]]
+    path: str | os.PathLike[str], index: SearchIndex, queries: Sequence[Path | str], results: Sequence[Sequence[Hit]]
 ) -> None:
     """Writes an image file with one row per query; a query without a match is marked.
 
     Args:
         path: A file with a suffix that Pillow supports, such as ``.png``.
         index: The index that was searched.
-        queries: The query images.
+        queries: The query images, or their addresses.
         results: The hits of each query.
     """
     rows = [_sheet_row(index, query, hits) for query, hits in zip(queries, results, strict=True)]
     write_sheet(path, rows, max(len(hits) for hits in results), side=SIDE)
 
 
-def _sheet_row(index: SearchIndex, query: Path, hits: Sequence[Hit]) -> list[Tile]:
+def _sheet_row(index: SearchIndex, query: Path | str, hits: Sequence[Hit]) -> list[Tile]:
     rejected = not hits or index.accepts(hits) is False
     title = "nothing found" if not hits else "no match" if rejected else "query"
-    tiles = [Tile(partial(_load, query), title, query.name, WRONG if rejected else INK)]
+    tiles = [Tile(partial(_load, query), title, name_of(query).rpartition("/")[2], WRONG if rejected else INK)]
     for hit in hits:
         load = partial(_load, index.path(hit.id))
         title = f"{hit.similarity:.3f}  {hit.label or ''}"
@@ -48,4 +47,4 @@ def _load(location: Location) -> Image.Image:
     try:
         return read_image(location, SIDE)
     except InputError:  # deleted or changed since it was indexed; the other images are shown all the same
-        return Image.new("RGB", (SIDE, SIDE), GRAY)
+        return missing_picture(SIDE)

@@ -99,6 +99,18 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path, text: str, message: 
         read_fixes(file)
 
 
+def test_a_table_of_fixes_is_read_as_a_spreadsheet_saves_it(tmp_path: Path) -> None:
+    file = tmp_path / "fixes.csv"
+    file.write_text("path;mark;label;other\r\nä/1.jpg;wrong label;b;\r\n", encoding="utf-16")
+    assert read_fixes(file) == [Fix("ä/1.jpg", "wrong label", "b", "", f"{file}, line 2")]
+    file.write_text("path,mark,label,other\nä/1.jpg,fine,,b\n", encoding="latin-1")
+    with pytest.raises(InputError, match=r"is not utf-8-sig text .*: save it as UTF-8$"):
+        read_fixes(file)
+    file.write_text("path,mark,label,other\nx,fine\n")
+    with pytest.raises(InputError, match="line 2: not 4 values"):
+        read_fixes(file)
+
+
 def test_the_command_writes_the_fixed_table(
     photo_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,10 +136,12 @@ def test_flags_that_need_others_say_so(photo_folder: Callable[..., Path], capsys
     assert main([*words, "--drop-duplicates"]) == 2
     assert main([*words, "--similarity", "0.9"]) == 2
     assert main([*words, "--duplicates", "page.html", "--drop-duplicates"]) == 2
+    assert main([*words, "--fixes", "fixes.csv"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].split()[0] for line in errors] == [
         "--drop-duplicates",
         "--similarity",
         "--drop-duplicates",
+        "--fixes",
     ]
-    assert "--manifest FILE.csv" in errors[2]
+    assert all("--manifest FILE.csv" in error for error in errors[2:])

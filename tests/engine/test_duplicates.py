@@ -1,15 +1,20 @@
 """Duplicates of a folder by file, hash and embedding, and their page in a real browser."""
 
+import base64
+import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 
 from hgsl.cli.prepare_dataset import main
 from hgsl.data import load_manifest
 from hgsl.data.fixes import read_fixes
-from hgsl.engine.duplicates import find_duplicates
+from hgsl.engine.duplicates import DuplicatePair, Duplicates, find_duplicates, write_duplicates
+from hgsl.evaluation.copies import CopyThreshold
+from hgsl.evaluation.show.pictures import GRAY
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +75,16 @@ def check_page(file, browser, watched):
         assert (fix.path, fix.mark, fix.other) == (paths[1], "duplicate", paths[0])
         assert set(paths) == {"kind_2/0.jpg", "kind_3/mirrored.jpg"}
         assert trouble == []
+
+
+def test_equal_files_that_are_no_images_are_shown_as_gray_squares(photo_folder, tmp_path):
+    root = photo_folder()
+    for number in range(2):
+        (root / f"kind_00/broken_{number}.jpg").write_bytes(b"garbage")
+    manifest = load_manifest("folder", root)
+    one, other = (row for row, path in enumerate(manifest.paths) if "broken" in path)
+    duplicates = Duplicates(manifest, [DuplicatePair(one, other, "equal files")], CopyThreshold(1.0, 0.0, 0.0))
+    write_duplicates(duplicates, tmp_path / "page.html")
+    data = (tmp_path / "page.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    with Image.open(io.BytesIO(base64.b64decode(json.loads(data)["pictures"][1]))) as picture:
+        assert ImageColor.getrgb(GRAY) == pytest.approx(picture.convert("RGB").getpixel((9, 9)), abs=3)

@@ -68,15 +68,38 @@ def find_table(root: Path) -> Path:
 
 
 def read_rows(
-    table: Path, encoding: str = ENCODING, required: Sequence[Sequence[str]] = (PATH_COLUMNS, ("label",))
+    table: Path, encoding: str | None = None, required: Sequence[Sequence[str]] = (PATH_COLUMNS, ("label",))
 ) -> list[Row]:
     """The rows of a table that has a header line with the required columns: of each group of names, one.
+
+    Args:
+        table: The file; see :func:`parse_table`.
+        encoding: See :func:`parse_table`.
+        required: Groups of names of columns.
+
+    Raises:
+        InputError: It cannot be decoded, has no rows or lacks a column, or a row and the header differ in length.
+    """
+    columns, rows = parse_table(table, encoding)
+    _check_columns(table, columns, required)
+    if not rows:
+        raise InputError(f"{table} has a header but no rows")
+    check_lengths(rows, columns)
+    return rows
+
+
+def parse_table(table: Path, encoding: str | None = None) -> tuple[list[str], list[Row]]:
+    """The columns and the rows of a table, unchecked.
 
     Values are separated by commas; by semicolons or tabs, as spreadsheets export them, if the header has no comma. A
     file that begins with the byte order mark of UTF-16 is read as UTF-16 unless another encoding is given.
 
+    Args:
+        table: The file.
+        encoding: Of the text, where the user can choose it; None for UTF-8.
+
     Raises:
-        InputError: It cannot be decoded, has no rows or lacks a column, or a row and the header differ in length.
+        InputError: It cannot be decoded or parsed.
     """
     try:
         with table.open(encoding=_encoding(table, encoding), newline="") as file:
@@ -88,25 +111,28 @@ def read_rows(
             rows = [Row(values, table, reader.line_num) for values in reader]
             columns = list(reader.fieldnames or [])
     except (UnicodeError, LookupError) as error:
-        raise InputError(
-            f"{table} is not {encoding} text ({error}): save it as UTF-8, or set the option encoding of the data set "
-            "csv, such as gbk or latin-1"
-        ) from None
+        hint = "" if encoding is None else ", or set the option encoding of the data set csv, such as gbk or latin-1"
+        raise InputError(f"{table} is not {encoding or ENCODING} text ({error}): save it as UTF-8{hint}") from None
     except csv.Error as error:
         raise InputError(f"{table} is not a comma-separated table: {error}") from None
-    _check_columns(table, columns, required)
-    if not rows:
-        raise InputError(f"{table} has a header but no rows")
+    return columns, rows
+
+
+def check_lengths(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Checks that every row has a value for each column.
+
+    Raises:
+        InputError: A row has fewer or more; the message names its line.
+    """
     for row in rows:
         if None in row.values or None in row.values.values():
             raise InputError(f"{row}: not {len(columns)} values, as the header has")
-    return rows
 
 
-def _encoding(table: Path, given: str) -> str:
+def _encoding(table: Path, given: str | None) -> str:
     with table.open("rb") as file:
         is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return "utf-16" if is_utf16 and given == ENCODING else given
+    return "utf-16" if is_utf16 and given in (None, ENCODING) else given or ENCODING
 
 
 def _check_columns(table: Path, columns: Sequence[str], required: Sequence[Sequence[str]]) -> None:

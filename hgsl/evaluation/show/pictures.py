@@ -21,7 +21,7 @@ from hgsl.evaluation.neighbors import Neighbors
 
 LoadImage = Callable[[int], Image.Image]
 
-RIGHT, WRONG, INK, PAPER = "#15803d", "#c2410c", "#1c1917", "#ffffff"
+RIGHT, WRONG, INK, GRAY, PAPER = "#15803d", "#c2410c", "#1c1917", "#a8a29e", "#ffffff"
 
 
 def thumbnail(image: Image.Image, side: int = 112, quality: int = 60) -> str:
@@ -38,6 +38,11 @@ def picture(image: Image.Image, side: int = 320, quality: int = 70) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def missing_picture(side: int) -> Image.Image:
+    """Returns the gray square that stands for an image which cannot be read."""
+    return Image.new("RGB", (side, side), GRAY)
 
 
 def embed_pictures(
