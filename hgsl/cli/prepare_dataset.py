@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,8 @@ def _download(card: "Card | None", flags: argparse.Namespace) -> None:
 
 
 def _load(card: "Card | None", flags: argparse.Namespace, options: dict[str, Any]) -> "Manifest":
-    from hgsl.data import load_manifest
+    """The split images; those that the protocol cannot split, for --audit and --duplicates, which need no split."""
+    from hgsl.data import list_images, load_manifest
 
     try:
         return load_manifest(flags.name, flags.root, flags.protocol, **options)
@@ -180,6 +181,11 @@ def _load(card: "Card | None", flags: argparse.Namespace, options: dict[str, Any
         if card is None or flags.download:
             raise
         raise FileNotFoundError(f"{error}; or add --download; or by hand: {card['by_hand']}") from None
+    except InputError as error:
+        if not (flags.audit or flags.duplicates):
+            raise
+        listed = list_images(flags.name, flags.root, **options)  # raises again what is not about the split
+        return replace(listed, notes=(*listed.notes, f"images without a split: {error}"))
 
 
 def _audit(manifest: "Manifest", report: Path | None) -> bool:
@@ -195,7 +201,7 @@ def _audit(manifest: "Manifest", report: Path | None) -> bool:
 
 def verify(card: "Card | None", name: str, root: Path | None, options: dict[str, Any]) -> bool:
     """Prints each count and that of the card, and the number of files that exist; returns whether all agree."""
-    from hgsl.data import load_manifest
+    from hgsl.data import list_images, load_manifest
     from hgsl.data.overview import missing_files
 
     expected = {} if card is None or options else card["expected"]
@@ -205,7 +211,7 @@ def verify(card: "Card | None", name: str, root: Path | None, options: dict[str,
     if not expected:
         reason = "the card does not apply with --option" if card else "your own data has no card"
         print(f"no counts to compare: {reason}")
-    manifest = load_manifest(name, root, *list(expected)[:1], **options)
+    manifest = list_images(name, root, **options)
     missing = missing_files(manifest)
     print(f"files: {len(manifest) - len(missing):,} of {len(manifest):,} are in {manifest.root}")
     for row in missing[:10]:

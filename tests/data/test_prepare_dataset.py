@@ -259,3 +259,16 @@ def test_a_mistake_in_a_name_or_path_is_reported_before_torch_is_imported(
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stdout == "False\n"
+
+
+def test_an_audit_needs_no_split(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    root = photo_folder(classes=1, images=6)
+    assert main(["folder", "--root", str(root)]) == 2
+    assert "a class-disjoint split needs 4" in capsys.readouterr().err
+    assert main(["folder", "--root", str(root), "--audit", "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "images      1 class          6 images" in out
+    assert "note: images without a split: folder: 1 class with two images or more" in out
+    assert "6 images opened: no problem" in out
+    assert main(["folder", "--root", str(root), "--audit", "--option", "seed=-1"]) == 2
+    assert "seed cannot be negative" in capsys.readouterr().err
