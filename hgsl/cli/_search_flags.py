@@ -73,11 +73,11 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", type=Path, nargs="+", metavar="IMAGE", help="Query image files.")
+    add("images", type=local_or_uri, nargs="+", metavar="IMAGE", help="Query image files, or their addresses.")
     add("--index", required=True, metavar="INDEX", help="Index folder, or the URI of an index in Milvus.")
     _add_model(parser)
     add("-k", type=int, default=10, metavar="K", help="Number of images per query.")
-    add("--label", help="Search only images of this label.")
+    add("--label", action="append", help="Search only images of this label; repeatable.")
     add(
         "--where",
         metavar="CONDITION",

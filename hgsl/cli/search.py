@@ -12,6 +12,7 @@ from hgsl.common.device_names import check_device_name
 from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
 from hgsl.common.faiss_factory import check_factory
+from hgsl.common.locations import name_of
 from hgsl.common.model_source import check_model_source
 from hgsl.common.paths import public_uri
 from hgsl.search import checks
@@ -117,13 +118,12 @@ def _query(options: argparse.Namespace) -> None:
     index = SearchIndex.open(options.index, device=options.device, model=options.checkpoint)
     results = index.search(options.images, options.k, label=options.label, where=options.where)
     if options.json:
-        queries = [_as_json(index, path, hits) for path, hits in zip(options.images, results, strict=True)]
-        print(
-            json.dumps({"index": public_uri(options.index), "threshold": index.threshold, "queries": queries}, indent=2)
-        )
+        queries = [_as_json(index, image, hits) for image, hits in zip(options.images, results, strict=True)]
+        about = {"index": public_uri(options.index), "root": str(index.root), "threshold": index.threshold}
+        print(json.dumps({**about, "queries": queries}, indent=2))
     else:
-        for path, hits in zip(options.images, results, strict=True):
-            _print_hits(index, path, hits)
+        for image, hits in zip(options.images, results, strict=True):
+            _print_hits(index, image, hits)
     if options.sheet:
         from hgsl.search.query_sheet import write_query_sheet
 
@@ -132,12 +132,12 @@ def _query(options: argparse.Namespace) -> None:
             print(f"written: {options.sheet}")
 
 
-def _as_json(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> dict[str, object]:
-    return {"image": str(path), "match": index.accepts(hits), "hits": [hit._asdict() for hit in hits]}
+def _as_json(index: "SearchIndex", image: Path | str, hits: Sequence["Hit"]) -> dict[str, object]:
+    return {"image": name_of(image), "match": index.accepts(hits), "hits": [hit._asdict() for hit in hits]}
 
 
-def _print_hits(index: "SearchIndex", path: Path, hits: Sequence["Hit"]) -> None:
-    print(path)
+def _print_hits(index: "SearchIndex", image: Path | str, hits: Sequence["Hit"]) -> None:
+    print(name_of(image))
     if not hits:  # the probed cells of a FAISS index may be empty
         print("  nothing found")
         return

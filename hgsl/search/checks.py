@@ -10,7 +10,7 @@ from PIL import Image
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.extras import require
-from hgsl.common.remote import check_root_uri
+from hgsl.common.remote import check_root_uri, check_uri
 from hgsl.search.folder.layout import FOLDERS, MODEL, has_index, has_model, state_files
 from hgsl.search.stores.address import is_milvus, split_address
 
@@ -195,9 +195,12 @@ def check_label_table(labels: str | None) -> None:
         raise FileNotFoundError(f"no table {labels}: --labels names a .csv file, or is '{FOLDERS}'")
 
 
-def check_query_images(paths: Sequence[Path]) -> None:
-    """Checks that every query image exists."""
-    missing = [path for path in paths if not path.is_file()]
+def check_query_images(images: Sequence[Path | str]) -> None:
+    """Checks that every query image exists, or that its address can be read with the installed packages."""
+    for address in images:
+        if isinstance(address, str):
+            check_uri(address)
+    missing = [path for path in images if isinstance(path, Path) and not path.is_file()]
     if missing:
         if missing[0].is_dir():
             raise InputError(f"{missing[0]} is a folder: give image files, such as {missing[0]}/*.jpg")

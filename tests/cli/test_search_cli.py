@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from PIL import Image
@@ -65,6 +66,29 @@ def test_index_then_query(capsys):
     assert answer["queries"][1]["hits"][0]["path"] == "kind_04/03.jpg"
     assert {hit["label"] for query in answer["queries"] for hit in query["hits"]} == {"kind_04"}
     assert answer["queries"][0]["match"] is None
+
+
+def test_labels_are_repeatable_and_json_has_the_image_folder(capsys):
+    assert search.main(INDEX) == 0
+    capsys.readouterr()
+    words = [*QUERY, "photos/kind_00/00.jpg", "--json", "-k", "24", "--label", "kind_04", "--label", "kind_01"]
+    assert search.main(words) == 0
+    answer = json.loads(capsys.readouterr().out)
+    hits = answer["queries"][0]["hits"]
+    assert sorted(hit["label"] for hit in hits) == ["kind_01"] * 4 + ["kind_04"] * 4
+    assert all(Path(answer["root"], hit["path"]).is_file() for hit in hits)
+
+
+def test_a_query_may_be_an_address(capsys):
+    assert search.main(INDEX) == 0
+    fsspec.filesystem("memory").pipe_file("/queries/1.jpg", Path("photos/kind_02/01.jpg").read_bytes())
+    capsys.readouterr()
+    assert search.main([*QUERY, "memory://queries/1.jpg", "-k", "1", "--sheet", "sheet.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "memory://queries/1.jpg",
+        "    1  1.0000  kind_02  kind_02/01.jpg",
+    ]
+    assert "unknown protocol 'ftp'" in fails(search.main, [*QUERY, "ftp://host/1.jpg"], capsys)
 
 
 def test_a_condition_limits_a_query(capsys):

@@ -59,6 +59,14 @@ def test_only_changed_images_are_embedded_and_deleted_ones_are_dropped(build, tm
     assert len(list(folder.glob("embeddings.*"))) == 1
 
 
+def test_another_image_folder_is_noted(build, tmp_path, run, photos):
+    build(tmp_path / "index", photos, checkpoint=run)
+    moved = photos.rename(tmp_path / "moved")
+    assert build(tmp_path / "index", moved).notes == []  # with the same images
+    [note] = build(tmp_path / "index", moved / "kind_01").notes
+    assert note.startswith(f"the index held the images of {moved}: 24 of them are not in {moved / 'kind_01'} and were ")
+
+
 def test_an_unchanged_folder_writes_nothing(build, tmp_path, run, photos, counted):
     build(tmp_path / "index", photos, checkpoint=run)
     counted.clear()

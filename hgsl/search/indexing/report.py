@@ -48,6 +48,13 @@ def make_report(
     previous_paths, paths = {image.path for image in previous_files}, {image.path for image in listing.images}
     unchanged = sum(image in previous_files for image in listing.images)
     new = len(paths - previous_paths)
+    dropped = len(previous_paths - paths)
+    old_root, root = previous.record.get("root", record["root"]), record["root"]
+    if old_root != root and dropped:
+        notes.append(
+            f"the index held the images of {old_root}: {dropped:,} of them are not in {root} and were dropped; to "
+            "index several folders, give one that holds links to them"
+        )
     if readable := sum(image in previous.broken and image not in broken for image in listing.images):
         notes.append(f"{readable:,} images that could not be read before are in the index now")
     return IndexReport(
@@ -55,7 +62,7 @@ def make_report(
         new=new,
         changed=len(listing.images) - unchanged - new,
         unchanged=unchanged,
-        dropped=len(previous_paths - paths),
+        dropped=dropped,
         resumed=sum(image in staged_files for image in listing.images),
         broken={image.path: reason for image, reason in broken.items()} | listing.unusable,
         other_files=listing.other_files,
