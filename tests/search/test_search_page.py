@@ -298,6 +298,21 @@ def test_a_condition_filters_and_its_mistakes_are_shown(open_page, url):
     until(page, "document.querySelectorAll('#grid li').length === 24")
 
 
+def test_an_answer_without_images_says_so(page, shared_index):
+    page.fill("#where", 'label == "kind_03" and path != "kind_03/00.jpg"')
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#grid li').length === 3")
+    page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")
+    searched(page)
+    assert "The 3 nearest images under the condition, in" in page.locator("#status").inner_text()
+    page.fill("#where", 'label == "kind_03" and label == "kind_02"')
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('status').textContent === 'No image satisfies the label and the condition.'")
+    assert page.locator("#grid li").count() == 0
+    page.reload()  # without the query
+    until(page, "document.getElementById('status').textContent === 'No image satisfies the label and the condition.'")
+
+
 def test_an_image_opens_large_beside_the_query_and_its_path_is_copied(page, shared_index):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.set_input_files("#file", shared_index.root / "kind_02/01.jpg")

@@ -351,7 +351,7 @@ def test_an_unknown_label_is_refused(client):
 
 
 def test_overlong_requests_are_refused(client):
-    assert "address is longer" in refused(client.get("/api/index", params={"x": "y" * 5000}), 414)
+    assert "address is longer" in refused(client.get("/api/index", params={"x": "y" * 40_000}), 414)
     assert "headers are longer" in refused(client.get("/api/index", headers={"x": "y" * 20_000}), 431)
 
 
@@ -381,6 +381,28 @@ def test_a_slow_body_is_refused(client, monkeypatch):
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
         connection.sendall(b"POST /api/search HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+
+
+def test_an_unfinished_request_is_refused_and_a_begun_one_is_not(client, monkeypatch):
+    monkeypatch.setattr("hgsl.search.web.server.HEAD_SECONDS", 0.05)
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=30) as begun, socket.create_connection(address, timeout=30) as slow:
+        head = b"POST /api/search HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        begun.sendall(head % len(SMALL) + SMALL[:20])
+        slow.sendall(b"GET /api/index HTTP/1.1\r\nhost: loc")
+        answer = b""
+        while chunk := slow.recv(65536):
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert "did not arrive" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+        begun.sendall(SMALL[20:])
+        assert begun.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_the_longest_condition_fits_into_an_address(client):
+    condition = f'path == "{"鸟" * 1989}"'
+    assert len(condition) == 2000 - 1
+    assert client.get("/api/images", params={"where": condition}).json() == []
 
 
 def test_a_client_that_disconnects_leaves_no_traceback(index):

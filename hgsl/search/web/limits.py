@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_TARGET = 4096  # bytes of path and query
+MAX_TARGET = 1 << 15  # bytes of path and query: the longest condition, each character as nine bytes, and some labels
 MAX_HEADERS = 16384  # bytes of all headers together
 
 # The page consists of its own files: nothing can be loaded from, or sent to, another site.

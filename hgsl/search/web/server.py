@@ -1,6 +1,8 @@
 """The web application under uvicorn: listening address, startup, and exit within a bounded time."""
 
+import asyncio
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -8,11 +10,12 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from hgsl.common.errors import InputError
 from hgsl.search.checks import check_host_names, check_port
@@ -20,20 +23,50 @@ from hgsl.search.index import SearchIndex
 from hgsl.search.web.app import create_app
 
 MAX_HEAD = 1 << 18  # bytes of request line and headers that are parsed; ``limits`` allows far fewer
+HEAD_SECONDS = 30.0  # until the headers of a request are complete
 GRACE_SECONDS = 1  # for requests in progress when the server is told to exit
 EXIT_SECONDS = 1.5  # until the process exits, whatever is still running
 
 
 class JsonProtocol(H11Protocol):
-    """HTTP/1.1 that answers invalid or endless requests with JSON, like every other error."""
+    """HTTP/1.1 that answers invalid, endless or unfinished requests with JSON, like every other error."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_head()
 
     def send_400_response(self, msg: str) -> None:
-        body = b'{"error": "this is not a valid HTTP request, or far too long"}'
+        self._refuse(400, "this is not a valid HTTP request, or far too long")
+
+    def _await_head(self) -> None:
+        """Limits the time until the next request begins: uvicorn waits forever for the rest of its headers."""
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._end_unless_begun, self.cycle)
+
+    def _end_unless_begun(self, previous: RequestResponseCycle | None) -> None:
+        is_waiting = self.cycle is previous and (previous is None or previous.response_complete)
+        if is_waiting and not self.transport.is_closing():
+            self._refuse(408, f"the request did not arrive within {HEAD_SECONDS:.0f} seconds")
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = json.dumps({"error": message}).encode()
         head = (
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n" % len(body)
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
         )
-        self.transport.write(head + body)
+        self.transport.write(head.encode() + body)
         self.transport.close()
 
 

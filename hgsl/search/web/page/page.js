@@ -135,7 +135,7 @@ function search() {
 
 function browse() {
   return ask((signal) => fetch(`/api/images?${parameters()}`, { signal }), (images) => {
-    clear("Or start from one of these:");
+    clear(images.length ? "Or start from one of these:" : nothing());
     fill(images);
   });
 }
@@ -162,16 +162,30 @@ function fill(hits) {
   focusPath = null;
 }
 
+// What an answer without an image means.
+function nothing() {
+  return limits() ? "No image satisfies the label and the condition." : "Nothing found.";
+}
+
+// The images that are searched, in words; empty for all of them.
+function limits() {
+  const label = labels.value.length ? `labeled ${labels.value.join(" or ")}` : "";
+  return [label, $("where").value.trim() && "under the condition"].filter(Boolean).join(" ");
+}
+
 function show({ match, threshold, hits }, milliseconds) {
-  const label = labels.value.join(" or ");
-  const among = label ? `labeled ${label}` : `of ${number.format(about.images)}`;
-  clear(match === false ? "" : `The ${hits.length} nearest images ${among}, in ${Math.round(milliseconds)} ms`);
+  if (!hits.length) {
+    clear(nothing());
+    return fill(hits);
+  }
+  const nearest = hits.length === 1 ? "nearest image" : `${hits.length} nearest images`;
+  const among = limits() || `of ${number.format(about.images)}`;
+  clear(match === false ? "" : `The ${nearest} ${among}, in ${Math.round(milliseconds)} ms`);
   if (match !== false) return fill(hits);
-  const nearest = label ? `The nearest image labeled ${label}` : "The nearest image";
-  const best = hits.length ? `${nearest} reaches ${hits[0].similarity.toFixed(3)}; ` : "";
-  $("no-match-text").textContent = `${best}a match needs ${threshold.toFixed(3)} or more.`;
+  const best = `The nearest image ${limits()}`.trim();
+  $("no-match-text").textContent = `${best} reaches ${hits[0].similarity.toFixed(3)}; a match needs ${threshold.toFixed(3)} or more.`;
   $("no-match").hidden = false;
-  $("anyway").hidden = !hits.length;
+  $("anyway").hidden = false;
   $("anyway").onclick = () => {
     focusPath = "";
     fill(hits);
