@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hgsl.cli._messages import flatten, is_free, unknown_setting
+from hgsl.cli._messages import flatten, is_free, type_without_null, unknown_setting
 from hgsl.common.errors import InputError
 from hgsl.common.suggestions import nearest
 
@@ -53,19 +53,34 @@ def name_of_run(files: Sequence[str | Path]) -> str:
     return "-".join(Path(file).stem for file in files)
 
 
-def check_file(path: Path, known: set[str]) -> None:
-    """Checks that a config file is a YAML mapping with ``known`` keys only.
+def check_file(path: Path, settings: type, known: set[str]) -> None:
+    """Checks that a config file is a YAML mapping with ``known`` keys only, each of them once and with a value.
+
+    Args:
+        path: The file.
+        settings: The settings that are read.
+        known: The dotted names of these settings and of their groups.
 
     Raises:
         InputError: The message names the key, and the nearest known one.
     """
     content = _content(path)
+    if not content:
+        raise InputError(f"{path} holds no settings: give some such as 'train: {{epochs: 3}}', or leave out the file")
     groups = {name.rpartition(".")[0] for name in known} - {""}
+    given: set[str] = set()
     for key, value in _items(content):
+        if key in given and key not in groups:
+            raise InputError(f"{path}: {key} is given twice, by its dotted name and within its group: keep one")
+        given.add(key)
         if key not in known and not is_free(key):
             raise InputError(unknown_setting(f"key in {path}:", key, known))
-        if key in groups and value is not None and not isinstance(value, Mapping):
-            raise InputError(f"{path}: {key} holds settings such as {_example(key, known)}, found {value!r}")
+        if key in groups:
+            if not isinstance(value, Mapping):
+                found = "nothing" if value is None else repr(value)
+                raise InputError(f"{path}: {key} holds settings such as {_example(key, known)}, found {found}")
+        elif value is None and (expected := type_without_null(settings, key)):
+            raise InputError(f"{path}: {key} is empty: expected {expected}, or leave the key out")
 
 
 def is_search(path: Path) -> bool:
@@ -124,12 +139,34 @@ def _existing(name: str) -> Path:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_repeated_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {flatten(str(error))}") from None
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path} must hold settings such as 'train: {{epochs: 3}}', found a {type(content).__name__}")
     return content or {}
+
+
+def _check_repeated_keys(path: Path, root: yaml.Node | None) -> None:
+    """Refuses a key that a mapping has twice, of which PyYAML would silently keep the last value alone."""
+    nodes, visited = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited or not isinstance(node, yaml.CollectionNode):
+            continue
+        visited.add(id(node))  # an alias names a node again
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+            continue
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise InputError(f"{path}: {name!r} is given twice, in line {lines[name]} and in line {line}: keep one")
+            lines[name] = line
+            nodes.append(value)
 
 
 def _items(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ STRAY = "unrecognized arguments: "
 EXAMPLES = {"--checkpoint": "RUN", "--config": "FILE", "--data.root": "DIR"}
 _PARSER = re.compile(r'^Parser key "(?P<key>[^"]+)"(?: element \d+)?:')
 _FLAG_TYPE = re.compile(r"Expected an? <class '(?P<type>\w+)'>")
-_VALUE = re.compile(r"(?:Got|Given) value: (?P<value>.*)$")
+_VALUE = re.compile(r".*(?:Got|Given) value: (?P<value>.*)$")  # the last one, that of the whole setting
 
 
 def explain(text: str, settings: type) -> str:
@@ -34,8 +34,10 @@ def explain(text: str, settings: type) -> str:
     """
     text = flatten(text)
     key, value = _PARSER.search(text), _VALUE.search(text)
-    if not key or not value:
+    if not key:
         return text
+    if not value:
+        return f"{key['key']}:{text[key.end() :]}"
     name, hint = key["key"], _type_of(settings, key["key"])
     if hint is None and (flag_type := _FLAG_TYPE.search(text)):  # a flag of the command, which is no setting
         name = f"--{name.replace('_', '-')}"
@@ -57,6 +59,12 @@ def stray_argument(words: str, known: Iterable[str]) -> str:
     """Returns the message about words of the command line that belong to no flag."""
     flags = ", ".join(f"{flag} {value}" for flag, value in EXAMPLES.items() if flag in known)
     return f"unexpected argument {words!r}: a value follows its flag ({flags}), in quotes if it contains spaces"
+
+
+def type_without_null(settings: type, key: str) -> str | None:
+    """Returns the expected type of a dotted setting in words; None if it may be null."""
+    hint = _type_of(settings, key)
+    return None if hint is None or types.NoneType in get_args(hint) else _expected(hint)
 
 
 def is_free(key: str) -> bool:

@@ -83,7 +83,7 @@ def parse_as(
     _check_flags(arguments, known)
     words = resolve(arguments)
     for path in config_files(words):
-        check_file(path, set(setting_names(settings)))
+        check_file(path, settings, set(setting_names(settings)))
     try:
         values = parser.parse_args(for_another_data_set(words, quiet=quiet))
         built = parser.instantiate(values)

@@ -98,6 +98,7 @@ class LossConfig:
             "loss.weight 0 leaves a teacher alone to learn from, but loss.teacher is empty: set one of them",
         )
         refuse(self.decorrelation < 0, f"loss.decorrelation cannot be negative, found {self.decorrelation}")
+        refuse(self.margin < 0, f"loss.margin cannot be negative, found {self.margin}")
         refuse(self.both_sides < 0, f"loss.both_sides cannot be negative, found {self.both_sides}")
         refuse(self.teacher_features < 0, f"loss.teacher_features cannot be negative, found {self.teacher_features}")
         refuse(

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
+from hgsl.cli._config_files import check_file
 from hgsl.cli._names import TABLES, names_in
-from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as
+from hgsl.cli._settings import CONFIGS, build_parser, parse, parse_as, setting_names
 from hgsl.cli._training import training_parser
 from hgsl.cli._unused import check_used
 from hgsl.common.errors import InputError
@@ -74,6 +75,7 @@ def test_packaged_recipes_are_valid(path: Path) -> None:
         (["--loss.alpha", "0"], "loss.alpha must be positive"),
         (["--data.crop_scale", "[0.9, 0.1]"], "0 < low <= high <= 1"),
         (["--eval.ks", "[0]"], "eval.ks must be positive"),
+        (["--loss.margin", "-1"], "loss.margin cannot be negative"),
     ],
 )
 def test_a_wrong_setting_is_one_line_with_a_way_out(words: list[str], message: str) -> None:
@@ -90,6 +92,17 @@ def test_a_wrong_setting_is_one_line_with_a_way_out(words: list[str], message: s
         ("train: [", "not valid YAML"),
         ("train: 5", r"train holds settings such as {accumulate: ...}, found 5"),
         ("- 1", "must hold settings"),
+        (
+            "train: {epochs: 3}\noptim: {lr: 1.0}\ntrain: {batch_size: 9}",
+            "'train' is given twice, in line 1 and in line 3",
+        ),
+        ("train:\n  epochs: 3\n  epochs: 9", "'epochs' is given twice"),
+        ("data: {options: {seed: 1, seed: 2}}", "'seed' is given twice"),
+        ("train.epochs: 3\ntrain: {epochs: 9}", "train.epochs is given twice"),
+        ("train: {epochs: null}", "train.epochs is empty: expected a whole number, or leave the key out"),
+        ("train:\noptim: {lr: 1.0}", r"train holds settings such as {accumulate: ...}, found nothing"),
+        ("# train: {epochs: 3}", "holds no settings"),
+        ("loss: {top_k_schedule: {a: 5}}", "^loss.top_k_schedule: invalid literal"),
     ],
 )
 def test_a_wrong_file_is_one_line_with_a_way_out(tmp_path: Path, text: str, message: str) -> None:
@@ -98,6 +111,23 @@ def test_a_wrong_file_is_one_line_with_a_way_out(tmp_path: Path, text: str, mess
     with pytest.raises(InputError, match=message) as caught:
         read("--config", str(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [Config, SparsifyRunConfig])
+def test_a_setting_is_empty_only_where_its_type_allows(settings: type[Config], tmp_path: Path) -> None:
+    """An empty value of any other setting would fail later with a traceback, or count as false."""
+    known, path = set(setting_names(settings)), tmp_path / "mine.yaml"
+    for name in known:
+        group, _, leaf = name.rpartition(".")
+        owner = settings()
+        for part in filter(None, group.split(".")):
+            owner = getattr(owner, part)
+        path.write_text(f"{name}: null")
+        if type(None) in get_args(get_type_hints(type(owner))[leaf]):
+            check_file(path, settings, known)
+        else:
+            with pytest.raises(InputError, match=r"is empty: expected|found nothing"):
+                check_file(path, settings, known)
 
 
 def test_a_missing_file_names_a_packaged_recipe() -> None:
