@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hgsl.cli import train
-from hgsl.config import Config, DataConfig, LossConfig, RunConfig
+from hgsl.config import Config, DataConfig, EvalConfig, LossConfig, RunConfig, TrainConfig
 from hgsl.engine.folder import resume_checks, run_folder
 from hgsl.engine.folder.logging import read_metrics
 from tests.helpers import SMALL
@@ -45,6 +45,22 @@ def test_a_setting_that_the_run_lacked_counts_as_another() -> None:
 def test_device_and_workers_may_change_on_resuming() -> None:
     Path(run_folder.CONFIG).write_text(Config(run=RunConfig(device="cpu"), data=DataConfig(workers=0)).to_yaml())
     resume_checks.check_same(Path(), Config(run=RunConfig(device="cuda"), data=DataConfig(workers=4)))
+
+
+def test_a_resumed_run_is_evaluated_as_before_training() -> None:
+    """Scores before training with mirrored images, and after it without them, would look like a loss of training."""
+    Path(run_folder.CONFIG).write_text(Config(eval=EvalConfig(flip=True)).to_yaml())
+    for other in (EvalConfig(), EvalConfig(flip=True, scales=[1.0, 1.25]), EvalConfig(flip=True, image_size="1.2x")):
+        with pytest.raises(ValueError, match=r"eval\..* and the run in \. began with"):
+            resume_checks.check_same(Path(), Config(eval=other))
+    resume_checks.check_same(Path(), Config(eval=EvalConfig(flip=True, ks=[1, 10], page=False, batch_size=7)))
+
+
+@pytest.mark.parametrize(("select", "may_change"), [("last", True), ("best", False)])
+def test_the_evaluated_epochs_may_change_unless_one_of_them_is_chosen(select: str, may_change: bool) -> None:
+    train = TrainConfig(select=select)
+    Path(run_folder.CONFIG).write_text(Config(train=train).to_yaml())
+    assert (resume_checks.difference(Path(), Config(train=train, eval=EvalConfig(every=2))) is None) == may_change
 
 
 def test_partial_files_of_a_killed_process_are_removed() -> None:

@@ -12,11 +12,13 @@ from hgsl.common.errors import InputError
 from hgsl.config import Config
 from hgsl.engine.folder import run_folder
 
-# Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed.
+# Settings that a resumed run may change: device, paths, workers, what is reported and kept; not what is computed. The
+# scores before training exist already, so image size, views and whitening of an evaluation stay as they were.
 MAY_CHANGE = (
     *("run.dir", "run.device", "run.precision", "run.threads", "run.compile", "run.deterministic"),
     *("run.trackers", "run.log_every", "run.cuda_graphs", "run.autotune", "optim.fused"),
-    *("data.root", "data.workers", "data.cache", "eval.", "train.keep", "train.save_every"),
+    *("data.root", "data.workers", "data.cache", "train.keep", "train.save_every"),
+    *("eval.ks", "eval.batch_size", "eval.every", "eval.before", "eval.page"),
     *("sparsify.dense_run", "sparsify.curve_every"),
 )
 
@@ -71,7 +73,7 @@ def check_finished(folder: Path, config: Config) -> None:
 
 
 def difference(folder: Path, config: Config, may_change: tuple[str, ...] = ()) -> str | None:
-    """Returns in words which settings that determine weights differ from the run in ``folder``, or None.
+    """Returns in words which settings that determine weights or scores differ from the run in ``folder``, or None.
 
     The first one is given with both values, the others by name.
     """
@@ -85,13 +87,15 @@ def difference(folder: Path, config: Config, may_change: tuple[str, ...] = ()) -
 
 
 def changes(folder: Path, config: Config) -> dict[str, tuple[str, str]]:
-    """Returns the settings that determine weights and differ: name -> the value of ``config``, that of the run."""
+    """Returns the settings that determine weights or scores and differ: name -> both values, that of the run last."""
     original = _flat(yaml.safe_load((folder / run_folder.CONFIG).read_text(encoding="utf-8")) or {})
     given = _flat(yaml.safe_load(config.to_yaml()) or {})
+    chooses = config.train.select != "last"  # among the evaluated epochs
+    may_change = tuple(name for name in MAY_CHANGE if name != "eval.every" or not chooses)
     changed: dict[str, tuple[str, str]] = {}
     for key in {**given, **original}:
         now, then = (repr(settings[key]) if key in settings else "not given" for settings in (given, original))
-        if now != then and not key.startswith(MAY_CHANGE):
+        if now != then and not key.startswith(may_change):
             changed[key] = now, then
     return changed
 
