@@ -201,6 +201,17 @@ def test_another_data_set_of_other_classes_is_evaluated(
     assert report["num_queries"] == 12
 
 
+def test_another_data_set_needs_no_validation_classes_to_be_searched(
+    photo_folder: Callable[..., Path], evaluate: Evaluate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL, "--data.root", str(photo_folder(classes=8)), "--data.val_share", "0.5", "--run.dir", "run"]
+    assert train.main(words) == 0
+    other = photo_folder(classes=4, images=3, size=64, name="other")
+    assert evaluate("--data.root", str(other))[0]["num_queries"] == 6
+    words = ["--checkpoint", "run", "--data.root", str(other), "--no-match", "0.5"]
+    assert "training classes for validation" in fails(eval_retrieval.main, words, capsys)
+
+
 def test_another_split_counts_what_was_trained_on(root: Path, evaluate: Evaluate) -> None:
     report, printed = evaluate("--data.options.seed", "1")
     manifest = load_manifest("folder", root, seed=1).subset("test")

@@ -55,7 +55,11 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
     ):
         runtime = agree_on_precision(replace(runtime, device=device))
         options = replace(options, device=device, dtype=runtime.dtype, num_workers=runtime.workers)
-        run = images_of_run(config.data, Path(checkpoint)) if checkpoint else RunImages(build_manifest(config.data))
+        if checkpoint:
+            used = options.no_match is not None or options.whiten is not None
+            run = images_of_run(config.data, Path(checkpoint), validation=used)
+        else:
+            run = RunImages(build_manifest(config.data))
         manifest = run.manifest
         run.print_notes()
         ranks.print_main(summary(manifest))

@@ -56,26 +56,33 @@ class RunImages:
             ranks.print_main(f"note: {note}")
 
 
-def images_of_run(data: DataConfig, folder: Path) -> RunImages:
+def images_of_run(data: DataConfig, folder: Path, *, validation: bool = True) -> RunImages:
     """Lists the images on which the run in ``folder`` is evaluated under these settings.
 
     They are the recorded ones, also where they were moved to another root. Settings that ask for another data set or
     another split are followed; the notes then state how much of what is searched was trained on.
 
+    Args:
+        data: The settings of the data.
+        folder: The run folder.
+        validation: Whether training or validation images of another data set are used. If not, no validation classes
+            are cut from it, for which it may have too few.
+
     Raises:
         InputError: No test image of the run is left.
         FileNotFoundError: The data set is not there.
     """
+    other = data if validation else replace(data, val_share=0.0, val_fold=None)
     record = read_split_record(folder)
     if record is None:
         note = f"{folder} has no {SPLIT}: nothing tells whether what is searched was trained on"
-        return RunImages(build_manifest(data), (note,))
+        return RunImages(build_manifest(other), (note,))
     run = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["data"]
     if changed := _other_split(data, run):
-        return _other_images(data, record, f"{changed} asks for another split than that of the run")
+        return _other_images(other, record, f"{changed} asks for another split than that of the run")
     listing = list_run_images(data)
     if data.root != run.get("root") and (reason := _other_data(record, listing)):
-        return _other_images(data, record, reason)
+        return _other_images(other, record, reason)
     return _own_images(data, run, record, listing)
 
 
