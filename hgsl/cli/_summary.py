@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from hgsl.cli._help import HelpFormatter
 from hgsl.common.extras import EXTRAS, missing
+from hgsl.common.tables import count_of
 from hgsl.version import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "faiss-cpu", "numpy", "pillow", "safetensors")
@@ -44,7 +45,7 @@ def about() -> str:
     lines = [
         f"hgsl {__version__}",
         f"python {sys.version.split()[0]}, " + ", ".join(f"{package} {_version(package)}" for package in PACKAGES),
-        f"auto picks: device {device}{name}, precision {precision}, {torch.get_num_threads()} threads",
+        f"auto picks: device {device}{name}, precision {precision}, {count_of(torch.get_num_threads(), 'thread')}",
     ]
     for extra in EXTRAS:
         absent = missing(extra)

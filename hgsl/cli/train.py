@@ -56,6 +56,6 @@ def _train(words: list[str]) -> int:
     from hgsl.engine.run import train
 
     code = run_engine(train, config, folder, flags, extend=flags.extend)
-    if code == 0 and not flags.quiet:
+    if code == 0 and not flags.quiet and config.data.test_share > 0:
         print(f"the same scores again: hgsl eval --checkpoint {shlex.quote(str(folder))}")
     return code

@@ -152,7 +152,7 @@ class SparsifyRunConfig(Config):
         refuse(self.data.test_share == 0, "a search measures its tickets, but data.test_share is 0: set it above 0")
         refuse(
             self.eval.has_views() or self.eval.whiten is not None,
-            "a search measures networks of one view: leave out eval.flip, eval.scales and eval.whiten",
+            "a search measures networks of one view: set eval.flip false, eval.scales [1.0] and eval.whiten null",
         )
 
 

@@ -26,7 +26,8 @@ def summary(manifest: Manifest) -> str:
 def _split_line(manifest: Manifest, split: str) -> str:
     part = manifest.take(np.flatnonzero(manifest.split == split))
     classes = len(np.unique(part.labels))
-    line = f"  {split or 'images':6} {classes:>6,} {'class' if classes == 1 else 'classes':7} {len(part):>8,} images"
+    name = split or ("unused" if np.any(manifest.split != "") else "images")
+    line = f"  {name:6} {classes:>6,} {'class' if classes == 1 else 'classes':7} {len(part):>8,} images"
     if not np.array_equal(part.is_query, part.is_gallery):
         line += f" ({part.is_query.sum():,} query, {part.is_gallery.sum():,} gallery)"
     return f"{line}  split hash {part.split_hash}"

@@ -71,7 +71,13 @@ class Retrieval:
         self.unlabeled_set = None
         if self.teacher and self.teacher.unlabeled:
             self.unlabeled_set = build_train_set(config, self.teacher.unlabeled, self.model, "all")
-        self.steps_per_epoch = self.plan(config.run.seed, config.train.epochs).steps_per_epoch
+        plan = self.plan(config.run.seed, config.train.epochs)
+        self.steps_per_epoch = plan.steps_per_epoch
+        if plan.batch_size < config.train.batch_size:
+            ranks.print_main(
+                f"train.batch_size {config.train.batch_size} is more than the {len(self.train_set)} training images: "
+                f"a step takes {plan.batch_size}"
+            )
         image_sets = [part for part in (self.train_set, self.unlabeled_set) if part]
         self._names = {
             row: path for part in image_sets for row, path in zip(part.ids.tolist(), part.manifest.paths, strict=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hgsl.common import ranks
+from hgsl.common.errors import InputError
 from hgsl.common.files import write_json
 from hgsl.config import Config
 from hgsl.engine.callbacks import Callback, check_callbacks
@@ -63,6 +64,8 @@ def train(
         Stopped: A signal ended the run after its state was saved.
         Exception: A callback raised it; the state was saved before.
     """
+    if not isinstance(config, Config):
+        raise InputError(f"config: expected settings such as hgsl.load_config returns, found {type(config).__name__}")
     check_callbacks(callbacks)
     path = Path(folder or config.run.dir or Path("runs") / config.data.name)
     return run_in_folder(

@@ -10,6 +10,7 @@ from hgsl.common import ranks
 from hgsl.common.device import dtype_name, pick_device, pick_precision
 from hgsl.common.memory import keep_freed_memory
 from hgsl.common.precision import float32_products
+from hgsl.common.tables import count_of
 from hgsl.config import Config
 from hgsl.engine.loop.loader import default_workers
 from hgsl.models.depthwise import has_depthwise_convolutions
@@ -32,7 +33,7 @@ class Runtime:
     tf32: bool = False
 
     def __str__(self) -> str:
-        return f"{self.device}, {self.precision}, {torch.get_num_threads()} threads"
+        return f"{self.device}, {self.precision}, {count_of(torch.get_num_threads(), 'thread')}"
 
     @property
     def precision(self) -> str:

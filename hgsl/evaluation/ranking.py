@@ -10,7 +10,7 @@ import numpy as np
 from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import checked_ks
 from hgsl.common.progress import progress_bar
-from hgsl.common.tables import frame
+from hgsl.common.tables import count_of, frame
 from hgsl.evaluation import clustering
 from hgsl.evaluation.approximation import overlap
 from hgsl.evaluation.knn.knn import k_nearest
@@ -123,8 +123,8 @@ def rank(
     answerable = task.answerable
     if not len(answerable):
         raise InputError(
-            f"none of the {len(task.queries)} queries has another image of its label among "
-            f"{len(task.gallery)} gallery images: give at least two images of one class"
+            f"none of the {count_of(len(task.queries), 'query', 'queries')} has another image of its label among "
+            f"{count_of(len(task.gallery), 'gallery image')}: give at least two images of one class"
         )
     counted = task.subset(answerable)
     gallery = task.search_gallery(max_memory, index)

@@ -72,7 +72,8 @@ def hard_global_softmin_loss(
     Raises:
         InputError: A shape, dtype, label, embedding, center or setting is not as above.
 
-    Source: "Hard global softmin loss for fine-grained object retrieval", https://github.com/RiyaoDong/HGSL.
+    Source: "Improved fine-grained object retrieval with Hard Global Softmin Loss objective", Signal Processing: Image
+    Communication, 2021, https://doi.org/10.1016/j.image.2021.116515; code at https://github.com/RiyaoDong/HGSL.
     """
     check_center_shape(centers)
     check_batch(embeddings, labels, centers.shape[1], weights)

@@ -13,6 +13,7 @@ from hgsl.losses.functional import class_logits, hard_global_softmin_loss
 from hgsl.losses.graphs import LossGraphs
 from hgsl.losses.library_arguments import refuse_references, tuple_weights
 from hgsl.losses.scoring.similarity import normalize_
+from hgsl.losses.value_checks import check_alpha
 
 
 class HardGlobalSoftminLoss(nn.Module):
@@ -81,6 +82,7 @@ class HardGlobalSoftminLoss(nn.Module):
         check_integer("embedding_size", embedding_size, 1)
         check_integer("decorrelation_sample", decorrelation_sample, 2, "None to have it chosen")
         check_number("alpha", alpha)
+        check_alpha(float(alpha))
         check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
         self.num_classes = num_classes
         self.embedding_size = embedding_size

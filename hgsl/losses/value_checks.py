@@ -61,11 +61,16 @@ def check_values(
     if not math.isfinite(values[2] + values[3]):
         rows = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise InputError(_embedding_error(f" in row {first_five(rows)}"))
-    if not usual_alpha(values[4]):
-        raise InputError(_alpha_error(values[4]))
+    check_alpha(values[4])
     if centers is not None and not usual_norms(values[6:]):
         check_centers(centers)
     return x, labels
+
+
+def check_alpha(alpha: float) -> None:
+    """Checks that a softness lies within ``ALPHA_RANGE``."""
+    if not usual_alpha(alpha):
+        raise InputError(_alpha_error(alpha))
 
 
 def usual_alpha(alpha: float) -> bool:

@@ -85,7 +85,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except pickle.UnpicklingError:  # whose message advises to run what is in the file
+        raise InputError(
+            f"cannot read weights from {path}: it is neither a PyTorch file of tensors alone nor a .safetensors file; "
+            "files that hold other Python objects are not read, since they can run code"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
             f"cannot read weights from {path}: {first_line(error)} (is it a complete PyTorch or safetensors file?)"
         ) from None

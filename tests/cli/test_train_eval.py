@@ -318,6 +318,14 @@ def test_a_hard_set_larger_than_the_classes_is_all_of_them(
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_batch_larger_than_the_data_is_all_of_it(
+    photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    words = [*ON_FOLDER, "--data.root", str(photo_folder()), "--run.dir", "a", "--train.batch_size", "500"]
+    assert train.main(words) == 0
+    assert "train.batch_size 500 is more than the 12 training images: a step takes 12" in capsys.readouterr().out
+
+
 def test_images_may_be_of_any_mode(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder()
     Image.new("L", (40, 50), 90).save(root / "kind_00" / "gray.png")

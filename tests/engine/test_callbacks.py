@@ -88,6 +88,8 @@ def test_a_training_may_run_in_a_thread_which_no_signal_can_reach() -> None:
 def test_what_is_no_callback_is_refused_before_anything_is_read() -> None:
     with pytest.raises(hgsl.InputError, match=r"expected objects of a subclass of hgsl\.Callback, found function"):
         hgsl.train(Config(), "out", callbacks=[lambda step: None])  # type: ignore[list-item]
+    with pytest.raises(hgsl.InputError, match=r"expected settings such as hgsl\.load_config returns, found dict"):
+        hgsl.train({"train": {"epochs": 1}}, "out")  # type: ignore[arg-type]
     assert not Path("out").exists()
 
 

@@ -35,6 +35,7 @@ def test_a_final_model_is_trained_on_all_and_says_so_everywhere(
     assert "trained on 24 images of 6 classes, all of folder: no scores" in printed
     assert "nothing is left to measure on" in printed
     assert "no report.html and no curves.png" in printed
+    assert "the same scores again" not in printed
     result = report()
     assert result["before"] == result["after"] == {}
     counts = {key: result["trained_on_all"][key] for key in ("classes", "images")}
@@ -106,7 +107,9 @@ def test_broken_training_images_are_skipped_and_named(damaged: Path, capsys: pyt
     assert train.main(words) == 0
     names = load_manifest("folder", damaged).subset("train").paths[1:8:5]
     note = f"2 training images skipped, as unreadable (data.broken skip): {', '.join(names)}"
-    assert note in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert note in printed
+    assert "\n  unused " in printed  # the row of the skipped images in the summary
     assert note in report()["after"]["notes"]
     plain = load_manifest("folder", damaged)
     assert report()["after"]["split_hash"] == plain.subset("test").split_hash, "the same images are searched"

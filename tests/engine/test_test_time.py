@@ -114,7 +114,7 @@ def test_contradictory_settings_are_refused(values: dict[str, Any], message: str
 
 
 def test_a_search_has_one_view() -> None:
-    with pytest.raises(ValueError, match=r"leave out eval\.flip, eval\.scales and eval\.whiten"):
+    with pytest.raises(ValueError, match=r"set eval\.flip false, eval\.scales \[1\.0\] and eval\.whiten null"):
         SparsifyRunConfig(eval=EvalConfig(flip=True))
     assert Config(eval=EvalConfig(flip=True)).eval.has_views()
 

@@ -141,7 +141,7 @@ class TicketSearch:
         )
         score = self.problem.curve(problem.model)
         ranks.print_main(
-            f"reconstruction: {100 * float(masks.share()):.1f} % of the {self.config.sparsify.penalty} are left, "
+            f"reconstruction: {100 * masks.share().item():.1f} % of the {self.config.sparsify.penalty} are left, "
             f"{self.problem.curve_name} {score:.4f}"
         )
 
@@ -149,7 +149,7 @@ class TicketSearch:
         masks = self.driver.masks
         numbers = {"density": masks.density() if masks else 1.0}
         if masks and self.config.sparsify.target is not None:
-            numbers["share"] = float(masks.share())
+            numbers["share"] = masks.share().item()
         if masks and stage.masks == "soft":
             numbers["temperature"] = masks.temperature
         if (epoch + 1) % self.config.sparsify.curve_every == 0 or epoch + 1 == stage.epochs:

@@ -180,7 +180,8 @@ def _problem(stored: Vectors, row: int) -> str:
         return f"is not finite: {broken}"
     if not data.any():
         return f"is zero: {broken}"
-    return f"has values up to {np.abs(data).max():.3g}, whose squares exceed the range of float32: scale the embeddings"
+    largest = f"{np.abs(data).max():.3g}"
+    return f"has values up to {largest}, whose squares are outside the range of float32: scale the embeddings"
 
 
 def _name(file: Path, key: str, names: list[str]) -> str:
