@@ -44,6 +44,7 @@ LEFT_OUT = {
     "hgsl prepare cub --download": "downloads",
     "hgsl train --config configs/cub_": "needs photos; tests/cli/test_recipes.py trains each recipe",
     "hgsl sparsify --config configs/cifar10_cs.yaml": "needs CIFAR-10; tests/engine/test_ticket_search.py",
+    "hgsl eval --model tf_efficientnet_lite0": "needs the flowers; tests/cli/test_eval_command.py",
     "python benchmarks/gpu.py": "needs a GPU; tests/test_benchmarks.py runs it in miniature",
     "python benchmarks/tickets.py": "needs CIFAR-10 and a GPU; tests/test_benchmarks.py runs it in miniature",
     "torchrun --nnodes 2": "needs two machines; tests/engine/test_processes_and_losses.py runs torchrun on one",
