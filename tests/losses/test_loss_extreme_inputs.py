@@ -179,7 +179,6 @@ def test_a_numpy_integer_is_an_integer():
         ({"embedding_size": 5.0}, r"embedding_size is 5\.0"),
         ({"alpha": "x"}, "alpha is 'x': expected a number"),
         ({"alpha": 0}, r"alpha is 0: it must lie in \[1e-06, 1e\+06\]"),
-        ({"alpha": math.nan}, "alpha is nan: it must lie in"),
         ({"alpha": torch.ones(2)}, r"alpha is a tensor of shape \(2,\): expected a number"),
         ({"margin": None}, "margin is None: expected a number"),
         ({"margin": True}, "margin is True: expected a number"),
