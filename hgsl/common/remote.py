@@ -1,20 +1,17 @@
 """Remote files, at addresses such as ``s3://bucket/a.jpg``: read and listed through fsspec, with retries."""
 
-import re
-import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.paths import public_uri
-
-Result = TypeVar("Result")
+from hgsl.common.retries import attempt
 
 # Protocol -> the module that fsspec needs for it, and the packages to install.
 PROTOCOLS = {
@@ -27,10 +24,6 @@ PROTOCOLS = {
     "gs": ("gcsfs", "gcsfs"),
 }
 QUOTED = ("http", "https")  # protocols whose paths are percent-encoded
-ATTEMPTS = 4
-PAUSE = 0.5  # seconds after the first failed attempt; doubled after each
-RETRIED_STATUS = (408, 425, 429)  # of the statuses from 400 to 499, which are otherwise final
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, NotImplementedError)
 LISTED_FROM = 16  # files of one folder
 READERS = 16  # threads, which hide the latency
 # Fields of fsspec's description of a file that change with its content; the first present one is used.
@@ -92,7 +85,7 @@ def read_uri(uri: str) -> bytes:
         InputError: It cannot be read, in several attempts where another one may succeed.
     """
     check_uri(uri)
-    content: bytes = _attempt(uri, lambda: _file_system(uri).cat_file(uri))
+    content: bytes = attempt(uri, lambda: _file_system(uri).cat_file(uri))
     return content
 
 
@@ -133,7 +126,7 @@ def list_uri(root: str) -> list[RemoteFile]:
     entries: dict[str, Mapping[str, Any]] = (
         _linked_files(system, root)
         if root.startswith(QUOTED)
-        else _attempt(root, lambda: system.find(root, detail=True))
+        else attempt(root, lambda: system.find(root, detail=True))
     )
     if not entries:
         raise FileNotFoundError(f"there are no files at {public_uri(root)}")
@@ -152,7 +145,7 @@ def _linked_files(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
         folder = folders.pop()
         visited.add(folder)
         try:
-            names = _attempt(folder, partial(system.ls, folder, detail=False))
+            names = attempt(folder, partial(system.ls, folder, detail=False))
         except FileNotFoundError:  # a dead link
             continue
         names = [name for name in names if "?" not in name and "#" not in name and name.startswith(folder)]
@@ -165,7 +158,7 @@ def _linked_files(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
 def _info(system: Any, uri: str) -> Mapping[str, Any]:
     """The description of a file; of one that is gone, which a later read reports, an empty one."""
     try:
-        info: Mapping[str, Any] = _attempt(uri, lambda: system.info(uri))
+        info: Mapping[str, Any] = attempt(uri, lambda: system.info(uri))
     except FileNotFoundError:
         return {"type": "file"}
     return info
@@ -186,55 +179,9 @@ def _file_system(uri: str) -> Any:
     return fsspec.filesystem(uri.partition("://")[0])
 
 
-def _attempt(uri: str, action: Callable[[], Result]) -> Result:
-    """Returns the result of ``action``, which is called again after an error that may pass."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return action()
-        except Exception as raised:
-            error = _underlying(uri, raised)
-            status = getattr(error, "status", None)  # of aiohttp
-            if isinstance(error, FileNotFoundError) or status == 404:
-                raise FileNotFoundError(public_uri(uri)) from None
-            if _is_final(error) or attempt == ATTEMPTS:
-                raise InputError(f"cannot read {public_uri(uri)}: {_reason(uri, error)}") from None
-            time.sleep(PAUSE * 2 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _underlying(uri: str, error: Exception) -> BaseException:
-    """The cause of an error: fsspec reports every failure of a request for the size by HTTP as a missing file."""
-    hidden = isinstance(error, FileNotFoundError) and uri.startswith(QUOTED)
-    return error.__cause__ if hidden and error.__cause__ is not None else error
-
-
-def _is_final(error: BaseException) -> bool:
-    """Whether another attempt would end in the same error."""
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return 400 <= status < 500 and status not in RETRIED_STATUS
-    return isinstance(error, FINAL) or _is_denied(error)
-
-
-def _is_denied(error: BaseException) -> bool:
-    denied = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
-    return denied or "Credentials" in type(error).__name__  # of botocore, where there are none
-
-
-def _reason(uri: str, error: BaseException) -> str:
-    """The message of an error in one line, without passwords and tokens in its addresses, and what to do."""
-    message = " ".join(str(getattr(error, "message", "") or error).split())
-    status = getattr(error, "status", None)
-    message = f"{status} {message}" if isinstance(status, int) else message
-    message = re.sub(r"\w+://[^\s'\"]+", lambda match: public_uri(match[0]), message) or type(error).__name__
-    if _is_denied(error):
-        return f"{message} (access denied: set the credentials of {uri.partition('://')[0]} in the environment)"
-    return message if _is_final(error) else f"{message} (after {ATTEMPTS} attempts)"
-
-
 def _state(uri: str) -> str:
     try:
-        return _state_text(_attempt(uri, lambda: _file_system(uri).info(uri)))
+        return _state_text(attempt(uri, lambda: _file_system(uri).info(uri)))
     except FileNotFoundError:
         return ""
 
@@ -243,7 +190,7 @@ def _folder_states(folder: str, uris: Sequence[str]) -> dict[str, str]:
     system = _file_system(folder)
     system.invalidate_cache()
     try:
-        entries = _attempt(folder, lambda: system.ls(folder, detail=True))
+        entries = attempt(folder, lambda: system.ls(folder, detail=True))
     except FileNotFoundError:
         return {}
     states = {entry["name"].strip("/"): _state_text(entry) for entry in entries if entry.get("type") == "file"}

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hgsl.common import remote
+from hgsl.common import remote, retries
 from hgsl.common.errors import InputError
 from hgsl.common.images import read_image
 from hgsl.common.transforms import eval_transform
@@ -76,7 +76,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     pytest.importorskip("aiohttp", reason="extra [remote] is not installed")
-    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(retries, "PAUSE", 0.0)
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
