@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from hgsl.common.errors import InputError
 from hgsl.sparsity.channels.costs import LayerCosts
-from hgsl.sparsity.compatibility import check_copyable
 from hgsl.sparsity.joint import joint_masks
+from hgsl.sparsity.masked_tensors import check_finalizable, masked_tensors, masked_weights
 from hgsl.sparsity.soft_mask import ChannelMask, SoftMask, check_temperature, detach
 
 
@@ -33,8 +32,7 @@ class Masks:
     """
 
     def __init__(self, module: nn.Module, costs: LayerCosts | None = None) -> None:
-        self.module = module
-        self.costs = costs
+        self.module, self.costs = module, costs
         self.saved: dict[str, Tensor] | None = None
         self._joint_penalty: Tensor | None = None
         if not self._masks:
@@ -181,7 +179,7 @@ class Masks:
         Raises:
             InputError: A masked layer has another parametrization too, or the network cannot be copied.
         """
-        _check_finalizable(self.module)
+        check_finalizable(self.module)
         plain = copy.deepcopy(self.module)
         # All values first: a weight that two layers share must not be masked twice. Adding zero turns -0.0 into 0.0.
         masked = [(layer, tensor, getattr(layer, tensor) + 0.0) for _, layer, tensor, _ in masked_tensors(plain)]
@@ -250,32 +248,3 @@ class MaskedNet(nn.Module):
     def prune(self, temp: float | None = None) -> None:
         """Ends a round; see ``Masks.prune``."""
         self.masks.prune(temp)
-
-
-def masked_tensors(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, SoftMask | ChannelMask]]:
-    """Yields (layer name, layer, tensor name, mask) of each masked tensor."""
-    for name, layer in module.named_modules():
-        chains: Any = layer.parametrizations if parametrize.is_parametrized(layer) else {}
-        for tensor, chain in chains.items():
-            if isinstance(chain[0], SoftMask | ChannelMask):
-                yield name, layer, tensor, chain[0]
-
-
-def masked_weights(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, SoftMask | ChannelMask]]:
-    """Yields (layer name, tensor name, unmasked weight, mask) of each masked weight; biases and norms are left out."""
-    for name, layer, tensor, mask in masked_tensors(module):
-        weight = layer.get_parameter(f"parametrizations.{tensor}.original")
-        if weight.ndim > 1:
-            yield name, tensor, weight, mask
-
-
-def _check_finalizable(module: nn.Module) -> None:
-    check_copyable(module)
-    for name, layer, _, _ in masked_tensors(module):
-        chains: Any = layer.parametrizations
-        for tensor, chain in chains.items():
-            if not all(isinstance(parametrization, SoftMask | ChannelMask) for parametrization in chain):
-                raise InputError(
-                    f"{tensor} of {name or type(layer).__name__} has a parametrization beside its mask: "
-                    "remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
-                )

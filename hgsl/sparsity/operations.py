@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from hgsl.common.errors import InputError, first_line
 from hgsl.common.modules import evaluation_mode
 from hgsl.sparsity.channels.equivalence import tensors_in
-from hgsl.sparsity.masks import masked_weights
+from hgsl.sparsity.masked_tensors import masked_weights
 from hgsl.sparsity.soft_mask import SoftMask
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
-from hgsl.sparsity.masks import Masks, masked_tensors
+from hgsl.sparsity.masked_tensors import masked_tensors
+from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.reconstruction.channels import remove_channels
 from hgsl.sparsity.reconstruction.weights import remove_weights
 from hgsl.sparsity.soft_mask import ChannelMask

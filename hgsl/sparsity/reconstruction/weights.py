@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from hgsl.sparsity.masks import Masks, masked_tensors
+from hgsl.sparsity.masked_tensors import masked_tensors
+from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.reconstruction.inputs import LayerInputs, close_down_to, is_supported, measure
 from hgsl.sparsity.soft_mask import SoftMask
 
