@@ -243,6 +243,29 @@ def test_a_study_without_a_saved_trial_leaves_a_free_folder(in_tmp_path: Path) -
         study_folder.check(folder, overwrite=False, resume=False)
 
 
+def test_a_replacement_of_a_study_that_is_killed_can_be_repeated(
+    in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config = Path("study"), Config()
+    study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=False)
+    (folder / study_folder.TABLE).touch()
+    unlink = Path.unlink
+    for killed_at in (study_folder.DATABASE, study_folder.TABLE, study_folder.SEARCH, study_folder.CONFIG):
+        (folder / study_folder.TRIALS / "0000").mkdir(parents=True)
+
+        def killed(path: Path, missing_ok: bool = False, killed_at: str = killed_at) -> None:
+            if path.name == killed_at:
+                raise KeyboardInterrupt
+            unlink(path, missing_ok)
+
+        with monkeypatch.context() as context:
+            context.setattr(Path, "unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=True)
+        study_folder.begin(folder, config, ["loss.alpha=0.1..1"], 1, overwrite=True)
+        assert (folder / study_folder.SEARCH).is_file()
+
+
 @pytest.mark.slow
 def test_the_best_config_trains(in_tmp_path: Path) -> None:
     assert tune.main([*WORDS, *SEARCH, "--trials", "2", "--folds", "1"]) == 0

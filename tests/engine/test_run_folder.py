@@ -153,6 +153,19 @@ def test_overwriting_removes_the_runs_of_earlier_seeds() -> None:
     assert left == {"config.yaml", "environment.json", "notes.txt", "seed_mine/notes.txt"}
 
 
+def test_an_overwriting_that_is_killed_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("run")
+    run_folder.create(folder, Config(), {}, overwrite=False)
+    for name in (run_folder.STATE, "notes.txt"):
+        (folder / name).write_text("x")
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.create(folder, Config(), {}, overwrite=True)
+    run_folder.create(folder, Config(run=RunConfig(seed=2)), {}, overwrite=True)
+    assert (folder / run_folder.CONFIG).read_text() == Config(run=RunConfig(seed=2)).to_yaml()
+
+
 def test_a_resumed_run_logs_every_step_once(photo_folder: Callable[..., Path]) -> None:
     words = [*SMALL, "--data.root", str(photo_folder()), "--train.save_every", "1", "--train.keep", "3"]
     assert train.main([*words, "--run.dir", "whole"]) == 0

@@ -148,8 +148,9 @@ def create(folder: Path, config: Config, environment: dict[str, Any], *, overwri
         InputError: Another run has started in the folder since it was checked.
     """
     check_free(folder, overwrite=overwrite)
-    for name in WRITTEN:  # not the whole folder: a user's files beside them stay
-        (folder / name).unlink(missing_ok=True)
+    # Not the whole folder, as a user may have files there; and not the settings, without which it is no run folder.
+    for path in [folder / name for name in WRITTEN if name != CONFIG]:
+        path.unlink(missing_ok=True)
     for path in [*(folder / name for name in FOLDERS), *_seed_folders(folder)]:
         shutil.rmtree(path, ignore_errors=True)
     write_text(folder / CONFIG, config.to_yaml())

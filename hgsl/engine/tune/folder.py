@@ -63,11 +63,11 @@ def begin(folder: Path, config: Config, search: Sequence[str], folds: int, *, ov
     with _flock(folder / USERS, fcntl.LOCK_EX | fcntl.LOCK_NB, refusal):
         check(folder, overwrite=overwrite, resume=False)
         remove_partial(folder)
-        for name in (CONFIG, SEARCH, DATABASE, f"{DATABASE}-journal", BEST, PLOT, TABLE):
-            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / TRIALS, ignore_errors=True)
+        for name in (DATABASE, f"{DATABASE}-journal", BEST, PLOT, TABLE, SEARCH, CONFIG):  # SEARCH makes it a study
+            (folder / name).unlink(missing_ok=True)
         write_text(folder / CONFIG, config.to_yaml())
-        write_json(folder / SEARCH, {"search": list(search), "folds": folds})  # the last: it makes the folder a study
+        write_json(folder / SEARCH, {"search": list(search), "folds": folds})
 
 
 def check_same(folder: Path, config: Config, search: Sequence[str], folds: int) -> None:
