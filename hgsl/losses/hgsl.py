@@ -191,7 +191,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self.renormalize()
 
     def renormalize(self, rows: Tensor | None = None) -> None:
-        """Scales the centers in ``rows`` (None: all), which may repeat, to norm 1, in place."""
+        """Scales the centers in ``rows`` of the parameter (None: all), which may repeat, to norm 1, in place."""
         normalize_(self.centers, rows)
         self._unit_version = self.centers._version
 

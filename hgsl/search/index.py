@@ -29,7 +29,6 @@ from hgsl.search.where.parser import parse
 __all__ = ["Hit", "SearchIndex"]
 
 BATCH = 64  # queries per forward pass
-
 QUERY_TYPES = "a path, a PIL image or vectors"
 ImageQuery = str | Path | Image.Image
 Queries = ImageQuery | Sequence[ImageQuery] | NDArray[Any] | torch.Tensor
@@ -145,8 +144,7 @@ class SearchIndex:
                 close = nearest(name, self.labels)
                 hint = f"did you mean {close!r}?" if close else f"it has {len(self.labels)} labels"
                 raise InputError(f"no image of the index has the label {name!r}: {hint}")
-        condition = None if where is None else parse(where, fields_of(self.record["columns"]))
-        return with_labels(labels, condition)
+        return with_labels(labels, None if where is None else parse(where, fields_of(self.record["columns"])))
 
     def search(
         self, images: Queries, k: int = 10, *, label: str | Sequence[str] | None = None, where: str | None = None
