@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hgsl.cli._interrupt import EXIT_INTERRUPTED, end_on_interrupt
@@ -55,11 +55,16 @@ def _status_of(work: Callable[[], int | None]) -> int:
         check_output()
         return status
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _print_error(f"error: {one_line(error)}")
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _print_error("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _print_error(message: str) -> None:
+    with suppress(OSError):  # the exit status remains
+        print(message, file=sys.stderr)
 
 
 @contextmanager

@@ -123,6 +123,17 @@ def test_no_command_succeeds_without_its_output(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (2, "error: No space left on device: standard output\n")
 
 
+@needs_full
+def test_the_status_tells_of_an_error_that_cannot_be_printed() -> None:
+    code = (
+        "from hgsl.cli._main import run\nfrom hgsl.common.errors import InputError\n"
+        "def work():\n    raise InputError('no such thing')\nrun(work, ends_process=True)"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_a_closed_pipe_is_no_error() -> None:
     code = "from hgsl.cli._main import run\nraise SystemExit(run(lambda: print('a line ' * 99999)))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
