@@ -390,6 +390,7 @@ def test_the_map_zooms_and_its_points_still_open_their_queries(page):
     for _ in range(8):
         page.mouse.wheel(0, -100)
     page.wait_for_function("!document.getElementById('zoom-reset').disabled")
+    assert page.evaluate("document.getElementById('plot').style.touchAction") == "none"
     page.mouse.move(box["x"] + place["x"] + 1, box["y"] + place["y"])
     assert page.locator("#hint").inner_text() == hint  # the point under the pointer stays there
     page.mouse.click(box["x"] + place["x"], box["y"] + place["y"])

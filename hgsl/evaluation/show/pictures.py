@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -18,6 +17,7 @@ from hgsl.common.files import atomic_path
 from hgsl.common.progress import progress_bar
 from hgsl.evaluation.knn.vectors import Ints
 from hgsl.evaluation.neighbors import Neighbors
+from hgsl.evaluation.show.fonts import font_for
 
 LoadImage = Callable[[int], Image.Image]
 
@@ -111,8 +111,6 @@ def write_sheet(
         side: Pixels of one image's side.
     """
     gap, caption = side // 12, side // 4
-    # DejaVu has the letters of most alphabets; the font that Pillow includes lacks even those of German.
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), side // 12)
     left = side + 3 * gap
     size = (left + columns * (side + gap) + gap, gap + len(lines) * (side + caption + gap))
     sheet = Image.new("RGB", size, PAPER)
@@ -124,7 +122,10 @@ def write_sheet(
         inner = side - 2 * border
         sheet.paste(ImageOps.fit(tile.load().convert("RGB"), (inner, inner)), (x + border, y + border))
         for line, text in enumerate((tile.first, tile.second)):
-            text = _fit(draw, text.replace("\n", " "), font, side)  # Pillow measures single lines only
+            # Pillow measures single lines only; in names from a Mac, a letter and its accent are two characters.
+            text = unicodedata.normalize("NFC", " ".join(text.splitlines()))
+            font = font_for(text, side // 12)
+            text = _fit(draw, text, font, side)
             draw.text((x, y + side + line * caption // 2), text, fill=tile.color, font=font)
 
     for number, tiles in enumerate(lines):
@@ -140,8 +141,7 @@ def write_sheet(
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, cut to a width in pixels; a letter and its accent, two characters in names from a Mac, become one."""
-    text = unicodedata.normalize("NFC", text)
+    """The text, cut to a width in pixels."""
     if draw.textlength(text, font=font) <= width:
         return text
     while text and draw.textlength(text + "…", font=font) > width:

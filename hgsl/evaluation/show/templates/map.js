@@ -93,6 +93,7 @@ function moveTo(scale, x, y) {
   const { width, height } = canvas.getBoundingClientRect();
   const within = (value, size) => Math.min(0, Math.max(size * (1 - scale), value));
   zoom = { scale, x: within(x, width), y: within(y, height) };
+  canvas.style.touchAction = scale === 1 ? "" : "none"; // a finger moves the enlarged map, not the page
   $("zoom-out").disabled = $("zoom-reset").disabled = scale === 1;
   drawMap();
 }
