@@ -12,6 +12,7 @@ from hgsl.cli._interrupt import EXIT_INTERRUPTED, end_on_interrupt
 from hgsl.cli._streams import check_output, open_ended_output
 from hgsl.common.cores import wait_without_spinning
 from hgsl.common.errors import InputError
+from hgsl.common.files import as_text
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -83,6 +84,7 @@ def plain_warnings() -> Iterator[None]:
     warnings.formatwarning = plain  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual images; those that fail are named
             warnings.filterwarnings("ignore", message=r"`torch\.jit\.script_method` is ")
             yield
     finally:
@@ -90,10 +92,15 @@ def plain_warnings() -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of ``error`` alone, also where a data-loading process wrapped it in its own traceback."""
+    """The message of ``error`` alone, also where a data-loading process wrapped it in its own traceback.
+
+    Control characters, such as a line feed in a file name, are escaped; of several lines of a library, the last counts.
+    """
     if isinstance(error, OSError) and error.strerror:
         path = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{path}"
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    name = type(error).__qualname__
-    return last.removeprefix(f"{type(error).__module__}.{name}: ").removeprefix(f"{name}: ")
+        return as_text(f"{error.strerror}{path}")
+    name, text = type(error).__qualname__, str(error).strip() or type(error).__name__
+    ours = isinstance(error, InputError) or type(error) is FileNotFoundError
+    wrapped = text.startswith("Caught ") and f"{name}: " in text
+    text = text.rpartition(f"{name}: ")[2] if wrapped else text if ours else text.splitlines()[-1]
+    return as_text(text.removeprefix(f"{type(error).__module__}.{name}: ").removeprefix(f"{name}: "))

@@ -14,7 +14,7 @@ from hgsl.cli._names import names_in
 from hgsl.common.datasets import ROOT_HINT, default_root
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
-from hgsl.common.files import write_json
+from hgsl.common.files import as_text, write_json
 from hgsl.common.paths import check_local
 from hgsl.common.tables import count_of
 
@@ -178,6 +178,8 @@ def _load(card: "Card | None", flags: argparse.Namespace, options: dict[str, Any
     try:
         return load_manifest(flags.name, flags.root, flags.protocol, **options)
     except FileNotFoundError as error:
+        if card is None and flags.root is None:
+            raise FileNotFoundError(f"{error}: name your images with --root") from None
         if card is None or flags.download:
             raise
         raise FileNotFoundError(f"{error}; or add --download; or by hand: {card['by_hand']}") from None
@@ -215,7 +217,7 @@ def verify(card: "Card | None", name: str, root: Path | None, options: dict[str,
     missing = missing_files(manifest)
     print(f"files: {len(manifest) - len(missing):,} of {len(manifest):,} are in {manifest.root}")
     for row in missing[:10]:
-        print(f"  missing: {manifest.paths[row]}")
+        print(f"  missing: {as_text(manifest.paths[row])}")
     return counts_match and not missing
 
 

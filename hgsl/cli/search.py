@@ -12,6 +12,7 @@ from hgsl.common.device_names import check_device_name
 from hgsl.common.disk import check_writable
 from hgsl.common.extras import require
 from hgsl.common.faiss_factory import check_factory
+from hgsl.common.files import as_text
 from hgsl.common.locations import name_of
 from hgsl.common.model_source import check_model_source
 from hgsl.common.paths import public_uri
@@ -94,11 +95,11 @@ def _print_report(report: "IndexReport", address: str) -> None:
     if report.broken:
         print(f"broken and skipped: {len(report.broken):,}")
         for path, reason in list(report.broken.items())[:MAX_BROKEN_SHOWN]:
-            print(f"  {path}: {reason}")
+            print(as_text(f"  {path}: {reason}"))
         if len(report.broken) > MAX_BROKEN_SHOWN:
             print(f"  ... and {len(report.broken) - MAX_BROKEN_SHOWN:,} more")
     for note in report.notes:
-        print(f"note: {note}")
+        print(as_text(f"note: {note}"))
     no_match = report.record["no_match"] or {"threshold": None}
     threshold = no_match["threshold"]
     below = "none" if threshold is None else f"{threshold:.4f} ({no_match['source']})"
@@ -137,15 +138,16 @@ def _as_json(index: "SearchIndex", image: Path | str, hits: Sequence["Hit"]) -> 
 
 
 def _print_hits(index: "SearchIndex", image: Path | str, hits: Sequence["Hit"]) -> None:
-    print(name_of(image))
+    print(as_text(name_of(image)))
     if not hits:  # the probed cells of a FAISS index may be empty
         print("  nothing found")
         return
     if index.accepts(hits) is False:
         print(f"  no match: the nearest is {hits[0].similarity:.4f}, below {index.threshold:.4f}")
-    width = max(len(hit.label or "-") for hit in hits)
-    for rank, hit in enumerate(hits, 1):
-        print(f"  {rank:>3}  {hit.similarity:.4f}  {hit.label or '-':{width}}  {hit.path}")
+    labels = [as_text(hit.label or "-") for hit in hits]
+    width = max(map(len, labels))
+    for rank, (label, hit) in enumerate(zip(labels, hits, strict=True), 1):
+        print(f"  {rank:>3}  {hit.similarity:.4f}  {label:{width}}  {as_text(hit.path)}")
 
 
 def _check_index(address: str, checkpoint: str | None) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from hgsl.common.disk import check_no_device, named_disk_errors
 from hgsl.common.errors import InputError
 
 PARTIAL = ".partial"  # in the name of a file that is being written
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# Folders of file systems, archives and network storage, some with thumbnails of the images beside them.
+SYSTEM_FOLDERS = frozenset(
+    ("lost+found", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX")
+)
 
 
 @contextmanager
@@ -116,7 +122,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def walk_files(top: Path, *above: Path) -> Iterator[Path]:
-    """Yields every file below ``top``, sorted, except hidden files, hidden folders and ``lost+found``.
+    """Yields every file below ``top``, sorted, except hidden files and folders, and ``SYSTEM_FOLDERS``.
 
     Links are followed, but not to a folder that was visited before, nor to one of ``above``, so that a link to a parent
     folder is no infinite loop.
@@ -131,13 +137,26 @@ def walk_files(top: Path, *above: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(inode)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
+        folders[:] = sorted(filter(is_listed, folders))
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
+def is_listed(folder: str) -> bool:
+    """Whether a folder of this name is looked into: it is neither hidden nor one of ``SYSTEM_FOLDERS``."""
+    return not folder.startswith(".") and folder not in SYSTEM_FOLDERS
+
+
 def as_text(path: str | os.PathLike[str]) -> str:
-    """Returns a path as text that can be printed: bytes that are not UTF-8 are written as ``\\xff``."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """Returns a path, or a text with paths, as one line for a terminal.
+
+    Bytes that are not UTF-8 are written as ``\\xff``, and control characters as in Python: a line feed in a name would
+    begin another line, and an escape sequence could clear the terminal.
+
+    >>> print(as_text("a\\nb\\x1b[2J.jpg"))
+    a\\nb\\x1b[2J.jpg
+    """
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _refuse(error: OSError) -> None:

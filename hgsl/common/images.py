@@ -106,6 +106,8 @@ def read_image(location: Location, min_side: int | None = None) -> Image.Image:
         raise InputError(f"image {name_of(location)} does not exist") from None
     except UnidentifiedImageError:
         reason = "the file is empty" if _is_empty(file) else "the file is no image, or of an unsupported format"
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: save it smaller"
     except DAMAGED as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = " ".join(text.split()) or type(error).__name__

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hgsl.common.cores import available_cores
 from hgsl.common.errors import InputError
+from hgsl.common.files import as_text
 from hgsl.common.images import DAMAGED, MAX_ASPECT, check_shape, decode, open_with_pillow
 from hgsl.common.locations import Location, read_bytes
 from hgsl.common.progress import progress_bar
@@ -59,7 +60,7 @@ class Audit:
         lines = [f"{'finding':36} {'count':>7}  examples"]
         for name, (heading, fails) in FINDINGS.items():
             paths = self.findings[name]
-            first = "; ".join(" = ".join(pair) for pair in paths[:examples])
+            first = as_text("; ".join(" = ".join(pair) for pair in paths[:examples]))
             lines.append(f"{heading + (' (!)' if fails and paths else ''):36} {len(paths):>7,}  {first}")
         verdict = "no problem" if self.ok else "problems are marked (!)"
         return "\n".join([*lines, f"{self.images:,} images opened: {verdict}"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hgsl.common.files import as_text
 from hgsl.common.locations import remote_states
 from hgsl.data.manifest import SPLITS, Manifest
 
@@ -85,4 +86,4 @@ def first_names(names: Sequence[str], limit: int = 5) -> str:
     >>> first_names(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+    return ", ".join(map(as_text, names[:limit])) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

@@ -199,7 +199,8 @@ class SearchIndex:
                 f"the queries have {queries.width} dimensions, the index has {self.dimensions}: they are vectors of "
                 "another model"
             )
-        return self._snapshot.search(queries, k, condition)
+        results = self._snapshot.search(queries, k, condition)
+        return [[hit if hit.similarity <= 1 else hit._replace(similarity=1.0) for hit in hits] for hits in results]
 
     def count(self, condition: Condition | None = None) -> int:
         """Returns the number of images that satisfy a condition."""

@@ -39,6 +39,12 @@ def test_the_format_of_warnings_is_restored() -> None:
     ("error", "code", "message"),
     [
         (InputError("no such thing"), 2, "error: no such thing"),
+        (FileNotFoundError("no image a\nb\x1b[2J.jpg"), 2, r"error: no image a\nb\x1b[2J.jpg"),
+        (
+            InputError("Caught InputError in worker 0.\nTraceback\nhgsl.InputError: no image a\nb"),
+            2,
+            r"error: no image a\nb",
+        ),
         (FileNotFoundError(2, "No such file or directory", "a.yaml"), 2, "error: No such file or directory: a.yaml"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

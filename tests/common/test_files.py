@@ -77,7 +77,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("open", "shut", "lost+found", ".hidden"):
+    for name in ("open", "shut", "lost+found", "@eaDir", "__MACOSX", ".hidden"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.jpg").touch()
     assert [path.parent.name for path in walk_files(tmp_path)] == ["open", "shut"]

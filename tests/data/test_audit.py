@@ -80,7 +80,7 @@ def test_an_image_over_pillows_limit_is_unreadable_as_in_training(
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert inspect_file(folder / "0.jpg").findings == ("huge", "unreadable")
-    with pytest.raises(InputError, match="decompression bomb"):
+    with pytest.raises(InputError, match=r"cannot read image .*0.jpg: it has more than 200 pixels: save it smaller"):
         read_image(folder / "0.jpg")
 
 

@@ -78,7 +78,7 @@ def test_skipped_files_are_reported(tmp_path: Path) -> None:
     root = touch(
         tmp_path, *two_each("abcd"), "a/deep/er/3.JPEG", "a/.hidden.jpg", "a/notes.txt", "b/Thumbs.db", "top.jpg"
     )
-    touch(root, ".git/1.jpg", "lone/1.png")
+    touch(root, ".git/1.jpg", "lone/1.png", "@eaDir/1.jpg", "a/@eaDir/1.jpg/SYNOPHOTO_THUMB_XL.jpg")
     (root / "empty").mkdir()
     (root / "a" / "zero.jpg").touch()
     (root / "c" / "gone.jpg").symlink_to(root / "nowhere.jpg")
@@ -177,7 +177,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
 def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data root .*nowhere does not exist"):
         load_manifest("folder", tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no images in class folders"):
+    with pytest.raises(InputError, match=r"no images in class folders of .*; its own images are one class of the"):
         load_manifest("folder", touch(tmp_path / "flat", "1.jpg"))
     with pytest.raises(InputError, match=r"2 classes with two images or more in "):
         load_manifest("folder", touch(tmp_path / "few", *two_each("ab"), "c/1.jpg"))

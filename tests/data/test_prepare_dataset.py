@@ -261,6 +261,11 @@ def test_a_mistake_in_a_name_or_path_is_reported_before_torch_is_imported(
     assert result.stdout == "False\n"
 
 
+def test_a_missing_root_is_asked_for(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["csv"]) == 2
+    assert capsys.readouterr().err.endswith("give the path of a .csv file: name your images with --root\n")
+
+
 def test_an_audit_needs_no_split(photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     root = photo_folder(classes=1, images=6)
     assert main(["folder", "--root", str(root)]) == 2

@@ -20,6 +20,8 @@ def bucket(photos: Path) -> Iterator[str]:
     for path in photos.rglob("*.jpg"):
         system.pipe_file(f"/bucket/photos/{path.relative_to(photos).as_posix()}", path.read_bytes())
     system.pipe_file("/bucket/photos/list.txt", b"x")
+    for name in (".hidden.jpg", ".hidden/1.jpg", "@eaDir/1.jpg"):
+        system.pipe_file(f"/bucket/photos/{name}", b"x")
     yield "memory://bucket/photos"
     system.rm("/bucket", recursive=True)
 

@@ -142,3 +142,8 @@ def test_paths_of_another_type_are_named(tmp_path):
     for name in ("images", "labels", "checkpoint"):
         with pytest.raises(InputError, match=f"{name} is 3: expected a path"):
             build_index(tmp_path / "index", **{"images": tmp_path, name: 3})
+
+
+def test_a_similarity_is_at_most_1(index):
+    vector = index.vector(3) * np.float32(1 + 5e-6)  # as rounding makes it, only more
+    assert index.nearest(vector[None], 1)[0][0].similarity == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import as_text, walk_files
+from hgsl.common.files import as_text, is_listed, walk_files
 from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.data.adapters.split_folders import split_folders
 from hgsl.data.build_manifest import make_manifest
@@ -43,8 +43,9 @@ def load(root: Path, seed: int = 0) -> Manifest:
         for path, name in _class_images(root, root / top, skipped)
     ]
     if not rows:
+        hint = "; its own images are one class of the folder above" if _has_images(root) else ""
         raise InputError(
-            f"folder: no images in class folders of {root}: expected one folder per class, such as CLASS/1.jpg"
+            f"folder: no images in class folders of {root}: expected one folder per class, such as CLASS/1.jpg{hint}"
         )
     names = sorted({name for _, name, _ in rows})
     names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -65,7 +66,7 @@ def load(root: Path, seed: int = 0) -> Manifest:
 
 def _split_folders(root: Path, skipped: Skipped) -> Mapping[str, str]:
     """Split of each split folder in ``root``, sorted; folders beside them go to ``skipped``."""
-    top_folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    top_folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and is_listed(entry.name))
     splits = split_folders({top: _has_images(root / top) for top in top_folders})
     for top, split in splits.items():
         first = next(other for other, other_split in splits.items() if other_split == split)
@@ -89,7 +90,7 @@ def _class_images(root: Path, top: Path, skipped: Skipped) -> Iterator[tuple[str
     """Yields (path relative to root, class) in sorted order; skipped files and folders go to ``skipped``."""
     for entry in sorted(os.scandir(top), key=lambda entry: entry.name):
         relative = as_text(Path(entry.path).relative_to(root))
-        if entry.name.startswith("."):
+        if not is_listed(entry.name):
             continue
         if not entry.is_dir():
             skipped.append((relative, "not in a class folder"))

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import as_text, walk_files
+from hgsl.common.files import as_text, is_listed, walk_files
 from hgsl.common.images import IMAGE_SUFFIXES
 from hgsl.common.remote import list_uri
 from hgsl.search.checks import check_image_folder
@@ -49,7 +49,7 @@ def _list_address(root: str) -> FolderListing:
     listing = FolderListing([], Counter(), {})
     for file in list_uri(root):
         path = PurePosixPath(file.path)
-        if any(part.startswith(".") for part in path.parts):
+        if path.name.startswith(".") or not all(map(is_listed, path.parts[:-1])):
             continue
         if path.suffix.lower() in IMAGE_SUFFIXES:
             listing.images.append(ImageFile(file.path, file.size, file.version))

@@ -76,7 +76,7 @@ def prepare(content: bytes, box: Box | None, encoder: "Encoder") -> Tensor:
     try:
         return encoder.transform(decode_bounded(io.BytesIO(content), box, encoder.side, FORMATS))
     except Image.UnidentifiedImageError:
-        raise RequestError(415, f"this is not an image: {', '.join(FORMATS)} are supported") from None
+        raise RequestError(415, f"this is not an image, or its format is not one of {', '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(MAX_PIXELS) from None
     except InputError as error:
