@@ -70,6 +70,7 @@ def test_evaluation_repeats_the_end_of_training(
     after = json.loads(Path("out/report.json").read_text())["after"]
     scores = json.loads(Path("scores/report.json").read_text())
     assert {key: scores[key] for key in after} == after
+    assert (scores["precision"], scores["device"]) == ("float32", "cpu")
     row = capsys.readouterr().out.splitlines()
     numbers = next(line for line in row if line.startswith("out ")).split()[1:]
     assert numbers == next(line for line in end_of_training.splitlines() if line.startswith("after")).split()[2:]

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hgsl.common import ranks
+from hgsl.common.device import dtype_name
 from hgsl.common.memory import named_memory_errors
 from hgsl.common.workers import named_worker_errors
 from hgsl.config import Config
@@ -78,9 +79,9 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
             model, images["test"], options, training=images.get("train"), validation=images.get("val"), name=name
         )
         source = {"checkpoint": checkpoint} if checkpoint else {"model": config.model.backbone}
-        data = replace(data, metadata={**data.metadata, **source, **run.metadata(data.metadata["notes"])}).with_note(
-            note
-        )
+        computed = {"device": str(device), "precision": dtype_name(runtime.dtype)}
+        metadata = {**data.metadata, **source, **computed, **run.metadata(data.metadata["notes"])}
+        data = replace(data, metadata=metadata).with_note(note)
         if options.no_match is not None and run.trained_validation():
             data = data.with_note(CALIBRATED_ON_TRAINED)
         prepared = prepare(data, options)
