@@ -48,7 +48,6 @@ from hgsl.engine.runtime import build_runtime
 from hgsl.engine.stages import training_stages
 from hgsl.losses import deferred_checks
 from hgsl.models import create_embedder
-from hgsl.models.depthwise import has_depthwise_convolutions
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
 CLASSES, IMAGE_SIZE = 8, (500, 375)
@@ -113,6 +112,9 @@ def plain(config: Config) -> Iterator[Meter]:
     """Takes steps of a plain PyTorch loop and yields the meter after each."""
     device = pick_device(config.run.device)
     model = create_embedder(config.model.backbone, config.model.pooling, weights="none").to(device).train()
+    for activation in model.modules():  # as timm builds them
+        if isinstance(activation, torch.nn.ReLU6):
+            activation.inplace = True
     normalize = transforms.Normalize(model.data_config["mean"], model.data_config["std"])
     crop = transforms.RandomResizedCrop(
         config.data.image_size, config.data.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC
@@ -210,8 +212,8 @@ def compare(args: argparse.Namespace, root: str) -> None:
             turns["hgsl, compiled"] = [measured(args, backbone, "hgsl, compiled", root)]
         best = {loop: max(numbers, key=lambda turn: turn["speed"]) for loop, numbers in turns.items()}
         batch = batch_size(args, backbone)
-        depthwise = device.type == "cpu" and has_depthwise_convolutions(backbone)
-        print(f"\nhgsl in {'float32' if depthwise else native}:")
+        config = settings(argparse.Namespace(**{**vars(args), "backbone": backbone, "loop": "hgsl", "root": root}))
+        print(f"\nhgsl in {build_runtime(config).precision}:")
         print(f"\n| {backbone}, batch {batch} | images/s | of plain | waiting | peak MiB | first step, s |")
         print("|---|---:|---:|---:|---:|---:|")
         for loop, numbers in best.items():

@@ -35,11 +35,11 @@ def about() -> str:
     """Returns versions, the device and precision that ``auto`` stands for on this machine, and one line per extra."""
     import torch
 
-    from hgsl.common.device import dtype_name, pick_device, pick_precision
+    from hgsl.common.device import cpu_has_amx, dtype_name, pick_device, pick_precision
 
     device = pick_device("auto")
     precision = dtype_name(pick_precision("auto", device))
-    if device.type == "cpu" and precision != "float32":
+    if device.type == "cpu" and precision != "float32" and not cpu_has_amx():
         precision += " (float32 for networks with depthwise convolutions)"
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     lines = [

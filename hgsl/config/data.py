@@ -22,7 +22,7 @@ class RunConfig:
     """Device: auto (the best one present), cuda, cuda:N, mps or cpu."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     """Precision of the network: auto is bfloat16 if the hardware supports it, float16 on older GPUs, else float32; on a
-    CPU it is float32 for networks with depthwise convolutions, which bfloat16 slows down. float32 is IEEE arithmetic on
+    CPU without matrix units (AMX) it is float32 for networks with depthwise convolutions. float32 is IEEE arithmetic on
     every device, tf32 is float32 with TensorFloat-32 products on a GPU."""
     threads: int | None = None
     """CPU threads of PyTorch in each process; empty leaves PyTorch's default, the number of cores."""

@@ -1,13 +1,15 @@
 """Device, precision and loader processes of a run."""
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from hgsl.common import ranks
-from hgsl.common.device import dtype_name, pick_device, pick_precision
+from hgsl.common.depthwise import Float32DepthwiseBackward
+from hgsl.common.device import cpu_has_amx, dtype_name, pick_device, pick_precision
 from hgsl.common.memory import keep_freed_memory
 from hgsl.common.precision import float32_products
 from hgsl.common.tables import count_of
@@ -46,8 +48,14 @@ class Runtime:
         channels_last = channels_last and images.ndim == 4
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Computes a network in ``dtype`` within the context, which need not include the backward pass."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32))
+            if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+                stack.enter_context(Float32DepthwiseBackward())
+            yield
 
     def float32_products(self) -> AbstractContextManager[None]:
         """The arithmetic of float32 products of a run: see :mod:`hgsl.common.precision`."""
@@ -76,12 +84,13 @@ def agree_on_precision(runtime: Runtime) -> Runtime:
 
 
 def _dtype(config: Config, device: torch.device) -> torch.dtype:
-    """Returns the dtype of the settings; ``auto`` is float32 on a CPU for networks with depthwise convolutions.
+    """Returns the dtype of the settings; ``auto`` is float32 on some CPUs for networks with depthwise convolutions.
 
-    The bfloat16 units of a processor multiply matrices, and a depthwise convolution is none. The choice depends on
-    processor and backbone alone, so that a resumed run and an evaluation have the same.
+    A depthwise convolution is no matrix product, and the networks that have them were measured to gain from bfloat16
+    only where matrix units speed up their other layers. The choice depends on processor and backbone alone, so that a
+    resumed run and an evaluation have the same.
     """
     dtype = pick_precision(config.run.precision, device)
-    if config.run.precision == "auto" and device.type == "cpu" and dtype != torch.float32:
+    if config.run.precision == "auto" and device.type == "cpu" and dtype != torch.float32 and not cpu_has_amx():
         return torch.float32 if has_depthwise_convolutions(config.model.backbone) else dtype
     return dtype

@@ -23,22 +23,26 @@ def test_deterministic_kernels_are_chosen_on_every_device(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("backbone", "native", "precision", "expected"),
+    ("backbone", "units", "precision", "expected"),
     [
-        ("tf_efficientnet_lite0", True, "auto", "float32"),  # depthwise
-        ("convnext_tiny", True, "auto", "float32"),
-        ("resnext50_32x4d", True, "auto", "bfloat16"),  # groups of several channels
-        ("resnet50", True, "auto", "bfloat16"),
-        ("vit_small_patch16_224", True, "auto", "bfloat16"),
-        ("resnet20", True, "auto", "bfloat16"),  # the classifier of CIFAR-10, not one of timm
-        ("resnet50", False, "auto", "float32"),
-        ("tf_efficientnet_lite0", True, "bfloat16", "bfloat16"),
+        ("tf_efficientnet_lite0", "dot products", "auto", "float32"),  # depthwise
+        ("convnext_tiny", "dot products", "auto", "float32"),
+        ("resnext50_32x4d", "dot products", "auto", "bfloat16"),  # groups of several channels
+        ("resnet50", "dot products", "auto", "bfloat16"),
+        ("vit_small_patch16_224", "dot products", "auto", "bfloat16"),
+        ("resnet20", "dot products", "auto", "bfloat16"),  # the classifier of CIFAR-10, not one of timm
+        ("tf_efficientnet_lite0", "matrix units", "auto", "bfloat16"),
+        ("resnet50", "matrix units", "auto", "bfloat16"),
+        ("resnet50", "none", "auto", "float32"),
+        ("tf_efficientnet_lite0", "none", "auto", "float32"),
+        ("tf_efficientnet_lite0", "dot products", "bfloat16", "bfloat16"),
     ],
 )
-def test_auto_avoids_bfloat16_on_a_cpu_for_depthwise_convolutions(
-    monkeypatch: pytest.MonkeyPatch, backbone: str, native: bool, precision: str, expected: str
+def test_auto_avoids_bfloat16_for_depthwise_convolutions_without_matrix_units(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, units: str, precision: str, expected: str
 ) -> None:
-    monkeypatch.setattr("hgsl.common.device.cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("hgsl.common.device.cpu_has_bfloat16", lambda: units != "none")
+    monkeypatch.setattr("hgsl.engine.runtime.cpu_has_amx", lambda: units == "matrix units")
     config = Config(RunConfig(device="cpu", precision=precision), model=ModelConfig(backbone=backbone))
     assert build_runtime(config).precision == expected
 
