@@ -15,6 +15,7 @@ from hgsl.common.disk import check_no_device, named_disk_errors
 from hgsl.common.errors import InputError
 
 PARTIAL = ".partial"  # in the name of a file that is being written
+LIBRARY_PARTIAL = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # the name under which safetensors itself writes a file first
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Folders of file systems, archives and network storage, some with thumbnails of the images beside them.
 SYSTEM_FOLDERS = frozenset(
@@ -55,8 +56,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def remove_partial(folder: Path) -> None:
     """Removes the temporary files that killed processes left in ``folder``; no process may be writing there now."""
-    for path in folder.glob(f".*{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+    for path in folder.glob(".*"):
+        if is_partial(path.name):
+            path.unlink(missing_ok=True)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is temporary.
+
+    >>> is_partial(".state.0123abcd.partial.safetensors"), is_partial(".tmpa0B1c2"), is_partial("state.safetensors")
+    (True, True, False)
+    """
+    return name.startswith(".") and (PARTIAL in name or LIBRARY_PARTIAL.fullmatch(name) is not None)
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def test_partial_files_of_a_killed_process_are_removed() -> None:
     folder = Path("run")
     (folder / "states").mkdir(parents=True)
     half = [folder / ".state.0123abcd.partial.safetensors", folder / "states/.000000003.0123abcd.partial.safetensors"]
+    half += [folder / ".tmpAVvdbv", folder / "states/.tmp01xyZA"]  # of safetensors, within its own write
     for path in [*half, folder / ".mine"]:
         path.write_bytes(b"x")
     with run_folder.locked(folder):
@@ -77,7 +78,8 @@ def test_partial_files_of_a_killed_process_are_removed() -> None:
 def test_a_run_that_took_the_folder_meanwhile_is_not_removed() -> None:
     folder = Path("run")
     folder.mkdir()
-    (folder / ".config.0123abcd.partial.yaml").write_text("")  # of a process that was killed at its start
+    for name in (".config.0123abcd.partial.yaml", ".tmpAVvdbv"):  # of a process that was killed at its start
+        (folder / name).write_text("")
     run_folder.check_free(folder, overwrite=False)
     with run_folder.locked(folder):
         run_folder.create(folder, Config(), {}, overwrite=False)

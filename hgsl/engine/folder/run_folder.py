@@ -171,7 +171,7 @@ def _is_unsaved(folder: Path) -> bool:
 
 def _names(folder: Path) -> set[str]:
     """The names in ``folder``, except the partial files of a killed process."""
-    return {path.name for path in folder.iterdir() if files.PARTIAL not in path.name}
+    return {path.name for path in folder.iterdir() if not files.is_partial(path.name)}
 
 
 def _seed_folders(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import PARTIAL, read_json, remove_partial, write_json, write_text
+from hgsl.common.files import is_partial, read_json, remove_partial, write_json, write_text
 from hgsl.config import Config
 from hgsl.engine.folder import resume_checks, run_folder
 
@@ -36,7 +36,7 @@ def check(folder: Path, *, overwrite: bool, resume: bool) -> None:
         raise FileNotFoundError(f"no study to resume in {folder}: start one without --resume")
     if folder.is_file():
         raise InputError(f"study folder {folder} is a file: name another with --run.dir")
-    names = {path.name for path in folder.iterdir() if PARTIAL not in path.name} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir() if not is_partial(path.name)} if folder.is_dir() else set()
     begun = {USERS, TURN, CONFIG} if USERS in names else set()
     if not is_study and not names <= begun:
         raise InputError(f"{folder} holds other files and is no study folder: name another with --run.dir")
