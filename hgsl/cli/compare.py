@@ -105,6 +105,10 @@ def _print(
                 f"note: {contender.name} was trained on {trained_on['classes']:,} of the searched classes and "
                 f"{trained_on['images']:,} of the images, so its scores are not those of unseen classes"
             )
+    of_all = set.intersection(*(set(contender.remarks) for contender in contenders))
+    for contender in contenders:
+        if remarks := [remark for remark in contender.remarks if remark not in of_all]:
+            print(f"note: {contender.name}: {'; '.join(remarks)}")
     head = first.reports[0]
     print(f"{head['num_queries']:,} queries, {head['num_gallery']:,} images, split {head['split_hash']}, in percent")
     rows = {_row(contender): [_score(contender, key) for key in columns] for contender in contenders}

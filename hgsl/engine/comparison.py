@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hgsl.common.errors import InputError
-from hgsl.common.files import read_json
+from hgsl.common.faiss_factory import FLAT
+from hgsl.common.files import as_text, read_json
 from hgsl.common.tables import columns_of, recall_of
 from hgsl.engine.folder.run_folder import QUERIES, REPORT, SEEDS
 
@@ -43,6 +44,16 @@ class Contender:
         if len(self.reports) < 2:
             return {}
         return {key: statistics.stdev(values) for key, values in self.scores.items()}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the scores include beside the model and the split: post-processing, an approximate index, notes."""
+        remarks: list[Any] = []
+        for report in self.reports:
+            index = report.get("index", FLAT)
+            remarks += [*_list(report, "post_processing"), *([] if index == FLAT else [f"index {index}"])]
+            remarks += [] if report.get("trained_on") else _list(report, "notes")  # which are stated in numbers
+        return list(dict.fromkeys(as_text(remark) for remark in remarks if isinstance(remark, str)))
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -85,6 +96,12 @@ class Contender:
             for key, value in first.items()
             if isinstance(value, float | int) and all(key in report for report in others)
         }
+
+
+def _list(report: Mapping[str, Any], key: str) -> list[Any]:
+    """A list of a report; empty if it has none."""
+    value = report.get(key)
+    return value if isinstance(value, list) else []
 
 
 def read_contenders(paths: Sequence[str]) -> list[Contender]:

@@ -20,7 +20,7 @@ from hgsl.engine.folder import extension, run_folder
 from hgsl.engine.folder.logging import read_metrics
 from hgsl.engine.folder.summary import print_summary, training_facts, write_queries
 from hgsl.engine.loop.train_state import TrainState
-from hgsl.engine.loop.validation import Validation
+from hgsl.engine.loop.validation import CHOSEN_ON_TEST, Validation
 from hgsl.engine.parts.masking import mask_backbone
 from hgsl.engine.parts.whitening import MEAN_IMAGES
 from hgsl.engine.retrieval import Retrieval
@@ -236,5 +236,5 @@ class TrainingRun:
         """The scores after training, with what must be known to read them."""
         notes = self._extension_notes()
         if self.config.train.select == "best_on_test":
-            notes = ["the epoch was chosen on these images, so the score is too high", *notes]
+            notes = [CHOSEN_ON_TEST, *notes]
         return {**scores, "notes": [*scores["notes"], *notes]}

@@ -263,6 +263,18 @@ def test_compare_pairs_the_queries(capsys):
     assert "ends in .md" in fails(compare.main, [*paths, "--table", "c.html"], capsys)
 
 
+def test_compare_states_what_the_scores_of_one_report_include(capsys):
+    first, second = write_reports()
+    report = json.loads(Path(second).read_text())
+    steps = {"post_processing": ["re-ranking"], "index": "IVF4,Flat"}
+    Path(second).write_text(json.dumps({**report, **steps, "notes": ["chosen on test", "cropped to boxes"]}))
+    report = json.loads(Path(first).read_text())
+    Path(first).write_text(json.dumps({**report, "notes": ["cropped to boxes"]}))
+    capsys.readouterr()
+    assert compare.main([first, second]) == 0
+    assert capsys.readouterr().out.startswith("note: b/r: re-ranking; index IVF4,Flat; chosen on test\n90 queries")
+
+
 def test_compare_takes_folders_of_several_seeds(capsys):
     rng = np.random.default_rng(0)
     labels, ids = np.repeat(np.arange(9), 10).tolist(), list(range(90))

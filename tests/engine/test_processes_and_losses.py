@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hgsl.cli import train
+from hgsl.cli import eval_retrieval, train
 from hgsl.engine.folder.checkpoint import load_state
 from hgsl.engine.folder.logging import read_metrics
 from tests.helpers import ROOT, SMALL, command, environment, fails, launch, launch_ranks
@@ -148,6 +148,11 @@ def test_choosing_on_test_is_noted_in_the_report(
     assert "too high" in " ".join(report["after"]["notes"])
     assert not report["before"]["notes"], "no epoch was chosen before training"
     assert "note: the epoch was chosen on these images" in capsys.readouterr().out
+    assert eval_retrieval.main(["--checkpoint", "out", "--json", "again.json"]) == 0
+    assert "too high" in " ".join(json.loads(Path("again.json").read_text())["notes"])
+    other = photo_folder(size=64, name="other")
+    assert eval_retrieval.main(["--checkpoint", "out", "--data.root", str(other), "--json", "other.json"]) == 0
+    assert "too high" not in " ".join(json.loads(Path("other.json").read_text())["notes"])
     assert train.main([*words, "--train.select", "best", "--overwrite"]) == 2
 
 

@@ -16,6 +16,7 @@ from hgsl.engine.evaluation.embedding import embed_data
 from hgsl.engine.evaluation.evaluate import prepare, search
 from hgsl.engine.evaluation.evaluation import Evaluation
 from hgsl.engine.evaluation.options import EvalOptions
+from hgsl.engine.loop.validation import CHOSEN_ON_TEST
 from hgsl.engine.parts.build import (
     build_eval_set,
     build_manifest,
@@ -82,6 +83,8 @@ def evaluate_settings(config: Config, options: EvalOptions, checkpoint: str | No
         computed = {"device": str(device), "precision": dtype_name(runtime.dtype)}
         metadata = {**data.metadata, **source, **computed, **run.metadata(data.metadata["notes"])}
         data = replace(data, metadata=metadata).with_note(note)
+        if checkpoint and config.train.select == "best_on_test" and run.shares_test_images():
+            data = data.with_note(CHOSEN_ON_TEST)
         if options.no_match is not None and run.trained_validation():
             data = data.with_note(CALIBRATED_ON_TRAINED)
         prepared = prepare(data, options)

@@ -14,6 +14,7 @@ from hgsl.engine.folder.run_folder import BEST
 from hgsl.engine.loop.train_state import TrainState
 
 CRITERION = "map@r"
+CHOSEN_ON_TEST = "the epoch was chosen on these images, so the score is too high"  # train.select best_on_test
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class RunImages:
         validation = _class_names(self.manifest, "val")
         return self.record is not None and bool(validation & self.record.trained_classes)
 
+    def shares_test_images(self) -> bool:
+        """Whether test images of the run are searched; also if it has no record."""
+        searched = self.manifest.subset("test")
+        return self.record is None or shared_images(self.record, searched, "test") > 0
+
     def metadata(self, notes: Sequence[str]) -> dict[str, Any]:
         """Entries of a report: these notes before those of the data set, and what was trained on."""
         trained_on = {"trained_on": dict(self.trained_on)} if self.trained_on else {}
