@@ -16,6 +16,15 @@ def builds_graph() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def is_transformed() -> bool:
+    """Whether the running call is differentiated or vectorized by ``torch.func`` (``grad``, ``vmap``, ``jacrev``, ...).
+
+    Its transforms refuse the autograd functions of this package, in whose place plain operations are then computed.
+    False in a compiled call.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def refuse_second_derivative(function: str, way_out: str) -> None:
     """Guards the ``backward`` of a ``torch.autograd.Function`` that is not twice differentiable; call it there first.
 

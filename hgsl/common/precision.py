@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgsl.common.autograd import is_transformed
+
 # Settings of torch.backends for float32 operations: (backend, operation), read and written without an accelerator.
 SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"))
 
@@ -61,8 +63,14 @@ def ieee_products(device: torch.device) -> Iterator[None]:
 
 
 def ieee_product(a: Tensor, b: Tensor) -> Tensor:
-    """Returns ``a @ b.T`` of ``a`` ``(n, D)`` and ``b`` ``(m, D)`` in full float32, and so are its gradients."""
-    return a @ b.T if torch.compiler.is_compiling() else _IeeeProduct.apply(a, b)
+    """Returns ``a @ b.T`` of ``a`` ``(n, D)`` and ``b`` ``(m, D)`` in full float32, and so are its gradients.
+
+    The gradients of a compiled or transformed call follow the settings of PyTorch.
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        with ieee_products(a.device):
+            return a @ b.T
+    return _IeeeProduct.apply(a, b)
 
 
 class _IeeeProduct(torch.autograd.Function):

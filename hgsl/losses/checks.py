@@ -8,6 +8,7 @@ from torch import Tensor
 from hgsl.common.errors import InputError, unknown
 from hgsl.losses.scoring.similarity import SIMILARITIES
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HARD_SETS = ("all", "negatives")
 
 
@@ -26,10 +27,14 @@ def check_integer(name: str, value: object, minimum: int, otherwise: str | None 
 
 def check_number(name: str, value: object) -> None:
     """Checks for a finite number, or a tensor of one number, which is not read; True and False are no numbers."""
-    is_number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
-    if not is_number or isinstance(value, bool):
-        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise InputError(f"{name} is {shown}: expected a number")
+    if isinstance(value, Tensor):
+        is_number = value.numel() == 1 and value.dtype != torch.bool
+    else:
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number:
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise InputError(f"{name} is a tensor of shape {tuple(value.shape)}: expected a number")
+        raise InputError(f"{name} is {value!r:.80}: expected a number")
     if isinstance(value, Real) and not abs(value) < float("inf"):  # type: ignore[operator]
         raise InputError(f"{name} is {value}: expected a finite number")
 
@@ -93,20 +98,29 @@ def check_batch(embeddings: Tensor, labels: Tensor, embedding_size: int, weights
 def check_embeddings(embeddings: Tensor, embedding_size: int) -> None:
     """Checks that embeddings are floating point of shape ``(B, embedding_size)``."""
     check_tensor("embeddings", embeddings)
-    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or not embeddings.is_floating_point():
+    if embeddings.ndim != 2 or embeddings.shape[1] != embedding_size or embeddings.dtype not in FLOATS:
         raise InputError(
             f"embeddings are {embeddings.dtype} of shape {tuple(embeddings.shape)}: "
-            f"expected floating point (batch, {embedding_size}), the dimension of the class centers"
+            f"expected floating point (batch, {embedding_size}), the dimension of the class centers, in 16 bits or more"
         )
 
 
 def check_center_shape(centers: Tensor) -> None:
     """Checks that centers are floating point of shape ``(C, D)``, with C and D at least 1."""
-    if centers.ndim != 2 or not centers.numel() or not centers.is_floating_point():
+    check_tensor("centers", centers)
+    if centers.ndim != 2 or not centers.numel() or centers.dtype not in FLOATS:
         raise InputError(
             f"centers are {centers.dtype} of shape {tuple(centers.shape)}: "
-            "expected floating point (classes, dimension), with at least one of each"
+            "expected floating point (classes, dimension) in 16 bits or more, with at least one of each"
         )
+
+
+def check_devices(**tensors: Tensor) -> None:
+    """Checks that tensors, given by their names, are on one device, and that it holds values."""
+    devices = [tensor.device for tensor in tensors.values()]
+    if devices[0].type == "meta" or any(device != devices[0] for device in devices):
+        listed = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise InputError(f"the loss needs values on one device, found {listed}: move them with .to(device)")
 
 
 def check_tensor(name: str, values: object) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgsl.common.autograd import builds_graph
+from hgsl.common.autograd import builds_graph, is_transformed
 from hgsl.common.precision import ieee_product, ieee_products
 from hgsl.losses.checks import check_integer
 from hgsl.losses.scoring.similarity import unit_of_any_norm
@@ -52,6 +52,9 @@ def sampled_rows(num_classes: int, sample: int | None, device: torch.device) -> 
 
 def mean_abs_dots(vectors: Tensor, rows: Tensor) -> Tensor:
     """Returns the mean of ``|a . b|`` over the pairs of ``vectors`` ``(m, D)`` that come from different ``rows``."""
+    if is_transformed():
+        dots = ieee_product(vectors, vectors).masked_fill(rows[:, None] == rows, 0)
+        return dots.abs().sum() / count_pairs(rows)
     return _SumAbsDots.apply(vectors, rows) / count_pairs(rows)
 
 

@@ -25,7 +25,7 @@ def embedding_distillation(embeddings: Tensor, teacher: Tensor) -> Tensor:
         The loss, a scalar from 0 to 2.
 
     Raises:
-        InputError: The shapes differ, or are not ``(B, D)``.
+        InputError: The shapes differ, are not ``(B, D)``, or the batch is empty.
 
     Source:
         Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015 (regression to a teacher's features through a
@@ -60,7 +60,7 @@ def similarity_distillation(embeddings: Tensor, teacher: Tensor, temperature: fl
         The loss, a scalar; 0 for fewer than two images.
 
     Raises:
-        InputError: The numbers of embeddings differ, or the temperature is not positive.
+        InputError: The numbers of embeddings differ or are 0, or the temperature is not positive.
 
     Source:
         Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018 (divergence
@@ -102,6 +102,10 @@ def feature_distillation(
     Source:
         Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015.
     """
+    if isinstance(features, Tensor) or isinstance(teacher, Tensor):
+        raise InputError(
+            "features and those of the teacher: expected a list of tensors each, one per layer, found a tensor"
+        )
     shapes, expected = ([tuple(tensor.shape) for tensor in tensors] for tensors in (features, teacher))
     if not shapes or shapes != expected:
         raise InputError(f"features are of shapes {shapes} and the teacher's of {expected}: give pairs of equal shapes")
@@ -132,5 +136,7 @@ def _check(embeddings: Tensor, teacher: Tensor) -> None:
         check_tensor(name, value)
         if value.ndim != 2 or not torch.is_floating_point(value):
             raise InputError(f"{name}: expected floating-point (B, D), found {value.dtype} of {tuple(value.shape)}")
+    if not len(embeddings):
+        raise InputError("the batch is empty: the loss needs at least one embedding")
     if len(embeddings) != len(teacher):
         raise InputError(f"{len(embeddings)} embeddings and {len(teacher)} of the teacher: give one per image")

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from hgsl.common.autograd import is_transformed
 from hgsl.losses.both_sides import center_side_loss
 from hgsl.losses.checks import (
     check_batch,
     check_center_shape,
+    check_devices,
     check_embeddings,
     check_number,
     check_settings,
@@ -17,7 +19,7 @@ from hgsl.losses.decorrelation import mean_abs_dots, sampled_rows
 from hgsl.losses.dense import DenseOptions, dense_losses
 from hgsl.losses.hard_set import DENSE_UP_TO, class_losses, nearest_classes, score_classes
 from hgsl.losses.scoring.similarity import matrix_similarity, unit, unit_of_any_norm
-from hgsl.losses.value_checks import check_values
+from hgsl.losses.value_checks import check_alpha, check_values
 
 
 def hard_global_softmin_loss(
@@ -77,6 +79,7 @@ def hard_global_softmin_loss(
     """
     check_center_shape(centers)
     check_batch(embeddings, labels, centers.shape[1], weights)
+    check_devices(embeddings=embeddings, labels=labels, centers=centers)
     check_number("alpha", alpha)
     check_settings(margin, similarity, chunk_size, decorrelation, both_sides)
     k, largest_k = (hard_set_size(size, len(centers), hard_set) for size in (top_k, None))
@@ -89,7 +92,8 @@ def hard_global_softmin_loss(
         x, labels = check_values(x, embeddings, labels, len(centers), alpha, centers, norms)
 
         hard_k = k if k < largest_k else None
-        if nearest is None and not torch.compiler.is_compiling():  # a compiler fuses the plain operations itself
+        is_plain = torch.compiler.is_compiling() or is_transformed()  # a compiler fuses plain operations itself
+        if nearest is None and not is_plain:
             options = DenseOptions(hard_k, hard_set, margin, similarity, sparse_grad)
             losses, w = dense_losses(x, centers, labels, alpha, norms, sampled, options)
         else:
@@ -111,7 +115,8 @@ def class_logits(
     """Returns ``z`` ``(B, C)``, scaled similarities of embeddings ``(B, D)`` to centers ``(C, D)``, without margin."""
     check_center_shape(centers)
     check_embeddings(embeddings, centers.shape[1])
-    check_number("alpha", alpha)
+    check_devices(embeddings=embeddings, centers=centers)
+    check_alpha(alpha)
     check_similarity(similarity)
     dtype = working_dtype(embeddings, centers)
     with torch.autocast(embeddings.device.type, enabled=False):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hgsl.common.autograd import is_transformed
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, check_tensor, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
@@ -48,8 +49,8 @@ class HardGlobalSoftminLoss(nn.Module):
             first, or the comparison is within each local batch.
         cuda_graphs: whether calls on a GPU are captured as CUDA graphs, one for each shape of the batch, where their
             launches take longer than their arithmetic. The loss and its gradients are the same. A graph keeps its
-            memory. Calls within another capture, compiled ones, those with ``indices_tuple`` and those without
-            gradient are ordinary.
+            memory. Calls within another capture, those compiled or transformed by ``torch.func``, those with
+            ``indices_tuple`` and those without gradient are ordinary.
 
     Attributes:
         centers: the ``(C, D)`` parameter. Its rows have norm 1 with ``sparse_grad``, and otherwise any norm.
@@ -106,7 +107,7 @@ class HardGlobalSoftminLoss(nn.Module):
         self._unit_version = -1  # the version of the tensor `centers` at which its rows had norm 1
         self.renormalize()
         if sparse_grad:
-            self.register_load_state_dict_post_hook(lambda module, _: module.renormalize())
+            self.register_load_state_dict_post_hook(_renormalize_loaded)
 
     def forward(
         self,
@@ -134,7 +135,7 @@ class HardGlobalSoftminLoss(nn.Module):
         check_batch(embeddings, labels, self.embedding_size)
         self._keep_unit()
         weights = tuple_weights(indices_tuple, len(labels))
-        if self.cuda_graphs and weights is None and not torch.compiler.is_compiling():
+        if self.cuda_graphs and weights is None and not (torch.compiler.is_compiling() or is_transformed()):
             settings = self.top_k, self.hard_set, *self._settings().values()
             loss = self._graphs.loss(self, embeddings, labels, settings)
             if loss is not None:
@@ -195,6 +196,11 @@ class HardGlobalSoftminLoss(nn.Module):
         normalize_(self.centers, rows)
         self._unit_version = self.centers._version
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Of a copy: its tensors are new ones, and their versions do not tell a change since the last call.
+        self._unit_version, self._trained_unattached = -1, False
+
     def extra_repr(self) -> str:
         """Returns the settings, shown in the ``repr`` of the module."""
         first = ("num_classes", "embedding_size", "top_k", "hard_set")
@@ -223,3 +229,7 @@ class HardGlobalSoftminLoss(nn.Module):
                 )
             self.renormalize()
         self._trained_unattached = torch.is_grad_enabled() and not self.optimizer_attached
+
+
+def _renormalize_loaded(loss_fn: HardGlobalSoftminLoss, _: object) -> None:  # not a lambda, which cannot be pickled
+    loss_fn.renormalize()

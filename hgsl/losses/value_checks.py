@@ -9,8 +9,10 @@ import math
 import torch
 from torch import Tensor
 
+from hgsl.common.autograd import is_transformed
 from hgsl.common.device import widest_float
 from hgsl.common.errors import InputError
+from hgsl.losses.checks import check_number
 from hgsl.losses.deferral import deferred_on
 from hgsl.losses.scoring.similarity import NORM_RANGE
 
@@ -28,7 +30,7 @@ def check_values(
 ) -> tuple[Tensor, Tensor]:
     """Checks that labels are in range, values are finite, and alpha is in ``ALPHA_RANGE``, at once or deferred.
 
-    All extremes are copied to the CPU in one transfer. Skipped under ``torch.compile``.
+    All extremes are copied to the CPU in one transfer. Skipped under ``torch.compile`` and ``torch.func``.
 
     Args:
         x: ``(B, D)``, the embeddings at norm 1.
@@ -46,7 +48,7 @@ def check_values(
     Raises:
         InputError: A value is invalid, and the check is not deferred.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_transformed():
         return x, labels
     extremes = _extremes(embeddings, labels, alpha, norms)
     pending = deferred_on(labels.device)
@@ -67,9 +69,10 @@ def check_values(
     return x, labels
 
 
-def check_alpha(alpha: float) -> None:
-    """Checks that a softness lies within ``ALPHA_RANGE``."""
-    if not usual_alpha(alpha):
+def check_alpha(alpha: float | Tensor) -> None:
+    """Checks that a softness is one number, and one in ``ALPHA_RANGE`` unless it is a tensor, which is not read."""
+    check_number("alpha", alpha)
+    if not isinstance(alpha, Tensor) and not usual_alpha(alpha):
         raise InputError(_alpha_error(alpha))
 
 

@@ -81,6 +81,9 @@ def test_gradients_are_those_of_finite_differences(loss) -> None:
         (embedding_distillation, lambda x, t: (x, t[:, :4]), r"of shape \(6, 5\) and the teacher's of \(6, 4\)"),
         (similarity_distillation, lambda x, t: (x, t[:5]), "6 embeddings and 5 of the teacher"),
         (similarity_distillation, lambda x, t: (x, t.int()), r"teacher: expected floating-point \(B, D\), found"),
+        (similarity_distillation, lambda x, t: (x[:0], t[:0]), "the batch is empty"),
+        (embedding_distillation, lambda x, t: (x[:0], t[:0]), "the batch is empty"),
+        (feature_distillation, lambda x, t: (x, t), "expected a list of tensors each, one per layer, found a tensor"),
         (similarity_distillation, lambda x, t: (x, t, 0.0), "temperature is 0.0: use a positive number"),
     ],
 )

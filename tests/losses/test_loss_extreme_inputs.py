@@ -227,6 +227,34 @@ def test_inputs_without_a_batch_axis_are_refused(loss_class, embeddings, labels,
         loss_class(3, 4)(embeddings, labels)
 
 
+@pytest.mark.parametrize("function", [hard_global_softmin_loss, lambda x, w, _: class_logits(x, w)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, y: (x, w.numpy(), y), "centers: expected a tensor, found ndarray"),
+        (lambda x, w, y: (x, w.tolist(), y), "centers: expected a tensor, found list"),
+        (lambda x, w, y: (x.to("meta"), w.to("meta"), y.to("meta")), "values on one device, found embeddings on meta"),
+        (lambda x, w, y: (x, w.to("meta"), y), "embeddings on cpu, .*centers on meta: move them"),
+        (lambda x, w, y: (x.to(torch.float8_e5m2), w, y), "in 16 bits or more"),
+        (lambda x, w, y: (x, w.to(torch.float8_e5m2), y), "in 16 bits or more"),
+    ],
+)
+def test_tensors_that_cannot_be_computed_with_are_refused(function, change, message):
+    embeddings, centers, labels = random_batch()
+    with pytest.raises(InputError, match=message):
+        function(*change(embeddings, centers, labels))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "message"),
+    [(0.0, "alpha is 0: it must lie in"), ("a", "alpha is 'a'"), (torch.tensor(True), r"alpha is tensor\(True\)")],
+)
+def test_logits_of_an_impossible_softness_are_refused(alpha, message):
+    embeddings, centers, _ = random_batch()
+    with pytest.raises(InputError, match=message):
+        class_logits(embeddings, centers, alpha)
+
+
 @pytest.mark.parametrize("name", ["embeddings", "labels"])
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])
 def test_other_containers_than_tensors_are_named(name, convert):

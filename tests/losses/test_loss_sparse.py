@@ -1,6 +1,7 @@
 """Sparse gradients of the centers: steps equal to dense ones on the used rows, and no change of other rows."""
 
 import copy
+import pickle
 import subprocess
 import sys
 
@@ -177,6 +178,18 @@ def test_a_copy_continues_training():
     twin = copy.deepcopy(loss_fn)
     twin(*batch()).backward()
     assert torch.equal(twin.centers, loss_fn.centers)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss_fn: pickle.loads(pickle.dumps(loss_fn))])
+def test_a_copy_of_a_loss_without_an_optimizer_is_used_and_loads(copied):
+    """Its tensors are new ones, whose versions do not tell that somebody changed them."""
+    loss_fn = build(sparse_grad=True)
+    embeddings, labels = batch()
+    expected = loss_fn(embeddings, labels)
+    twin = copied(loss_fn)
+    torch.testing.assert_close(twin(embeddings, labels), expected)
+    twin.load_state_dict({"centers": 3 * twin.centers.detach(), "alpha": twin.alpha.detach()})
+    torch.testing.assert_close(twin.centers.norm(dim=1), torch.ones(CLASSES))
 
 
 def test_wrong_centers_are_refused():

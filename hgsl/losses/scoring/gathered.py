@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hgsl.common.autograd import builds_graph
+from hgsl.common.autograd import builds_graph, is_transformed
 from hgsl.common.precision import ieee_products
 from hgsl.losses.scoring.similarity import SMOOTHING, divisor, unit
 from hgsl.losses.scoring.sparse_rows import sparse_rows
@@ -33,6 +33,8 @@ def gathered_similarity(
     Returns:
         The similarities ``(B, n)``, and the sampled centers ``(m, D)`` at norm 1.
     """
+    if is_transformed():
+        return _plain_similarity(x, centers, rows, sampled, similarity, sparse_grad)
     scores, vectors = _Gathered.apply(x, centers, rows, sampled, similarity, sparse_grad)
     return scores, vectors
 
@@ -131,6 +133,18 @@ def _sparse(indices: Tensor, values: Tensor, used: Tensor, shape: torch.Size) ->
     return sparse_rows(indices, values, shape)
 
 
+def _plain_similarity(
+    x: Tensor, centers: Tensor, rows: Tensor, sampled: Tensor, similarity: str, sparse_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns what :func:`gathered_similarity` does, from operations that can be differentiated and transformed."""
+    # Both parts in one lookup: that of no rows, where nothing is sampled, cannot be differentiated twice.
+    vectors = unit(F.embedding(torch.cat([rows.flatten(), sampled]), centers, sparse=sparse_grad).to(x.dtype))
+    w, others = vectors[: rows.numel()].unflatten(0, rows.shape), vectors[rows.numel() :]
+    if similarity == "cosine":
+        return torch.linalg.vecdot(x[:, None], w), others
+    return 1 - ((x[:, None] - w).square().sum(dim=2) + SMOOTHING).sqrt(), others
+
+
 def _differentiable_gradients(
     x: Tensor,
     centers: Tensor,
@@ -141,13 +155,7 @@ def _differentiable_gradients(
     grad_outputs: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
     """Returns the gradients of ``x`` and ``centers`` from plain operations, which can be differentiated again."""
-    # Both parts in one lookup: that of no rows, where nothing is sampled, cannot be differentiated twice.
-    vectors = unit(F.embedding(torch.cat([rows.flatten(), sampled]), centers, sparse=sparse_grad).to(x.dtype))
-    w, others = vectors[: rows.numel()].unflatten(0, rows.shape), vectors[rows.numel() :]
-    if similarity == "cosine":
-        scores = torch.linalg.vecdot(x[:, None], w)
-    else:
-        scores = 1 - ((x[:, None] - w).square().sum(dim=2) + SMOOTHING).sqrt()
+    scores, others = _plain_similarity(x, centers, rows, sampled, similarity, sparse_grad)
     pairs = list(zip((scores, others), grad_outputs, strict=True))
     outputs, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
     inputs = [value for value in (x, centers) if value.requires_grad]

@@ -1,5 +1,8 @@
 """Search of the class centers nearest to each embedding, in chunks, so that no batch-by-classes matrix is held."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,6 +54,26 @@ def nearest_centers(
 @nearest_centers.register_fake
 def _(x: Tensor, centers: Tensor, k: int, chunk_size: int, method: str = "fastest") -> tuple[Tensor, Tensor]:
     return torch.empty(len(x), k, dtype=torch.int64, device=x.device), x.new_empty(2)
+
+
+@nearest_centers.register_vmap
+def _(
+    info: Any,
+    in_dims: Sequence[int | None],
+    x: Tensor,
+    centers: Tensor,
+    k: int,
+    chunk_size: int,
+    method: str = "fastest",
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """The search under ``torch.func.vmap``: at once where the centers are shared, else one after the other."""
+    batches = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+    if in_dims[1] is None:
+        rows, norms = nearest_centers(batches.flatten(0, 1), centers, k, chunk_size, method)
+        return (rows.unflatten(0, batches.shape[:2]), norms.expand(info.batch_size, -1)), (0, 0)
+    tables = centers.movedim(in_dims[1], 0)
+    results = [nearest_centers(*pair, k, chunk_size, method) for pair in zip(batches, tables, strict=True)]
+    return (torch.stack([rows for rows, _ in results]), torch.stack([norms for _, norms in results])), (0, 0)
 
 
 def _search_exactly(x: Tensor, centers: Tensor, k: int, chunk_size: int) -> tuple[Tensor, Tensor]:
