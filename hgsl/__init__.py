@@ -1,6 +1,7 @@
 """hgsl: train, evaluate, show and ship models for fine-grained image retrieval.
 
-Public names are imported on first use, so that ``import hgsl`` is fast and changes nothing in the process.
+Public names and subpackages are imported on first use, so that ``import hgsl`` is fast and changes nothing in the
+process.
 """
 
 import importlib
@@ -9,8 +10,14 @@ from hgsl.version import __version__
 
 TYPE_CHECKING = False  # type checkers read it as True; importing typing would take most of the time of this import
 if TYPE_CHECKING:
-    from typing import Any
-
+    from hgsl import data as data
+    from hgsl import engine as engine
+    from hgsl import evaluation as evaluation
+    from hgsl import export as export
+    from hgsl import losses as losses
+    from hgsl import models as models
+    from hgsl import search as search
+    from hgsl import sparsity as sparsity
     from hgsl.cli._load_config import load_config
     from hgsl.common.errors import InputError
     from hgsl.data import build_dataset
@@ -40,6 +47,8 @@ _MODULES = {
     "train": "hgsl.engine.run",
 }
 
+_SUBPACKAGES = ("data", "engine", "evaluation", "export", "losses", "models", "search", "sparsity")
+
 __all__ = [
     "Callback",
     "HardGlobalSoftminLoss",
@@ -60,11 +69,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> "Any":
-    if name not in _MODULES:
-        raise AttributeError(f"module 'hgsl' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw it would accept every name
+
+    def __getattr__(name):
+        if name in _SUBPACKAGES:
+            return importlib.import_module(f"hgsl.{name}")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'hgsl' has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_SUBPACKAGES])

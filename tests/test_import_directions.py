@@ -18,7 +18,7 @@ ALLOWED = {
     "search": SIBLINGS | {"common", "version"},
     "export": SIBLINGS | {"common", "version"},
     "cli": SIBLINGS | {"common", "config", "engine", "search", "export", "version"},
-    "__init__": SIBLINGS | {"common", "version", "search", "engine", "cli"},
+    "__init__": SIBLINGS | {"common", "version", "search", "export", "engine", "cli"},
     "__main__": {"cli"},
 }
 

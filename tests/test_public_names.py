@@ -1,5 +1,7 @@
 """Public names of the package, and what importing it loads."""
 
+import ast
+import importlib
 import inspect
 
 import pytest
@@ -47,6 +49,30 @@ def test_signatures_are_readable_in_help() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'HardLocalLoss'"):
         _ = hgsl.HardLocalLoss
+
+
+def test_subpackages_are_imported_on_first_use() -> None:
+    code = """
+import sys, hgsl
+print(sorted(name for name in sys.modules if name.startswith("hgsl.")))
+print(hgsl.losses.sparse_optimizer.__name__, hgsl.search.build_index.__name__, hgsl.export.quantize.__name__)
+"""
+    assert run_code(code).split("\n")[:2] == ["['hgsl.version']", "sparse_optimizer build_index quantize"]
+    assert {"data", "evaluation", "export", "losses", "models", "search", "sparsity"} <= set(dir(hgsl))
+
+
+@pytest.mark.parametrize("package", ["hgsl", "hgsl.search"])
+def test_a_type_checker_knows_the_public_names_and_no_others(package: str) -> None:
+    """A checker reads what is under TYPE_CHECKING; if it saw ``__getattr__``, misspelled names would be of type Any."""
+    module = importlib.import_module(package)
+    tree = ast.parse(inspect.getsource(module))
+    assert "__getattr__" not in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    branches = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for branch in branches for node in branch.body if isinstance(node, ast.ImportFrom)]
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+    assert names | {"__version__"} >= set(dir(module)) & set(module.__all__)
+    if package == "hgsl":
+        assert names | {"__version__"} == set(dir(hgsl))
 
 
 def test_import_alone_loads_nothing_heavy() -> None:

@@ -4,7 +4,7 @@ The public names are imported on first use, so that a command can check its argu
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hgsl.search.index import SearchIndex
@@ -22,7 +22,9 @@ _MODULE_OF = {
 __all__ = ["Hit", "IndexReport", "SearchIndex", "build_index"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'hgsl.search' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw it would accept every name
+
+    def __getattr__(name):
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'hgsl.search' has no attribute {name!r}")
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
