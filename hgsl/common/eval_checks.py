@@ -10,6 +10,7 @@ from hgsl.common.array_files import check_array_file
 from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.faiss_factory import FLAT, check_factory
+from hgsl.common.whole_numbers import check_whole_number
 
 METRICS = ("cosine", "inner_product", "l2")
 CROPS = (1, 5)
@@ -135,12 +136,12 @@ def check_store(folder: str | os.PathLike[str]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    minimum, whole = MINIMA[name], name != "expansion_alpha"
-    is_number = isinstance(value, Integral if whole else (int, float)) and not isinstance(value, bool)
-    if not is_number:
-        number = "a whole number" if whole else "a number"
-        raise InputError(f"{name} must be {number} of at least {minimum}, found {value!r}")
-    if not value >= minimum:
+    minimum = MINIMA[name]
+    if name != "expansion_alpha":
+        check_whole_number(name, value, minimum)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{name} must be a number of at least {minimum}, found {value!r}")
+    elif not value >= minimum:
         raise InputError(f"{name} must be at least {minimum}, found {value}")
     if value == float("inf"):
         raise InputError(f"{name} must be finite, found {value}")

@@ -32,10 +32,12 @@ def intervals(
         level: Share of the means within the interval.
 
     Raises:
-        InputError: Fewer than 2 samples, or a level outside 0 to 1.
+        InputError: No scores, another number of labels, fewer than 2 samples, or a level outside 0 to 1.
 
     Source: Efron, Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
+    if not per_query:
+        raise InputError("per_query has no scores: give those of a result, result.per_query")
     values = np.stack(list(per_query.values()), axis=1)  # (Q, metrics)
     low, high = _percentiles(_means(values, labels, samples, seed), level)
     return {key: (float(low[i]), float(high[i])) for i, key in enumerate(per_query)}
@@ -111,6 +113,10 @@ def _means(values: Values, labels: Ints | None, samples: int, seed: int) -> Valu
         raise InputError(f"a bootstrap needs at least 2 samples, found {samples}")
     sums, sizes = values, np.ones(len(values))
     if labels is not None:
+        if np.shape(labels) != (len(values),):
+            raise InputError(
+                f"labels have the shape {np.shape(labels)}: expected one for each of {len(values)} queries"
+            )
         _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
         sums = np.zeros((len(counts), values.shape[1]))
         np.add.at(sums, codes, values)

@@ -19,6 +19,7 @@ from hgsl.common.modules import evaluation_mode
 from hgsl.common.precision import float32_products
 from hgsl.common.progress import progress_bar
 from hgsl.common.random_state import preserved_random_state
+from hgsl.common.whole_numbers import check_whole_number
 from hgsl.common.workers import init_worker
 from hgsl.evaluation.store import EmbeddingStore
 
@@ -63,8 +64,11 @@ def embed(
             such as the hash of a split and the image size; a store of another identity is refused.
 
     Raises:
-        InputError: The data set is empty, the network returns no (B, D) matrix, or the store holds something else.
+        InputError: The data set is empty or has elements of another form, the network returns no (B, D) matrix, or
+            the store holds something else.
     """
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("num_workers", num_workers, 0)
     count = len(dataset)  # type: ignore[arg-type]
     if not count:
         raise InputError("the data set has no images: there is nothing to embed")
@@ -91,7 +95,8 @@ def embed(
             generator=torch.Generator(),
         )
         bar = progress_bar(loader, shown=progress and ranks.is_main(), desc="embedding", unit="batch")
-        for number, rows, (images, labels, ids) in zip(numbers, share, bar, strict=True):
+        for number, rows, batch in zip(numbers, share, bar, strict=True):
+            images, labels, ids = _checked(batch)
             vectors = forward(model, images.to(device, non_blocking=True), dtype)
             if not opened:
                 sink.open(_common_width(vectors.shape[1], device))
@@ -110,6 +115,19 @@ def forward(model: nn.Module, images: torch.Tensor, dtype: torch.dtype = torch.f
         shape = tuple(vectors.shape) if isinstance(vectors, torch.Tensor) else type(vectors).__name__
         raise InputError(f"the network must return one vector per image, a (B, D) matrix; it returned {shape}")
     return vectors.float().cpu()
+
+
+def _checked(batch: Any) -> Sequence[torch.Tensor]:
+    """Refuses a batch of elements of another form, such as (image, label) without an id."""
+    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+    integers = [part for part in parts[1:] if isinstance(part, torch.Tensor) and not part.is_floating_point()]
+    if len(parts) != 3 or len(integers) != 2 or not isinstance(parts[0], torch.Tensor):
+        names = ", ".join(str(part.dtype) if isinstance(part, torch.Tensor) else type(part).__name__ for part in parts)
+        raise InputError(
+            f"the data set must return (image tensor, label, id), with two integers, for each image; its batches hold "
+            f"({names})"
+        )
+    return parts
 
 
 class _Memory:

@@ -27,7 +27,7 @@ def encode_labels(labels: Array, gallery_labels: Array | None) -> tuple[Array, A
         return labels, gallery_labels, None
     if not all(text):
         raise InputError("labels and gallery_labels: one holds text and the other numbers, give both in one form")
-    names, codes = np.unique(np.concatenate([values.astype(str).ravel() for values in sides]), return_inverse=True)
+    names, codes = np.unique(np.concatenate([_names(values).ravel() for values in sides]), return_inverse=True)
     first = codes[: sides[0].size].reshape(sides[0].shape)
     second = None if gallery_labels is None else codes[sides[0].size :].reshape(sides[1].shape)
     return first, second, tuple(names.tolist())
@@ -51,7 +51,7 @@ def codes_of(labels: Array, class_names: tuple[str, ...] | None) -> Array:
     if class_names is None:
         return labels
     known = {name: code for code, name in enumerate(class_names)}
-    for name in np.unique(values.astype(str)).tolist():
+    for name in np.unique(_names(values)).tolist():
         known.setdefault(name, len(known))
     return np.array([known[str(name)] for name in values], dtype=np.int64)
 
@@ -75,7 +75,12 @@ def signed(groups: Array) -> NDArray[Any]:
     return values.view(np.int64) if values.dtype == np.uint64 else values
 
 
+def _names(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Returns text in an array of one width, which NumPy does not make of a StringDType directly."""
+    return (values.astype(object) if values.dtype.kind == "T" else values).astype(str)
+
+
 def _is_text(values: NDArray[Any]) -> bool:
     if values.dtype.kind == "O":
         return values.size > 0 and all(isinstance(value, str) for value in values.flat)
-    return values.dtype.kind == "U"
+    return values.dtype.kind in "UT"  # T is StringDType

@@ -11,6 +11,7 @@ from hgsl.common.errors import InputError
 from hgsl.common.eval_checks import checked_ks
 from hgsl.common.progress import progress_bar
 from hgsl.common.tables import count_of, frame
+from hgsl.common.whole_numbers import check_whole_number
 from hgsl.evaluation import clustering
 from hgsl.evaluation.approximation import overlap
 from hgsl.evaluation.knn.knn import k_nearest
@@ -115,8 +116,12 @@ def rank(
     Raises:
         InputError: No query has a match in the gallery, or an argument is out of range.
     """
-    if top < 0:
-        raise InputError(f"top must be at least 0, found {top}")
+    if not isinstance(task, RetrievalTask):
+        raise InputError(
+            f"task is of type {type(task).__name__}: expected that of make_task; evaluate_embeddings takes vectors"
+        )
+    check_whole_number("top", top, 0)
+    check_whole_number("max_memory", max_memory, 1)
     ks, top = checked_ks(ks), min(top, len(task.gallery))
     if reorder is not None:
         reorder.check(task)

@@ -17,6 +17,7 @@ from hgsl.common.images import DAMAGED, decode, read_image
 from hgsl.common.modules import evaluation_mode
 from hgsl.common.progress import progress_bar
 from hgsl.common.transforms import Transform
+from hgsl.common.whole_numbers import check_whole_number
 from hgsl.common.workers import init_worker
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def encode(
 ) -> NDArray[np.float32]:
     """Returns the embeddings of images, see :meth:`hgsl.models.Embedder.encode`."""
     several = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
-    _check(several, batch_size)
+    _check(several, batch_size, workers)
     loader: Any = DataLoader(
         _Images(several, model.transform()),
         batch_size,
@@ -57,11 +58,11 @@ def encode(
     return vectors
 
 
-def _check(images: object, batch_size: int) -> None:
+def _check(images: object, batch_size: int, workers: int) -> None:
     if not isinstance(images, Sequence):
         raise InputError(f"images is of type {type(images).__name__}: expected a list of paths or PIL images")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, found {batch_size}")
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("workers", workers, 0)
     for number, image in enumerate(images):
         if not isinstance(image, str | os.PathLike | Image.Image):
             raise InputError(f"images[{number}] is of type {type(image).__name__}: expected a path or a PIL image")

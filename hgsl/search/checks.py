@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
 from PIL import Image
@@ -11,6 +11,7 @@ from hgsl.common.disk import check_writable
 from hgsl.common.errors import InputError, unknown
 from hgsl.common.extras import require
 from hgsl.common.remote import check_root_uri, check_uri
+from hgsl.common.whole_numbers import check_whole_number
 from hgsl.search.folder.layout import FOLDERS, MODEL, has_index, has_model, state_files
 from hgsl.search.stores.address import is_milvus, split_address
 
@@ -140,20 +141,13 @@ def named_indexes(words: Sequence[str]) -> dict[str, str]:
 
 def check_counts(batch_size: int, workers: int) -> None:
     """Checks the numbers of images per batch and of loader processes."""
-    _check_whole("batch_size", batch_size, at_least=1)
-    _check_whole("workers", workers, at_least=0)
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("workers", workers, 0)
 
 
 def check_neighbors(k: int) -> None:
     """Checks the number of images per query."""
-    _check_whole("k", k, at_least=1)
-
-
-def _check_whole(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name} must be a whole number, found {value!r}")
-    if value < at_least:
-        raise InputError(f"{name} must be at least {at_least}, found {value}")
+    check_whole_number("k", k, 1)
 
 
 def check_port(port: int) -> None:

@@ -1,6 +1,8 @@
 """Class folders as users have them: odd files, nested folders, single images, split folders."""
 
+import gc
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,3 +187,10 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
         load_manifest("folder", tmp_path / "few", sed=1)
     with pytest.raises(InputError, match="unknown data set 'foldr': did you mean 'folder'"):
         load_manifest("foldr", tmp_path)
+
+
+def test_no_folder_stays_open(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always", ResourceWarning)
+    load_manifest("folder", touch(tmp_path, *two_each("abcd")))
+    gc.collect()
+    assert not [warning for warning in recwarn.list if warning.category is ResourceWarning]

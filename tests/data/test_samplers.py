@@ -1,12 +1,14 @@
 """Samplers: the guarantees of each, for any class sizes, and the errors."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 
 from hgsl.common.errors import InputError
 from hgsl.data.samplers import SAMPLERS, epoch_plan
@@ -121,7 +123,7 @@ def test_small_categories_are_joined_in_their_order() -> None:
         ("m_per_class", UNEVEN, 40, "needs 10 classes, expected a whole number of at most 8"),
         ("category", UNEVEN, 8, "needs the category of each class: add a column category to the table"),
         ("random", UNEVEN, 100, "87 images cannot fill a batch of 100: set train.batch_size from 1 to 87"),
-        ("random", UNEVEN, 0, "cannot fill a batch of 0"),
+        ("random", UNEVEN, 0, "batch_size must be at least 1, found 0"),
         ("random", np.zeros((4, 2)), 2, r"labels have the shape \(4, 2\)"),
     ],
 )
@@ -131,5 +133,30 @@ def test_errors_name_both_numbers(name: str, labels: np.ndarray, batch_size: int
 
 
 def test_categories_are_one_per_class() -> None:
-    with pytest.raises(InputError, match=r"categories have the shape \(7,\): expected one for each of 8 classes"):
+    with pytest.raises(
+        InputError, match=r"categories are int64 of the shape \(7,\): expected one integer for each of 8 classes"
+    ):
         epoch_plan("category", UNEVEN, 8, categories=[0] * 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 8.0}, "batch_size must be a whole number of at least 1, found 8.0"),
+        ({"batch_size": "8"}, "batch_size must be a whole number"),
+        ({"per_class": 2.0}, "per_class must be a whole number"),
+        ({"per_class": 0}, "per_class must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0, found -1"),
+        ({"epoch": -1}, "epoch must be at least 0, found -1"),
+        ({"categories": list("aabbccdd")}, "categories are <U1 of the shape"),
+    ],
+)
+def test_arguments_of_another_form_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        epoch_plan("category", UNEVEN, **{"batch_size": 8, "categories": [0] * 8, **options})
+
+
+def test_a_plan_is_the_batch_sampler_of_a_loader() -> None:
+    plan = epoch_plan("m_per_class", UNEVEN, 8, per_class=2)
+    loader = DataLoader(TensorDataset(torch.arange(len(UNEVEN))), batch_sampler=plan)
+    assert [batch.tolist() for (batch,) in loader] == plan.tolist()

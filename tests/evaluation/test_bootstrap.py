@@ -79,3 +79,7 @@ def test_bad_arguments_are_refused():
         intervals({"a": np.ones(3)}, level=95)
     with pytest.raises(InputError, match="same queries, found 3 and 4"):
         paired_difference(np.ones(3), np.ones(4))
+    with pytest.raises(InputError, match=r"labels have the shape \(2,\): expected one for each of 3 queries"):
+        intervals({"a": np.ones(3)}, np.zeros(2))
+    with pytest.raises(InputError, match="per_query has no scores"):
+        intervals({})

@@ -109,6 +109,36 @@ def test_a_store_of_something_else_is_refused(tmp_path):
         embed(network(), Squares(8), store=tmp_path / "photos")
 
 
+class Other(Squares):
+    def __init__(self, element):
+        super().__init__(4)
+        self.element = element
+
+    def __getitem__(self, index):
+        return self.element
+
+
+@pytest.mark.parametrize(
+    ("element", "names"),
+    [
+        ((torch.zeros(3, 8, 8), 1), r"\(torch.float32, torch.int64\)"),
+        ((torch.zeros(3, 8, 8), "owl", 1), r"\(torch.float32, tuple, torch.int64\)"),
+        ((torch.zeros(3, 8, 8), 1, "a.jpg"), r"\(torch.float32, torch.int64, tuple\)"),
+        ((torch.zeros(3, 8, 8), 0.5, 1), r"\(torch.float32, torch.float64, torch.int64\)"),
+        (torch.zeros(3, 8, 8), r"\(torch.float32\)"),
+    ],
+)
+def test_elements_of_another_form_are_refused(element, names):
+    with pytest.raises(InputError, match=r"must return \(image tensor, label, id\), .*hold " + names):
+        embed(network(), Other(element))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "4"}, {"num_workers": -1}])
+def test_counts_of_another_form_are_refused(options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} must be "):
+        embed(network(), Squares(4), **options)
+
+
 KILLED = """
 import os, signal, sys
 import hgsl.evaluation.store

@@ -188,3 +188,5 @@ def test_reranking_parameters_out_of_range_are_refused():
         rank(make_task(*clusters(), metric="l2"), reorder=KReciprocal())
     with pytest.raises(InputError, match="top must be at least 0, found -1"):
         rank(make_task(*clusters()), top=-1)
+    with pytest.raises(InputError, match="task is of type ndarray: expected that of make_task"):
+        rank(clusters()[0])

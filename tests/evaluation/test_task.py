@@ -121,6 +121,7 @@ def test_labels_of_every_form_give_the_same_scores():
         names[labels],
         names[labels].tolist(),
         names[labels].astype(object),
+        names[labels].astype(np.dtypes.StringDType()),
     ):
         assert evaluate_embeddings(vectors, form, [5]).micro() == expected.micro()
     result = evaluate_embeddings(vectors, names[labels])
@@ -172,8 +173,16 @@ def test_relevant_images_are_counted_less_those_left_out():
         ({"embeddings": np.zeros((40, 6), int)}, "expected a matrix (images, dimensions) of floats, found int64"),
         ({"labels": np.array([None] * 40)}, "labels: expected 40 integers or class names"),
         ({"embeddings": np.zeros((40, 6), np.float32)}, "row 0 is zero: are the images too small"),
-        ({"embeddings": np.full((40, 6), 1e-30, np.float32)}, "row 0 has values up to 1e-30, whose squares are"),
-        ({"embeddings": np.full((40, 6), 1e30)}, "row 0 has values up to 1e+30, whose squares are"),
+        (
+            {"embeddings": np.full((40, 6), 1e-30, np.float32)},
+            "row 0 has values up to 1e-30, whose squares are outside",
+        ),
+        (
+            {"embeddings": np.full((40, 6), 1e-21, np.float32)},
+            "row 0 has values up to 1e-21, whose squares are outside",
+        ),
+        ({"embeddings": np.full((40, 6), 1e30)}, "row 0 has values up to 1e+30, whose squares are outside"),
+        ({"max_memory": "1G"}, "max_memory must be a whole number of at least 1, found '1G'"),
         ({"ids": np.zeros(3, int)}, "ids: expected 40 integers"),
         ({"gallery_labels": np.zeros(40, int)}, "gallery_labels needs gallery_embeddings"),
         ({"gallery_embeddings": np.ones((4, 6))}, "gallery_embeddings needs gallery_labels"),
@@ -208,3 +217,17 @@ def test_mistakes_name_the_argument(arguments, message):
         evaluate_embeddings(**{"embeddings": vectors, "labels": labels, **arguments})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_vectors_of_eight_bits_are_read_as_they_are():
+    vectors, labels = some()
+    rounded = torch.tensor(vectors).to(torch.float8_e4m3fn)
+    expected = evaluate_embeddings(rounded.float(), labels)
+    assert evaluate_embeddings(rounded, labels).micro() == expected.micro()
+
+
+def test_values_beyond_float32_give_no_warning(recwarn):
+    vectors, labels = some()
+    with pytest.raises(InputError, match=r"values up to 1e\+100"):
+        evaluate_embeddings(np.full_like(vectors, 1e100, dtype=np.float64), labels)
+    assert not recwarn.list

@@ -74,3 +74,7 @@ def test_arguments_of_another_type(model: Embedder) -> None:
         model.encode([np.zeros((4, 4, 3), np.uint8)])  # type: ignore[list-item]
     with pytest.raises(InputError, match="batch_size must be at least 1, found 0"):
         model.encode([], batch_size=0)
+    with pytest.raises(InputError, match="batch_size must be a whole number of at least 1, found 'a'"):
+        model.encode([], batch_size="a")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="workers must be at least 0, found -1"):
+        model.encode([], workers=-1)

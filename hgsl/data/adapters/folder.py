@@ -83,7 +83,8 @@ def _split_folders(root: Path, skipped: Skipped) -> Mapping[str, str]:
 
 def _has_images(folder: Path) -> bool:
     """Whether images lie directly in ``folder``."""
-    return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file() for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file() for entry in entries)
 
 
 def _class_images(root: Path, top: Path, skipped: Skipped) -> Iterator[tuple[str, str]]:

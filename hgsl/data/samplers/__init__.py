@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hgsl.common.errors import InputError, unknown
+from hgsl.common.whole_numbers import check_whole_number
 from hgsl.data.samplers.category import category
 from hgsl.data.samplers.class_balanced import class_balanced
 from hgsl.data.samplers.m_per_class import m_per_class
@@ -57,20 +58,31 @@ def epoch_plan(
     """
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("per_class", per_class, 1)
+    check_whole_number("seed", seed, 0)
+    check_whole_number("epoch", epoch, 0)
     classes = np.asarray(labels)
     if classes.ndim != 1:
         raise InputError(f"labels have the shape {classes.shape}: expected (N,), the class of each row")
     classes = np.unique(classes, return_inverse=True)[1].astype(np.int64)
-    if not 1 <= batch_size <= len(classes):
+    if batch_size > len(classes):
         raise InputError(
             f"{len(classes)} images cannot fill a batch of {batch_size}: set train.batch_size from 1 to {len(classes)}"
         )
-    coarser = None if categories is None else np.asarray(categories, np.int64)
-    if coarser is not None and coarser.shape != (classes.max() + 1,):
+    coarser = None if categories is None else np.asarray(categories)
+    if coarser is not None and (coarser.shape != (classes.max() + 1,) or coarser.dtype.kind not in "iu"):
         raise InputError(
-            f"categories have the shape {coarser.shape}: expected one for each of {classes.max() + 1} classes"
+            f"categories are {coarser.dtype} of the shape {coarser.shape}: expected one integer for each of "
+            f"{classes.max() + 1} classes"
         )
-    plan = SAMPLERS[name](classes, batch_size, per_class, np.random.default_rng([seed, epoch]), coarser)
+    plan = SAMPLERS[name](
+        classes,
+        batch_size,
+        per_class,
+        np.random.default_rng([seed, epoch]),
+        None if coarser is None else coarser.astype(np.int64),
+    )
     if not len(plan):
         raise InputError(
             f"sampler {name} fills no batch of {batch_size} with {per_class} images per class, as the classes are too "

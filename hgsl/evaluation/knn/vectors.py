@@ -21,6 +21,7 @@ Ints = NDArray[np.int64]
 CHUNK_BYTES = 1 << 25  # bytes converted to float32 at a time
 THREAD_BYTES = 1 << 23  # the same of each thread, where several measure rows
 UNIT = 1e-5  # vectors of a length within this of 1 are not rescaled
+SHORTEST = 1e-18  # length of a vector below which its squares lose digits in float32
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
     floating = data.is_floating_point() if isinstance(data, torch.Tensor) else data.dtype.kind == "f"
     if data.ndim != 2 or not floating or 0 in data.shape:
         raise InputError(f"{name}: expected a matrix (images, dimensions) of floats, found {data.dtype} {data.shape}")
-    if isinstance(data, torch.Tensor) and data.dtype != torch.bfloat16:
+    if isinstance(data, torch.Tensor) and data.dtype in (torch.float16, torch.float32, torch.float64):
         data = data.numpy()
     if isinstance(data, np.ndarray) and data.dtype == np.float32 and not data.flags.c_contiguous:
         data = np.ascontiguousarray(data)
@@ -104,7 +105,7 @@ def open_vectors(values: Array, name: str = "embeddings", *, unit: bool = True) 
     pieces = stored.chunks(max(1, THREAD_BYTES // (4 * stored.width)))
     measured = map_ahead(lambda piece: lengths(stored.rows(piece)), pieces, min(stored.readers, len(pieces)))
     norms = np.concatenate(list(measured))
-    wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms == 0)))
+    wrong = np.flatnonzero(~np.isfinite(norms) | (unit & (norms < SHORTEST)))
     if len(wrong):
         raise InputError(f"{name}: row {wrong[0]} {_problem(stored, int(wrong[0]))} ({len(wrong)} such rows)")
     if unit and np.abs(norms - 1).max() > UNIT:
@@ -193,7 +194,10 @@ def _name(file: Path, key: str, names: list[str]) -> str:
 
 
 def _float32(rows: NDArray[Any] | torch.Tensor) -> Floats:
-    return rows.float().numpy() if isinstance(rows, torch.Tensor) else np.ascontiguousarray(rows, dtype=np.float32)
+    if isinstance(rows, torch.Tensor):
+        return rows.float().numpy()
+    with np.errstate(over="ignore"):  # infinity is refused, with the value
+        return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def _torch_index(index: slice | Ints) -> slice | torch.Tensor:
