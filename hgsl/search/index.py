@@ -1,7 +1,7 @@
 """Search in an index by image files, PIL images or vectors, among all images or those that satisfy a condition."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ Queries = ImageQuery | Sequence[ImageQuery] | NDArray[Any] | torch.Tensor
 
 class SearchIndex:
     """An index, opened with :meth:`open`; it keeps its state while the index is updated.
+
+    A pickled one is opened again, in its current state: processes can be given an index.
 
     >>> index = SearchIndex.open("my/index")                 # doctest: +SKIP
     >>> for hit in index.search("photo.jpg", k=5)[0]:        # doctest: +SKIP
@@ -99,11 +101,15 @@ class SearchIndex:
             f"dimensions, {backbone}, {self.record['index_type']}, no-match threshold {threshold}, on {self._device})"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the address: the copy, such as that of another process, opens the current state."""
+        return partial(type(self).open, device=str(self._device), model=self.model), (self.store.address,)
+
     def __len__(self) -> int:
         return len(self._snapshot)
 
     def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and bool(self._snapshot.images([number]))
+        return isinstance(number, int | np.integer) and bool(self._snapshot.images([int(number)]))
 
     @property
     def dimensions(self) -> int:
@@ -139,6 +145,13 @@ class SearchIndex:
             InputError: The condition is malformed, or no image has the label.
         """
         labels = (label,) if isinstance(label, str) else label
+        if labels is not None and not isinstance(labels, Iterable):
+            raise InputError(f"label is {label!r:.80}: expected a label, or several")
+        if where is not None and not isinstance(where, str):
+            raise InputError(f"where is {where!r:.80}: expected a condition such as 'year >= 2020'")
+        labels = None if labels is None else tuple(labels)
+        if labels == ():
+            raise InputError("label is an empty list: give a label, or None to search the images of all")
         for name in labels or ():
             if name not in self.labels:
                 close = nearest(name, self.labels)
@@ -167,7 +180,8 @@ class SearchIndex:
         """
         condition = self.condition(where, label)
         if isinstance(images, (np.ndarray, torch.Tensor)):
-            return self.nearest(images[None] if images.ndim == 1 else images, k, condition)
+            vectors = images[None] if images.ndim == 1 else images
+            return self.nearest(vectors, k, condition) if len(vectors) else []
         if isinstance(images, (str, Path, Image.Image)):
             images = [images]
         if not isinstance(images, Iterable):
@@ -186,6 +200,8 @@ class SearchIndex:
     def embed(self, images: Sequence[ImageQuery]) -> Floats:
         """Returns the vectors of images, (Q, D) float32 of unit norm."""
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        if not batches:
+            return np.empty((0, self.dimensions), np.float32)
         return np.concatenate([self.encoder.vectors([self._prepare(image) for image in batch]) for batch in batches])
 
     def nearest(

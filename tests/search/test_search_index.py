@@ -1,5 +1,8 @@
 """Search results, compared with all similarities in float64."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +95,9 @@ def test_the_threshold_decides_what_is_a_match(tmp_path, index, run, photos):
 @pytest.mark.parametrize(
     ("query", "options", "message"),
     [
+        (np.ones((1, 16), np.float32), {"label": 5}, "label is 5: expected a label, or several"),
+        (np.ones((1, 16), np.float32), {"label": []}, "label is an empty list: give a label, or None"),
+        (np.ones((1, 16), np.float32), {"where": 5}, "where is 5: expected a condition such as"),
         (np.ones((1, 8), np.float32), {}, "queries have 8 dimensions, the index has 16"),
         (np.full((1, 16), np.nan, np.float32), {}, "row 0 is not finite"),
         (np.zeros((1, 16), np.float32), {}, "row 0 is zero"),
@@ -125,7 +131,7 @@ def test_a_sheet_has_a_line_per_query(tmp_path, index, photos):
 
 @pytest.mark.parametrize("k", [True, 2.0, "5", None])
 def test_k_must_be_a_whole_number(index, k):
-    with pytest.raises(InputError, match="k must be a whole number, found"):
+    with pytest.raises(InputError, match="k must be a whole number of at least 1, found"):
         index.search(np.ones(index.record["dimensions"], np.float32), k)
 
 
@@ -147,3 +153,20 @@ def test_paths_of_another_type_are_named(tmp_path):
 def test_a_similarity_is_at_most_1(index):
     vector = index.vector(3) * np.float32(1 + 5e-6)  # as rounding makes it, only more
     assert index.nearest(vector[None], 1)[0][0].similarity == 1
+
+
+def test_no_queries_have_no_results(index):
+    assert index.search([]) == index.search(np.empty((0, 16), np.float32)) == []
+    assert index.embed([]).shape == (0, 16)
+
+
+def test_numbers_of_numpy_are_numbers(index):
+    assert np.int64(3) in index
+    assert np.int64(24) not in index
+    assert "3" not in index
+
+
+def test_another_process_opens_the_index_again(index, photos):
+    [hits] = index.search(photos / "kind_00/00.jpg", k=3)
+    for copied in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
+        assert copied.search(photos / "kind_00/00.jpg", k=3) == [hits]

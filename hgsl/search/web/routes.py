@@ -157,7 +157,7 @@ def _condition(index: SearchIndex, labels: Sequence[str], where: str | None) -> 
     if not set(labels) <= set(index.labels):
         raise RequestError(404, "no image of the index has this label")
     try:
-        return index.condition(where, labels)
+        return index.condition(where, labels or None)
     except InputError as error:
         raise RequestError(422, str(error)) from None
 
