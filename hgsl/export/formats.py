@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,10 +45,12 @@ def export_model(
         Batch size -> the largest absolute difference between the file's embeddings and the model's.
 
     Raises:
-        InputError: An unknown format, a path of another format, a missing extra, a model without weights (on the meta
-            device), one that cannot be exported, or a difference above 1e-4; no file is written then.
+        InputError: No embedder, no batch sizes, an unknown format, a path of another format, a missing extra, a model
+            without weights (on the meta device), one that cannot be exported, or a difference above 1e-4; no file is
+            written then.
         OSError: The path cannot be written, or the disk is full; checked before the export where possible.
     """
+    _check_model(model, batch_sizes)
     check_path(path, format)
     check_writable(path, _check_weights(model, format))
     model, image_size = copy.deepcopy(model).cpu().eval(), model.data_config["image_size"]
@@ -75,6 +77,17 @@ def export_model(
 def export_files(path: str | Path, format: str) -> list[Path]:
     """Returns the files that an export to ``path`` writes: ``path`` and, for OpenVINO, the weights beside it."""
     return [Path(path), *([Path(path).with_suffix(".bin")] if format == "openvino" else [])]
+
+
+def _check_model(model: object, batch_sizes: object) -> None:
+    """Refuses a network whose image size is not known, and a comparison of nothing."""
+    if not isinstance(model, nn.Module) or "image_size" not in getattr(model, "data_config", {}):
+        raise InputError(
+            f"model is of type {type(model).__name__}: expected the Embedder of create_embedder or load_embedder"
+        )
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
+    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
+        raise InputError(f"batch_sizes is {batch_sizes!r:.80}: expected positive integers, such as (1, 2, 5)")
 
 
 def _check_weights(model: nn.Module, format: str) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hgsl.common.errors import InputError, first_line, unknown
 from hgsl.common.extras import require
-from hgsl.export.session import INPUT, OUTPUT
+from hgsl.export.session import INPUT, OUTPUT, check_images
 
 # By default OpenVINO computes float32 networks in bfloat16 where the processor has instructions for it.
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -60,11 +60,17 @@ class OpenVinoEmbedder(nn.Module):
             raise InputError(f"{path} cannot be run by OpenVINO: {first_line(error)}") from None
         if [entry.get_any_name() for entry in network.inputs] != [INPUT]:
             raise InputError(f"{path} does not take {INPUT!r}: it was not written by hgsl-export")
+        self.side = network.inputs[0].partial_shape[-1].get_length()
         self.request = network.create_infer_request()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) float32 on any device -> embeddings (B, D) on the same device."""
-        outputs = self.request.infer({INPUT: images.cpu().contiguous().numpy()})
+        """Images (B, 3, H, W) float32 on any device -> embeddings (B, D) on the same device.
+
+        Raises:
+            InputError: The images are of another shape or dtype.
+        """
+        check_images(images, self.side)
+        outputs = self.request.infer({INPUT: images.detach().cpu().contiguous().numpy()})
         return torch.from_numpy(outputs[OUTPUT]).to(images.device)
 
 

@@ -41,8 +41,25 @@ class OnnxEmbedder(nn.Module):
         if [entry.name for entry in session.get_inputs()] != [INPUT]:
             raise InputError(f"{path} does not take {INPUT!r}: it was not written by hgsl-export")
         self.session = session
+        self.side = session.get_inputs()[0].shape[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) float32 on any device -> embeddings (B, D) on the same device."""
-        (embeddings,) = self.session.run([OUTPUT], {INPUT: images.cpu().contiguous().numpy()})
+        """Images (B, 3, H, W) float32 on any device -> embeddings (B, D) on the same device.
+
+        Raises:
+            InputError: The images are of another shape or dtype.
+        """
+        check_images(images, self.side)
+        (embeddings,) = self.session.run([OUTPUT], {INPUT: images.detach().cpu().contiguous().numpy()})
         return torch.from_numpy(embeddings).to(images.device)
+
+
+def check_images(images: Tensor, side: int) -> None:
+    """Checks for (B, 3, side, side) float32: a runtime may compute nothing, without an error, for others."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"images: expected a tensor, found {type(images).__name__}: convert with torch.as_tensor")
+    if images.dtype != torch.float32 or images.shape[1:] != (3, side, side) or not len(images):
+        raise InputError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}: this file takes float32 "
+            f"(B, 3, {side}, {side}), as transform of its model and the JSON beside it prepare them"
+        )

@@ -129,6 +129,27 @@ def test_a_model_without_weights_is_refused(tmp_path: Path) -> None:
         export_model(model, tmp_path / "model.onnx")
 
 
+def test_images_of_another_form_are_refused(run: Path) -> None:
+    network = OnnxEmbedder(run / "model.onnx")
+    for images in (torch.zeros(2, 3, 64, 64), torch.zeros(2, 3, 48, 48, dtype=torch.float64), torch.zeros(3, 48, 48)):
+        with pytest.raises(InputError, match=r"images are .*: this file takes float32 \(B, 3, 48, 48\)"):
+            network(images)
+
+
+@pytest.mark.parametrize("batch_sizes", [(), (0,), (2.0,), 5])
+def test_an_export_is_compared_on_batches(tmp_path: Path, batch_sizes: Any) -> None:
+    model = create_embedder("test_resnet", "avg", weights="none", image_size=32)
+    with pytest.raises(InputError, match=r"batch_sizes is .*: expected positive integers, such as \(1, 2, 5\)"):
+        export_model(model, tmp_path / "model.pt2", format="torch-export", batch_sizes=batch_sizes)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), None])
+def test_another_network_is_refused(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(InputError, match=r"model is of type .*: expected the Embedder of create_embedder"):
+        export_model(model, tmp_path / "model.onnx")
+
+
 def test_a_copy_on_the_cpu_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Moving the model itself would move the caller's, whose mode must not change either."""
     model = create_embedder("test_resnet", "avg", weights="none", image_size=32).train()

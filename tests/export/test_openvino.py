@@ -117,6 +117,20 @@ def test_a_full_disk_is_an_error(tmp_path: Path, request: pytest.FixtureRequest)
         convert(tmp_path / "model.onnx", tmp_path / "model.xml", tmp_path / "model.bin")
 
 
+def test_images_of_another_form_are_refused(file: Path) -> None:
+    """OpenVINO computes nothing for another size, without an error."""
+    network = OpenVinoEmbedder(file)
+    for images in (
+        torch.zeros(2, 3, 64, 64),
+        torch.zeros(2, 3, 48, 48, dtype=torch.float64),
+        torch.zeros(0, 3, 48, 48),
+    ):
+        with pytest.raises(InputError, match=r"images are .*: this file takes float32 \(B, 3, 48, 48\)"):
+            network(images)
+    with pytest.raises(InputError, match="images: expected a tensor, found list"):
+        network([])
+
+
 def test_files_that_cannot_be_run_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no OpenVINO file .*none\.xml: write it with hgsl-export RUN"):
         OpenVinoEmbedder(tmp_path / "none.xml")
