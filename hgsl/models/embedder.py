@@ -94,11 +94,15 @@ class Embedder(nn.Module):
         """
         if self.training and len(images) == 1:
             return self._pooled_of_one(images)
-        return pool_features(self.backbone, self.pooling, images)
+        return self._pool(images)
+
+    def _pool(self, images: Tensor) -> Tensor:
+        width = self.projection.in_features if isinstance(self.projection, nn.Linear) else self.pooled_size
+        return pool_features(self.backbone, self.pooling, images, width)
 
     def _pooled_of_one(self, image: Tensor) -> Tensor:
         try:
-            return pool_features(self.backbone, self.pooling, image)
+            return self._pool(image)
         except ValueError as error:  # raised by torch.nn.functional.batch_norm
             if "more than 1 value per channel" not in str(error):
                 raise

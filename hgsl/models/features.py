@@ -13,15 +13,28 @@ from hgsl.common.modules import evaluation_mode
 ATTENTION_POOLS = (AttentionPoolLatent, AttentionPool2d, RotAttentionPool2d)
 
 
-def pool_features(backbone: nn.Module, pooling: nn.Module, images: Tensor) -> Tensor:
+def pool_features(backbone: nn.Module, pooling: nn.Module, images: Tensor, width: int | None = None) -> Tensor:
     """Runs the backbone and a pooling of :data:`hgsl.models.POOLINGS`: (B, 3, H, W) -> (B, C').
+
+    Args:
+        backbone: The timm model.
+        pooling: The pooling.
+        images: The images.
+        width: C'; None is that of the timm model, which one without its closed channels no longer has.
 
     Raises:
         InputError: The backbone does not compute what the pooling reads.
     """
     features = backbone.forward_features(images)  # type: ignore[operator]
     names = getattr(pooling, "inputs", ("features",))
-    return pooling(*(INPUTS[name](backbone, features) for name in names))
+    pooled: Tensor = pooling(*(INPUTS[name](backbone, features) for name in names))
+    width = pooled_width(backbone, pooling) if width is None else width
+    if "features" in names and pooled.shape[1] != width:
+        raise InputError(
+            f"backbone {backbone_name(backbone)!r} has features of several layouts, of which {pooled.shape[1]} instead "
+            f"of {width} are pooled: use pooling 'head' (the model's own) or 'auto'"
+        )
+    return pooled
 
 
 def pooled_width(backbone: nn.Module, pooling: nn.Module) -> int:
@@ -91,12 +104,6 @@ def _spatial(backbone: nn.Module, features: Any) -> Tensor:
         features = features[-1]  # CoaT: the patches of the coarsest scale
     tokens = features.ndim == 3
     nhwc = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
-    channels = features.shape[-1 if tokens or nhwc else 1]
-    if channels != getattr(backbone, "num_features", channels):
-        raise InputError(
-            f"backbone {backbone_name(backbone)!r} has features of several layouts, {channels} of its "
-            f"{backbone.num_features} channels in the last: use pooling 'head' (the model's own) or 'auto'"
-        )
     if not tokens:
         return features.permute(0, 3, 1, 2) if nhwc else features
     patches = features[:, _num_prefix_tokens(backbone) :]  # (B, N, C)

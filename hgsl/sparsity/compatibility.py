@@ -23,13 +23,24 @@ _HOOKS = {
 }
 
 
+def check_network(model: object) -> None:
+    """Checks that the argument ``model`` is a network.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is of type {type(model).__name__}: expected a network (torch.nn.Module)")
+
+
 def check_copyable(model: nn.Module) -> None:
     """Checks that a copy of the network can be made, traced and changed.
 
     Raises:
-        InputError: A module is scripted, quantized, lazy or wrapped in DistributedDataParallel, or has a weight that a
-            hook computes; it is named.
+        InputError: It is no network, or a module is scripted, quantized, lazy or wrapped in DistributedDataParallel, or
+            has a weight that a hook computes; it is named.
     """
+    check_network(model)
     for name, module in model.named_modules():
         if obstacle := _obstacle(module):
             raise InputError(f"{_label(name, module)} {obstacle}")

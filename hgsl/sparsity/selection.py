@@ -1,6 +1,6 @@
 """Selection of the weights to mask by patterns of layer and parameter names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -41,7 +41,11 @@ def select_weights(model: nn.Module, include: str | Sequence[str], exclude: str 
 
 
 def _as_list(patterns: str | Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    listed = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else list(patterns)
+    for pattern in listed:
+        if not isinstance(pattern, str):
+            raise InputError(f"layer pattern {pattern!r:.80}: expected text, such as 'layer1.*', or a list of them")
+    return listed
 
 
 def _candidates(model: nn.Module) -> dict[str, bool]:

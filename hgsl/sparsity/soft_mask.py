@@ -10,6 +10,7 @@ Source: Savarese et al., "Winning the Lottery with Continuous Sparsification", N
 
 import math
 from collections import defaultdict
+from numbers import Real
 from typing import Any
 
 import torch
@@ -50,8 +51,11 @@ class SoftMask(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not -10.0 <= initial_value <= 10.0:  # 1 / sigmoid(s0) is a factor of the mask: 22,027 at -10
-            raise InputError(f"mask_initial_value is {initial_value}: expected -10 to 10, such as -0.1, 0.0 or 3.0")
+        # 1 / sigmoid(s0) is a factor of the mask: 22,027 at -10.
+        if not _is_number(initial_value) or not -10.0 <= initial_value <= 10.0:
+            raise InputError(
+                f"mask_initial_value is {initial_value!r:.80}: expected -10 to 10, such as -0.1, 0.0 or 3.0"
+            )
         self.scores = nn.Parameter(torch.full(tuple(shape), float(initial_value), device=device, dtype=dtype))
         self.register_buffer("temperature", torch.tensor(1.0, device=device, dtype=dtype))
         self.register_buffer("initial_value", torch.tensor(float(initial_value), device=device, dtype=dtype))
@@ -156,15 +160,20 @@ class ChannelMask(nn.Module):
         return tensor * self.rows(self.source.mask()).view(-1, *[1] * (tensor.ndim - 1))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real | Tensor)
+
+
 def check_temperature(value: float) -> float:
     """Returns ``value`` as a float.
 
     Raises:
         InputError: It is not a positive finite number.
     """
-    if not (math.isfinite(value) and value > 0):
+    if not _is_number(value) or not (math.isfinite(value) and value > 0):
         raise InputError(
-            f"temperature is {value}: it must be a positive finite number (1 at the start of a round, 200 at its end)"
+            f"temperature is {value!r:.80}: it must be a positive finite number (1 at the start of a round, 200 at its "
+            "end)"
         )
     return float(value)
 

@@ -15,7 +15,7 @@ from hgsl.sparsity.channels.groups import ChannelGroup, mask_channels
 from hgsl.sparsity.channels.latency import seconds_of_layers
 from hgsl.sparsity.channels.removal import removable_groups
 from hgsl.sparsity.channels.trace import example_input
-from hgsl.sparsity.compatibility import check_plain, check_weights
+from hgsl.sparsity.compatibility import check_network, check_plain, check_weights
 from hgsl.sparsity.masks import Masks
 from hgsl.sparsity.operations import operations_of_layers, penalize_operations, uses_of_weights
 from hgsl.sparsity.selection import select_weights
@@ -74,8 +74,7 @@ def sparsify(
         >>> sorted(masks.density_by_layer())
         ['0']
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is of type {type(model).__name__}: expected a network (torch.nn.Module)")
+    check_network(model)
     if not isinstance(mask_initial_value, Real):
         raise InputError(f"mask_initial_value is {mask_initial_value!r:.80}: expected a number such as 0.0")
     if granularity not in ("weight", "channel"):

@@ -25,6 +25,7 @@ from hgsl.common.tensor_files import read_tensor_file, write_tensor_file
 from hgsl.sparsity.channels.equivalence import tensors_in
 from hgsl.sparsity.channels.resize import shrink_to
 from hgsl.sparsity.channels.trace import example_input
+from hgsl.sparsity.compatibility import check_network
 
 FORMAT = "hgsl-sparse-1"
 _BITS, _VALUES = "/bits", "/values"
@@ -38,6 +39,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         model: A plain network, as ``masks.finalize()`` and ``compact`` return it.
         path: File to write, atomically.
     """
+    check_network(model)
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in model.state_dict().items():
@@ -67,6 +69,7 @@ def load(model: nn.Module, path: str | Path, *, shrink: bool = False, example: T
         FileNotFoundError: There is no such file.
         InputError: The file is damaged, contradicts its header, or has another architecture.
     """
+    check_network(model)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}: expected one that hgsl.sparsity.save wrote")
     tensors = _read(Path(path))

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from hgsl.common.errors import InputError
+from hgsl.models import create_embedder
 from hgsl.models.resnet_cifar import resnet20
 from hgsl.sparsity import Masks, compact, sparsify
 
@@ -304,3 +305,17 @@ def test_a_changed_output_is_refused_even_if_it_is_nan() -> None:
     net.head.bias.data[0] = float("inf")
     with pytest.raises(InputError, match="not finite for this example"):
         compact(net, X)
+
+
+@pytest.mark.parametrize("pooling", ["maxavg", "avg"])
+def test_the_last_features_of_an_embedder_are_removed_under_its_projection(pooling: str) -> None:
+    torch.manual_seed(0)
+    model = create_embedder("test_resnet", pooling, 6, weights="none", image_size=32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    masked, masks = sparsify(model, granularity="channel", example=images)
+    for scores in masks.mask_parameters():
+        scores.data.copy_(torch.rand(scores.shape) - 0.3)
+    masks.ticket = True
+    small = compact(masked, images)
+    assert small.projection.in_features < model.projection.in_features
+    torch.testing.assert_close(small(images), masked(images))

@@ -149,7 +149,13 @@ def test_the_smallest_limit_that_reaches_the_target_is_the_last_and_none_is_comp
     assert count in (None, len(limits))
 
 
-@pytest.mark.parametrize("target", [0.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("target", [0.0, -0.1, 1.5, float("nan"), "half", True])
 def test_a_target_that_is_no_share_is_an_error(target: float) -> None:
     with pytest.raises(InputError, match=r"target is .*: expected a share above 0 and at most 1"):
         reconstruct(*sparsify(linear(4), 10.0), BATCHES, target)
+
+
+def test_one_tensor_is_no_list_of_batches() -> None:
+    masked, masks = sparsify(linear(4), 10.0)
+    with pytest.raises(InputError, match="batches is one tensor: expected several"):
+        reconstruct(masked, masks, BATCHES[0], 0.5)

@@ -187,7 +187,7 @@ def test_schedule_runs_from_one_to_the_final_temperature() -> None:
             temperature_at(epoch, epochs)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, "5"])
 def test_a_temperature_must_be_positive(bad: float) -> None:
     layer = SoftMaskedLinear(3, 2)
     with pytest.raises(InputError, match=r"temperature is .*positive"):
@@ -208,7 +208,7 @@ def test_the_initial_value_must_be_finite() -> None:
         SoftMaskedLinear(3, 2, mask_initial_value=math.nan)
 
 
-@pytest.mark.parametrize("bad", [-1000.0, 11.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [-1000.0, 11.0, math.nan, math.inf, "0"])
 def test_the_initial_value_is_bounded(bad: float) -> None:
     with pytest.raises(InputError, match=r"mask_initial_value is .*expected -10 to 10"):
         SoftMaskedLinear(3, 2, mask_initial_value=bad)

@@ -198,3 +198,11 @@ def test_benchmark_reports_latency_counts_and_scores() -> None:
     assert len(lines) == 4
     assert all(part in lines[0] for part in ("images/s", "MFLOPs/image", "file kB", "accuracy"))
     assert "0.5000" in lines[3]
+
+
+def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
+    save(nn.Linear(2, 2), tmp_path / "file")
+    for call in (lambda: save(None, tmp_path / "other"), lambda: load(None, tmp_path / "file"), lambda: compact("x")):
+        with pytest.raises(InputError, match=r"model is of type \w+: expected a network"):
+            call()
+    assert not (tmp_path / "other").exists()

@@ -146,6 +146,9 @@ def test_arguments_of_another_type_are_named() -> None:
         sparsify("x")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="mask_initial_value is 'x': expected a number"):
         sparsify(nn.Linear(2, 2), "x")  # type: ignore[arg-type]
+    for options in ({"exclude": 7}, {"include": [1]}):
+        with pytest.raises(InputError, match=r"layer pattern \d: expected text, such as 'layer1\.\*'"):
+            sparsify(nn.Linear(2, 2), **options)  # type: ignore[arg-type]
 
 
 def test_a_masked_or_weightless_network_is_refused() -> None:

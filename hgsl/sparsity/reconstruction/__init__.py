@@ -8,6 +8,7 @@ Source: Hassibi and Stork, Optimal Brain Surgeon, NeurIPS 1992 (the criterion).
 """
 
 from collections.abc import Iterable
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -37,8 +38,10 @@ def reconstruct(network: nn.Module, masks: Masks, batches: Iterable[Tensor], tar
         InputError: The target is no share, masks of channels have no costs, there are no batches, or more is left when
             all is closed that can be closed in this way.
     """
-    if not 0 < target <= 1:
-        raise InputError(f"target is {target}: expected a share above 0 and at most 1, such as 0.6")
+    if isinstance(target, bool) or not isinstance(target, Real) or not 0 < target <= 1:
+        raise InputError(f"target is {target!r:.80}: expected a share above 0 and at most 1, such as 0.6")
+    if isinstance(batches, Tensor):
+        raise InputError("batches is one tensor: expected several batches, such as images.split(64)")
     if masks.costs is not None:
         remove_channels(network, masks.costs, batches, target)
     elif any(isinstance(mask, ChannelMask) for _, _, _, mask in masked_tensors(network)):
