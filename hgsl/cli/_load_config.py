@@ -7,6 +7,7 @@ from typing import Any
 from hgsl.cli._paths import check_paths
 from hgsl.cli._settings import build_parser, parse
 from hgsl.cli._unused import check_used
+from hgsl.common.errors import InputError
 from hgsl.config import Config
 
 
@@ -25,6 +26,15 @@ def load_config(*files: str | os.PathLike[str], settings: Mapping[str, Any] | No
     """
     from hgsl.engine.tune.space import as_text
 
+    for file in files:
+        if not isinstance(file, str | os.PathLike):
+            raise InputError(
+                f"load_config: {file!r:.80} is no config file: give paths or names, and values as settings={{...}}"
+            )
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(
+            f"settings is {settings!r:.80}: expected dotted names with values, such as {{'train.epochs': 3}}"
+        )
     words = [word for file in files for word in ("--config", os.fspath(file))]
     for name, value in (settings or {}).items():
         text = os.fspath(value) if isinstance(value, str | os.PathLike) else as_text(value)

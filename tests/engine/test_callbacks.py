@@ -93,6 +93,17 @@ def test_what_is_no_callback_is_refused_before_anything_is_read() -> None:
     assert not Path("out").exists()
 
 
+def test_what_are_no_settings_is_refused() -> None:
+    with pytest.raises(
+        hgsl.InputError, match=r"config: expected settings such as hgsl\.load_config returns, found dict"
+    ):
+        hgsl.train({"train": {}}, "out")  # type: ignore[arg-type]
+    with pytest.raises(hgsl.InputError, match="3 is no config file: give paths or names, and values as settings="):
+        hgsl.load_config(3)  # type: ignore[arg-type]
+    with pytest.raises(hgsl.InputError, match=r"settings is 'train\.epochs': expected dotted names with values"):
+        hgsl.load_config("folder", settings="train.epochs")  # type: ignore[arg-type]
+
+
 def test_a_failure_in_the_first_process_is_one_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hgsl.engine.callbacks.ranks.is_main", lambda: False)
     monkeypatch.setattr("hgsl.engine.callbacks.ranks.all_gather_object", lambda value: [True, value])
