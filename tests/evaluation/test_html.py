@@ -284,6 +284,14 @@ def test_a_sheet_draws_the_letters_of_other_alphabets(tmp_path):
     assert pixels("u\u0308") == sheets[1], "two characters, as file names on a Mac have it"
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "gif", "webp", "none"])
+def test_a_sheet_that_a_format_cannot_hold_is_refused(tmp_path, suffix):
+    line = [Tile(lambda: color(0), "query", "a")]
+    with pytest.raises(InputError, match=r"cannot write an image of 69,412 x 226 pixels to .*: use a name such as"):
+        write_sheet(tmp_path / f"sheet.{suffix}", [line], 400)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", [".png", ".pdf"])
 def test_curves_are_written(tmp_path, suffix):
     path = tmp_path / f"curves{suffix}"

@@ -109,6 +109,9 @@ def write_sheet(
         path: A file with a suffix that Pillow supports, such as ``.png``.
         lines: One per query: the query and its neighbors.
         side: Pixels of one image's side.
+
+    Raises:
+        InputError: Pillow does not support the suffix, or the format has no images of so many pixels.
     """
     gap, caption = side // 12, side // 4
     left = side + 3 * gap
@@ -136,8 +139,13 @@ def write_sheet(
     try:
         with atomic_path(Path(path)) as temporary:
             sheet.save(temporary)
-    except ValueError as error:  # Pillow does not support the suffix
-        raise InputError(f"cannot write an image to {path}: {error}; use a name such as sheet.png") from None
+    except (ValueError, OverflowError, OSError) as error:  # an unknown suffix, or too many pixels for the format
+        if isinstance(error, OSError) and error.errno is not None:  # such as a full disk
+            raise
+        raise InputError(
+            f"cannot write an image of {sheet.width:,} x {sheet.height:,} pixels to {path} ({error}): use a name such "
+            "as sheet.png, or show fewer images"
+        ) from None
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
