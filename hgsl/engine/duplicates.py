@@ -175,7 +175,7 @@ def write_duplicates(duplicates: Duplicates, path: str | os.PathLike[str]) -> No
         ImageGroup(tuple(rows), preferred(manifest, rows), duplicates.is_across(rows)) for rows in duplicates.groups
     ]
     page = DuplicatePage(
-        title=f"Duplicates in {manifest.name}",
+        title=f"Duplicates in {manifest.root}",
         key=manifest.split_hash,
         notes=duplicates.summary().splitlines(),
         paths=manifest.paths,

@@ -85,6 +85,8 @@ def test_equal_files_that_are_no_images_are_shown_as_gray_squares(photo_folder, 
     one, other = (row for row, path in enumerate(manifest.paths) if "broken" in path)
     duplicates = Duplicates(manifest, [DuplicatePair(one, other, "equal files")], CopyThreshold(1.0, 0.0, 0.0))
     write_duplicates(duplicates, tmp_path / "page.html")
-    data = (tmp_path / "page.html").read_text().partition('id="data">')[2].partition("</script>")[0]
+    page = (tmp_path / "page.html").read_text()
+    assert f"<h1>Duplicates in {root}</h1>" in page
+    data = page.partition('id="data">')[2].partition("</script>")[0]
     with Image.open(io.BytesIO(base64.b64decode(json.loads(data)["pictures"][1]))) as picture:
         assert ImageColor.getrgb(GRAY) == pytest.approx(picture.convert("RGB").getpixel((9, 9)), abs=3)
