@@ -51,6 +51,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = hgsl.HardLocalLoss
 
 
+@pytest.mark.slow
 def test_subpackages_are_imported_on_first_use() -> None:
     code = """
 import sys, hgsl

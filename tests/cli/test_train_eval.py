@@ -156,6 +156,7 @@ def test_a_truncated_image_is_named(
     assert "truncated" in message
 
 
+@pytest.mark.slow
 def test_an_infinite_loss_stops_and_records_the_images(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

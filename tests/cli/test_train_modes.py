@@ -21,6 +21,7 @@ def _own_cache(in_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_the_head_trains_on_stored_features(photo_folder: Callable[..., Path]) -> None:
     root = photo_folder(images=6)
     words = [*SMALL, *HEAD, "--data.root", str(root), "--eval.whiten", "null"]
@@ -92,6 +93,7 @@ def test_masks_close_weights_of_the_backbone(photo_folder: Callable[..., Path]) 
     assert after["map@r"] == again["map@r"]
 
 
+@pytest.mark.slow
 def test_several_seeds_report_mean_and_deviation(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_mistake_is_refused_before_the_first_trial(
     assert not Path("study").exists()
 
 
+@pytest.mark.slow
 def test_a_value_may_need_another_searched_setting(in_tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """hard_set negatives needs a top_k, and scale_lr a learnable scale, which are searched too."""
     Path("mine.yaml").write_text("loss: {top_k: null, learnable_scale: false}")

@@ -79,6 +79,7 @@ def test_a_converted_folder_has_the_same_classes_split_record_and_tensors(
     assert "add --to parquet" in fails(main, ["folder", "--root", str(folder), "--out", "x"], capsys)
 
 
+@pytest.mark.slow
 def test_boxes_groups_flags_and_drawn_images_are_converted(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image_bytes(0))
     rows = [
@@ -247,6 +248,7 @@ def test_files_without_rows_are_passed_over_and_other_columns_refused(tmp_path: 
         list_images("parquet", tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_what_a_killed_conversion_has_left_is_removed(folder: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from hgsl.data import load_manifest\n"

@@ -44,6 +44,7 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     assert 2**26 < result.memory_bytes < 2**36
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_search_counts_rounds_and_ticket(
     photo_folder: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

@@ -30,7 +30,7 @@ pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra [export] is not installed")
 SLOW = pytest.mark.slow
 NETWORKS = [
-    ("onnx", "test_vit", "gem", 24),
+    pytest.param("onnx", "test_vit", "gem", 24, marks=SLOW),
     ("torch-export", "test_resnet", "scda", None),
     pytest.param("onnx", "test_resnet", "maxavg", None, marks=SLOW),
     pytest.param("onnx", "test_efficientnet", "scda", 16, marks=SLOW),
@@ -278,6 +278,7 @@ def test_int8_reports_its_scores_on_the_data_of_the_run(
     assert [file.is_file() for file in files] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_static_quantization_keeps_the_directions_of_calibrated_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_embedder("test_resnet", weights="none", image_size=48).eval()
@@ -301,6 +302,7 @@ def test_static_quantization_keeps_the_directions_of_calibrated_images(tmp_path:
     assert not (tmp_path / "other.onnx").exists()
 
 
+@pytest.mark.slow
 def test_an_activation_that_hardly_varies_is_calibrated_by_its_extremes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_embedder("test_resnet", weights="none", image_size=48).eval()

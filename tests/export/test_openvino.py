@@ -66,6 +66,7 @@ def test_views_and_whitening_are_in_the_files(tmp_path: Path) -> None:
         torch.testing.assert_close(vectors, model(images), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_precision_is_that_of_the_computation(file: Path) -> None:
     """Without the hint, a processor with bfloat16 would compute in it."""
     images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(1))
@@ -83,6 +84,7 @@ def test_a_precision_is_that_of_the_computation(file: Path) -> None:
         OpenVinoEmbedder(file, precision="float16")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_file_takes_other_batches_than_were_compared(file: Path) -> None:
     assert sorted(path.name for path in file.parent.iterdir()) == ["model.bin", "model.xml"]
     images = torch.randn(7, 3, 48, 48)
@@ -117,6 +119,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, request: pytest.FixtureRequest)
         convert(tmp_path / "model.onnx", tmp_path / "model.xml", tmp_path / "model.bin")
 
 
+@pytest.mark.slow
 def test_images_of_another_form_are_refused(file: Path) -> None:
     """OpenVINO computes nothing for another size, without an error."""
     network = OpenVinoEmbedder(file)
@@ -131,6 +134,7 @@ def test_images_of_another_form_are_refused(file: Path) -> None:
         network([])
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_run_are_refused(file: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no OpenVINO file .*none\.xml: write it with hgsl-export RUN"):
         OpenVinoEmbedder(tmp_path / "none.xml")

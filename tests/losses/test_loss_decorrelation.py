@@ -30,6 +30,7 @@ def test_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(decorrelation, [centers])
 
 
+@pytest.mark.slow
 def test_sampled_rows_are_unbiased_in_value_and_gradient():
     torch.manual_seed(0)
     centers = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)

@@ -289,6 +289,7 @@ def test_a_search_waits_for_rows_until_they_are_old(monkeypatch):
     assert levels == ["Strong", "Bounded"]
 
 
+@pytest.mark.slow
 def test_an_approximate_index_reports_its_overlap(build, tmp_path, run, photos, monkeypatch, opened):
     fake_model(monkeypatch)
     uri = str(tmp_path / "index.db")
@@ -327,6 +328,7 @@ def test_a_first_run_of_another_index_type_leaves_none_of_it(build, tmp_path, ru
     assert schema.built_type(opened(uri).store._client, "hgsl") == "FLAT"
 
 
+@pytest.mark.slow
 def test_the_next_update_builds_the_index_that_an_interrupted_one_has_dropped(
     build, run, photos, monkeypatch, uri, opened
 ):

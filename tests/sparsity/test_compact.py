@@ -61,7 +61,7 @@ NETWORKS = [  # builder, image size, upper bound of the remaining share of param
     pytest.param(resnet20, 32, 0.35, id="resnet20"),
     pytest.param(timm_model("test_resnet"), 64, 0.40, id="test_resnet"),
     pytest.param(timm_model("test_efficientnet"), 64, 0.40, id="test_efficientnet", marks=pytest.mark.slow),
-    pytest.param(timm_model("test_vit"), 160, 0.90, id="test_vit"),
+    pytest.param(timm_model("test_vit"), 160, 0.90, id="test_vit", marks=pytest.mark.slow),
     *(
         pytest.param(build, 96, share, id=name, marks=pytest.mark.slow)
         for name, build, share in [
