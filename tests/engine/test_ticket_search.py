@@ -239,6 +239,7 @@ def test_the_run_folder(cifar: Path, whole_run: Path) -> None:
     assert search(config, whole_run, resume=True) == report, "a finished run is only reported"
 
 
+@pytest.mark.slow
 def test_no_rounds_train_the_dense_network(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with quiet_mode():
         report = search(settings(cifar, rounds=0), tmp_path / "dense")
@@ -438,6 +439,7 @@ def test_the_settings_of_a_search_are_read_by_an_evaluation(tmp_path: Path) -> N
         assert parse_as(settings, eval_parser(settings), ["--config", str(path)])[0] == config
 
 
+@pytest.mark.slow
 def test_weights_removed_by_reconstruction_stay_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("hgsl.engine.sparsify.search"), "RECONSTRUCTION_IMAGES", 36)
     include = ["backbone.layer1.*", "backbone.layer2.*"]

@@ -190,7 +190,8 @@ def check_everything(rank, world):
         check(rank, world)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_processes_agree_with_one(world, tmp_path):
     spawn(check_everything, world, tmp_path)
 

@@ -307,6 +307,7 @@ def test_a_changed_output_is_refused_even_if_it_is_nan() -> None:
         compact(net, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["maxavg", "avg"])
 def test_the_last_features_of_an_embedder_are_removed_under_its_projection(pooling: str) -> None:
     torch.manual_seed(0)
