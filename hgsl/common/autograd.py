@@ -25,6 +25,11 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def is_traced() -> bool:
+    """Whether the running call is compiled, or transformed by ``torch.func``: no value of a tensor can then be read."""
+    return torch.compiler.is_compiling() or is_transformed()
+
+
 def refuse_second_derivative(function: str, way_out: str) -> None:
     """Guards the ``backward`` of a ``torch.autograd.Function`` that is not twice differentiable; call it there first.
 

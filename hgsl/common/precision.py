@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hgsl.common.autograd import is_transformed
+from hgsl.common.autograd import is_traced
 
 # Settings of torch.backends for float32 operations: (backend, operation), read and written without an accelerator.
 SWITCHES = (("cuda", "matmul"), ("cudnn", "conv"), ("cudnn", "rnn"), ("mkldnn", "matmul"))
@@ -67,7 +67,7 @@ def ieee_product(a: Tensor, b: Tensor) -> Tensor:
 
     The gradients of a compiled or transformed call follow the settings of PyTorch.
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    if is_traced():
         with ieee_products(a.device):
             return a @ b.T
     return _IeeeProduct.apply(a, b)

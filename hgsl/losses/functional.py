@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hgsl.common.autograd import is_transformed
+from hgsl.common.autograd import is_traced
 from hgsl.losses.both_sides import center_side_loss
 from hgsl.losses.checks import (
     check_batch,
@@ -92,8 +92,7 @@ def hard_global_softmin_loss(
         x, labels = check_values(x, embeddings, labels, len(centers), alpha, centers, norms)
 
         hard_k = k if k < largest_k else None
-        is_plain = torch.compiler.is_compiling() or is_transformed()  # a compiler fuses plain operations itself
-        if nearest is None and not is_plain:
+        if nearest is None and not is_traced():  # a compiler fuses plain operations itself
             options = DenseOptions(hard_k, hard_set, margin, similarity, sparse_grad)
             losses, w = dense_losses(x, centers, labels, alpha, norms, sampled, options)
         else:

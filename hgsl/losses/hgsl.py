@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hgsl.common.autograd import is_transformed
+from hgsl.common.autograd import is_traced
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_batch, check_integer, check_number, check_settings, check_tensor, hard_set_size
 from hgsl.losses.decorrelation import EXACT_UP_TO, SAMPLE
@@ -135,7 +135,7 @@ class HardGlobalSoftminLoss(nn.Module):
         check_batch(embeddings, labels, self.embedding_size)
         self._keep_unit()
         weights = tuple_weights(indices_tuple, len(labels))
-        if self.cuda_graphs and weights is None and not (torch.compiler.is_compiling() or is_transformed()):
+        if self.cuda_graphs and weights is None and not is_traced():
             settings = self.top_k, self.hard_set, *self._settings().values()
             loss = self._graphs.loss(self, embeddings, labels, settings)
             if loss is not None:

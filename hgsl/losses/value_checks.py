@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from hgsl.common.autograd import is_transformed
+from hgsl.common.autograd import is_traced
 from hgsl.common.device import widest_float
 from hgsl.common.errors import InputError
 from hgsl.losses.checks import check_number
@@ -48,7 +48,7 @@ def check_values(
     Raises:
         InputError: A value is invalid, and the check is not deferred.
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    if is_traced():
         return x, labels
     extremes = _extremes(embeddings, labels, alpha, norms)
     pending = deferred_on(labels.device)
