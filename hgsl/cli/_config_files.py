@@ -139,9 +139,10 @@ def _existing(name: str) -> Path:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        _check_repeated_keys(path, yaml.compose(text, Loader=yaml.SafeLoader))
-        content = yaml.safe_load(text)
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        _check_repeated_keys(path, root)
+        content = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {flatten(str(error))}") from None
     if content is not None and not isinstance(content, dict):
