@@ -48,6 +48,7 @@ from hgsl.engine.runtime import build_runtime
 from hgsl.engine.stages import training_stages
 from hgsl.losses import deferred_checks
 from hgsl.models import create_embedder
+from hgsl.models.activations import activations_in_place
 
 BATCHES = {"resnet50": 16, "tf_efficientnet_lite0": 32}
 CLASSES, IMAGE_SIZE = 8, (500, 375)
@@ -111,10 +112,11 @@ def hgsl_loop(config: Config, constant: bool) -> Iterator[Meter]:
 def plain(config: Config) -> Iterator[Meter]:
     """Takes steps of a plain PyTorch loop and yields the meter after each."""
     device = pick_device(config.run.device)
-    model = create_embedder(config.model.backbone, config.model.pooling, weights="none").to(device).train()
-    for activation in model.modules():  # as timm builds them
-        if isinstance(activation, torch.nn.ReLU6):
-            activation.inplace = True
+    model = create_embedder(config.model.backbone, config.model.pooling, weights="none").to(device)
+    in_place = activations_in_place(model.eval())
+    model.train()
+    for activation in in_place:  # as timm builds them
+        activation.inplace = True
     normalize = transforms.Normalize(model.data_config["mean"], model.data_config["std"])
     crop = transforms.RandomResizedCrop(
         config.data.image_size, config.data.crop_scale, interpolation=transforms.InterpolationMode.BICUBIC
